@@ -1,0 +1,68 @@
+"""kdhub, the hub for distilled models.
+
+Everything the command line does is one call here: `kdhub.distill(recipe, **overrides)`, `kdhub.evaluate`,
+`kdhub.load`. Names are loaded on first use, so that `import kdhub` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from kdhub.hookspecs import hookimpl
+from kdhub.specs import (
+    API_VERSION,
+    DatasetSpec,
+    MethodSpec,
+    MetricSpec,
+    SamplerSpec,
+    StudentSpec,
+    TaskSpec,
+    TeacherSpec,
+)
+
+_LAZY = {
+    "distill": "kdhub.verbs.distill",
+    "evaluate": "kdhub.verbs.evaluate",
+    "load": "kdhub.verbs.load",
+    "Recipe": "kdhub.recipe",
+    "Run": "kdhub.run",
+    "Method": "kdhub.method",
+    "MethodOptions": "kdhub.method",
+    "ObjectiveMethod": "kdhub.method",
+    "Progress": "kdhub.method",
+    "Signals": "kdhub.task",
+    "Teacher": "kdhub.teacher",
+    "Student": "kdhub.student",
+    "Task": "kdhub.task",
+    "Data": "kdhub.data",
+    "Sampler": "kdhub.sampler",
+    "KdhubError": "kdhub.errors",
+}
+
+__all__ = [
+    "API_VERSION",
+    "DatasetSpec",
+    "MethodSpec",
+    "MetricSpec",
+    "SamplerSpec",
+    "StudentSpec",
+    "TaskSpec",
+    "TeacherSpec",
+    "hookimpl",
+    *_LAZY,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kdhub")
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'kdhub' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,3 @@
+from kdhub.cli import main
+
+main()

@@ -1,0 +1,260 @@
+"""One committed group of the signal store: what its fields are, how values are stored, the file itself.
+
+A chunk is a safetensors file with `keys` (uint8, [rows, 12]) and, by field: `name`; `name.scale` (float16) for int8
+codes; `name.offsets` (int64, [rows + 1]) where rows are ragged. Its bytes depend on nothing but these arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from kdhub.errors import StoreError, TeacherError
+
+SCHEMA = 1
+KEY_BYTES = 12
+
+# Storage type -> (numpy type, name in the safetensors format). "int8" is a code: see `Field`.
+DTYPES = {
+    "float32": (np.dtype("<f4"), "F32"),
+    "float16": (np.dtype("<f2"), "F16"),
+    "int8": (np.dtype("|i1"), "I8"),
+    "int32": (np.dtype("<i4"), "I32"),
+    "int64": (np.dtype("<i8"), "I64"),
+    "uint8": (np.dtype("|u1"), "U8"),
+}
+
+Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]
+"""Tensors of a chunk in the order of the file: name -> type, and shape without the first dimension."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a signal: its type in the store and the shape of one row.
+
+    Attributes:
+        name: as the teacher's result names it ("embedding", "logits.values", ...).
+        dtype: float32 | float16 | int32 | int64 | uint8, stored as they are, or int8: floats as `codes * scale` with
+            one float16 scale for each vector (row, or item of a ragged row). The scale is rounded up, so codes never
+            clip and |value - stored| <= scale / 2 with scale <= max|vector| / 127 * (1 + 2**-10) + 2**-24: less than
+            0.4 % of the vector's largest magnitude, plus 3e-8.
+        shape: of one row; of one item where ragged.
+        ragged: rows have different numbers of items (tokens, bytes): values [total, *shape] and offsets [rows + 1].
+    """
+
+    name: str
+    dtype: str = "float16"
+    shape: tuple[int, ...] = ()
+    ragged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise StoreError(f"field {self.name!r} has the storage type {self.dtype!r}, known are {', '.join(DTYPES)}")
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+
+def layout_of(fields: Sequence[Field]) -> Layout:
+    if len({f.name for f in fields} - {"keys"}) < len(fields):
+        raise StoreError(f"field names must be different and not 'keys': {[f.name for f in fields]}")
+    layout: Layout = {"keys": (np.dtype("|u1"), (KEY_BYTES,))}
+    for f in fields:
+        layout[f.name] = (DTYPES[f.dtype][0], f.shape)
+        if f.dtype == "int8":
+            layout[f.name + ".scale"] = (np.dtype("<f2"), ())
+        if f.ragged:
+            layout[f.name + ".offsets"] = (np.dtype("<i8"), ())
+    # The widest first: so every tensor of a file is aligned to its type.
+    return dict(sorted(layout.items(), key=lambda item: (-item[1][0].itemsize, item[0])))
+
+
+def row_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+
+# Values
+
+
+def encode(given: Mapping[str, Any], fields: Sequence[Field], rows: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    """Check what the teacher gave for one group and bring it into the storage types.
+
+    Args:
+        given: by field, as `SignalStore.fill` describes.
+        rows: [n], the caller's row numbers; batch: number of the group. Both from 0, and from 1 in messages.
+    """
+    if set(given) != {f.name for f in fields}:
+        wanted = sorted(f.name for f in fields)
+        raise TeacherError(f"the teacher gave {sorted(given)} for batch {batch + 1}, expected {wanted}")
+    arrays: dict[str, np.ndarray] = {}
+    for f in fields:
+        owner, values = rows, given[f.name]  # owner: row number of each stored vector
+        if f.ragged:
+            values, counts = _concatenate(values, f, len(rows), batch)
+            owner = np.repeat(rows, counts)
+            arrays[f.name + ".offsets"] = np.cumsum([0, *counts], dtype=np.int64)
+        values = np.asarray(values)
+        if values.shape != (len(owner), *f.shape):
+            raise TeacherError(
+                f"the teacher gave {f.name!r} of shape {values.shape} in batch {batch + 1}, "
+                f"expected {(len(owner), *f.shape)}"
+            )
+        arrays.update(_encode(values, f, owner, batch))
+    return arrays
+
+
+def _concatenate(given: Any, f: Field, rows: int, batch: int) -> tuple[np.ndarray, list[int]]:
+    items = [np.asarray(a) for a in given]
+    wrong = next((a for a in items if a.ndim != len(f.shape) + 1 or a.shape[1:] != f.shape), None)
+    if wrong is not None or len(items) != rows:
+        got = f"{len(items)} arrays" if wrong is None else f"an array of shape {wrong.shape}"
+        wanted = f"{rows} arrays of shape ({', '.join(map(str, ('items', *f.shape)))})"
+        raise TeacherError(f"the teacher gave {got} as {f.name!r} in batch {batch + 1}, expected {wanted}")
+    filled = [a for a in items if len(a)]  # an empty list is float64 to numpy, and would make the others so
+    return np.concatenate(filled) if filled else np.zeros((0, *f.shape), np.uint8), [len(a) for a in items]
+
+
+def _encode(values: np.ndarray, f: Field, owner: np.ndarray, batch: int) -> dict[str, np.ndarray]:
+    dtype = DTYPES[f.dtype][0]
+    integer = f.dtype in ("int32", "int64", "uint8")
+    if values.dtype.kind not in ("iub" if integer else "fiub"):
+        wanted = "integers" if integer else "numbers"
+        raise TeacherError(f"the teacher gave {f.name!r} as {values.dtype} in batch {batch + 1}, expected {wanted}")
+
+    def row(bad: np.ndarray) -> str:
+        first = int(np.flatnonzero(bad.reshape(len(bad), -1).any(1))[0])
+        return f"row {int(owner[first]) + 1} of the data (batch {batch + 1})"
+
+    if not integer and (bad := ~np.isfinite(values)).any():
+        raise TeacherError(f"the teacher gave NaN or infinite values as {f.name!r} in {row(bad)}")
+    with np.errstate(over="ignore"):
+        if f.dtype == "int8":
+            codes, scale = _quantise(values)
+            arrays, bad = {f.name: codes, f.name + ".scale": scale}, ~np.isfinite(scale)
+        else:
+            arrays = {f.name: values.astype(dtype)}
+            bad = arrays[f.name] != values if integer else ~np.isfinite(arrays[f.name])
+    if bad.any():
+        hint = f"store it as {'int64' if integer else 'float32'}"
+        raise StoreError(f"{f.name!r} has values too large for {f.dtype} in {row(bad)}", hint=hint)
+    return arrays
+
+
+def _quantise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and float16 scales; an infinite scale where a vector is too large for one."""
+    values = values.astype(np.float32)
+    exact = np.abs(values).max(tuple(range(1, values.ndim)), initial=0) / np.float32(127)
+    scale = exact.astype(np.float16)
+    scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)  # up, so that no code clips
+    divisor = np.where((scale > 0) & np.isfinite(scale), scale, 1).astype(np.float32)
+    codes = np.rint(values / divisor.reshape(-1, *[1] * (values.ndim - 1)))
+    return np.clip(codes, -127, 127).astype(np.int8), scale  # the clip is for vectors that are refused anyway
+
+
+def decode(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    values = codes.astype(np.float32)
+    values *= scale.astype(np.float32).reshape(-1, *[1] * (codes.ndim - 1))
+    return values
+
+
+# Files
+
+
+class DamagedError(Exception):
+    """A file that is not what `write_chunk` writes."""
+
+
+@dataclass
+class Chunk:
+    """A committed group. `intact` once its digest was checked in this process, `gone` once it was removed."""
+
+    path: Path
+    rows: int
+    sha256: str
+    start: int  # of the tensors in the file
+    size: int  # of the file
+    spans: dict[str, tuple[int, int]]  # tensor -> begin and end in the file
+    intact: bool = False
+    gone: bool = False
+
+    def check(self) -> bool:
+        """Whether all bytes are what the digest says; read once, then remembered."""
+        if not self.intact:
+            with suppress(OSError), open(self.path, "rb") as file:
+                file.seek(self.start)
+                self.intact = hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        return self.intact
+
+    def keys(self) -> np.ndarray:
+        """uint8 [rows, 12], checked against the file's name, so that a lookup never finds a wrong row."""
+        begin, end = self.spans["keys"]
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            keys = file.read(end - begin)
+        if group_name(keys) != self.path.stem:
+            raise DamagedError(self.path)
+        return np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
+
+
+def group_name(keys: bytes | np.ndarray) -> str:
+    return hashlib.sha256(keys).hexdigest()[:32]
+
+
+def write_chunk(file: BinaryIO, layout: Layout, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write and fsync. `file` is unbuffered."""
+    flat = [np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in layout]
+    digest = hashlib.sha256()
+    for array in flat:
+        digest.update(array)
+    head, _ = _head(layout, {name: len(array) for name, array in arrays.items()}, digest.hexdigest())
+    for part in (head, *flat):
+        view = memoryview(part)
+        while len(view):  # a nearly full disk takes less than it is given, and says so at the next write
+            view = view[file.write(view) :]
+    os.fsync(file.fileno())
+
+
+def open_chunk(path: Path, layout: Layout) -> Chunk:
+    """Read and check head and size.
+
+    Raises:
+        DamagedError: see there.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        head += file.read(min(int.from_bytes(head, "little"), 1 << 20))
+    try:
+        header = json.loads(head[8:])
+        counts = {name: header[name]["shape"][0] for name in layout}
+        sha256 = header["__metadata__"]["sha256"]
+        expected, spans = _head(layout, counts, sha256)
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedError(path) from error
+    if head != expected or size != max(end for _, end in spans.values()):
+        raise DamagedError(path)
+    return Chunk(path, counts["keys"], sha256, len(head), size, spans)
+
+
+def _head(layout: Layout, counts: Mapping[str, int], sha256: str) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The head of a safetensors file, and where its tensors are in the file.
+
+    The safetensors library is not used: its heads must not depend on its version, or a resumed store might differ.
+    """
+    names = {dtype: name for dtype, name in DTYPES.values()}
+    header: dict[str, Any] = {"__metadata__": {"schema": str(SCHEMA), "rows": str(counts["keys"]), "sha256": sha256}}
+    spans, at = {}, 0
+    for name, (dtype, shape) in layout.items():
+        end = at + counts[name] * row_bytes(dtype, shape)
+        header[name] = {"dtype": names[dtype], "shape": [counts[name], *shape], "data_offsets": [at, end]}
+        spans[name], at = (at, end), end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: (len(head) + begin, len(head) + end) for name, (begin, end) in spans.items()}

@@ -1,0 +1,70 @@
+"""Writing files so that a reader never sees half of one, and the folders kdhub keeps things in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def home() -> Path:
+    """Where stores, prepared data and made-once students live: `$KDHUB_HOME`, else the user's cache folder."""
+    if folder := os.environ.get("KDHUB_HOME"):
+        return Path(folder).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("kdhub", appauthor=False))
+
+
+def config_home() -> Path:
+    """Where a user's own catalogue lives: `$KDHUB_HOME/config`, else the user's configuration folder."""
+    if folder := os.environ.get("KDHUB_HOME"):
+        return Path(folder).expanduser() / "config"
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("kdhub", appauthor=False))
+
+
+def atomic_write(path: Path | str, content: bytes | str) -> None:
+    """Write a file by rename: a reader sees the old content or the new, never between.
+
+    Raises:
+        OSError: as the system gave it (disk full, no permission); the old file is untouched.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """JSON with sorted keys, two spaces and a last newline, written by rename."""
+    atomic_write(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value that digests are made of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_file(path: Path | str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Digest of each named file below a folder, by its name with forward slashes."""
+    return {name: sha256_file(folder / name) for name in sorted(names)}

@@ -1,0 +1,44 @@
+"""The ranks of one job under `torchrun` or `accelerate launch`, before and after torch is there."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def barrier() -> None:
+    """Wait for the other ranks; nothing when there are none. Long enough for a rank that labels or evaluates."""
+    if world_size() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    alone = not torch.distributed.is_initialized()
+    # Without `cpu` Accelerate would take each rank on a machine without a GPU for a job of its own, and nobody waits.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
+    if alone:
+        # A group still open when the interpreter ends aborts the process now and then: its threads are still running.
+        atexit.register(state.destroy_process_group)
+    state.wait_for_everyone()
+
+
+def of_first(value: T) -> T:
+    """The first rank's value, on every rank; called by all of them."""
+    if world_size() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    barrier()
+    return broadcast_object_list([value])[0]

@@ -1,0 +1,77 @@
+"""What people and programs see: tables and JSON on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from kdhub._ranks import rank
+from kdhub.errors import KdhubError, UsageError
+
+_traceback = False
+
+
+def set_up(*, quiet: bool, verbose: bool, traceback: bool) -> None:
+    """Send kdhub's messages to stderr, and keep the libraries below quiet."""
+    global _traceback
+    _traceback = traceback or bool(os.environ.get("KDHUB_TRACEBACK"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logger = logging.getLogger("kdhub")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    level = logging.WARNING if quiet or rank() != 0 else logging.INFO
+    logger.setLevel(logging.DEBUG if verbose else level)
+    if not verbose:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails in the end, we say
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"warning: {text}" if record.levelno >= logging.WARNING else text
+
+
+def emit(value: Any) -> None:
+    """One JSON document on stdout."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write("\n")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "nothing to show") -> None:
+    """Aligned columns; the last one may be long."""
+    if not rows:
+        print(empty)
+        return
+    cells = [[_one_line("" if c is None else str(c)) for c in row] for row in rows]
+    widths = [max(len(h), *(len(row[i]) for row in cells)) for i, h in enumerate(headers)]
+    for row in [list(headers), *cells]:
+        print("  ".join(c.ljust(w) for c, w in zip(row[:-1], widths)) + "  " + row[-1] if len(row) > 1 else row[0])
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def error(err: KdhubError, *, as_json: bool) -> None:
+    """Message and hint on stderr; with `--json` also the one document on stdout."""
+    if as_json:
+        emit(err.to_dict())
+    print(f"error: {err.message}", file=sys.stderr)
+    if err.hint:
+        print(f"  {err.hint}", file=sys.stderr)
+    if _traceback:
+        import traceback
+
+        traceback.print_exception(err)
+    elif err.__cause__ is not None and not isinstance(err, UsageError):
+        print("  (kdhub --traceback ... shows where it came from)", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""`kdhub list` and `kdhub show`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdhub.cli import _output
+from kdhub.cli.distill import Json
+
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHAT", help="methods, teachers, students, datasets, tasks, samplers, metrics, recipes, published"
+    ),
+]
+
+
+def list_(
+    what: What = "methods",
+    task: Annotated[str | None, typer.Option(help="Only what works for this task.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Only methods that fit this teacher.")] = None,
+    json: Json = False,
+) -> None:
+    """List what there is."""
+    from kdhub.verbs import listing
+
+    what = listing.plural(what)
+    rows = listing.rows(what, task=task, teacher=teacher)
+    if json:
+        _output.emit(rows)
+        return
+    columns = listing.COLUMNS[what]
+    _output.table([c.upper() for c in columns], [[_cell(r.get(c)) for c in columns] for r in rows], f"no {what} found")
+
+
+def show(name: Annotated[str, typer.Argument(help="Any name: leaf, stsb, minilm-l6, ...")], json: Json = False) -> None:
+    """Show everything about one name: options of a method, sources of a data set, keys of a recipe."""
+    from kdhub.verbs import listing
+
+    found = listing.show(name)
+    if json:
+        _output.emit(found)
+        return
+    for i, item in enumerate(found):
+        if i:
+            print()
+        print(listing.describe(item))
+
+
+def _cell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)

@@ -1,0 +1,177 @@
+"""Measuring one subject on a recipe's evaluation data: quality, fidelity, and other ways to look at its outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kdhub.data import Data
+from kdhub.errors import HubError, KdhubError, UnavailableError
+from kdhub.metric import Measure
+from kdhub.recipe import Evaluation
+from kdhub.resolve import Resolver
+from kdhub.signals import row_key
+from kdhub.specs import MetricSpec
+from kdhub.task import Encoder, Prepare, Rows, Task
+
+logger = logging.getLogger("kdhub")
+
+BATCH = 4096
+"""Rows handed to a model at once in evaluation."""
+
+
+class Evaluator:
+    """Scores subjects on the same data with the same metrics.
+
+    Args:
+        task: runs models over data.
+        resolver: finds data and metrics.
+        plan: the recipe's `evaluation`.
+        options: of the task's evaluation.
+        on_bad_rows: as in the recipe.
+
+    Attributes:
+        notes: what was left out, and why.
+        used: what the provenance says of each data set.
+    """
+
+    def __init__(self, task: Task, resolver: Resolver, plan: Evaluation, options: Any, on_bad_rows: str = "stop"):
+        self.task, self.resolver, self.plan, self.options = task, resolver, plan, options
+        self.on_bad_rows = on_bad_rows
+        self.notes: list[str] = []
+        self.used: list[dict[str, Any]] = []
+        self._data: list[tuple[Data, str]] | None = None
+        self._metrics = self._load_metrics()
+
+    def _load_metrics(self) -> list[tuple[MetricSpec, Callable[..., float]]]:
+        registry, wanted = self.resolver.registry, self.plan.metrics
+        first = set(self.task.primary.values())
+        entries = sorted(registry.all("metric", self.task.name), key=lambda e: e.name not in first)
+        return [(e.spec, registry.load(e)) for e in entries if wanted is None or e.name in wanted]
+
+    @property
+    def data(self) -> list[tuple[Data, str]]:
+        """Data sets with their splits, opened once; optional ones that cannot be had are noted and left out."""
+        if self._data is None:
+            self._data = []
+            for ref in self.plan.data:
+                try:
+                    data = self.resolver.data(ref, self.on_bad_rows)
+                    split = data.pick(*([ref.split] if ref.split else ["test", "validation", "train"]))
+                    data.split(split)
+                except (UnavailableError, HubError) as error:
+                    if not ref.optional:
+                        raise
+                    reasons = [line.strip(" -") for line in error.message.splitlines()]
+                    self.notes.append(f"{ref.source} was left out: {reasons[0]} {'; '.join(reasons[1:])}".strip())
+                    logger.info("%s was left out: its files are not here", ref.source)
+                    continue
+                self._data.append((data, split))
+                self.used.append(describe_data(data, split, "evaluation"))
+        return self._data
+
+    def measure(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
+        """All numbers of one subject.
+
+        Args:
+            subject: "teacher", "student", "student-before", "baseline:<name>".
+            encode: gives its outputs.
+            teacher: gives the teacher's, for fidelity and for student and teacher used together.
+        """
+        measures: list[Measure] = []
+        for data, split in self.data:
+            logger.info("evaluating %s on %s %s", subject, data.name, split)
+            outputs = self.task.outputs(encode, data, split)
+            given = self.task.outputs(teacher, data, split) if teacher is not None else None
+            measures += self._score(outputs, subject, data, split, given)
+            if given is not None and subject == "student" and getattr(self.options, "asymmetric", False):
+                mixed = self.task.mixed(outputs, given)
+                if mixed is not None:
+                    measures += self._score(mixed, "asymmetric", data, split, None)
+        return measures
+
+    def _score(self, outputs: Any, subject: str, data: Data, split: str, given: Any) -> list[Measure]:
+        form = data.form(split)
+        measures = []
+        for view in self.task.views(outputs, self.options, subject):
+            seen = view.apply(outputs)
+            for spec, function in self._metrics:
+                if spec.form and spec.form != form:
+                    continue
+                plain = not view.variant
+                if spec.fidelity and (given is None or not plain):
+                    continue
+                if not plain and spec.name != self.task.primary.get(form):
+                    continue
+                measure = Measure(
+                    metric=spec.name,
+                    value=None,
+                    unit=spec.unit,
+                    subject=subject,
+                    dataset=data.name,
+                    split=split,
+                    examples=int(seen.examples),
+                    higher_is_better=spec.higher_is_better,
+                    variant=view.variant,
+                )
+                try:
+                    value = float(function(seen, given) if spec.fidelity else function(seen))
+                    measures.append(replace(measure, value=value))
+                except KdhubError as error:
+                    # A fidelity that cannot be (other widths) is a fact about the pair, not a failure of the run.
+                    if not spec.fidelity:
+                        raise
+                    measures.append(replace(measure, note=error.message))
+        return measures
+
+
+def encoder_of(model: Any, prepare: Prepare) -> Encoder:
+    """An encoder that runs a model over table rows, a few thousand at a time."""
+
+    def encode(table: Any, kind: str, **how: Any) -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(table), BATCH):
+            for name, values in model.signals(prepare(_rows(table, start, how)), kind).items():
+                parts.setdefault(name, []).append(values)
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    return encode
+
+
+def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Encoder:
+    """An encoder that goes through the signal store, so that a teacher scores its test texts once in its life."""
+
+    def encode(table: Any, kind: str, **how: Any) -> dict[str, np.ndarray]:
+        rows = Rows.build(table, lambda plain: prepare([{**row, **how} for row in plain]), row_key)
+        stored = signals(rows, kind)
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(rows), BATCH):
+            for name, values in stored[np.arange(start, min(start + BATCH, len(rows)))].items():
+                parts.setdefault(name, []).append(np.asarray(values, np.float32))
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    return encode
+
+
+def _rows(table: Any, start: int, how: dict[str, Any]) -> list[dict[str, Any]]:
+    columns = table[start : start + BATCH]
+    return [{**dict(zip(columns, values)), **how} for values in zip(*columns.values())]
+
+
+def describe_data(data: Data, split: str, use: str) -> dict[str, Any]:
+    """What the provenance says about one data set in use."""
+    return {
+        "use": use,
+        "source": data.ref,
+        "name": data.name,
+        "split": split,
+        "rows": len(data.split(split)),
+        "fingerprint": data.fingerprint(split),
+        "licence": data.licence or None,
+        "from": data.source(split),
+        "skipped": data.skipped.get(split, {}),
+    }

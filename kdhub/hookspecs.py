@@ -1,0 +1,85 @@
+"""Every hook of kdhub, on one screen.
+
+A plugin is a light module with some of these functions, each marked `@kdhub.hookimpl`, named by an entry
+point in the group `kdhub`. The first seven yield specs; the others are called during the life of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kdhub.specs import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TaskSpec, TeacherSpec
+
+hookspec = pluggy.HookspecMarker("kdhub")
+hookimpl = pluggy.HookimplMarker("kdhub")
+
+
+@hookspec
+def kdhub_methods() -> Iterable[MethodSpec]:
+    """Distillation methods."""
+
+
+@hookspec
+def kdhub_teachers() -> Iterable[TeacherSpec]:
+    """Kinds of teacher."""
+
+
+@hookspec
+def kdhub_students() -> Iterable[StudentSpec]:
+    """Kinds of student builder."""
+
+
+@hookspec
+def kdhub_datasets() -> Iterable[DatasetSpec]:
+    """Kinds of data source."""
+
+
+@hookspec
+def kdhub_tasks() -> Iterable[TaskSpec]:
+    """Tasks."""
+
+
+@hookspec
+def kdhub_samplers() -> Iterable[SamplerSpec]:
+    """Samplers."""
+
+
+@hookspec
+def kdhub_metrics() -> Iterable[MetricSpec]:
+    """Metrics."""
+
+
+@hookspec
+def kdhub_catalogs() -> Iterable[Path]:
+    """Folders laid out like `registry/`, stacked below the user's own."""
+
+
+@hookspec
+def kdhub_run_started(run: Any) -> None:
+    """A run folder was made or opened again; recipe and provenance are written."""
+
+
+@hookspec
+def kdhub_step_logged(run: Any, record: dict) -> None:
+    """One line went into `metrics.jsonl`."""
+
+
+@hookspec
+def kdhub_run_finished(run: Any, error: BaseException | None) -> None:
+    """The run ended; `error` is None when it ended well."""
+
+
+@hookspec
+def kdhub_card(run: Any, sections: dict[str, str]) -> None:
+    """The card is about to be written; `sections` (title -> Markdown) may be changed in place."""
+
+
+@hookspec
+def kdhub_commands(app: Any) -> None:
+    """The Typer application is being built; add commands to it."""

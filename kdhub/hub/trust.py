@@ -1,0 +1,80 @@
+"""What a model folder may hold before anything in it is loaded: safetensors and configuration, no code, no pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kdhub.errors import UntrustedError
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+CONFIGURATION = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*", "*.jinja")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack")
+
+ALLOW_PATTERNS = [*WEIGHTS, *CONFIGURATION]
+"""What is fetched from a model repository: never pickles, never Python."""
+
+
+def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_code: bool = False) -> None:
+    """Refuse a folder that would run code when loaded.
+
+    Args:
+        folder: a transformers or SentenceTransformer folder.
+        name: what errors call it; the folder by default.
+        allow_remote_code: the explicit flag for repositories with code of their own. There is none for pickles.
+
+    Raises:
+        UntrustedError: weights only as pickles; code asked for in a configuration; a module class from elsewhere.
+    """
+    name = name or str(folder)
+    if not any(folder.rglob("*.safetensors")):
+        pickles = sorted(p.name for p in folder.rglob("*") if p.suffix in PICKLES)
+        if pickles:
+            raise UntrustedError(
+                f"{name} has its weights only as pickles ({', '.join(pickles[:3])}), which can run code when loaded",
+                hint="convert them to safetensors; kdhub does not load pickles",
+            )
+        raise UntrustedError(f"{name} holds no safetensors weights", hint="expected at least one *.safetensors file")
+    for path in sorted(folder.rglob("modules.json")):  # each module has its weights in a folder of its own
+        for module in _modules(path, name):
+            part = path.parent / str(module.get("path", ""))
+            if not part.resolve().is_relative_to(path.parent.resolve()):
+                raise UntrustedError(f"{name}: modules.json leads outside the folder ({module['path']!r})")
+            pickles = sorted(p.name for p in part.glob("*") if p.suffix in PICKLES)
+            if pickles and not any(part.glob("*.safetensors")):
+                raise UntrustedError(
+                    f"{name} has {part.name} only as a pickle ({pickles[0]}), which can run code when loaded",
+                    hint="convert them to safetensors; kdhub does not load pickles",
+                )
+    if allow_remote_code:
+        return
+    for path in sorted(folder.rglob("*.json")):
+        if path.name == "modules.json":
+            for module in _modules(path, name):
+                kind = str(module.get("type", ""))
+                if not kind.startswith("sentence_transformers."):
+                    raise UntrustedError(
+                        f"{name}: modules.json asks for the class {kind!r}, which is code of its own",
+                        hint="only sentence_transformers modules are loaded; trust_remote_code: true if you trust it",
+                    )
+        elif path.name in ("config.json", "tokenizer_config.json", "processor_config.json"):
+            config = _read(path, name)
+            if isinstance(config, dict) and config.get("auto_map"):
+                raise UntrustedError(
+                    f"{name}: {path.name} has auto_map, which runs Python from the repository",
+                    hint="set trust_remote_code: true on the teacher or student if you have read that code",
+                )
+
+
+def _modules(path: Path, name: str) -> list[dict]:
+    modules = _read(path, name)
+    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
+        raise UntrustedError(f"{name}: modules.json is not a list of modules")
+    return modules
+
+
+def _read(path: Path, name: str):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UntrustedError(f"{name}: {path.name} is not readable JSON ({error})") from error

@@ -1,0 +1,176 @@
+"""The method contract: `distill` and `evaluate`, and the shape most methods share.
+
+A method's options are a pydantic model: the command line's help, the docs, the recipe check and the card all come
+from it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from kdhub.student import Student
+    from kdhub.task import Rows, Signals, Task
+    from kdhub.teacher import Teacher
+
+
+class MethodOptions(BaseModel):
+    """Base of every method's options. Each field has a type, a default, a range and a description."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class TrainingOptions(MethodOptions):
+    """Options of everything trained by gradient. A method overrides defaults by declaring a field again."""
+
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(32, ge=1, description="rows of one optimiser step, over all ranks and accumulations")
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay, not on biases and norms")
+    warmup: float = Field(0.0, ge=0, le=1, description="share of the steps with rising learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after warm-up")
+    grad_clip: float = Field(1.0, ge=0, description="clip the gradient norm here; 0 for never")
+    accumulate: int = Field(1, ge=1, description="micro-batches of one optimiser step")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of forward and backward; auto is bfloat16 where the hardware has it"
+    )
+    dropout: float | None = Field(0.0, ge=0, lt=1, description="dropout of the student in training; null keeps its own")
+    group_by_length: bool = Field(True, description="batches of rows of like length, less padding")
+    checkpoint_minutes: float = Field(2.0, gt=0, description="time between checkpoints")
+    checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints, instead of minutes")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands when an objective is computed.
+
+    Attributes:
+        step: optimiser steps done, from 0.
+        steps: optimiser steps in all.
+        epoch: passes over the rows done, a fraction.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+
+    @property
+    def share(self) -> float:
+        """From 0 at the first step to 1 after the last."""
+        return self.step / max(1, self.steps)
+
+
+class StoredSignals(Protocol):
+    """Teacher outputs of some rows, computed or found, read by row number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]: ...
+
+
+class Run(Protocol):
+    """What a method is given. Everything that needs the layers above comes through it."""
+
+    folder: Path
+    seed: int
+    task: Task
+    teacher: Teacher | None
+    student: Student  # the start, built on first use
+
+    def rows(self, split: str = "train", **settings: Any) -> Rows: ...
+    def signals(self, rows: Rows, kind: str) -> StoredSignals: ...
+    def fit(self, method: ObjectiveMethod, student: Student) -> Student: ...
+    def evaluate(self, student: Student) -> Any: ...
+    def log(self, **record: Any) -> None: ...
+    def stage(self, name: str) -> Any: ...
+
+
+class Method(ABC):
+    """An algorithm: options in, `distill` and `evaluate` out.
+
+    Subclass this when the method makes data, searches, or edits a scene; most methods are an `ObjectiveMethod`.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+
+    def __init__(self, options: MethodOptions, spec: Any = None):
+        self.options = options
+        self.spec = spec
+
+    @abstractmethod
+    def distill(self, run: Run) -> Student:
+        """Make the student."""
+
+    def evaluate(self, run: Run, student: Student) -> Any:
+        """Measure it: by default the task's own evaluation of teacher, start and student, fidelity and cost."""
+        return run.evaluate(student)
+
+
+class ObjectiveMethod(Method):
+    """A method that is an objective: signals in, named loss terms out; the engine does the rest."""
+
+    Options: ClassVar[type[TrainingOptions]] = TrainingOptions
+    options: TrainingOptions
+
+    def settings(self) -> dict[str, Any]:
+        """How rows are prepared (`max_length`, prompts, ...), passed to the task's `preparer`."""
+        return {}
+
+    def adapt(self, student: Student, teacher: Teacher | None) -> None:
+        """Change the student itself before training: saved, published, used at inference."""
+
+    def initialise(self, student: Student, inputs: Mapping[str, torch.Tensor], teacher: Signals) -> None:
+        """A closed-form start from one large batch with the teacher's signals, after `adapt` and without gradient."""
+
+    def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
+        """Modules trained along but not published (a hint projection, a memory bank): in the optimiser and the
+        checkpoints, never in the student. They are at `self.modules[name]` when `objective` is called."""
+        return {}
+
+    @abstractmethod
+    def objective(
+        self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
+    ) -> Mapping[str, torch.Tensor]:
+        """Named loss terms of one batch, scalars; the loss is their sum, so weights are already in them.
+
+        Args:
+            student: the student's outputs; gradient flows.
+            teacher: the teacher's, constant; empty for methods without one.
+            batch: what the task collated, labels included.
+            progress: where training stands.
+        """
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Factor on `options.lr` at optimiser step `step` of `steps`, before the step is taken."""
+        from math import cos, pi
+
+        o = self.options
+        warm = round(o.warmup * steps)
+        if step < warm:
+            return (step + 1) / warm
+        share = (step - warm) / max(1, steps - warm)
+        return {"linear": 1 - share, "cosine": 0.5 * (1 + cos(pi * share)), "constant": 1.0}[o.schedule]
+
+    def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Change a batch before a live teacher and the student see it (mixup, crops)."""
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """State of schedules and estimates that a checkpoint must keep, as JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+    def distill(self, run: Run) -> Student:
+        return run.fit(self, run.student)

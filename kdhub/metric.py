@@ -1,0 +1,45 @@
+"""The metric contract, and the one record every number becomes.
+
+A metric is a plain function named by a `MetricSpec`:
+
+    quality    f(outputs) -> float
+    fidelity   f(outputs, teacher_outputs) -> float
+
+where `outputs` is what its task's `outputs` returns for the form named in the spec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number about one subject.
+
+    Attributes:
+        metric: its name; `unit` is "" for a plain ratio or correlation.
+        value: None when it could not be measured; `note` then says why.
+        subject: teacher, student, student-before, asymmetric, or baseline:<name>.
+        dataset, split, examples: what it was measured on; None for costs that need no data.
+        higher_is_better: its direction.
+        variant: how the outputs were looked at (`{"dims": 96}`), empty for as they are.
+        seeds, std: how many runs `value` is the mean of, and their standard deviation.
+    """
+
+    metric: str
+    value: float | None
+    subject: str
+    unit: str = ""
+    dataset: str | None = None
+    split: str | None = None
+    examples: int | None = None
+    higher_is_better: bool = True
+    variant: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 1
+    std: float | None = None
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None or k == "value"}

@@ -1,0 +1,67 @@
+"""The student contract: what distillation makes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from kdhub.task import Example
+
+
+class Student(ABC):
+    """What distillation makes: usually a small model, for some methods a data set, a graph, a scene.
+
+    A task has its own subclass. A *builder* (`StudentSpec`) makes the start: `build(argument, context) -> Student`.
+
+    Attributes:
+        task: name of the task it serves.
+        module: the network the engine trains; None for students that are not trained by gradient.
+        start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
+    """
+
+    task: str
+    module: nn.Module | None = None
+
+    def __init__(self, start: Mapping[str, Any] | None = None):
+        self.start: dict[str, Any] = dict(start or {})
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write it in its ecosystem's own format into an empty folder; weights as safetensors."""
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
+        """Like `Teacher.signals`, so that evaluation asks both the same way. In eval mode, without gradient."""
+        raise TypeError(f"a {type(self).__name__} gives no {kind!r}")
+
+    def usage(self) -> str:
+        """Two or three lines of Python that use it without kdhub; `{path}` stands for folder or repository."""
+        return 'import kdhub\nstudent = kdhub.load("{path}")'
+
+    @property
+    def library(self) -> str:
+        """The Hub's `library_name` of its format."""
+        return "kdhub"
+
+
+@dataclass
+class BuildContext:
+    """What a student builder may look at.
+
+    Attributes:
+        task: the task object.
+        teacher: None for methods without one.
+        seed: for fresh weights.
+        options: what the recipe sets beside the source.
+    """
+
+    task: Any
+    teacher: Any
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,176 @@
+"""The task contract: what a model is for, how rows become batches, how a model is run and scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from torch import nn
+
+    from kdhub.data import Data
+    from kdhub.student import Student
+    from kdhub.teacher import Teacher
+
+Example = dict[str, Any]
+"""One prepared row. `content` (bytes) is what the teacher sees and what stored signals are keyed by; `length` (int)
+is its cost, in tokens where there are tokens; `cut` (bool) says that it was longer than the model takes. The rest
+belongs to the task."""
+
+Prepare = Callable[[list[dict[str, Any]]], list[Example]]
+
+
+class Signals(dict):
+    """Named outputs of a teacher or student; `signals.embedding` is `signals["embedding"]`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no signal {name!r} here, only {', '.join(sorted(self)) or 'nothing'}") from None
+
+
+@dataclass
+class Rows:
+    """The rows of one split as models see them, prepared again each time they are read.
+
+    Held in memory for each row: its key (12 bytes) and length (4 bytes); the rows themselves stay on disk.
+
+    Attributes:
+        table: memory-mapped rows (`datasets.Dataset`).
+        prepare: plain rows -> examples; deterministic.
+        keys: (n, 12) uint8, content keys.
+        lengths: (n,) int32.
+        truncated: how many were longer than the models take.
+    """
+
+    table: Any
+    prepare: Prepare
+    keys: np.ndarray
+    lengths: np.ndarray
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
+        columns = self.table[np.asarray(indices).tolist()]
+        return self.prepare(_rows_of(columns))
+
+    @classmethod
+    def build(cls, table: Any, prepare: Prepare, key: Callable[[bytes], bytes], *, batch: int = 1000) -> Rows:
+        """Read the split once, in batches, for keys and lengths."""
+        n = len(table)
+        keys = np.empty((n, 12), np.uint8)
+        lengths = np.empty(n, np.int32)
+        truncated, at = 0, 0
+        for columns in table.iter(batch_size=batch):
+            for example in prepare(_rows_of(columns)):
+                keys[at] = np.frombuffer(key(example["content"]), np.uint8)
+                lengths[at] = example["length"]
+                truncated += example["cut"]
+                at += 1
+        return cls(table, prepare, keys, lengths, truncated)
+
+
+def _rows_of(columns: Mapping[str, list]) -> list[dict[str, Any]]:
+    names = list(columns)
+    return [dict(zip(names, values)) for values in zip(*columns.values())]
+
+
+class Encoder(Protocol):
+    """What evaluation hands a task: signals of table rows for one subject, from store or model."""
+
+    def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, np.ndarray]: ...
+
+
+@dataclass
+class View:
+    """One way of looking at outputs: as they are, truncated to 96 dimensions, stored in int8, ...
+
+    Attributes:
+        variant: what is written into each measure, empty for the plain view (`{"dims": 96}`).
+        apply: outputs -> outputs.
+    """
+
+    variant: dict[str, Any] = field(default_factory=dict)
+    apply: Callable[[Any], Any] = lambda outputs: outputs
+
+
+class Task(ABC):
+    """What a model is for.
+
+    Attributes:
+        name: as registered.
+        primary: form of data -> the metric that stands for quality there.
+        primary_signal: what its models give when they are used ("embedding", "logits").
+        pipeline_tag: what the Hub calls this task.
+        EvaluationOptions: what a recipe may set under `evaluation.options` (truncations, precisions, ...).
+    """
+
+    name: ClassVar[str]
+    primary: ClassVar[Mapping[str, str]]
+    primary_signal: ClassVar[str]
+    pipeline_tag: ClassVar[str] = ""
+    EvaluationOptions: ClassVar[type]
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def training_table(self, parts: Sequence[tuple[Data, str]]) -> datasets.Dataset:
+        """The plain rows to train on: of one split, or of several one after the other; on disk, never in memory.
+
+        Raises:
+            DataError: a split cannot be trained on, with the columns it has and those that are needed.
+        """
+
+    @abstractmethod
+    def preparer(self, student: Student | None, teacher: Teacher | None, **settings: Any) -> Prepare:
+        """The function that turns plain rows into examples both models see alike."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], student: Student) -> dict[str, torch.Tensor]:
+        """A padded batch for `forward`."""
+
+    @abstractmethod
+    def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
+        """Run a student's (or a live teacher's) network on a batch; gradient flows."""
+
+    # -- saving -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, folder: Path) -> Student:
+        """A student from its folder. Safetensors only, no code from the folder."""
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def outputs(self, encode: Encoder, data: Data, split: str) -> Any:
+        """Run one subject over an evaluation split and collect what metrics read.
+
+        Raises:
+            DataError: the data set has no such split or a form this task cannot score.
+        """
+
+    def views(self, outputs: Any, options: Any, subject: str) -> Iterator[View]:
+        """The ways to look at a subject's outputs; plain first. The others are scored by the primary metric."""
+        yield View()
+
+    def mixed(self, student: Any, teacher: Any) -> Any | None:
+        """Student and teacher used together (student queries, teacher documents), where that means something."""
+        return None
+
+    @abstractmethod
+    def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
+        """`n` plain rows to measure cost on."""
+
+    def flops(self, student: Any, example: Example) -> int | None:
+        """Floating-point operations of one forward pass, or None when they cannot be counted."""
+        return None

@@ -1,0 +1,94 @@
+"""The teacher contract: a frozen model that gives signals."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from kdhub._files import canonical_json, home, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from kdhub.task import Example
+
+
+def facts_path(identity: Mapping[str, Any]) -> Path:
+    """The file with what is known of a teacher: its `name` for lists, and its `facts`."""
+    digest = hashlib.sha256(canonical_json(identity)).hexdigest()[:32]
+    return home() / "teachers" / f"{digest}.json"
+
+
+class Teacher(ABC):
+    """A frozen model, at hand or behind an API, that gives signals.
+
+    A subclass is built as `cls(argument, options)` by its `TeacherSpec`, cheaply: weights are loaded when a signal
+    is asked for, so that a run whose signals are all stored never loads the teacher.
+
+    Attributes:
+        Options: what a recipe may set beside the source (`teacher: {source: ..., concurrency: 8}`).
+        group_rows: how many rows are computed and committed together. Small for slow teachers (little is lost
+            when killed), larger for fast ones (longer batches of equal length).
+        concurrent_groups: how many groups are computed at once, each in a thread of its own. More than one only where
+            `signals` may be called from many threads and mostly waits, as behind an API.
+        module: the network, for methods that run the teacher inside training; None behind an API.
+    """
+
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    group_rows: ClassVar[int] = 1024
+    concurrent_groups: ClassVar[int] = 1
+    module: nn.Module | None = None
+
+    def __init__(self, argument: str, options: BaseModel | None = None):
+        self.argument = argument
+        self.options = options if options is not None else self.Options()
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What makes its outputs its own: file digests, or model name and endpoint. Part of the store's key."""
+
+    @abstractmethod
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
+        """One kind of signal for each example, in order, as named fields (`{"embedding": (n, width)}`).
+
+        Raises:
+            TeacherError: the teacher gave the wrong number of rows or failed.
+            HubError: it could not be reached.
+        """
+
+    @abstractmethod
+    def layout(self, kind: str) -> dict[str, tuple[int | None, ...]]:
+        """Fields of one row of a signal and their shapes (`{"embedding": (384,)}`); a leading None is a ragged one."""
+
+    def probe(self) -> Mapping[str, Any]:
+        """Facts that cost a call, such as the width of its vectors. See `facts`."""
+        return {}
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """`probe`, measured once for each identity and kept on disk, so that a second run calls nothing."""
+        import json
+
+        path = facts_path(self.identity)
+        if path.exists():
+            return json.loads(path.read_text())["facts"]
+        facts = dict(self.probe())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = self.provenance.get("id") or self.argument
+        write_json(path, {"schema": 1, "name": name, "identity": self.identity, "facts": facts})
+        return facts
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What a card and `provenance.json` say of it: name, revision, licence, digests."""
+        return dict(self.identity)

@@ -1,0 +1,1 @@
+"""What the command line and `import kdhub` share: one module a verb."""

@@ -1,0 +1,113 @@
+"""`recipe:NAME`: the student of another recipe, made once and reused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from kdhub._files import canonical_json, home
+from kdhub._ranks import barrier
+from kdhub.errors import CompatibilityError, RecipeError
+from kdhub.recipe import Recipe
+from kdhub.resolve import Resolver
+from kdhub.run import Run
+
+PREFIX = "recipe:"
+
+_open: ContextVar[tuple[str, ...]] = ContextVar("open_recipes", default=())
+
+
+def check(recipe: Recipe, resolver: Resolver) -> None:
+    """Check every recipe that this one stands on, before anything is made.
+
+    Raises:
+        RecipeError: one leads back to itself; UnknownNameError: nobody has one.
+        CompatibilityError: one is for another task. Whatever the recipes' own checks raise.
+    """
+    for ref in (recipe.teacher, recipe.student):
+        if ref is not None and ref.source.startswith(PREFIX):
+            other = _resolved(ref.source, resolver)
+            if other.task != recipe.task:
+                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}")
+    _replaced(recipe, lambda source: _resolved(source, resolver) and source)
+
+
+def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str]]:
+    """The recipe with the folder of a student in place of each `recipe:NAME`; what is not there yet is made now.
+
+    Returns:
+        the recipe, and which folder stands for which name.
+    """
+    folders: dict[str, str] = {}
+
+    def made(source: str) -> str:
+        if source not in folders:
+            folders[source] = str(_made_once(source, resolver))
+        return f"path:{folders[source]}"
+
+    values = _replaced(recipe, made)
+    return (Recipe.model_validate(values), folders) if folders else (recipe, {})
+
+
+def digest(recipe: Recipe, resolver: Resolver) -> str:
+    """12 hex digits that change with the recipe or with any recipe it stands on."""
+
+    def named(source: str) -> str:
+        return f"{source} {digest(_resolved(source, resolver), resolver)}"
+
+    changed = Recipe.model_validate(_replaced(recipe, named))
+    return hashlib.sha256(canonical_json(changed.to_dict())).hexdigest()[:12]
+
+
+def _made_once(source: str, resolver: Resolver) -> Path:
+    """The student folder of a recipe, distilled now if it never was; an interrupted one is continued."""
+    from kdhub.verbs.distill import execute
+
+    recipe = _resolved(source, resolver)
+    name = recipe.name or recipe.method
+    folder = home() / "recipes" / f"{name}-{digest(recipe, resolver)}"
+    if not (folder / "recipe.yaml").exists():
+        execute(Run.create(folder, recipe), resolver)
+    elif not (run := Run.open(folder)).finished("done"):
+        run.lock()
+        execute(run, resolver)
+    barrier()  # the first rank saves the student, all of them open it
+    return folder / "student"
+
+
+def _resolved(source: str, resolver: Resolver) -> Recipe:
+    """The recipe behind `recipe:NAME`, checked with those it stands on."""
+    from kdhub.verbs.distill import resolve_recipe
+
+    with _opened(source.removeprefix(PREFIX)) as name:
+        return resolve_recipe(name, resolver=resolver)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[str]:
+    path = (*_open.get(), name)
+    if name in path[:-1]:
+        raise RecipeError([f"{PREFIX}{name} leads back to itself: {' > '.join(path)}"])
+    token = _open.set(path)
+    try:
+        yield name
+    finally:
+        _open.reset(token)
+
+
+def _replaced(recipe: Recipe, new: Callable[[str], str]) -> dict[str, Any]:
+    """The values of a recipe with another text for each source that is a recipe."""
+
+    def visit(node: Any, key: str = "") -> Any:
+        if isinstance(node, dict):
+            return {k: visit(v, k) for k, v in node.items()}
+        if isinstance(node, list):
+            return [visit(v) for v in node]
+        return new(node) if key == "source" and isinstance(node, str) and node.startswith(PREFIX) else node
+
+    values = recipe.model_dump(by_alias=True, exclude_unset=True)
+    return {k: visit(v) if k in ("teacher", "student", "data", "evaluation") else v for k, v in values.items()}

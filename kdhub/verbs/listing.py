@@ -1,0 +1,197 @@
+"""`kdhub list` and `kdhub show`: what plugins and catalogues hold, without importing any of it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from kdhub.errors import PluginError, UnknownNameError
+from kdhub.registry import Entry, Registry
+from kdhub.specs import SPECS
+
+KINDS = {f"{kind}s": kind for kind in SPECS}
+SECTIONS = ("recipes", "published")
+ALL = (*KINDS, *SECTIONS)
+
+COLUMNS = {
+    "methods": ("name", "tasks", "needs", "paper", "summary"),
+    "teachers": ("name", "gives", "summary"),
+    "students": ("name", "summary"),
+    "datasets": ("name", "form", "splits", "summary"),
+    "tasks": ("name", "signals", "summary"),
+    "samplers": ("name", "tasks", "summary"),
+    "metrics": ("name", "tasks", "form", "unit", "summary"),
+    "recipes": ("name", "method", "summary"),
+    "published": ("name", "summary"),
+}
+
+
+def plural(what: str) -> str:
+    """The name of a list; "method", "data" and the like are understood too."""
+    return {"data": "datasets", **{k: f"{k}s" for k in SPECS}, "recipe": "recipes"}.get(what, what)
+
+
+def rows(what: str, *, task: str | None = None, teacher: str | None = None) -> list[dict[str, Any]]:
+    """One record an entry: plugins first, then the catalogue's.
+
+    Raises:
+        UnknownNameError: no such kind of thing.
+    """
+    what = plural(what)
+    if what not in ALL:
+        raise UnknownNameError("list", what, ALL, how_to_list=", ".join(ALL))
+    found: list[dict[str, Any]] = []
+    registry = Registry()
+    if task is not None:
+        registry.find("task", task)
+    if what in KINDS:
+        kind = KINDS[what]
+        entries = registry.all(kind, task)
+        if teacher is not None and kind == "method":
+            entries = [e for e in entries if set(e.spec.needs) <= _gives(registry, teacher)]
+        found += [_entry(e) for e in entries]
+    if what != "methods":
+        found += _catalogued(what, task)
+    if what == "teachers":
+        for record in found:
+            if not record.get("gives"):
+                with suppress(UnknownNameError, PluginError):  # its kind comes with a plugin that is not here
+                    record["gives"] = sorted(_gives(registry, record["source"]))
+    return found
+
+
+def _gives(registry: Registry, teacher: str) -> set[str]:
+    from kdhub.catalog import default_catalog
+
+    catalog = default_catalog()
+    if teacher in catalog.names("teachers"):
+        teacher = catalog.get("teachers", teacher)["source"]
+    kind = teacher.partition(":")[0] if ":" in teacher else "hf"
+    if teacher.startswith((".", "/", "~")):
+        kind = "path"
+    gives: set[str] = set()
+    fitting = [e for e in registry.all("teacher") if kind in (e.name, *e.spec.aliases)]
+    if not fitting:
+        registry.find("teacher", kind)
+    for entry in fitting:
+        gives |= set(entry.spec.gives)
+    return gives
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    spec = entry.spec
+    record = {k: v for k, v in vars(spec).items() if k not in ("api_version", "target")}
+    if argument := record.get("argument"):
+        record["name"] = f"{spec.name}:{argument}"
+    return {"kind": spec.kind, **record, "distribution": entry.distribution, "version": entry.version}
+
+
+def _catalogued(what: str, task: str | None) -> list[dict[str, Any]]:
+    from kdhub.catalog import default_catalog
+
+    catalog = default_catalog()
+    found = []
+    for name in catalog.names(what):
+        value = catalog.get(what, name)
+        if task is not None and value.get("task") not in (None, task):
+            continue
+        record = {"kind": what.removesuffix("s"), "name": name, **value}
+        if what == "datasets":
+            record = {**record, "form": value.get("format"), "splits": list(value.get("splits") or ())}
+        found.append(record)
+    return found
+
+
+def show(name: str) -> list[dict[str, Any]]:
+    """Everything a name means, of every kind; options of methods included.
+
+    Raises:
+        UnknownNameError: it means nothing.
+    """
+    registry, found = Registry(), []
+    bare, _, distribution = name.partition("@")
+    for kind in SPECS:
+        for entry in registry.all(kind):
+            if name == entry.name or (bare == entry.name and distribution in ("", entry.distribution)):
+                found.append(_entry(entry) | {"options": _options(registry, entry)})
+    for section in (*KINDS, *SECTIONS):
+        found += [r for r in (_catalogued(section, None) if section != "methods" else []) if r["name"] == name]
+    if not found:
+        known = [e.name for kind in SPECS for e in registry.all(kind)]
+        known += [r["name"] for s in ALL if s != "methods" for r in _catalogued(s, None)]
+        raise UnknownNameError("entry", name, known, how_to_list=f"kdhub list WHAT, with WHAT one of {', '.join(ALL)}")
+    return found
+
+
+def _options(registry: Registry, entry: Entry) -> list[dict[str, Any]]:
+    """Options of a method or a teacher: name, type, default, range, description; from their pydantic model."""
+    if entry.spec.kind not in ("method", "teacher"):
+        return []
+    model = getattr(registry.load(entry), "Options", None)
+    return [] if model is None else fields(model)
+
+
+def fields(model: Any) -> list[dict[str, Any]]:
+    """Fields of a pydantic model: name, type, default, range, description."""
+    schema = model.model_json_schema(by_alias=False)["properties"]
+    listed = []
+    for name, field in model.model_fields.items():
+        limits = {k: schema[name][k] for k in _LIMITS if k in schema[name]}
+        for choice in schema[name].get("anyOf", []):
+            limits |= {k: choice[k] for k in _LIMITS if k in choice}
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        listed.append(
+            {
+                "name": field.alias or name,
+                "type": _type(schema[name]),
+                "default": default,
+                "range": " ".join(f"{_LIMITS[k]} {v}" for k, v in limits.items()),
+                "description": field.description or "",
+            }
+        )
+    return listed
+
+
+_LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(_type(s) for s in schema["anyOf"])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return {"integer": "int", "number": "float", "string": "text", "boolean": "bool", "object": "mapping"}.get(
+        schema.get("type", ""), schema.get("type", "any")
+    )
+
+
+def describe(item: dict[str, Any]) -> str:
+    """One entry for people: one of a plugin as aligned lines, one of the catalogue as the YAML it is."""
+    head = f"{item['kind']} {item['name']}"
+    if "distribution" not in item:
+        import textwrap
+
+        import yaml
+
+        keys = {k: v for k, v in item.items() if k not in ("kind", "name", "schema", "form")}
+        if item["kind"] == "dataset":  # `splits` is the list for tables; the entry's own has the sources
+            from kdhub.catalog import default_catalog
+
+            keys["splits"] = default_catalog().get("datasets", item["name"])["splits"]
+        return head + "\n" + textwrap.indent(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=110), "  ")
+    lines = [head]
+    for key, value in item.items():
+        if key in {"kind", "name", "options", "aliases"} or value in (None, "", (), [], {}, False):
+            continue
+        lines.append(f"  {key:<17}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+    if options := item.get("options"):
+        lines.append("  options, each set with --set options.NAME=VALUE" if item["kind"] == "method" else "  options")
+        wide = max(len(o["name"]) for o in options)
+        for o in options:
+            bounds = f", {o['range']}" if o["range"] else ""
+            lines.append(f"    {o['name']:<{wide}}  {o['default']!s:<10} {o['description']} ({o['type']}{bounds})")
+    return "\n".join(lines)

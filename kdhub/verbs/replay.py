@@ -1,0 +1,51 @@
+"""Ask a run's teacher again for some of its stored rows: finds teachers whose outputs change between calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdhub._files import home
+from kdhub.resolve import Resolver
+from kdhub.run import Run
+from kdhub.signals import SignalStore
+from kdhub.verbs import cache
+from kdhub.verbs.chain import unchained
+from kdhub.verbs.session import Session
+
+
+def verify_run(
+    folder: str | Path, *, every: int = 100, tolerance: float | None = None, remove: bool = False
+) -> dict[str, Any]:
+    """`cache.verify` of the stores a run used, with its training rows replayed through its live teacher.
+
+    Args:
+        folder: the run.
+        every, tolerance: one row in so many; the relative difference allowed (see `cache.replay`).
+
+    Raises:
+        RunError: it is no run.
+    """
+    run, resolver = Run.open(folder), Resolver()
+    run.recipe, _ = unchained(run.recipe, resolver)
+    session = Session(run, resolver)
+    session.run.read_only = True
+    method, stores = session.method, []
+    settings = method.settings() if hasattr(method, "settings") else {}
+    rows = session.rows("train", **settings)
+
+    def live(store: SignalStore) -> Any:
+        def compute(indices: np.ndarray) -> Any:
+            return session.teacher.signals(rows[indices], store.key["signal"])
+
+        return rows.keys, compute
+
+    for facts in session.run.provenance.get("signals", {}).values():
+        found = cache.verify(
+            facts["store"], root=home() / "signals", remove=remove, live=live, every=every, tolerance=tolerance
+        )
+        stores += found["stores"]
+    bad = [s for s in stores if s["damaged"] or s["problem"] or (s["replay"] or {}).get("different")]
+    return {"ok": not bad, "stores": stores}

@@ -1,0 +1,322 @@
+"""A run being executed: what a method is given as `run`. It brings engine, evaluation and store to the method."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdhub._files import home
+from kdhub._ranks import barrier, rank, world_size
+from kdhub.data import Data
+from kdhub.errors import UsageError
+from kdhub.evaluation import Evaluator, describe_data, encoder_of, stored_encoder
+from kdhub.method import ObjectiveMethod
+from kdhub.metric import Measure
+from kdhub.recipe import Recipe
+from kdhub.report import Report
+from kdhub.resolve import Resolver
+from kdhub.run import Run
+from kdhub.signals import Field, FillReport, SignalStore, row_key
+from kdhub.student import BuildContext, Student
+from kdhub.task import Rows
+from kdhub.teacher import Teacher
+
+logger = logging.getLogger("kdhub")
+
+
+class Stored:
+    """Stored signals of some rows, read by row number."""
+
+    def __init__(self, store: SignalStore, keys: np.ndarray, report: FillReport):
+        self.store, self.report = store, report
+        self.positions = store.locate(keys)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return self.store.read(self.positions[indices])
+
+
+def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored:
+    """A teacher's signals of these rows through the store: what is missing is computed, by all ranks together."""
+    fields = [
+        Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
+        for name, shape in teacher.layout(kind).items()
+    ]
+    key = {"teacher": teacher.identity, "signal": kind}
+    store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
+    report = store.fill(
+        rows.keys,
+        rows.lengths,
+        lambda indices: teacher.signals(rows[indices], kind),
+        rank=rank(),
+        world_size=world_size(),
+        workers=teacher.concurrent_groups,
+        progress=_progress(f"teacher {kind}"),
+    )
+    return Stored(store, rows.keys, report)
+
+
+class Session:
+    """One execution of a recipe in its run folder.
+
+    Attributes:
+        run: the folder; recipe: resolved; seed, task, resolver, plugins.
+        method: built with its checked options.
+        calls: groups of rows the teacher was asked for by this process.
+    """
+
+    def __init__(self, run: Run, resolver: Resolver):
+        self.run, self.resolver = run, resolver
+        self.recipe = run.recipe
+        self.folder: Path = run.folder
+        self.seed = self.recipe.seed
+        self.task = resolver.task(self.recipe.task)
+        self.method = resolver.method(self.recipe)
+        self.plugins = resolver.registry.plugins
+        self.calls = 0
+        self._peak = 0
+
+    # -- what a method sees -----------------------------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        if self.recipe.teacher is None:
+            return None
+        teacher = self.resolver.teacher(self.recipe.teacher, self.recipe.task)
+        facts = {"source": self.recipe.teacher.source, **teacher.provenance}
+        self.run.add_provenance(teacher=facts)
+        return teacher
+
+    @cached_property
+    def student(self) -> Student:
+        return self.build_student()
+
+    def build_student(self) -> Student:
+        """The start, always the same under one seed."""
+        from transformers import set_seed
+
+        set_seed(self.seed)
+        context = BuildContext(self.task, self.teacher, self.seed)
+        student = self.resolver.student(self.recipe.student, context)
+        self.run.add_provenance(student={"start": {"source": self.recipe.student.source, **student.start}})
+        return student
+
+    @cached_property
+    def training_data(self) -> dict[str, list[tuple[Data, str]]]:
+        """Data sets of each use (`train`, ...) with their splits."""
+        opened = {}
+        for use, refs in self.recipe.data.items():
+            opened[use] = []
+            for ref in refs:
+                data = self.resolver.data(ref, self.recipe.on_bad_rows)
+                opened[use].append((data, data.pick(*([ref.split] if ref.split else [use, "train"]))))
+        return opened
+
+    def rows(self, use: str = "train", **settings: Any) -> Rows:
+        """The rows of one use of data, prepared for this teacher and this student, read once for keys and lengths."""
+        if use not in self.training_data:
+            raise UsageError(
+                f"the recipe has no data for {use!r}", hint=f"set it with --data, or data.{use} in the recipe"
+            )
+        parts = self.training_data[use]
+        table = self.task.training_table(parts)
+        prepare = self.task.preparer(self.student, self.teacher, **settings)
+        logger.info("reading %d %s rows", len(table), use)
+        rows = Rows.build(table, prepare, row_key)
+        used = [describe_data(data, split, use) for data, split in parts]
+        self._note_data(used)
+        if rows.truncated:
+            logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
+        facts = {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
+        self.run.add_provenance(rows={use: facts})
+        return rows
+
+    def signals(self, rows: Rows, kind: str) -> Stored:
+        """Stored teacher signals of these rows; what is missing is computed, by all ranks together."""
+        teacher = self.teacher
+        if teacher is None:
+            raise UsageError(f"the method asks for {kind!r}, and the recipe has no teacher")
+        stored = stored_signals(teacher, rows, kind, dtype=self.recipe.signals.dtype)
+        report, store = stored.report, stored.store
+        self.calls += report.calls
+        if report.computed:
+            logger.info(
+                "teacher gave %s of %d rows in %.1f s, %d were stored before",
+                kind, report.computed, report.seconds, report.found,
+            )  # fmt: skip
+        self._note_signals(kind, store, report)
+        return stored
+
+    def fit(self, method: ObjectiveMethod, student: Student) -> Student:
+        """Adapt the student, measure its start, and train it to the end."""
+        import torch
+
+        from kdhub.cost import peak_memory
+        from kdhub.task import Signals
+        from kdhub.training import Engine
+
+        rows = self.rows("train", **method.settings())
+        live = self.teacher if method.spec.live else None
+        given = {} if live else {kind: self.signals(rows, kind) for kind in method.spec.needs}
+        method.adapt(student, self.teacher)
+        if type(method).initialise is not ObjectiveMethod.initialise:
+            some = np.arange(min(len(rows), 1024))
+            stored = {k: torch.as_tensor(v) for s in given.values() for k, v in s[some].items()}
+            with torch.no_grad():
+                method.initialise(student, self.task.collate(rows[some], student), Signals(stored))
+        self.mark_start(student)
+        engine = Engine(
+            self.run,
+            method,
+            self.task,
+            student,
+            extras=method.extras(student, self.teacher),
+            rows=rows,
+            signals=given,
+            teacher=live,
+            sampler=self._sampler(rows, method),
+            seed=self.seed,
+            logged=lambda record: self.plugins.call("kdhub_step_logged", run=self.run, record=record),
+        )
+        facts = engine.train()
+        self.run.add_provenance(training={**facts, "peak_memory_bytes": peak_memory()})
+        return student
+
+    def evaluate(self, student: Student) -> Report:
+        """Measure teacher, start and student, and what each costs."""
+        report = Report()
+        if self.teacher is not None:
+            report.measures += self._measured("teacher", self._teacher_encoder())
+        if self.run.finished("student-before"):
+            report.measures += [Measure(**m) for m in self.run.stage("student-before", lambda: None)]
+        report.measures += self._measured("student", self._student_encoder(student), fresh=True)
+        report.notes += self.evaluator.notes
+        self._note_data(self.evaluator.used)
+        report.facts = self._facts(student)
+        return report
+
+    def log(self, **record: Any) -> None:
+        self.run.log(**record)
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        return self.run.stage(name, work)
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        options = self.resolver.evaluation_options(self.task, self.recipe)
+        return Evaluator(self.task, self.resolver, self.recipe.evaluation, options, self.recipe.on_bad_rows)
+
+    def mark_start(self, student: Student) -> None:
+        """Measure the student as it stands before training, once in the life of the run."""
+        if rank() == 0:
+            self.run.add_provenance(student={"start_parameters": parameters(student)})
+            encode = self._student_encoder(student)
+            self.run.stage("student-before", lambda: self._measure_dicts("student-before", encode))
+        barrier()
+
+    def _measured(self, subject: str, encode: Any, fresh: bool = False) -> list[Measure]:
+        """A stage of its own, except for the student: a resumed run that trained again must not show an old score."""
+        if fresh:
+            return [Measure(**m) for m in self._measure_dicts(subject, encode)]
+        return [Measure(**m) for m in self.run.stage(subject, lambda: self._measure_dicts(subject, encode))]
+
+    def _measure_dicts(self, subject: str, encode: Any) -> list[dict[str, Any]]:
+        against = self._teacher_encoder() if self.teacher is not None and subject != "teacher" else None
+        return [m.to_dict() for m in self.evaluator.measure(subject, encode, against)]
+
+    def _teacher_encoder(self) -> Any:
+        return stored_encoder(self.signals, self.task.preparer(None, self.teacher))
+
+    def _student_encoder(self, student: Student) -> Any:
+        return encoder_of(student, self.task.preparer(student, None))
+
+    def _facts(self, student: Student) -> dict[str, Any]:
+        rows = self.run.provenance.get("rows", {})
+        skipped = {
+            f"{d['name']} {d['split']}": sum(d["skipped"].values())
+            for d in self.run.provenance.get("data", {}).get("use", [])
+            if d.get("skipped")
+        }
+        width = {"student": getattr(student, "width", None), "teacher": getattr(self.teacher, "width", None)}
+        return {
+            "primary": dict(self.task.primary),
+            "width": {k: v for k, v in width.items() if v},
+            "truncated": {use: f["truncated"] for use, f in rows.items() if f.get("truncated")},
+            "skipped": skipped,
+        }
+
+    # -- notes ------------------------------------------------------------------------------------------------
+
+    def _sampler(self, rows: Rows, method: ObjectiveMethod) -> Any:
+        if self.recipe.sampler is None:
+            return None
+        cls, options = self.resolver.sampler(self.recipe.sampler, self.recipe.task)
+        return cls(rows.lengths, method.options.batch_size, self.seed, **options)
+
+    def _note_data(self, used: list[dict[str, Any]]) -> None:
+        known = self.run.provenance.get("data", {}).get("use", [])
+        names = {(d["use"], d["source"], d["split"]) for d in used}
+        kept = [d for d in known if (d["use"], d["source"], d["split"]) not in names]
+        self.run.add_provenance(data={"use": kept + used})
+
+    def _note_signals(self, kind: str, store: SignalStore, report: FillReport) -> None:
+        before = self.run.provenance.get("signals", {}).get(kind, {})
+        facts = {n: v + before.get(n, 0) for n, v in asdict(report).items() if n in ("computed", "found", "calls")}
+        facts["seconds"] = round(report.seconds + before.get("seconds", 0.0), 2)
+        self.run.add_provenance(signals={kind: {"store": store.name, "rows": len(store), **facts}})
+
+
+def parameters(student: Any) -> int | None:
+    """Parameters of a student's (or teacher's) network, None when it has none."""
+    module = getattr(student, "module", None)
+    return sum(p.numel() for p in module.parameters()) if module is not None else None
+
+
+def _progress(what: str, every: float = 5.0) -> Callable[[int, int], None]:
+    """Says how far a fill is, every few seconds."""
+    began = last = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if rank() == 0 and now - last >= every and done < total:
+            speed = done / (now - began)
+            logger.info("%s  %d/%d  %.0f rows/s  %.0f s left", what, done, total, speed, (total - done) / speed)
+            last = now
+
+    return say
+
+
+@contextlib.contextmanager
+def running(run: Run, plugins: Any):
+    """Tell add-ons that a run starts and ends, and hold its lock."""
+    plugins.call("kdhub_run_started", run=run)
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        plugins.call("kdhub_run_finished", run=run, error=error)
+        run.unlock()
+
+
+def cost_subjects(recipe: Recipe, student: Path) -> list[dict[str, Any]]:
+    """What `kdhub.cost.measure` is asked to measure: the recipe's teacher, and a student folder."""
+    subjects = [{"subject": "student", "folder": str(student)}]
+    if recipe.teacher is not None:
+        subjects.insert(0, {"subject": "teacher", "source": recipe.teacher.source, **recipe.teacher.options})
+    return subjects

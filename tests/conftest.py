@@ -1,0 +1,116 @@
+"""What all tests share: folders of their own, an empty registry, fresh interpreters, distributions made on the spot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Before anything imports huggingface_hub, which reads these once. No test uses the network or the user's own cache.
+_session_home = tempfile.TemporaryDirectory(prefix="kdhub-tests-")
+os.environ["HF_HOME"] = _session_home.name
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory, monkeypatch) -> Iterator[Path]:
+    """A kdhub home of the test's own, no switch from outside, strict plugins, and nothing left for the next test."""
+    from kdhub import plugins
+
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("KDHUB_HOME", str(home))
+    monkeypatch.setenv("KDHUB_STRICT", "1")
+    for name in ("KDHUB_PLUGINS", "KDHUB_CATALOG"):
+        monkeypatch.delenv(name, raising=False)
+    plugins.set_plugins(None)
+    yield home
+    plugins.set_plugins(None)
+
+
+@pytest.fixture
+def empty_registry():
+    """A registry of this process with nothing in it and discovery off; fill it with `.plugins.register(module)`."""
+    from kdhub.plugins import Plugins, set_plugins
+    from kdhub.registry import Registry
+
+    plugins = Plugins()
+    set_plugins(plugins)
+    return Registry(plugins)
+
+
+@pytest.fixture
+def toys(isolated, monkeypatch):
+    """kdhub's own plugins and the family of `toy.py`, discovery off. Returns the plugins, to register more."""
+    import toy
+
+    from kdhub import builtin
+    from kdhub.plugins import Plugins, set_plugins
+
+    for cls, name in ((toy.Hint, "fail_at"), (toy.Label, "fail"), (toy.Linear, "asked"), (toy.Linear, "last")):
+        monkeypatch.setattr(cls, name, getattr(cls, name))  # as they are now, again after the test
+    plugins = Plugins()
+    set_plugins(plugins)
+    plugins.register(builtin, "kdhub")
+    plugins.register(toy, "kdhub-toy")
+    return plugins
+
+
+@pytest.fixture
+def run_python(tmp_path, isolated) -> Callable[..., subprocess.CompletedProcess]:
+    """Run code in a fresh interpreter: `run_python(code, *folders, KDHUB_STRICT="1")`.
+
+    The folders go in front of the module search path, as site-packages folders do; keywords are environment
+    variables, all other KDHUB_ ones are unset. Not strict unless asked for.
+    """
+
+    def run(code: str, *folders: Path, args: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("KDHUB_")}
+        environment |= {"KDHUB_HOME": str(isolated), "PYTHONPATH": os.pathsep.join(map(str, [*folders, ROOT]))}
+        return subprocess.run(
+            [sys.executable, "-B", "-c", code, *args],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment | variables,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture
+def make_distribution() -> Callable[..., Path]:
+    """Install a distribution by hand: `make_distribution(folder, "kdhub-x", plugins={"x": "kdhub_x.plugin"})`."""
+
+    def make(
+        folder: Path,
+        name: str,
+        *,
+        version: str = "1.0",
+        plugins: dict[str, str] | None = None,
+        files: dict[str, str] | None = None,
+        requires: str = "kdhub",
+    ) -> Path:
+        # Underscores, as real wheels have them: with a hyphen the name would end there.
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {requires}\n"
+            "\nVersion: of the text below the headers\n"
+        )
+        if plugins:
+            lines = [f"{key} = {target}" for key, target in plugins.items()]
+            (info / "entry_points.txt").write_text("\n".join(["[kdhub]", *lines, ""]))
+        for path, text in (files or {}).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        return info
+
+    return make

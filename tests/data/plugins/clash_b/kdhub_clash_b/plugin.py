@@ -1,0 +1,11 @@
+from kdhub import MethodSpec, TeacherSpec, hookimpl
+
+
+@hookimpl
+def kdhub_methods():
+    yield MethodSpec(name="disputed", target="kdhub_clash_b.method:Disputed", summary="of b")
+
+
+@hookimpl
+def kdhub_teachers():  # the same name for different tasks: no clash
+    yield TeacherSpec(name="shared", target="kdhub_clash_b.teacher:Shared", tasks=("image-classification",))

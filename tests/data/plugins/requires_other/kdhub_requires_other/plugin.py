@@ -1,0 +1,1 @@
+raise SystemError("made for another kdhub: must not even be imported")

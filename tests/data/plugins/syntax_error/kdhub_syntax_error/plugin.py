@@ -1,0 +1,1 @@
+def kdhub_methods(:

@@ -1,0 +1,190 @@
+"""Reports: what was kept, what tables say, which files are read, and the pictures made from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from types import SimpleNamespace
+
+import pytest
+
+from kdhub.errors import RunError
+from kdhub.metric import Measure
+from kdhub.report import Report, gain, markdown, number, render
+
+
+def m(metric, value, subject, dataset="pydoc", split="test", **more):
+    return Measure(metric=metric, value=value, subject=subject, dataset=dataset, split=split, **more)
+
+
+def cost(metric, value, subject, unit="", higher=False, **more):
+    return Measure(metric=metric, value=value, subject=subject, unit=unit, higher_is_better=higher, **more)
+
+
+@pytest.fixture
+def report():
+    measures = [
+        m("ndcg@10", 0.506, "teacher", examples=612),
+        m("ndcg@10", 0.316, "student-before"),
+        m("ndcg@10", 0.458, "student"),
+        m("ndcg@10", 0.461, "asymmetric"),
+        m("ndcg@10", 0.4, "teacher", variant={"dims": 96}),
+        m("ndcg@10", 0.3, "student", variant={"dims": 96}),
+        m("recall@10", 0.6, "student", variant={"dims": 96}),
+        m("cosine", 0.93, "student"),
+        m("perplexity", 10.0, "teacher", "wiki", higher_is_better=False),
+        m("perplexity", 12.5, "student", "wiki", higher_is_better=False),
+        cost("parameters", 22_713_216, "teacher", "parameters"),
+        cost("parameters", 11_000_000, "student", "parameters"),
+        cost("throughput", 250.0, "teacher", "examples/s", higher=True),
+        cost("throughput", 725.0, "student", "examples/s", higher=True),
+        cost("latency-p50", None, "teacher", "ms", note="it runs behind an API"),
+        cost("latency-p50", 4.1, "student", "ms"),
+    ]
+    return Report(measures, ["scifact was left out"], {"primary": {"retrieval": "ndcg@10", "lm": "perplexity"}})
+
+
+def test_kept_is_over_the_teacher_and_turned_round_where_lower_is_better(report):
+    kept = {(r.metric, r.subject, r.variant.get("dims")): r.kept for r in report.retention}
+    assert kept == {
+        ("ndcg@10", "student-before", None): pytest.approx(0.316 / 0.506),
+        ("ndcg@10", "student", None): pytest.approx(0.458 / 0.506),
+        ("ndcg@10", "asymmetric", None): pytest.approx(0.461 / 0.506),
+        ("ndcg@10", "student", 96): pytest.approx(0.75),
+        ("perplexity", "student", None): pytest.approx(0.8),
+    }
+
+
+@pytest.mark.parametrize("teacher", [0.0, -0.2])
+def test_nothing_is_kept_of_a_useless_teacher(teacher):
+    assert Report([m("spearman", teacher, "teacher"), m("spearman", 0.4, "student")]).retention == []
+
+
+def test_get_finds_one_measure_by_all_its_parts(report):
+    assert report.get("ndcg@10", "student").value == 0.458
+    assert report.get("ndcg@10", "student", variant={"dims": 96}).value == 0.3
+    assert report.get("ndcg@10", "student", "wiki") is None
+    assert report.get("ndcg@10", "student", split="dev") is None
+    assert report.get("parameters", "teacher").value == 22_713_216
+
+
+def test_headline_is_the_primary_metric_of_each_data_set(report):
+    assert [(line.dataset, line.metric) for line in report.headline()] == [("pydoc", "ndcg@10"), ("wiki", "perplexity")]
+
+
+def test_a_number_measured_again_replaces_the_old_one():
+    again = Report([m("ndcg@10", 0.1, "student"), m("ndcg@10", 0.2, "student")])
+    assert [line.value("student") for line in again.lines()] == [0.2]
+
+
+def test_terminal_table(report):
+    lines = render(report).splitlines()
+    assert lines[:4] == [
+        "Quality",
+        "data        metric      teacher  before    kept  student    kept  asymmetric    kept",
+        "----------  ----------  -------  ------  ------  -------  ------  ----------  ------",
+        "pydoc test  ndcg@10       0.506   0.316  62.5 %    0.458  90.5 %       0.461  91.1 %",
+    ]
+    text = "\n".join(lines)
+    assert "dims 96" in text and text.count("recall@10") == 0, "views are shown for headline metrics only"
+    assert "22.7 M" in text and "2.1x fewer" in text and "2.9x faster" in text
+    assert lines[-1] == "note: scifact was left out"
+
+
+def test_wide_characters_stay_aligned_and_control_characters_do_not_reach_the_terminal():
+    hostile = "中文\x1b[31m\nx\u202e"
+    text = render(Report([m("a", 0.5, "teacher", hostile), m("a", 0.4, "student", hostile), m("b", 0.5, "teacher")]))
+    assert not any(ord(c) < 32 and c != "\n" for c in text) and "\u202e" not in text
+    wide, narrow = (next(line for line in text.splitlines() if key in line) for key in ("中文", "pydoc"))
+    assert narrow.index("b") - wide.index("  a") - 2 == 2, "two characters that take four columns"
+
+
+def test_a_worse_student_is_called_worse():
+    slower = Report([cost("latency-p50", 4.0, "teacher", "ms"), cost("latency-p50", 6.0, "student", "ms")])
+    assert gain(slower.costs()[0]) == "1.5x slower"
+
+
+@pytest.mark.parametrize(
+    "value, unit, shown",
+    [
+        (0.50649, "", "0.506"),
+        (None, "ms", "–"),
+        (math.nan, "", "–"),
+        (90_868_376, "bytes", "90.9 MB"),
+        (999, "bytes", "999 B"),
+        (22_713_216, "parameters", "22.7 M"),
+        (4.123, "ms", "4.12 ms"),
+        (0.0, "ms", "0 ms"),
+        (1234.5, "examples/s", "1,234 examples/s"),
+        (12.34, "%", "12.3 %"),
+    ],
+)
+def test_numbers(value, unit, shown):
+    assert number(value, unit) == shown
+
+
+def test_markdown_escapes_every_cell(report):
+    text = markdown(report.tables()[0], lambda cell: cell.upper())
+    assert text.splitlines()[0].startswith("| DATA | METRIC |") and "PYDOC TEST" in text
+    assert text.splitlines()[1] == "| :-- | :-- |" + " --: |" * 7
+
+
+def test_it_is_the_same_after_a_file(report):
+    written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert Report.from_dict(written) == report
+
+
+def test_a_value_that_is_no_number_becomes_none_with_a_note():
+    written = json.dumps(Report([m("loss", math.inf, "student")]).to_dict(), allow_nan=False)
+    (back,) = Report.from_dict(json.loads(written)).measures
+    assert back.value is None and "inf" in back.note
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ({"schema": 99, "measures": []}, "r.json has schema 99, this kdhub reads 1"),
+        ({"measures": []}, "r.json has schema None, this kdhub reads 1"),
+        ([], "r.json is not a report"),
+        ({"schema": 1, "measures": [{"metric": "a"}]}, "r.json, measure 1: a measure needs"),
+        ({"schema": 1, "measures": [{"metric": "a", "subject": "s", "value": "0.9"}]}, "'0.9', not a number"),
+        ({"schema": 1, "measures": [{"metric": "a", "subject": "s", "variant": 3}]}, "variant is 3"),
+    ],
+)
+def test_another_schema_or_a_damaged_report_is_refused_in_one_sentence(value, said):
+    with pytest.raises(RunError) as caught:
+        Report.from_dict(value, "r.json")
+    assert said in caught.value.message and "\n" not in caught.value.message
+
+
+# -- pictures -------------------------------------------------------------------------------------------------
+
+
+def png_size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_pictures_are_drawn_for_what_there_is(report, tmp_path):
+    from kdhub.plots import plot_run
+
+    report.facts["width"] = {"teacher": 384, "student": 384}
+    steps = [{"step": i, "loss": 2.0 / i, "terms": {"a$_{": 1.0 / i, "b": 1.0 / i}, "lr": 1e-3} for i in range(1, 500)]
+    run = SimpleNamespace(folder=tmp_path, report=report.to_dict(), metrics=lambda: iter(steps))
+    files = plot_run(run)
+    assert [f.name for f in files] == ["loss.png", "retention.png", "truncation.png"]
+    assert all(width > 700 and height > 400 for width, height in map(png_size, files))
+    before = [f.read_bytes() for f in files]
+    assert before == [f.read_bytes() for f in plot_run(run)], "the same numbers give the same bytes"
+
+
+def test_no_picture_without_its_numbers(tmp_path):
+    from kdhub.plots import plot_run
+
+    measures = [m("ndcg@10", 0.4, "student"), m("ndcg@10", None, "teacher")]
+    steps = [{"step": 1, "loss": 1.0, "terms": {"a": 1.0}}, {"event": "resumed"}]
+    for report in (Report(measures).to_dict(), None):
+        run = SimpleNamespace(folder=tmp_path, report=report, metrics=lambda: iter(steps))
+        assert plot_run(run) == [] and not (tmp_path / "plots").exists()

@@ -1,0 +1,474 @@
+"""The engine, with the toy family: what is trained, what a checkpoint holds, exact resume, bad losses, full disks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from kdhub.errors import DataError, ExitCode, TrainingError, UsageError
+from kdhub.method import ObjectiveMethod, TrainingOptions
+from kdhub.sampler import ShuffledSampler
+from kdhub.training import STATE, list_checkpoints, newest_checkpoint, resolve_precision
+from kdhub.verbs.distill import distill
+
+
+@pytest.fixture
+def train(toys, tmp_path):
+    """`train("name", method="toy-hint", lr=0.1, ...)`: a small run in its own folder, nothing evaluated."""
+
+    def run(name="run", *, method="toy-hint", teacher="linear:1", student="mlp:6", rows=None, **options):
+        recipe = {
+            "task": "toy-vectors",
+            "method": method,
+            "student": student,
+            "data": {"train": {"source": "toy-points", "limit": rows}},
+            "evaluation": {"cost": False, "data": []},
+            "options": {"batch_size": 8, "epochs": 1, "precision": "float32", "lr": 0.01},
+        }
+        if teacher:
+            recipe["teacher"] = teacher
+        if sampler := options.pop("sampler", None):
+            recipe["sampler"] = sampler
+        recipe["options"].update(options)
+        return distill(recipe, out=tmp_path / name)
+
+    return run
+
+
+def weights(run):
+    return {name: t.numpy().tobytes() for name, t in load_file(run.student_folder / "model.safetensors").items()}
+
+
+@pytest.fixture
+def keep_checkpoints(monkeypatch):
+    """A run that ended well keeps its checkpoints, so that one can look into them."""
+    import shutil
+
+    from kdhub.verbs import distill as verb
+
+    class Keeping:
+        rmtree = staticmethod(lambda path, **how: None if path.name == "checkpoints" else shutil.rmtree(path, **how))
+
+    monkeypatch.setattr(verb, "shutil", Keeping)
+
+
+# -- what is trained ------------------------------------------------------------------------------------------
+
+
+def test_student_and_extras_train_and_the_teacher_does_not(train, keep_checkpoints):
+    import toy
+
+    run = train(epochs=4, checkpoint_steps=5)
+    start = toy.mlp("6", type("C", (), {"seed": 0})()).module.state_dict()
+    trained = load_file(run.student_folder / "model.safetensors")
+    assert all(not torch.equal(trained[name], start[name]) for name in start), "every weight of the student moved"
+    assert "projection" not in " ".join(trained), "extras are not published"
+
+    last = newest_checkpoint(run.checkpoints)
+    saved = load_file(last / "model.safetensors")
+    torch.manual_seed(7)
+    first = torch.nn.Linear(6, toy.OUTPUTS)
+    assert not torch.equal(saved["extras.projection.weight"], first.weight), "extras are in the optimiser"
+    assert not any("map" in name for name in saved), "the teacher is in no checkpoint"
+    assert json.loads((last / STATE).read_text())["method"]["mean"] != 1.0
+
+
+def test_a_live_teacher_is_left_as_it_is(train):
+    import toy
+
+    before = toy.Matrix(1).state_dict()
+    run = train(method="toy-mix", epochs=2)
+    module = toy.Linear.last.module
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not module.training and all(p.grad is None for p in module.parameters())
+    assert toy.Linear.asked == 0, "nothing was stored: its input is random"
+    losses = [r["loss"] for r in run.metrics()]
+    assert losses[-1] < losses[0]
+
+
+def test_teacher_signals_reach_their_own_rows(train):
+    """In shuffled batches each row meets its own teacher vector, from the store: a matrix can be learned exactly."""
+    run = train(method="toy-hint", student="mlp:64", lr=0.02, epochs=60, hint_weight=0, weight_decay=0, rows=16)
+    assert list(run.metrics())[-1]["terms"]["match"] < 1e-2
+
+
+def test_a_second_run_asks_the_teacher_nothing(train):
+    import toy
+
+    train("one")
+    asked = toy.Linear.asked
+    assert asked == 40
+    train("two", method="toy-hint", epochs=2)
+    assert toy.Linear.asked == asked
+
+
+def test_a_method_without_teacher(train):
+    run = train(method="toy-plain", teacher=None, epochs=3)
+    assert "teacher" not in run.provenance
+    losses = [r["loss"] for r in run.metrics()]
+    assert losses[-1] < losses[0]
+
+
+def test_dropout_is_off_in_training_unless_asked_for_and_the_student_keeps_its_own(train):
+    off, own = train("off", dropout=0.0), train("own", dropout=None)
+    assert weights(off) != weights(own)
+    import kdhub
+
+    assert kdhub.load(off.folder).module.drop.p == 0.5
+
+
+def test_rows_that_the_task_cannot_train_on(toys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"z": [1.0]}\n')
+    recipe = {
+        "task": "toy-vectors",
+        "method": "toy-plain",
+        "student": "mlp:3",
+        "data": {"train": str(tmp_path / "rows.jsonl")},
+        "evaluation": {"cost": False},
+    }
+    with pytest.raises(DataError, match="has no column 'x'"):
+        distill(recipe, out=tmp_path / "run")
+
+
+def test_a_method_with_its_own_distill_resumes_at_its_stage(toys, tmp_path, monkeypatch):
+    import toy
+
+    monkeypatch.setattr(toy.Label, "fail", True)
+    with pytest.raises(KeyboardInterrupt):
+        distill("toy-labelled", out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["stages"] == {"choose": 40}
+    monkeypatch.setattr(toy.Label, "fail", False)
+    run = distill(resume=tmp_path / "run")
+    rows = [json.loads(line) for line in (run.student_folder / "train.jsonl").read_text().splitlines()]
+    matrix = toy.Matrix(1)
+    expected = matrix(torch.tensor([r["x"] for r in rows]))["vector"].detach().numpy()
+    np.testing.assert_allclose([r["y"] for r in rows], expected, rtol=2e-3, atol=1e-3)
+    assert run.report["measures"][0]["value"] == 40
+    assert "# toy-labelled" in (run.folder / "README.md").read_text(), "a student that is no model has a card too"
+
+
+# -- checkpoints and resume -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [None, "toy-curious"])
+@pytest.mark.parametrize("step", [3, 8])
+def test_resume_is_exact(train, tmp_path, monkeypatch, step, sampler):
+    """With dropout, accumulation, extras, method state, and a sampler that learns from the losses; bit for bit."""
+    import toy
+
+    settings = {"epochs": 3, "checkpoint_steps": 2, "dropout": None, "accumulate": 2, "sampler": sampler}
+    whole = train("whole", **settings)
+
+    monkeypatch.setattr(toy.Hint, "fail_at", step)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", **settings)
+    kept = [p.name for p in list_checkpoints(tmp_path / "cut" / "checkpoints")]
+    assert kept[-1] == f"checkpoint-{step // 2 * 2}" and len(kept) <= 2
+    monkeypatch.setattr(toy.Hint, "fail_at", None)
+    resumed = distill(resume=tmp_path / "cut")
+
+    assert weights(resumed) == weights(whole)
+
+    def log(run):
+        return [{k: v for k, v in record.items() if k != "rows_per_second"} for record in run.metrics()]
+
+    assert log(resumed) == log(whole), "no step stands twice and none is missing"
+    assert resumed.provenance["resumed"] and not resumed.checkpoints.exists()
+
+
+def test_resume_is_exact_with_batches_mixed_at_random(train, tmp_path, monkeypatch):
+    import toy
+
+    def at(step):
+        def objective(self, student, teacher, batch, progress):
+            if progress.step == step:
+                raise KeyboardInterrupt
+            return real(self, student, teacher, batch, progress)
+
+        return objective
+
+    real = toy.Mix.objective
+    whole = train("whole", method="toy-mix", epochs=2, checkpoint_steps=3)
+    monkeypatch.setattr(toy.Mix, "objective", at(7))
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", method="toy-mix", epochs=2, checkpoint_steps=3)
+    monkeypatch.setattr(toy.Mix, "objective", real)
+    assert weights(distill(resume=tmp_path / "cut")) == weights(whole)
+
+
+def test_an_interrupted_resume_resumes(train, tmp_path, monkeypatch):
+    import toy
+
+    whole = train("whole", epochs=3, checkpoint_steps=2, sampler="toy-curious")
+    for step, start in ((5, train), (9, None), (None, None)):
+        monkeypatch.setattr(toy.Hint, "fail_at", step)
+        try:
+            run = (
+                start("cut", epochs=3, checkpoint_steps=2, sampler="toy-curious")
+                if start
+                else distill(resume=tmp_path / "cut")
+            )
+        except KeyboardInterrupt:
+            continue
+    assert weights(run) == weights(whole)
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_used(train, tmp_path, monkeypatch):
+    import toy
+
+    whole = train("whole", epochs=3, checkpoint_steps=2)
+    monkeypatch.setattr(toy.Hint, "fail_at", 9)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", epochs=3, checkpoint_steps=2)
+    monkeypatch.setattr(toy.Hint, "fail_at", None)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    (checkpoints / "checkpoint-12").mkdir()  # as if a rename had been no rename
+    (checkpoints / "checkpoint-12" / "model.safetensors").write_bytes(b"half")
+    (checkpoints / ".staging" / "checkpoint-10").mkdir(parents=True)
+    assert newest_checkpoint(checkpoints).name == "checkpoint-8"
+    assert weights(distill(resume=tmp_path / "cut")) == weights(whole)
+
+
+def test_a_finished_run_is_not_done_again(train):
+    run = train()
+    before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    distill(resume=run.folder)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_the_number_of_ranks_may_not_change(train, tmp_path, monkeypatch):
+    import toy
+
+    monkeypatch.setattr(toy.Hint, "fail_at", 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint_steps=2)
+    monkeypatch.setattr(toy.Hint, "fail_at", None)
+    state = tmp_path / "run" / "checkpoints" / "checkpoint-4" / STATE
+    state.write_text(json.dumps({**json.loads(state.read_text()), "ranks": 2}))
+    with pytest.raises(UsageError, match="was written by 2 ranks, this job has 1"):
+        distill(resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize("failing", ["model", "commit"])
+def test_a_full_disk_keeps_the_last_good_checkpoint(train, tmp_path, monkeypatch, failing):
+    import safetensors.torch
+
+    from kdhub import training
+
+    whole = train("whole", epochs=2, checkpoint_steps=2)
+    real = {"model": safetensors.torch.save_model, "commit": training.write_json}[failing]
+    calls = []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    if failing == "model":
+        monkeypatch.setattr(safetensors.torch, "save_model", full)
+    else:
+        monkeypatch.setattr(training, "write_json", full)
+    with pytest.raises(TrainingError, match="cannot write a checkpoint at step 6: No space left on device") as error:
+        train("cut", epochs=2, checkpoint_steps=2)
+    assert "--resume" in error.value.hint
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    assert [p.name for p in list_checkpoints(checkpoints)] == ["checkpoint-2", "checkpoint-4"]
+    assert not list((checkpoints / ".staging").glob("*")), "what was half written is gone: it would fill the disk"
+    monkeypatch.undo()
+    monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "elsewhere"))
+    assert weights(distill(resume=tmp_path / "cut")) == weights(whole)
+
+
+@pytest.mark.parametrize("limit, writer", [(200, "SafetensorError"), (3000, "RuntimeError")])
+def test_a_writer_of_another_library_that_fails(train, tmp_path, monkeypatch, limit, writer):
+    """A real limit on the size of files: the weights' writer and the optimiser's each raise what is no OSError."""
+    import resource
+    import signal
+
+    from kdhub import training
+
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+
+        def limited(self, *arguments):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+            try:
+                return real(self, *arguments)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+        real = training._Trainer._save_checkpoint
+        monkeypatch.setattr(training._Trainer, "_save_checkpoint", limited)
+        with pytest.raises(TrainingError, match="cannot write a checkpoint at step 2: ") as error:
+            train(checkpoint_steps=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert type(error.value.__cause__).__name__ == writer
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+# -- losses ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step(train, tmp_path):
+    with pytest.raises(TrainingError) as error:
+        train(method="toy-plain", teacher=None, epochs=2, poison=6, second=0.1, checkpoint_steps=2)
+    assert "the loss is nan at step 7 of 10: term 'labels'" in str(error.value)
+    assert "'second'" not in str(error.value), "the other term was fine"
+    assert error.value.exit_code == ExitCode.FAILED
+    assert "the last good checkpoint is checkpoint-6" in error.value.hint
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "checkpoint-6"
+    for tensor in load_file(tmp_path / "run/checkpoints/checkpoint-6/model.safetensors").values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_one_term_that_dwarfs_another_is_reported(train, caplog):
+    def warned(second):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "kdhub"):
+            train(f"run-{second}", method="toy-plain", teacher=None, epochs=2, second=second)
+        return [r.getMessage() for r in caplog.records if "dwarfs" in r.getMessage()]
+
+    (message,) = warned(1e7)
+    assert "'second'" in message and "'labels'" in message
+    assert warned(1.0) == []
+
+
+# -- settings -------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_must_divide(train):
+    with pytest.raises(UsageError, match=r"batch_size 9 does not divide into 1 ranks x 2 accumulated") as error:
+        train(batch_size=9, accumulate=2)
+    assert "multiple of 2" in error.value.hint
+
+
+def test_accumulated_batches_have_the_gradient_of_one_batch(train, monkeypatch):
+    """The optimiser would not tell: AdamW does much the same with twice the gradient."""
+    seen = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            seen.append([p.grad.norm().item() for group in self.param_groups for p in group["params"]])
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    for parts in (1, 2, 4):
+        train(f"in-{parts}", method="toy-plain", teacher=None, accumulate=parts, grad_clip=0)
+    one, two, four = seen[:5], seen[5:10], seen[10:]
+    assert two == [pytest.approx(norms, rel=1e-3) for norms in one]
+    assert four == [pytest.approx(norms, rel=1e-3) for norms in one]
+
+
+def test_max_steps_and_fractions_of_an_epoch(train):
+    assert list(train("a", max_steps=3).metrics())[-1]["step"] == 3
+    assert list(train("b", epochs=0.4).metrics())[-1]["step"] == 2
+    last = list(train("c", rows=3, epochs=2).metrics())[-1]
+    assert (last["step"], last["epoch"]) == (2, 2.0), "fewer rows than one batch are one full batch"
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"schedule": "constant"}, [1, 1, 1, 1, 1]),
+        ({"schedule": "linear"}, [1, 0.8, 0.6, 0.4, 0.2]),
+        ({"schedule": "linear", "warmup": 0.4}, [0.5, 1, 1, 2 / 3, 1 / 3]),
+        ({"schedule": "cosine", "warmup": 0.2}, [1, 1, 0.853553, 0.5, 0.146447]),
+        ({"schedule": "linear", "warmup": 1.0}, [0.2, 0.4, 0.6, 0.8, 1]),
+    ],
+)
+def test_learning_rates_by_hand(train, options, expected):
+    """Logged is the rate that the step was taken with."""
+    run = train(**options)
+    assert [r["lr"] for r in run.metrics()] == pytest.approx([0.01 * e for e in expected], rel=1e-5)
+
+
+def test_the_optimiser_takes_the_rates_that_are_logged(train, monkeypatch):
+    taken = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            taken.append(self.param_groups[0]["lr"])
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    run = train(warmup=0.4)
+    assert taken == pytest.approx([r["lr"] for r in run.metrics()])
+
+
+def test_bfloat16_is_autocast_and_weights_stay_float32(train):
+    run = train(precision="bfloat16")
+    assert {t.dtype for t in load_file(run.student_folder / "model.safetensors").values()} == {torch.float32}
+    assert run.provenance["training"]["precision"] == "bfloat16"
+    assert weights(run) != weights(train("plain"))
+
+
+def test_auto_precision_follows_the_hardware(monkeypatch):
+    from kdhub import training
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for has, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(training, "_cpu_has_bfloat16", lambda has=has: has)
+        assert resolve_precision("auto") == expected
+        assert resolve_precision("float16") == "float16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert resolve_precision("auto") == "bfloat16"
+    assert resolve_precision("auto", "cpu") == "float32"
+
+
+# -- order of the rows ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 700),
+    batch=st.integers(1, 12),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
+    group=st.booleans(),
+)
+def test_every_row_once_an_epoch_in_whole_batches(rows, batch, seed, epoch, group):
+    lengths = np.random.default_rng(seed).integers(1, 99, rows).astype(np.int32)
+    order = ShuffledSampler(lengths, batch, seed, group_by_length=group).epoch(epoch)
+    again = ShuffledSampler(lengths, batch, seed, group_by_length=group).epoch(epoch)
+    assert np.array_equal(order, again), "nothing but rows, batch, seed and epoch decides: any rank knows the order"
+    assert len(order) == -(-rows // batch) * batch
+    seen = np.bincount(order, minlength=rows)
+    assert seen.min() >= 1 and seen.sum() - rows < batch
+    assert rows < batch or seen.max() <= 2
+
+
+def test_epochs_and_seeds_differ():
+    lengths = np.ones(64, np.int32)
+    orders = [tuple(ShuffledSampler(lengths, 8, seed).epoch(n)) for seed in (0, 1) for n in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_batches_hold_rows_of_like_length_and_their_order_does_not_tell():
+    lengths = np.random.default_rng(0).integers(1, 512, 3200).astype(np.int32)
+
+    def spread(group):
+        batches = lengths[ShuffledSampler(lengths, 16, 0, group_by_length=group).epoch(0)].reshape(-1, 16)
+        return np.mean(batches.max(1) - batches.min(1)), batches.mean(1)
+
+    grouped, means = spread(True)
+    assert grouped < 0.05 * spread(False)[0]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2, "long and short batches alternate at random"
+
+
+def test_every_training_option_has_a_description():
+    for name, field in TrainingOptions.model_fields.items():
+        assert field.description, name
+    with pytest.raises(TypeError):
+        ObjectiveMethod(TrainingOptions())

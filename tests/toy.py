@@ -1,0 +1,394 @@
+"""A family of its own for the tests, as small as one can be: vectors to vectors, a teacher that is a matrix.
+
+It goes through the public door only, and is as unlike LEAF as four methods can be: one with an extra module and a
+state, one that makes a data set in stages, one whose live teacher sees mixed batches, and one without a teacher.
+Register it with `plugins.register(toy, "kdhub-toy")`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdhub import (
+    DatasetSpec,
+    MethodSpec,
+    MetricSpec,
+    SamplerSpec,
+    StudentSpec,
+    TaskSpec,
+    TeacherSpec,
+    hookimpl,
+)
+from kdhub.data import Data
+from kdhub.errors import DataError
+from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
+from kdhub.metric import Measure
+from kdhub.report import Report
+from kdhub.sampler import Sampler
+from kdhub.student import Student
+from kdhub.task import Signals, Task
+from kdhub.teacher import Teacher
+
+INPUTS, OUTPUTS = 4, 3
+TASK = ("toy-vectors",)
+
+
+# -- what it provides -----------------------------------------------------------------------------------------
+
+
+@hookimpl
+def kdhub_tasks():
+    yield TaskSpec(name="toy-vectors", target="toy:Vectors", signals=("vector", "hidden"), summary="vectors to vectors")
+
+
+@hookimpl
+def kdhub_methods():
+    def method(name, target, **spec):
+        return MethodSpec(name=name, target=f"toy:{target}", tasks=TASK, summary="a toy", **spec)
+
+    yield method("toy-hint", "Hint", needs=("vector",), uses=("vector", "hidden"), recipe="toy-hint")
+    yield method("toy-label", "Label", needs=("vector",), uses=())
+    yield method("toy-mix", "Mix", needs=("vector",), live=True)
+    yield method("toy-plain", "Plain", uses=("vector",), labels=True)
+    yield method("toy-attention", "Plain", needs=("attentions",))
+
+
+@hookimpl
+def kdhub_teachers():
+    yield TeacherSpec(name="linear", target="toy:Linear", tasks=TASK, gives=("vector",), argument="SEED", live=True)
+    yield TeacherSpec(name="far", target="toy:Linear", tasks=TASK, gives=("vector",), argument="SEED")
+    yield TeacherSpec(name="path", target="toy:Saved", tasks=TASK, gives=("vector",), argument="FOLDER", live=True)
+
+
+@hookimpl
+def kdhub_students():
+    yield StudentSpec(name="mlp", target="toy:mlp", tasks=TASK, exposes=("vector", "hidden"), argument="HIDDEN")
+    yield StudentSpec(name="narrow", target="toy:mlp", tasks=TASK, exposes=("vector",), argument="HIDDEN")
+    yield StudentSpec(name="path", target="toy:saved", tasks=TASK, exposes=("vector", "hidden"), argument="FOLDER")
+    yield StudentSpec(name="table", target="toy:table", tasks=TASK, summary="rows, no model")
+
+
+@hookimpl
+def kdhub_datasets():
+    yield DatasetSpec(name="toy-points", target="toy:points", splits=("train", "test"))
+
+
+@hookimpl
+def kdhub_samplers():
+    yield SamplerSpec(name="toy-curious", target="toy:Curious", tasks=TASK)
+
+
+@hookimpl
+def kdhub_metrics():
+    yield MetricSpec(name="toy-error", target="toy:error", tasks=TASK, form="rows", higher_is_better=False)
+    yield MetricSpec(name="toy-distance", target="toy:distance", tasks=TASK, fidelity=True, higher_is_better=False)
+
+
+@hookimpl
+def kdhub_catalogs():
+    yield Path(__file__).parent / "data" / "toy"
+
+
+# -- data -----------------------------------------------------------------------------------------------------
+
+
+def points(n: int = 40) -> Data:
+    """Points with a smooth label; the test split is other points."""
+
+    def rows(seed: int, n: int):
+        for x in np.random.default_rng(seed).normal(size=(n, INPUTS)):
+            yield {"x": x.tolist(), "y": np.sin(x[:OUTPUTS]).tolist()}
+
+    splits = {"train": lambda: rows(0, n), "test": lambda: rows(1, 16)}
+    return Data.from_rows("toy-points", splits, key={"n": n, "version": 1}, licence="cc0-1.0")
+
+
+# -- models ---------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.inner, self.drop, self.outer = nn.Linear(INPUTS, hidden), nn.Dropout(0.5), nn.Linear(hidden, OUTPUTS)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.drop(torch.tanh(self.inner(x)))
+        return {"vector": self.outer(hidden), "hidden": hidden}
+
+
+class Vectors(Task):
+    """Rows have `x`, and for methods with labels and for metrics also `y`."""
+
+    name = "toy-vectors"
+    primary = {"rows": "toy-error"}
+    primary_signal = "vector"
+
+    class EvaluationOptions(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        scale: float = Field(1.0, gt=0, description="of the outputs")
+
+    def training_table(self, parts):
+        from datasets import concatenate_datasets
+
+        for data, split in parts:
+            if "x" not in data.split(split).column_names:
+                raise DataError(f"{data.name}, split {split!r}, has no column 'x'")
+        return concatenate_datasets([data.split(split) for data, split in parts])
+
+    def preparer(self, student, teacher, **settings):
+        def prepare(rows):
+            return [
+                {**row, "content": np.asarray(row["x"], "<f4").tobytes(), "length": 1 + int(abs(row["x"][0])), "cut": 0}
+                for row in rows
+            ]
+
+        return prepare
+
+    def collate(self, examples, student):
+        return {name: torch.tensor([e[name] for e in examples]) for name in ("x", "y") if name in examples[0]}
+
+    def forward(self, module, inputs):
+        return Signals(module(inputs["x"]))
+
+    def load(self, folder):
+        if (folder / "train.jsonl").exists():
+            return TableStudent([json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()])
+        net = Net(json.loads((folder / "config.json").read_text())["hidden"])
+        net.load_state_dict(load_file(folder / "model.safetensors"))
+        return NetStudent(net.eval())
+
+    def outputs(self, encode, data, split):
+        table = data.split(split)
+        return Outputs(encode(table, "vector")["vector"], np.asarray(table["y"]))
+
+    def sample(self, data, split, n):
+        return [{"x": x} for x in data.split(split)[:n]["x"]]
+
+
+class Outputs:
+    def __init__(self, vectors, labels):
+        self.vectors, self.labels, self.examples = vectors, labels, len(vectors)
+
+
+def error(outputs: Outputs) -> float:
+    return float(np.square(outputs.vectors - outputs.labels).mean())
+
+
+def distance(outputs: Outputs, teacher: Outputs) -> float:
+    return float(np.square(outputs.vectors - teacher.vectors).mean())
+
+
+def run_net(net: nn.Module, examples) -> np.ndarray:
+    with torch.no_grad():
+        return net.eval()(torch.tensor([e["x"] for e in examples]))["vector"].numpy()
+
+
+class NetStudent(Student):
+    task = "toy-vectors"
+
+    def __init__(self, module: Net, start=None):
+        super().__init__(start)
+        self.module = module
+
+    def signals(self, examples, kind):
+        return {kind: run_net(self.module, examples)}
+
+    def save(self, folder):
+        save_file(self.module.state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"hidden": self.module.inner.out_features}))
+
+
+class TableStudent(Student):
+    """A student that is no model: a data set."""
+
+    task = "toy-vectors"
+
+    def __init__(self, rows=()):
+        super().__init__()
+        self.rows = list(rows)
+
+    def save(self, folder):
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def mlp(argument, context) -> NetStudent:
+    torch.manual_seed(context.seed)
+    return NetStudent(Net(int(argument)), {"hidden": int(argument)})
+
+
+def saved(argument, context) -> NetStudent:
+    return context.task.load(Path(argument))
+
+
+def table(argument, context) -> TableStudent:
+    return TableStudent()
+
+
+class Matrix(nn.Module):
+    def __init__(self, seed: int):
+        super().__init__()
+        self.map = nn.Linear(INPUTS, OUTPUTS)
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.parameters():
+            nn.init.normal_(p, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"vector": self.map(x)}
+
+
+class Linear(Teacher):
+    """`linear:SEED`. `asked` counts the rows any of its kind was asked for in this process."""
+
+    class Options(Teacher.Options):
+        gain: float = Field(1.0, gt=0)
+
+    asked = 0
+    group_rows = 16
+    last: Linear | None = None
+
+    def __init__(self, argument, options=None):
+        super().__init__(argument, options)
+        self.module = Matrix(int(argument)).eval()
+        Linear.last = self
+
+    @property
+    def identity(self):
+        return {"kind": "linear", "seed": self.argument, "gain": self.options.gain}
+
+    def layout(self, kind):
+        return {kind: (OUTPUTS,)}
+
+    def signals(self, examples, kind):
+        Linear.asked += len(examples)
+        return {kind: run_net(self.module, examples) * self.options.gain}
+
+
+class Saved(Linear):
+    """A student of before, as a teacher."""
+
+    def __init__(self, argument, options=None):
+        Teacher.__init__(self, argument, options)
+        self.module = Vectors().load(Path(argument)).module
+
+    @property
+    def identity(self):
+        from kdhub._files import sha256_files
+
+        return {"kind": "saved", "files": sha256_files(Path(self.argument), ["model.safetensors"])}
+
+
+# -- methods --------------------------------------------------------------------------------------------------
+
+
+class Hint(ObjectiveMethod):
+    """The output and, through a projection, the hidden layer are led to the teacher's vector. The weight of the hint
+    follows a running mean, so that a resumed run is right only when it has extras and state back."""
+
+    class Options(TrainingOptions):
+        hint_weight: float = Field(1.0, ge=0, description="weight of the hint")
+
+    fail_at: int | None = None
+    """Raise at this step, as a kill would."""
+
+    def __init__(self, options, spec=None):
+        super().__init__(options, spec)
+        self.mean = 1.0
+
+    def extras(self, student, teacher):
+        torch.manual_seed(7)
+        return {"projection": nn.Linear(student.module.inner.out_features, OUTPUTS)}
+
+    def objective(self, student, teacher, batch, progress):
+        if progress.step == Hint.fail_at:
+            raise KeyboardInterrupt
+        hint = (self.modules["projection"](student.hidden) - teacher.vector).square().mean()
+        self.mean = 0.9 * self.mean + 0.1 * hint.item()
+        match = (student.vector - teacher.vector).square().mean()
+        return {"match": match, "hint": self.options.hint_weight * hint / self.mean}
+
+    def state(self):
+        return {"mean": self.mean}
+
+    def load_state(self, state):
+        self.mean = state["mean"]
+
+
+class Label(Method):
+    """The student is a data set: rows with the teacher's vector as their label, made in two stages."""
+
+    class Options(MethodOptions):
+        keep: float = Field(1.0, gt=0, le=1, description="share of the rows kept")
+
+    fail = False
+
+    def distill(self, run):
+        rows = run.rows("train")
+        count = run.stage("choose", lambda: round(self.options.keep * len(rows)))
+        if Label.fail:
+            raise KeyboardInterrupt
+
+        def label():
+            given = run.signals(rows, "vector")[np.arange(count)]["vector"]
+            return [{"x": e["x"], "y": np.asarray(v, float).tolist()} for e, v in zip(rows[np.arange(count)], given)]
+
+        return TableStudent(run.stage("label", label))
+
+    def evaluate(self, run, student):
+        return Report([Measure(metric="items", value=len(student.rows), subject="student", unit="rows")])
+
+
+class Mix(ObjectiveMethod):
+    """The live teacher and the student see the same mixed rows."""
+
+    def prepare_batch(self, batch, generator):
+        share = torch.rand(len(batch["x"]), 1, generator=generator)
+        return {**batch, "x": share * batch["x"] + (1 - share) * batch["x"].flip(0)}
+
+    def objective(self, student, teacher, batch, progress):
+        return {"match": (student.vector - teacher.vector).square().mean()}
+
+
+class Plain(ObjectiveMethod):
+    """No teacher: the rows' own labels."""
+
+    class Options(TrainingOptions):
+        poison: int | None = Field(None, description="this step's loss is not a number")
+        second: float = Field(0.0, description="another term of this size")
+
+    def objective(self, student, teacher, batch, progress):
+        terms = {"labels": (student.vector - batch["y"]).square().mean()}
+        if self.options.second:
+            terms["second"] = self.options.second * student.vector.square().mean()
+        if self.options.poison == progress.step:
+            terms["labels"] = terms["labels"] * float("nan")
+        return terms
+
+
+class Curious(Sampler):
+    """Draws rows one by one with weights that follow the losses it was told of: order and weights are its state."""
+
+    def __init__(self, lengths, batch, seed, **options):
+        super().__init__(lengths, batch, seed, **options)
+        self.bias = 0.0
+
+    def epoch(self, number):
+        rng = np.random.default_rng([self.seed, number])
+        n = len(self.lengths)
+        for _ in range(-(-n // self.batch) * self.batch):
+            yield int(n * rng.random() ** (1 + self.bias))
+
+    def observe(self, step, terms):
+        self.bias = 0.5 * self.bias + sum(terms.values()) % 1
+
+    def state(self):
+        return {"bias": self.bias}
+
+    def load_state(self, state):
+        self.bias = state["bias"]
