@@ -1,0 +1,1 @@
+"""Side-by-side measurements. `python -m benchmarks` runs the short ones, `python -m benchmarks NAME` one of them."""
