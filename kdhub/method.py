@@ -99,9 +99,14 @@ class Method(ABC):
     """An algorithm: options in, `distill` and `evaluate` out.
 
     Subclass this when the method makes data, searches, or edits a scene; most methods are an `ObjectiveMethod`.
+
+    Attributes:
+        Options: the model of its options.
+        tiny_recipe: what the conformance kit changes in the task's tiny recipe to try this method.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
+    tiny_recipe: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, options: MethodOptions, spec: Any = None):
         self.options = options

@@ -68,12 +68,14 @@ class TeacherSpec(Spec):
     Attributes:
         gives: the signals it can give.
         argument: what stands after the colon, for help ("org/name[@revision]"); empty when there is none.
+        example: an argument that works at once and offline, for the conformance kit and for help.
         live: True when it can run inside training, gradient-free.
     """
 
     kind: ClassVar[str] = "teacher"
     gives: tuple[str, ...] = ()
     argument: str = ""
+    example: str = ""
     live: bool = False
 
 
@@ -84,12 +86,14 @@ class StudentSpec(Spec):
     Attributes:
         exposes: the signals its output carries during training.
         argument: what stands after the colon, for help.
+        example: an argument that works at once and offline, for the conformance kit and for help.
         from_teacher: True when the start is made of the teacher's weights or tokenizer: it needs one with `live=True`.
     """
 
     kind: ClassVar[str] = "student"
     exposes: tuple[str, ...] = ()
     argument: str = ""
+    example: str = ""
     from_teacher: bool = False
 
 
@@ -99,11 +103,13 @@ class DatasetSpec(Spec):
 
     Attributes:
         argument: what stands after the colon, for help; empty for generators without one.
+        example: an argument that works at once and offline, for the conformance kit and for help.
         splits: the splits it always has, when they are known beforehand.
     """
 
     kind: ClassVar[str] = "dataset"
     argument: str = ""
+    example: str = ""
     splits: tuple[str, ...] = ()
 
 

@@ -174,3 +174,16 @@ class Task(ABC):
     def flops(self, student: Any, example: Example) -> int | None:
         """Floating-point operations of one forward pass, or None when they cannot be counted."""
         return None
+
+    # -- trying methods ---------------------------------------------------------------------------------------
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any] | None:
+        """A recipe without a method that trains in a second and needs no network, for the conformance kit.
+
+        Args:
+            folder: empty; for the files that it names.
+
+        Returns:
+            teacher, student, data and evaluation; the same every time. None: methods for this task cannot be tried.
+        """
+        return None

@@ -171,6 +171,14 @@ class Vectors(Task):
     def sample(self, data, split, n):
         return [{"x": x} for x in data.split(split)[:n]["x"]]
 
+    def tiny_recipe(self, folder):
+        return {
+            "teacher": "linear:1",
+            "student": "mlp:6",
+            "data": {"train": "toy-points"},
+            "evaluation": {"data": [{"source": "toy-points", "split": "test"}], "cost": False},
+        }
+
 
 class Outputs:
     def __init__(self, vectors, labels):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from kdhub.cli import _output
@@ -35,6 +37,29 @@ def list_(json: Json = False) -> None:
     for r in records:
         if r["cause"] and _provides(r["provides"]):
             print(f"\n{r['distribution']}: {r['cause']}")
+
+
+@app.command("check")
+def check(
+    package: Annotated[str, typer.Argument(help="An installed distribution, or the name of its entry point.")],
+    json: Json = False,
+) -> None:
+    """Try everything a plugin provides against the contracts; exit 3 when a check fails. Runs for a minute or two."""
+    from kdhub.errors import ExitCode
+    from kdhub.testing import checks_of, run_checks, summary
+
+    results = []
+    for result in run_checks(checks_of(package)):
+        results.append(result)
+        if not json:
+            said = f"  {result.message}" if result.message else ""
+            print(f"{result.outcome:<9}{result.subject}  {result.check}{said}", flush=True)
+    if json:
+        _output.emit({"plugin": package, "summary": summary(results), "results": [r.to_dict() for r in results]})
+    else:
+        print(f"\n{summary(results)}")
+    if any(result.bad for result in results):
+        raise typer.Exit(int(ExitCode.PLUGIN))
 
 
 def _provides(names: dict[str, list[str]]) -> str:

@@ -51,6 +51,7 @@ def kdhub_teachers():
         name="packaged",
         target="kdhub_text.teachers:packaged",
         argument="NAME",
+        example="all-minilm-l6-v2",
         live=True,
         summary="an encoder that an installed Python package carries",
     )
@@ -71,6 +72,7 @@ def kdhub_students():
         name="layers",
         target="kdhub_text.students:layers",
         argument="N",
+        example="1",
         from_teacher=True,
         summary="N evenly spaced layers of the teacher",
     )
@@ -82,6 +84,7 @@ def kdhub_students():
         name="config",
         target="kdhub_text.students:config",
         argument="layers=N,hidden_size=N,...",
+        example="layers=1,hidden_size=16,heads=2",
         from_teacher=True,
         summary="a fresh BERT-shaped encoder with the teacher's tokenizer",
     )

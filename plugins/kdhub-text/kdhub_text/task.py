@@ -286,6 +286,11 @@ class TextEmbedding(Task):
                 module(inputs)
         return int(counter.get_total_flops())
 
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        from kdhub_text import tiny
+
+        return tiny.recipe(folder)
+
 
 def _cutters(student: Any, teacher: Any, max_length: int | None) -> list[encoder.Cutter]:
     """The cutters a text goes through: one for a shared tokenizer, else the student's and then the teacher's.

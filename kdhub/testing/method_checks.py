@@ -1,0 +1,394 @@
+"""Checks of methods."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from unittest import SkipTest
+
+import numpy as np
+
+from kdhub.errors import CompatibilityError, KdhubError, RecipeError
+from kdhub.method import ObjectiveMethod, TrainingOptions
+from kdhub.registry import Entry, Registry
+from kdhub.specs import TeacherSpec
+from kdhub.testing._bench import (
+    KILLED_AT,
+    Bench,
+    Killed,
+    Trial,
+    Watch,
+    failed,
+    module_state,
+    reversed_signals,
+)
+from kdhub.testing._checks import check, describe_options
+from kdhub.verbs.distill import resolve_recipe
+
+
+@check("method")
+def says_what_it_is(bench: Bench) -> None:
+    """A summary, the paper or another citation, and a default recipe that can be resolved."""
+    spec = bench.spec
+    assert spec.summary.strip(), "the spec has no summary"
+    assert spec.paper.strip(), "the spec names no paper: a card must say whom to cite"
+    if spec.recipe:
+        resolve_recipe(method=bench.entry.qualified)
+
+
+@check("method")
+def options_are_documented(bench: Bench) -> None:
+    """Every option has a type, a default, a description, and a range where it is a number; others are refused."""
+    problems = describe_options(bench.target.Options)
+    assert not problems, "; ".join(problems)
+
+
+@check("method")
+def distils(bench: Bench) -> None:
+    """The tiny recipe of its task ends with a student, a report and finite losses; the student changed in training."""
+    trial = _ran(bench, bench.trial("base"))
+    assert (trial.run.folder / "report.json").is_file(), "there is no report"
+    assert trial.files, "the student's folder is empty"
+    for line in trial.run.metrics():
+        assert math.isfinite(line.get("loss", 0.0)), f"step {line.get('step')}: the loss is {line['loss']}"
+    if _objective(bench):
+        assert list(trial.run.metrics()), "nothing was logged"
+        start = module_state(trial.watch.session.build_student().module)[0]
+        trained = trial.watch.result.module.state_dict()
+        same = [n for n, value in trained.items() if n in start and _equal(value, start[n])]
+        assert len(same) < len(trained), "no weight of the student changed"
+
+
+@check("method")
+def works_for_every_task_it_names(bench: Bench) -> None:
+    """So do the tiny recipes of its other tasks."""
+    bench.base  # noqa: B018
+    others = [t for t in bench.task_names if t != bench.task and bench.tiny(t) is not None]
+    if not others:
+        raise SkipTest("it is for one task")
+    for task in others:
+        recipe = bench.recipe_for(task)
+        bench.trial(f"task-{task}", **{k: recipe[k] for k in recipe if k != "method"})
+        _ran(bench, bench.trial(f"task-{task}"), f"task {task}")
+
+
+@check("method")
+def unfit_input_is_refused_first(bench: Bench) -> None:
+    """A teacher without the signals it needs, and an unknown option, are refused before a model is built."""
+    bench.base  # noqa: B018
+    try:
+        resolve_recipe({**bench.recipe, "options": {"no_such_option": 1}}, resolver=Watch(bench.registry))
+    except RecipeError:
+        pass
+    else:
+        raise AssertionError("an unknown option is accepted")
+    if not bench.spec.needs:
+        return
+    recipe = {**bench.recipe, "teacher": "kdhub-mute:x"}
+    try:
+        resolve_recipe(recipe, resolver=Watch(_WithMute(bench.registry.plugins)))
+    except CompatibilityError:
+        return
+    raise AssertionError(f"a teacher without {', '.join(bench.spec.needs)} is accepted")
+
+
+@check("method")
+def teacher_is_untouched(bench: Bench) -> None:
+    """The teacher's weights, mode and gradients are as they were."""
+    found = [(t, before) for t, before in bench.base.watch.teachers if before is not None]
+    if not found:
+        raise SkipTest("it has no teacher, or one that is no network")
+    for teacher, (weights, training, trainable) in found:
+        now = teacher.module.state_dict()
+        moved = [name for name, value in weights.items() if not _equal(value, now[name])]
+        assert not moved, f"the teacher's weights were changed: {', '.join(moved[:3])}"
+        assert teacher.module.training == training, "the teacher's mode was changed"
+        parameters = dict(teacher.module.named_parameters())
+        left = [name for name, p in parameters.items() if p.grad is not None]
+        assert not left, f"gradients reached the teacher: {', '.join(left[:3])}"
+        assert {n: p.requires_grad for n, p in parameters.items()} == trainable, "requires_grad was changed"
+
+
+@check("method")
+def trains_the_student_and_its_extras_only(bench: Bench) -> None:
+    """What gradients reach is the student or a declared extra: anything else is neither trained nor checkpointed."""
+    if not _objective(bench):
+        raise SkipTest("it is not trained by the engine")
+    watch = bench.base.watch
+    known = {id(p) for p in watch.result.module.parameters()}
+    known |= {id(p) for module in watch.extras.values() for p in module.parameters()}
+    known |= {id(p) for t, state in watch.teachers if state for p in t.module.parameters()}
+    for name, parameter in _held(watch.used):
+        if id(parameter) not in known:
+            assert parameter.grad is None, (
+                f"gradients reach {name}, which is neither the student's nor an extra; return it from extras()"
+            )
+
+
+@check("method")
+def equal_seeds_give_equal_students(bench: Bench) -> None:
+    """A second run under the same seed gives the same files, whatever the global random states were before."""
+    again = _ran(bench, bench.trial("again", evaluation={"data": []}))
+    different = bench.unscored.difference(again)
+    assert not different, f"two runs under one seed differ in {different}"
+
+
+@check("method")
+def another_seed_gives_another_student(bench: Bench) -> None:
+    """The seed reaches the order of the rows and whatever is random."""
+    if not _objective(bench):
+        raise SkipTest("it is not trained by the engine, and may have nothing random")
+    other = _ran(bench, bench.trial("other-seed", evaluation={"data": []}, seed=bench.recipe.get("seed", 0) + 1))
+    assert bench.unscored.difference(other), "another seed gives the same student: the seed is ignored"
+
+
+@check("method")
+def resume_is_exact(bench: Bench) -> None:
+    """A run that is broken off and resumed ends with the same student: extras, states and optimiser came back."""
+    broken = bench.trial("broken", watch=Watch(bench.registry, method=_kill), evaluation={"data": []})
+    if broken.error is None and not _objective(bench):
+        raise SkipTest("it has no stages: broken off, it begins again")
+    assert broken.error is not None, "it swallows what breaks it off"
+    assert isinstance(broken.error, Killed), f"broken off, it fails of something else: {failed(broken.error)}"
+    resumed = _ran(bench, bench.resumed(broken), "resumed")
+    if _objective(bench):
+        steps = [line["step"] for line in resumed.run.metrics()]
+        assert steps == sorted(set(steps)), f"steps stand twice in metrics.jsonl: {steps}"
+    different = bench.unscored.difference(resumed)
+    assert not different, f"a resumed run differs from an undisturbed one in {different}: is there state or a module "\
+        "that a checkpoint does not keep (state(), extras())?"  # fmt: skip
+
+
+@check("method")
+def uses_the_signals_it_asks_for(bench: Bench) -> None:
+    """With other teacher signals of each kind it needs, another student comes out."""
+    if not bench.spec.needs:
+        raise SkipTest("it needs no signals")
+    for kind in bench.spec.needs:
+        watch = Watch(bench.registry, teacher=lambda teacher, kind=kind: reversed_signals(teacher, kind))
+        other = bench.trial(f"reversed-{kind}", watch=watch, evaluation={"data": []})
+        if other.error is None:
+            assert bench.unscored.difference(other), f"it needs {kind} and does not use it"
+
+
+@check("method")
+def trains_on_training_rows_only(bench: Bench) -> None:
+    """The student does not depend on evaluation data, and no split is read in training but those the recipe names."""
+    alone, base = _ran(bench, bench.unscored), bench.base
+    different = base.difference(alone)
+    assert not different, f"without evaluation data another student comes out ({different}): test rows were used"
+    read = _splits_read(bench)
+    assert not read, f"it reads {', '.join(read)}, which the recipe does not train on"
+
+
+@check("method")
+def evaluation_is_complete_and_true(bench: Bench) -> None:
+    """The report has teacher, start and student, and the scores of teacher and student are found again from the saved
+    student."""
+    from kdhub.report import Report
+    from kdhub.verbs.evaluate import evaluate
+
+    trial = bench.base
+    report = Report.from_dict(trial.run.report)
+    if trial.watch.result.module is None:
+        assert [m for m in report.measures if m.subject == "student"], "the report says nothing of the student"
+        return
+    session = trial.watch.session
+    primary = set(session.task.primary.values())
+    scores = {(m.subject, m.dataset, m.split, m.metric): m.value for m in report.measures if not m.variant}
+    subjects = {"student", "student-before"} | ({"teacher"} if session.recipe.teacher else set())
+    for subject in sorted(subjects):
+        assert any(key[0] == subject and key[3] in primary for key in scores), f"the report has no score of {subject}"
+    again = evaluate(trial.run.folder, resolver=Watch(bench.registry))
+    for m in again.measures:
+        key = (m.subject, m.dataset, m.split, m.metric)
+        if m.value is None or not math.isfinite(m.value) or m.variant or key not in scores:
+            continue
+        reported = scores[key]
+        assert reported is not None and math.isclose(reported, m.value, rel_tol=1e-3, abs_tol=1e-4), (
+            f"the report says {m.metric} of {m.subject} is {reported}; the saved student gives {m.value:.4g}"
+        )
+
+
+@check("method")
+def saves_and_loads_to_the_same_output(bench: Bench) -> None:
+    """The loaded student gives what the trained one gave; one that is no model saves to the same files again."""
+    trial = bench.base
+    task, student = trial.watch.session.task, trial.watch.result
+    loaded = task.load(trial.run.student_folder)
+    if student.module is None:
+        again = bench.empty_folder()
+        loaded.save(again)
+        now = {str(p.relative_to(again)): p.read_bytes() for p in sorted(again.rglob("*")) if p.is_file()}
+        assert now == trial.files, "saved, loaded and saved again, the student is another"
+        return
+    rows = trial.watch.session.rows("train", **_settings(trial))
+    some = rows[np.arange(min(len(rows), 8))]
+    kind = task.primary_signal
+    for name, values in student.signals(some, kind).items():
+        other = loaded.signals(some, kind)[name]
+        worst = float(np.abs(np.asarray(values, float) - np.asarray(other, float)).max())
+        assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from the trained one's"
+
+
+@check("method")
+def card_is_complete(bench: Bench) -> None:
+    """The card passes its own check and cites the paper. (Tiny teachers have no licence; that is for publishing.)"""
+    from kdhub.card import check_card
+
+    trial = bench.base
+    text = (trial.run.folder / "README.md").read_text(encoding="utf-8")
+    problems = [p for p in check_card(text) if "licen" not in p.lower()]
+    if trial.watch.result.module is None:
+        problems = [p for p in problems if "model-index" not in p]
+    assert not problems, "; ".join(problems)
+    paper = bench.spec.paper.removeprefix("arXiv:")
+    assert paper in text, f"the card does not cite {bench.spec.paper}"
+
+
+@check("method")
+def leaves_no_files_behind(bench: Bench) -> None:
+    """What a run writes is in its folder or in kdhub's home."""
+    ours = [bench.base.run.folder, bench.group.folder / "home"]
+    left = {p for place in ("here", "tmp") for p in (bench.folder / place).rglob("*") if p.is_file()}
+    left |= {p for p in bench.base.written if p.is_file() and not any(p.is_relative_to(o) for o in ours)}
+    left = {p for p in left if not _is_cache(p)}
+    assert not left, f"it leaves {', '.join(str(p) for p in sorted(left)[:3])}"
+
+
+@check("method")
+def a_nan_stops_it(bench: Bench) -> None:
+    """With a loss, or a student, that is not a number the run ends with an error and without a student."""
+    spoil = {"method": _poison} if _objective(bench) else {"student": _spoil}
+    if not _objective(bench) and bench.base.watch.result.module is None:
+        raise SkipTest("its student is no network")
+    trial = bench.trial("nan", watch=Watch(bench.registry, **spoil), evaluation={"data": []})
+    assert trial.error is not None, "it goes on with numbers that are none"
+    assert isinstance(trial.error, KdhubError), f"it fails unclearly: {failed(trial.error)}"
+    folder = bench.folder / "nan" / "student"
+    assert not folder.exists(), "a student of NaN was saved"
+
+
+@check("method")
+def works_under_two_processes(bench: Bench) -> None:
+    """Under `torchrun` with two processes it ends, in as many steps, with finite losses."""
+    import json
+
+    bench.base  # noqa: B018
+    folder = bench.group.two_processes(bench.entry)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] \
+        if (folder / "metrics.jsonl").exists() else []  # fmt: skip
+    assert [line.get("step") for line in lines] == [line.get("step") for line in bench.base.run.metrics()]
+    assert all(math.isfinite(line.get("loss", 0.0)) for line in lines)
+
+
+# -- what they share ------------------------------------------------------------------------------------------
+
+
+class _WithMute(Registry):
+    """The registry and a teacher that gives nothing."""
+
+    def all(self, kind: str, task: str | None = None) -> list[Entry]:
+        found = super().all(kind, task)
+        if kind == "teacher":
+            spec = TeacherSpec(name="kdhub-mute", target="kdhub.testing._bench:Mute", argument="X", live=True)
+            found.append(Entry(spec, "kdhub", ""))
+        return found
+
+
+def _objective(bench: Bench) -> bool:
+    return issubclass(bench.target, ObjectiveMethod) and issubclass(bench.target.Options, TrainingOptions)
+
+
+def _ran(bench: Bench, trial: Trial, what: str = "") -> Trial:
+    if trial.error is not None:
+        raise AssertionError(f"{what} {failed(trial.error)}".strip()) from trial.error
+    return trial
+
+
+def _settings(trial: Trial) -> dict[str, Any]:
+    return trial.watch.used.settings() if hasattr(trial.watch.used, "settings") else {}
+
+
+def _kill(method: Any, session: Any) -> None:
+    """Break it off: in training at a step, in stages after the first."""
+    if isinstance(method, ObjectiveMethod):
+        own = method.objective
+
+        def objective(student: Any, teacher: Any, batch: Any, progress: Any) -> Any:
+            if progress.step == KILLED_AT:
+                raise Killed
+            return own(student, teacher, batch, progress)
+
+        method.objective = objective
+    stage = session.stage
+
+    def killing(name: str, work: Any) -> Any:
+        result = stage(name, work)
+        raise Killed(str(result)[:80])
+
+    session.stage = killing
+
+
+def _poison(method: Any, session: Any) -> None:
+    own = method.objective
+
+    def objective(student: Any, teacher: Any, batch: Any, progress: Any) -> Any:
+        terms = own(student, teacher, batch, progress)
+        return {n: term * math.nan for n, term in terms.items()} if progress.step == 2 else terms
+
+    method.objective = objective
+
+
+def _spoil(student: Any) -> None:
+    import torch
+
+    if student.module is not None:
+        with torch.no_grad():
+            next(p for p in student.module.parameters() if p.is_floating_point()).fill_(math.nan)
+
+
+def _splits_read(bench: Bench) -> list[str]:
+    """Splits read while the method distils without evaluation data, beyond those of the recipe's `data`."""
+    from kdhub.data import Data
+
+    read: set[tuple[str, str]] = set()
+    own = Data.split
+
+    def split(self: Data, name: str, *arguments: Any, **how: Any) -> Any:
+        read.add((self.name, name))
+        return own(self, name, *arguments, **how)
+
+    Data.split = split
+    try:
+        trial = _ran(bench, bench.trial("watched", evaluation={"data": []}))
+    finally:
+        Data.split = own
+    named = {(d["name"], d["split"]) for d in trial.run.provenance["data"]["use"] if d["use"] != "evaluation"}
+    return [f"{name} {split}" for name, split in sorted(read - named)]
+
+
+def _held(method: Any) -> list[tuple[str, Any]]:
+    """Parameters that a method object holds, with where."""
+    from torch import nn
+
+    found: list[tuple[str, Any]] = []
+    for name, value in vars(method).items():
+        if isinstance(value, nn.Parameter):
+            found.append((f"self.{name}", value))
+        modules = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        for module in modules:
+            if isinstance(module, nn.Module):
+                found += [(f"self.{name}.{inner}", p) for inner, p in module.named_parameters()]
+    return found
+
+
+def _equal(a: Any, b: Any) -> bool:
+    import torch
+
+    return torch.equal(a, b)
+
+
+def _is_cache(path: Any) -> bool:
+    """Caches of Python and of libraries, which a first import fills."""
+    return bool({"__pycache__", ".cache", "matplotlib", "fontconfig"} & set(path.parts)) or path.name.startswith(".nfs")

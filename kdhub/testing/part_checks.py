@@ -1,0 +1,379 @@
+"""Checks of everything that is not a method: light declaration for all, then each kind's own."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+from unittest import SkipTest
+
+import numpy as np
+
+from kdhub.data import Data
+from kdhub.errors import KdhubError
+from kdhub.recipe import Ref
+from kdhub.resolve import Resolver
+from kdhub.sampler import Sampler
+from kdhub.specs import SPECS
+from kdhub.student import BuildContext
+from kdhub.task import Signals
+from kdhub.testing._bench import Bench
+from kdhub.testing._checks import check, describe_options
+
+HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "datasets", "sklearn", "pandas", "jax")
+"""What declaring may not import: `kdhub list` would wait for it."""
+
+DECLARE = """
+import importlib, json, sys
+target, _, attribute = sys.argv[1].partition(":")
+plugin = importlib.import_module(target)
+plugin = getattr(plugin, attribute) if attribute else plugin
+for hook in json.loads(sys.argv[2]):
+    list(getattr(plugin, hook, tuple)() or ())
+print(json.dumps([name for name in json.loads(sys.argv[3]) if name in sys.modules]))
+"""
+
+
+@check("plugin")
+def declares_lightly(bench: Bench) -> None:
+    """Importing the module with the hooks, and reading its specs, imports nothing heavy."""
+    hooks = [*(f"kdhub_{kind}s" for kind in SPECS), "kdhub_catalogs"]
+    done = bench.group.child("-c", DECLARE, bench.record.target, json.dumps(hooks), json.dumps(HEAVY))
+    assert done.returncode == 0, f"it cannot be imported alone: {done.stderr.strip().splitlines()[-1]}"
+    heavy = json.loads(done.stdout.splitlines()[-1])
+    assert not heavy, f"{bench.record.target} imports {', '.join(heavy)}; import them where they are used"
+
+
+@check("plugin")
+def states_its_range_of_kdhub(bench: Bench) -> None:
+    """Its distribution depends on kdhub with an upper bound, so that a later contract does not break it silently."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        stated = [r for r in requires(bench.entry.distribution) or () if re.match(r"kdhub(?![\w-])", r)]
+    except PackageNotFoundError:
+        raise SkipTest("it is not installed as a distribution") from None
+    assert stated, "it does not depend on kdhub"
+    assert any("<" in r or "==" in r or "~=" in r for r in stated), f"{stated[0]!r} has no upper bound"
+
+
+@check(*SPECS)
+def target_can_be_loaded(bench: Bench) -> None:
+    """The code that the spec names is there, and the spec has a summary."""
+    bench.target  # noqa: B018
+    assert bench.spec.summary.strip(), "the spec has no summary"
+
+
+# -- teachers -------------------------------------------------------------------------------------------------
+
+
+@check("teacher")
+def teacher_options_are_documented(bench: Bench) -> None:
+    _options_documented(bench)
+
+
+@check("teacher")
+def gives_what_it_declares(bench: Bench) -> None:
+    """Each signal has one row an example, the fields and shapes its layout says, and no NaN."""
+    teacher, rows = _teacher(bench)
+    for kind in bench.spec.gives:
+        layout = teacher.layout(kind)
+        given = teacher.signals(rows, kind)
+        assert set(given) == set(layout), f"{kind} has the fields {sorted(given)}, its layout says {sorted(layout)}"
+        for name, shape in layout.items():
+            assert len(given[name]) == len(rows), f"{kind}: {len(given[name])} rows of {name} for {len(rows)} examples"
+            for value in given[name]:
+                if isinstance(value, str):
+                    continue
+                value = np.asarray(value)
+                fixed = tuple(n for n in shape if n is not None)
+                assert value.shape[-len(fixed) or value.ndim :] == fixed, (
+                    f"{kind}: {name} has the shape {value.shape}, its layout says {shape}"
+                )
+                assert np.isfinite(value).all(), f"{kind}: {name} is not finite"
+
+
+@check("teacher")
+def equal_examples_get_equal_signals(bench: Bench) -> None:
+    """Asked again, in another order and alone, it gives the same."""
+    teacher, rows = _teacher(bench)
+    for kind in bench.spec.gives:
+        first, back = teacher.signals(rows, kind), teacher.signals(rows[::-1], kind)
+        alone = teacher.signals(rows[:1], kind)
+        for name, values in first.items():
+            for a, b in [*zip(values, list(back[name])[::-1]), (values[0], alone[name][0])]:
+                same = a == b if isinstance(a, str) else np.allclose(np.asarray(a), np.asarray(b), atol=1e-3)
+                assert same, f"{kind}: {name} of the same example differs between calls"
+
+
+@check("teacher")
+def identity_is_stable(bench: Bench) -> None:
+    """Two teachers of one source have one identity, of JSON values: stored signals are found by it."""
+    one, two = _teacher(bench)[0], _teacher(bench)[0]
+    assert json.loads(json.dumps(one.identity)) == json.loads(json.dumps(two.identity)), "the identity changes"
+    assert one.identity, "the identity is empty: another teacher's signals would be taken for its own"
+
+
+@check("teacher")
+def live_teachers_are_networks_at_rest(bench: Bench) -> None:
+    """`live=True` means a network at hand, in eval mode."""
+    if not bench.spec.live:
+        raise SkipTest("it does not say that its network is at hand")
+    teacher = _teacher(bench)[0]
+    assert teacher.module is not None, "the spec says live=True, and there is no module"
+    assert not teacher.module.training, "its network is in training mode"
+
+
+# -- students -------------------------------------------------------------------------------------------------
+
+
+@check("student")
+def student_options_are_documented(bench: Bench) -> None:
+    if not hasattr(bench.target, "Options"):
+        raise SkipTest("it takes no options")
+    _options_documented(bench)
+
+
+@check("student")
+def exposes_what_it_declares(bench: Bench) -> None:
+    """In training its output carries the signals that the spec names, with a gradient."""
+    student, rows, task = _student(bench)
+    if student.module is None:
+        raise SkipTest("it is no network")
+    outputs = task.forward(student.module.train(), task.collate(rows, student))
+    missing = set(bench.spec.exposes) - set(outputs)
+    assert not missing, f"it does not give {', '.join(sorted(missing))}, only {', '.join(sorted(outputs))}"
+    assert isinstance(outputs, Signals)
+    for kind in bench.spec.exposes:
+        assert outputs[kind] is None or outputs[kind].requires_grad, f"no gradient flows from {kind}"
+
+
+@check("student")
+def equal_seeds_build_equal_students(bench: Bench) -> None:
+    import torch
+
+    one, two = _student(bench)[0], _student(bench)[0]
+    if one.module is None:
+        raise SkipTest("it is no network")
+    theirs = two.module.state_dict()
+    different = [n for n, value in one.module.state_dict().items() if not torch.equal(value, theirs[n])]
+    assert not different, f"built twice under one seed it differs in {', '.join(different[:3])}"
+
+
+@check("student")
+def student_saves_and_loads_to_the_same_output(bench: Bench) -> None:
+    student, rows, task = _student(bench)
+    folder = bench.empty_folder()
+    student.save(folder)
+    loaded = task.load(folder)
+    if student.module is None:
+        return
+    kind = task.primary_signal
+    for name, values in student.signals(rows, kind).items():
+        worst = float(np.abs(np.asarray(values, float) - np.asarray(loaded.signals(rows, kind)[name], float)).max())
+        assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from what was saved"
+
+
+@check("student")
+def students_are_saved_without_pickles(bench: Bench) -> None:
+    student, _, _ = _student(bench)
+    folder = bench.empty_folder()
+    student.save(folder)
+    from kdhub.hub.trust import PICKLES
+
+    left = [p.name for p in folder.rglob("*") if p.suffix in (*PICKLES, ".py")]
+    assert not left, f"a student folder holds safetensors and configuration, not {', '.join(left)}"
+
+
+# -- data sets ------------------------------------------------------------------------------------------------
+
+
+@check("dataset")
+def rows_are_there_and_stay_the_same(bench: Bench) -> None:
+    """Each split has rows, opened twice they are equal, and the splits that the spec names are there."""
+    one, two = _data(bench), _data(bench)
+    splits = one.splits if not callable(getattr(one, "splits", None)) else one.splits()
+    missing = set(bench.spec.splits) - set(splits)
+    assert not missing, f"the spec names the splits {', '.join(sorted(missing))}, which are not there"
+    for split in splits:
+        assert len(one.split(split)), f"split {split!r} is empty"
+        assert one.fingerprint(split) == two.fingerprint(split), f"split {split!r} has other rows each time"
+
+
+@check("dataset")
+def unknown_data_options_are_refused(bench: Bench) -> None:
+    try:
+        _data(bench, no_such_option=1)
+    except KdhubError:
+        return
+    raise AssertionError("an unknown option is accepted")
+
+
+# -- tasks ----------------------------------------------------------------------------------------------------
+
+
+@check("task")
+def task_is_whole(bench: Bench) -> None:
+    """Its name is the spec's, and each primary metric is registered for it."""
+    assert bench.target.name == bench.entry.name, f"the class calls itself {bench.target.name!r}"
+    known = {e.name for e in bench.registry.all("metric", bench.entry.name)}
+    missing = set(bench.target.primary.values()) - known
+    assert not missing, f"no metric is called {', '.join(sorted(missing))}"
+    assert bench.target.primary_signal in bench.spec.signals, "its primary signal is not among those of its spec"
+
+
+@check("task")
+def evaluation_options_are_documented(bench: Bench) -> None:
+    problems = describe_options(bench.target.EvaluationOptions)
+    assert not problems, "; ".join(problems)
+
+
+@check("task")
+def has_a_tiny_recipe(bench: Bench) -> None:
+    """`tiny_recipe` names a student, training rows and data to score on; methods for this task are tried on it."""
+    tiny = bench.tiny(bench.entry.name)
+    assert tiny is not None, "it has no tiny_recipe(): methods for this task cannot be checked"
+    assert tiny.get("student") and tiny.get("data") and tiny.get("evaluation", {}).get("data"), sorted(tiny)
+
+
+# -- samplers -------------------------------------------------------------------------------------------------
+
+LENGTHS = np.asarray([3 + (7 * i) % 11 for i in range(40)], np.int32)
+
+
+@check("sampler")
+def gives_whole_batches_of_rows(bench: Bench) -> None:
+    for batch in (1, 8, 16):
+        rows = [int(i) for i in _sampler(bench, batch).epoch(0)]
+        assert rows and len(rows) % batch == 0, f"{len(rows)} rows are no whole batches of {batch}"
+        assert min(rows) >= 0 and max(rows) < len(LENGTHS), f"row {max(rows)} of {len(LENGTHS)}"
+
+
+@check("sampler")
+def order_follows_the_seed(bench: Bench) -> None:
+    def order(seed: int) -> list[int]:
+        return [int(i) for number in range(3) for i in _sampler(bench, 8, seed).epoch(number)]
+
+    assert order(1) == order(1), "one seed gives two orders"
+
+
+@check("sampler")
+def sampler_state_comes_back(bench: Bench) -> None:
+    """What it learned from losses is in `state`, as JSON values: another one that takes it goes on alike."""
+    one = _sampler(bench, 8)
+    for step in range(3):
+        list(one.epoch(step))
+        one.observe(step, {"loss": 1.0 / (step + 1)})
+    two = _sampler(bench, 8)
+    two.load_state(json.loads(json.dumps(one.state())))
+    assert [int(i) for i in one.epoch(3)] == [int(i) for i in two.epoch(3)], "with its state back the order is another"
+
+
+# -- metrics --------------------------------------------------------------------------------------------------
+
+
+@check("metric")
+def scores_are_numbers(bench: Bench) -> None:
+    """On the tiny recipe's outputs it gives one finite number, the same twice; a fidelity is best for the teacher
+    itself."""
+    spec, task_name = bench.spec, bench.task
+    resolver, tiny = Resolver(bench.registry), bench.tiny(task_name)
+    task = resolver.task(task_name)
+    found = False
+    for outputs, form in _outputs(resolver, task, tiny):
+        if spec.form and spec.form != form:
+            continue
+        found = True
+        values = [bench.target(outputs, outputs) if spec.fidelity else bench.target(outputs) for _ in range(2)]
+        assert math.isfinite(values[0]), f"it gives {values[0]}"
+        assert values[0] == values[1], "it gives another number each time"
+    if not found:
+        raise SkipTest(f"the tiny recipe of {task_name} has no data of the form {spec.form!r}")
+
+
+# -- what they share ------------------------------------------------------------------------------------------
+
+
+def _options_documented(bench: Bench) -> None:
+    problems = describe_options(bench.target.Options) if hasattr(bench.target, "Options") else []
+    assert not problems, "; ".join(problems)
+
+
+def _source(bench: Bench, key: str) -> dict[str, Any]:
+    """What to build: the spec's example, or what the tiny recipe has when it is of this kind."""
+    if bench.spec.example:
+        return {"source": f"{bench.entry.name}:{bench.spec.example}"}
+    if not bench.spec.argument:
+        return {"source": bench.entry.name}
+    for given in map(bench.tiny(bench.task).get, (key, "teacher")):  # a folder that is a teacher is a start as well
+        given = {"source": given} if isinstance(given, str) else given
+        if given and given["source"].partition(":")[0] == bench.entry.name:
+            return given if key == "teacher" else {"source": given["source"]}
+    raise SkipTest(f"its spec gives no example of {bench.spec.argument}, and the tiny recipe has none")
+
+
+def _rows(bench: Bench, task: Any, student: Any, teacher: Any) -> list[Any]:
+    from kdhub.recipe import Recipe
+
+    resolver = Resolver(bench.registry)
+    recipe = Recipe.model_validate({**bench.tiny(task.name), "task": task.name, "method": "none"})
+    parts = []
+    for ref in recipe.data["train"]:
+        data = resolver.data(ref)
+        parts.append((data, data.pick(*([ref.split] if ref.split else ["train"]))))
+    table = task.training_table(parts)
+    columns = table[: min(8, len(table))]
+    return task.preparer(student, teacher)([dict(zip(columns, values)) for values in zip(*columns.values())])
+
+
+def _teacher(bench: Bench) -> tuple[Any, list[Any]]:
+    resolver = Resolver(bench.registry)
+    task = resolver.task(bench.task)
+    teacher = resolver.teacher(_ref(bench, "teacher"), task.name)
+    return teacher, _rows(bench, task, None, teacher)
+
+
+def _student(bench: Bench) -> tuple[Any, list[Any], Any]:
+    resolver = Resolver(bench.registry)
+    task = resolver.task(bench.task)
+    given = bench.tiny(task.name).get("teacher")
+    teacher = resolver.teacher(_as_ref(given), task.name) if given else None
+    student = resolver.student(_ref(bench, "student"), BuildContext(task, teacher, 0))
+    return student, _rows(bench, task, student, teacher), task
+
+
+def _ref(bench: Bench, key: str) -> Ref:
+    source = _source(bench, key)
+    source["source"] = f"{bench.entry.qualified}:{source['source'].partition(':')[2]}".rstrip(":")
+    return _as_ref(source)
+
+
+def _as_ref(given: Any) -> Ref:
+    return Ref.model_validate({"source": given} if isinstance(given, str) else given)
+
+
+def _data(bench: Bench, **options: Any) -> Data:
+    if bench.spec.argument and not bench.spec.example:
+        raise SkipTest(f"its spec gives no example of {bench.spec.argument}")
+    text = f"{bench.entry.name}:{bench.spec.example}" if bench.spec.argument else bench.entry.name
+    from kdhub.data import DataOptions
+
+    return Resolver(bench.registry).open_data(text, DataOptions(), **options)
+
+
+def _sampler(bench: Bench, batch: int, seed: int = 0) -> Sampler:
+    return bench.target(LENGTHS, batch, seed)
+
+
+def _outputs(resolver: Resolver, task: Any, tiny: dict[str, Any]) -> Any:
+    from kdhub.evaluation import Evaluator, encoder_of
+    from kdhub.recipe import Recipe
+
+    recipe = Recipe.model_validate({**tiny, "task": task.name, "method": "none"})
+    options = resolver.evaluation_options(task, recipe)
+    evaluator = Evaluator(task, resolver, recipe.evaluation, options)
+    teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
+    student = resolver.student(recipe.student, BuildContext(task, teacher, 0))
+    for data, split in evaluator.data:
+        yield task.outputs(encoder_of(student, task.preparer(student, None)), data, split), data.form(split)
