@@ -1,11 +1,11 @@
-"""The core's own plugin: the kinds of data every installation has, through the same door as anyone's."""
+"""The core's own plugin: kinds of data and a sampler for every installation, through the same door as anyone's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from kdhub.hookspecs import hookimpl
-from kdhub.specs import DatasetSpec
+from kdhub.specs import DatasetSpec, SamplerSpec
 
 
 @hookimpl
@@ -28,4 +28,13 @@ def kdhub_datasets() -> Iterable[DatasetSpec]:
         target="kdhub.pydoc_data:pydoc",
         summary="Documentation strings of the installed packages (train) and of Python's standard library (held out)",
         splits=("train", "corpus", "queries", "validation", "test"),
+    )
+
+
+@hookimpl
+def kdhub_samplers() -> Iterable[SamplerSpec]:
+    yield SamplerSpec(
+        name="mixture",
+        target="kdhub.sampler:MixtureSampler",
+        summary="Rows of several data sets in stated shares, drawn with replacement",
     )

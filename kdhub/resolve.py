@@ -19,6 +19,7 @@ from kdhub.errors import CompatibilityError, RecipeError, UnknownNameError, Usag
 from kdhub.method import Method, MethodOptions
 from kdhub.recipe import DataRef, Layer, Recipe, Ref, explain
 from kdhub.registry import Entry, Registry
+from kdhub.sampler import Sampler
 from kdhub.student import BuildContext, Student
 from kdhub.task import Task
 from kdhub.teacher import Teacher
@@ -113,10 +114,14 @@ class Resolver:
         context.options = self.model_options("student", ref, context.task.name).model_dump()
         return self.registry.load(target.entry)(target.argument, context)
 
-    def sampler(self, ref: Ref, task: str) -> Any:
-        """The sampler class and its options."""
-        target = self.target("sampler", ref.source, task)
-        return self.registry.load(target.entry), ref.options
+    def sampler(self, ref: Ref, task: str, layers: Sequence[Layer] = ()) -> tuple[type[Sampler], dict[str, Any]]:
+        """The sampler class and its options.
+
+        Raises:
+            RecipeError: every wrong option at once.
+        """
+        cls = self.registry.load(self.target("sampler", ref.source, task).entry)
+        return cls, _options(cls.Options, ref.options, ("sampler",), layers).model_dump(exclude_unset=True)
 
     def data(self, ref: DataRef, on_bad_rows: str = "stop") -> Data:
         """A data set seen through the options of its use."""
@@ -173,6 +178,8 @@ class Resolver:
         for kind, ref in (("teacher", recipe.teacher), ("student", recipe.student)):
             if ref is not None:
                 checks.append(partial(self.model_options, kind, ref, recipe.task, layers))
+        if recipe.sampler is not None:
+            checks.append(partial(self.sampler, recipe.sampler, recipe.task, layers))
         for check in checks:
             try:
                 check()
@@ -213,8 +220,6 @@ class Resolver:
             word, argument = self._split(ref.source)
             if word is not None or argument not in self.catalog.names("datasets"):
                 self._dataset_kind(word, argument, ref.source)
-        if recipe.sampler is not None:
-            self.target("sampler", recipe.sampler.source, recipe.task)
 
     def _evaluation(self, recipe: Recipe, layers: Sequence[Layer]) -> None:
         self.evaluation_options(self.task(recipe.task), recipe, layers)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdhub.errors import UsageError
 
 
 class Sampler(ABC):
@@ -16,10 +19,25 @@ class Sampler(ABC):
         lengths: (n,) int32, the cost of each row.
         batch: rows of one optimiser step over all ranks. The order must not depend on the number of ranks.
         seed: the run's seed.
+        parts: the data sets that the rows are of, in their order: (source as in the recipe, rows).
+        options: what the recipe sets beside the source, checked against `Options`.
     """
 
-    def __init__(self, lengths: np.ndarray, batch: int, seed: int, **options: Any):
-        self.lengths, self.batch, self.seed, self.options = lengths, batch, seed, options
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch: int,
+        seed: int,
+        *,
+        parts: Sequence[tuple[str, int]] | None = None,
+        **options: Any,
+    ):
+        self.lengths, self.batch, self.seed = lengths, batch, seed
+        self.parts = list(parts or [("rows", len(lengths))])
+        self.options = self.Options(**options)
 
     @abstractmethod
     def epoch(self, number: int) -> np.ndarray | Iterator[int]:
@@ -52,16 +70,60 @@ class ShuffledSampler(Sampler):
     batches, the last batch is filled with rows from the start of the same shuffle, so that every batch has one size.
     """
 
-    blocks = 50
+    class Options(Sampler.Options):
+        group_by_length: bool = Field(True, description="batches of rows of like length, less padding")
+
+    blocks: ClassVar[int] = 50
 
     def epoch(self, number: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, number])
-        order = rng.permutation(len(self.lengths))
+        order = self.draw(rng)
         order = np.resize(order, -(-len(order) // self.batch) * self.batch)
-        if self.options.get("group_by_length", True):
+        if self.options.group_by_length:
             block = self.batch * self.blocks
             pieces = [order[i : i + block] for i in range(0, len(order), block)]
             order = np.concatenate([p[np.argsort(-self.lengths[p], kind="stable")] for p in pieces])
             batches = order.reshape(-1, self.batch)
             order = batches[rng.permutation(len(batches))].reshape(-1)
         return order
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of one epoch, in random order."""
+        return rng.permutation(len(self.lengths))
+
+
+class MixtureSampler(ShuffledSampler):
+    """Data sets in stated shares: each row is of a data set drawn by its weight, and any of its rows, with replacement.
+
+    An epoch has as many rows as there are. Batches are of like length, as without it.
+
+        sampler: {source: mixture, weights: {pydoc: 3, sentences: 1}}
+    """
+
+    class Options(ShuffledSampler.Options):
+        weights: dict[str, float] = Field(
+            default_factory=dict, description="data set of data.train: how often its rows come, relative to the others"
+        )
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        weights, names = self.options.weights, [name for name, _ in self.parts]
+        if not weights:
+            weights = dict.fromkeys(names, 1.0)
+        wrong = sorted(set(weights) ^ set(names)) or sorted(name for name, w in weights.items() if not 0 <= w < np.inf)
+        if wrong or not sum(weights.values()):
+            raise UsageError(
+                f"sampler.weights must give each data set of data.train a weight of at least 0; see {', '.join(wrong)}",
+                hint=f"data sets: {', '.join(names)}",
+            )
+        sizes = np.asarray([rows for _, rows in self.parts])
+        # A source that stands there twice has one weight, shared by the number of rows.
+        total = {name: sum(rows for other, rows in self.parts if other == name) for name in names}
+        share = np.asarray([weights[name] * rows / max(1, total[name]) for name, rows in self.parts])
+        self.ends = np.cumsum(sizes)
+        self.shares = share / share.sum()
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        part = rng.choice(len(self.parts), size=len(self.lengths), p=self.shares)
+        sizes = np.diff(self.ends, prepend=0)
+        return (self.ends - sizes)[part] + rng.integers(0, sizes[part])

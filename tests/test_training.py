@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from kdhub.errors import DataError, ExitCode, TrainingError, UsageError
 from kdhub.method import ObjectiveMethod, TrainingOptions
-from kdhub.sampler import ShuffledSampler
+from kdhub.sampler import MixtureSampler, ShuffledSampler
 from kdhub.training import STATE, list_checkpoints, newest_checkpoint, resolve_precision
 from kdhub.verbs.distill import distill
 
@@ -465,6 +465,36 @@ def test_batches_hold_rows_of_like_length_and_their_order_does_not_tell():
     grouped, means = spread(True)
     assert grouped < 0.05 * spread(False)[0]
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2, "long and short batches alternate at random"
+
+
+def test_a_mixture_draws_data_sets_by_their_weights_and_rows_evenly():
+    lengths = np.ones(4000, np.int32)
+    parts = [("big", 3000), ("small", 600), ("big", 400)]
+    sampler = MixtureSampler(lengths, 8, 0, parts=parts, weights={"big": 1, "small": 3})
+    order = np.concatenate([sampler.epoch(n) for n in range(10)])
+    assert len(order) == 40_000
+    counts = np.bincount(order, minlength=4000)
+    # 1/4 of the draws over 3,400 rows of `big`, wherever they stand, and 3/4 over 600 of `small`: 2.94 and 50 a row
+    assert counts[:3000].mean() == pytest.approx(2.94, rel=0.05)
+    assert counts[3600:].mean() == pytest.approx(2.94, rel=0.1)
+    assert counts[3000:3600].mean() == pytest.approx(50, rel=0.02)
+    assert counts[3000:3600].std() == pytest.approx(50**0.5, rel=0.15), "each row as likely as another"
+    assert np.array_equal(sampler.epoch(3), sampler.epoch(3))
+
+
+@pytest.mark.parametrize("weights", [{"big": 1}, {"big": 1, "small": 1, "other": 1}, {"big": 1, "small": -1}])
+def test_a_mixture_with_wrong_weights_names_the_data_sets(weights):
+    with pytest.raises(UsageError, match="sampler.weights must give each data set"):
+        MixtureSampler(np.ones(4, np.int32), 2, 0, parts=[("big", 3), ("small", 1)], weights=weights)
+
+
+def test_a_recipe_with_a_mixture_and_one_with_an_option_it_does_not_have(train, toys):
+    from kdhub.errors import RecipeError
+
+    run = train(sampler={"source": "mixture", "weights": {"toy-points": 1}})
+    assert len(list(run.metrics())) == 5
+    with pytest.raises(RecipeError, match="sampler.wieghts"):
+        train("wrong", sampler={"source": "mixture", "wieghts": {}})
 
 
 def test_every_training_option_has_a_description():

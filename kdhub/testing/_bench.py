@@ -133,20 +133,18 @@ class Bench:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """A kdhub home, a temporary folder and a working folder of the kit's own, and quiet."""
-        places = {name: self.folder / name for name in ("tmp", "here")} | {"home": self.group.folder / "home"}
-        for place in places.values():
+        """A kdhub home and a working folder of the kit's own, and quiet."""
+        home, work = self.group.folder / "home", self.folder / "here"
+        for place in (home, work):
             place.mkdir(exist_ok=True)
         logger, before, here = logging.getLogger("kdhub"), logging.getLogger("kdhub").level, os.getcwd()
         logger.setLevel(logging.ERROR)
-        os.chdir(places["here"])
-        old, tempfile.tempdir = tempfile.tempdir, str(places["tmp"])
+        os.chdir(work)
         try:
-            with _variables(KDHUB_HOME=str(places["home"]), TMPDIR=str(places["tmp"])):
+            with _variables(KDHUB_HOME=str(home)):
                 yield
         finally:
             os.chdir(here)
-            tempfile.tempdir = old
             logger.setLevel(before)
 
     @cached_property

@@ -263,7 +263,10 @@ class Session:
         if self.recipe.sampler is None:
             return None
         cls, options = self.resolver.sampler(self.recipe.sampler, self.recipe.task)
-        return cls(rows.lengths, method.options.batch_size, self.seed, **options)
+        sources = [ref.source for ref in self.recipe.data["train"]]
+        counts = [len(self.task.training_table([part])) for part in self.training_data["train"]]
+        parts = list(zip(sources, counts))
+        return cls(rows.lengths, method.options.batch_size, self.seed, parts=parts, **options)
 
     def _note_data(self, used: list[dict[str, Any]]) -> None:
         known = self.run.provenance.get("data", {}).get("use", [])
