@@ -119,8 +119,9 @@ class Evaluator:
                     variant=view.variant,
                 )
                 try:
-                    value = float(function(seen, given) if spec.fidelity else function(seen))
-                    measures.append(replace(measure, value=value))
+                    value = function(seen, given) if spec.fidelity else function(seen)
+                    if value is not None:  # None: it means nothing for these rows
+                        measures.append(replace(measure, value=float(value)))
                 except KdhubError as error:
                     # A fidelity that cannot be (other widths) is a fact about the pair, not a failure of the run.
                     if not spec.fidelity:

@@ -5,7 +5,8 @@ A metric is a plain function named by a `MetricSpec`:
     quality    f(outputs) -> float
     fidelity   f(outputs, teacher_outputs) -> float
 
-where `outputs` is what its task's `outputs` returns for the form named in the spec.
+where `outputs` is what its task's `outputs` returns for the form named in the spec. Where a metric means nothing (an
+area under the curve of ten classes) it gives None and is left out of the report.
 """
 
 from __future__ import annotations

@@ -23,11 +23,13 @@ class Student(ABC):
     Attributes:
         task: name of the task it serves.
         module: the network the engine trains; None for students that are not trained by gradient.
+        kind: what it is on a hub: `model`, or `dataset` for a student that is rows.
         start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
     """
 
     task: str
     module: nn.Module | None = None
+    kind: str = "model"
 
     def __init__(self, start: Mapping[str, Any] | None = None):
         self.start: dict[str, Any] = dict(start or {})
@@ -59,9 +61,11 @@ class BuildContext:
         teacher: None for methods without one.
         seed: for fresh weights.
         options: what the recipe sets beside the source.
+        facts: what the task says of the training rows (`Task.survey`); empty where there are none.
     """
 
     task: Any
     teacher: Any
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -131,6 +131,11 @@ class Task(ABC):
             DataError: a split cannot be trained on, with the columns it has and those that are needed.
         """
 
+    def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
+        """What a fresh model must know of the training rows (classes, the shape of an input), as JSON values. A student
+        builder finds it at `context.facts`."""
+        return {}
+
     @abstractmethod
     def preparer(self, student: Student | None, teacher: Teacher | None, **settings: Any) -> Prepare:
         """The function that turns plain rows into examples both models see alike."""

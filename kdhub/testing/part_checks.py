@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 from unittest import SkipTest
 
 import numpy as np
 
-from kdhub.data import Data
+from kdhub.data import Data, DataOptions
 from kdhub.errors import KdhubError
-from kdhub.recipe import Ref
+from kdhub.evaluation import Evaluator, encoder_of
+from kdhub.recipe import Recipe, Ref
 from kdhub.resolve import Resolver
 from kdhub.sampler import Sampler
 from kdhub.specs import SPECS
@@ -275,21 +277,20 @@ def sampler_state_comes_back(bench: Bench) -> None:
 
 @check("metric")
 def scores_are_numbers(bench: Bench) -> None:
-    """On the tiny recipe's outputs it gives one finite number, the same twice; a fidelity is best for the teacher
-    itself."""
-    spec, task_name = bench.spec, bench.task
-    resolver, tiny = Resolver(bench.registry), bench.tiny(task_name)
-    task = resolver.task(task_name)
-    found = False
-    for outputs, form in _outputs(resolver, task, tiny):
-        if spec.form and spec.form != form:
-            continue
-        found = True
-        values = [bench.target(outputs, outputs) if spec.fidelity else bench.target(outputs) for _ in range(2)]
-        assert math.isfinite(values[0]), f"it gives {values[0]}"
-        assert values[0] == values[1], "it gives another number each time"
+    """On the outputs of its tasks' tiny recipes it gives one finite number, the same twice."""
+    spec, found = bench.spec, False
+    for task in bench.task_names:
+        for outputs, form in _outputs(bench, task) if bench.tiny(task) else ():
+            if spec.form and spec.form != form:
+                continue
+            values = [bench.target(outputs, outputs) if spec.fidelity else bench.target(outputs) for _ in range(2)]
+            if values[0] is None:
+                continue
+            found = True
+            assert math.isfinite(values[0]), f"it gives {values[0]}"
+            assert values[0] == values[1], "it gives another number each time"
     if not found:
-        raise SkipTest(f"the tiny recipe of {task_name} has no data of the form {spec.form!r}")
+        raise SkipTest("no tiny recipe of its tasks has rows that it means something for")
 
 
 # -- what they share ------------------------------------------------------------------------------------------
@@ -313,52 +314,51 @@ def _source(bench: Bench, key: str) -> dict[str, Any]:
     raise SkipTest(f"its spec gives no example of {bench.spec.argument}, and the tiny recipe has none")
 
 
-def _rows(bench: Bench, task: Any, student: Any, teacher: Any) -> list[Any]:
-    from kdhub.recipe import Recipe
-
-    resolver = Resolver(bench.registry)
-    recipe = Recipe.model_validate({**bench.tiny(task.name), "task": task.name, "method": "none"})
+def _parts(task: Any, recipe: Recipe, resolver: Resolver) -> list[tuple[Data, str]]:
     parts = []
     for ref in recipe.data["train"]:
         data = resolver.data(ref)
         parts.append((data, data.pick(*([ref.split] if ref.split else ["train"]))))
+    return parts
+
+
+def _world(bench: Bench, task_name: str) -> tuple[Resolver, Any, Recipe, list[tuple[Data, str]]]:
+    """Resolver, task, the tiny recipe and its training data."""
+    resolver = Resolver(bench.registry)
+    task = resolver.task(task_name)
+    recipe = Recipe.model_validate({**bench.tiny(task_name), "task": task_name, "method": "none"})
+    return resolver, task, recipe, _parts(task, recipe, resolver)
+
+
+def _examples(task: Any, parts: list[tuple[Data, str]], student: Any, teacher: Any) -> list[Any]:
     table = task.training_table(parts)
     columns = table[: min(8, len(table))]
     return task.preparer(student, teacher)([dict(zip(columns, values)) for values in zip(*columns.values())])
 
 
 def _teacher(bench: Bench) -> tuple[Any, list[Any]]:
-    resolver = Resolver(bench.registry)
-    task = resolver.task(bench.task)
+    resolver, task, _, parts = _world(bench, bench.task)
     teacher = resolver.teacher(_ref(bench, "teacher"), task.name)
-    return teacher, _rows(bench, task, None, teacher)
+    return teacher, _examples(task, parts, None, teacher)
 
 
 def _student(bench: Bench) -> tuple[Any, list[Any], Any]:
-    resolver = Resolver(bench.registry)
-    task = resolver.task(bench.task)
-    given = bench.tiny(task.name).get("teacher")
-    teacher = resolver.teacher(_as_ref(given), task.name) if given else None
-    student = resolver.student(_ref(bench, "student"), BuildContext(task, teacher, 0))
-    return student, _rows(bench, task, student, teacher), task
+    resolver, task, recipe, parts = _world(bench, bench.task)
+    teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
+    student = resolver.student(_ref(bench, "student"), BuildContext(task, teacher, 0, facts=task.survey(parts)))
+    return student, _examples(task, parts, student, teacher), task
 
 
 def _ref(bench: Bench, key: str) -> Ref:
     source = _source(bench, key)
     source["source"] = f"{bench.entry.qualified}:{source['source'].partition(':')[2]}".rstrip(":")
-    return _as_ref(source)
-
-
-def _as_ref(given: Any) -> Ref:
-    return Ref.model_validate({"source": given} if isinstance(given, str) else given)
+    return Ref.model_validate(source)
 
 
 def _data(bench: Bench, **options: Any) -> Data:
     if bench.spec.argument and not bench.spec.example:
         raise SkipTest(f"its spec gives no example of {bench.spec.argument}")
     text = f"{bench.entry.name}:{bench.spec.example}" if bench.spec.argument else bench.entry.name
-    from kdhub.data import DataOptions
-
     return Resolver(bench.registry).open_data(text, DataOptions(), **options)
 
 
@@ -366,14 +366,11 @@ def _sampler(bench: Bench, batch: int, seed: int = 0) -> Sampler:
     return bench.target(LENGTHS, batch, seed)
 
 
-def _outputs(resolver: Resolver, task: Any, tiny: dict[str, Any]) -> Any:
-    from kdhub.evaluation import Evaluator, encoder_of
-    from kdhub.recipe import Recipe
-
-    recipe = Recipe.model_validate({**tiny, "task": task.name, "method": "none"})
-    options = resolver.evaluation_options(task, recipe)
-    evaluator = Evaluator(task, resolver, recipe.evaluation, options)
+def _outputs(bench: Bench, task_name: str) -> Iterator[tuple[Any, str]]:
+    """What metrics read, for the tiny recipe's untrained student on each of its evaluation sets, and its form."""
+    resolver, task, recipe, parts = _world(bench, task_name)
+    evaluator = Evaluator(task, resolver, recipe.evaluation, resolver.evaluation_options(task, recipe))
     teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
-    student = resolver.student(recipe.student, BuildContext(task, teacher, 0))
+    student = resolver.student(recipe.student, BuildContext(task, teacher, 0, facts=task.survey(parts)))
     for data, split in evaluator.data:
         yield task.outputs(encoder_of(student, task.preparer(student, None)), data, split), data.form(split)

@@ -106,7 +106,8 @@ class Session:
         from transformers import set_seed
 
         set_seed(self.seed)
-        context = BuildContext(self.task, self.teacher, self.seed)
+        facts = self.task.survey(self.training_data.get("train", []))
+        context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
         self.run.add_provenance(student={"start": {"source": self.recipe.student.source, **student.start}})
         return student

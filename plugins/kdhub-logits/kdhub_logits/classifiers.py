@@ -1,0 +1,197 @@
+"""Students that give logits over named classes: our small networks, and the transformers library's classifiers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdhub.errors import DataError, UntrustedError
+from kdhub.hub.trust import check_model_folder
+from kdhub.student import Student
+from kdhub.task import Example
+from kdhub_logits import networks
+
+BATCH = 256
+
+
+class Classifier(Student):
+    """A network that gives `logits`, one a class.
+
+    Attributes:
+        classes: their names, in the order of the logits.
+        kinds: the signals it gives.
+    """
+
+    classes: list[str]
+    kinds: tuple[str, ...] = ("logits", "features")
+    max_length: int | None = None
+
+    def __init__(self, task: str, module: nn.Module, classes: Sequence[str], start: Mapping[str, Any] | None = None):
+        super().__init__(start)
+        self.task, self.module, self.classes = task, module, list(classes)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """What `module` takes, for some examples."""
+        raise NotImplementedError
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
+        device = next(self.module.parameters()).device
+        was, parts = self.module.training, []
+        self.module.eval()
+        with torch.no_grad():
+            for start in range(0, len(examples), BATCH):
+                batch = {k: v.to(device) for k, v in self.collate(examples[start : start + BATCH]).items()}
+                parts.append(self.module(batch)[kind].float().cpu().numpy())
+        self.module.train(was)
+        return {kind: np.concatenate(parts)}
+
+    def width(self, kind: str) -> tuple[int, ...]:
+        """The shape of one example's signal."""
+        raise NotImplementedError
+
+
+class NetworkClassifier(Classifier):
+    """One of our small networks: `config.json` and `model.safetensors`.
+
+    Args:
+        config: `network`, `shape`, `classes` and the network's own settings.
+    """
+
+    def __init__(self, task: str, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
+        super().__init__(task, networks.build(config), config["classes"], start)
+        self.config = {**config, "task": task}
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        x = torch.from_numpy(np.stack([e["x"] for e in examples]))
+        return {"x": x.float() / 255 if x.dtype == torch.uint8 else x.float()}
+
+    def save(self, folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps({"kdhub": 1, **self.config}, indent=2))
+        save_file({n: t.contiguous() for n, t in self.module.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any]) -> NetworkClassifier:
+        student = cls(config["task"], {k: v for k, v in config.items() if k != "kdhub"})
+        student.module.load_state_dict(load_file(folder / "model.safetensors"))
+        student.module.eval()
+        return student
+
+    def width(self, kind: str) -> tuple[int, ...]:
+        example = {"x": np.zeros(self.config["shape"], np.float32)}
+        return tuple(self.signals([example], kind)[kind].shape[1:])
+
+
+class _Transformer(nn.Module):
+    """A transformers sequence classifier with our names: `logits`, and `features` as the mean of its last states."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        mask = inputs["attention_mask"]
+        given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True)
+        states, mask = given.hidden_states[-1], mask.unsqueeze(-1).to(given.logits.dtype)
+        return {"logits": given.logits, "features": (states * mask).sum(1) / mask.sum(1)}
+
+
+class TextClassifier(Classifier):
+    """A transformers sequence classifier with its tokenizer, in the library's own format."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
+        labels = model.config.id2label
+        classes = [str(labels[i]) for i in range(len(labels))]
+        super().__init__("text-classification", _Transformer(model), classes, start)
+        self.tokenizer = tokenizer
+        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+        self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
+        """Token ids, cut to what the model takes, and which texts were cut."""
+        limit = min(filter(None, (self.max_length, max_length)))
+        whole = self.tokenizer(list(texts))["input_ids"]
+        cut = [len(ids) > limit for ids in whole]
+        if any(cut):
+            whole = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+        return whole, cut
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        ids = [e["ids"] if e.get("by") is self.tokenizer else None for e in examples]
+        if None in ids:  # prepared for another model
+            ids = self.encode([e["text"] for e in examples])[0]
+        longest = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id or 0
+        rows = [list(i) + [pad] * (longest - len(i)) for i in ids]
+        mask = [[1] * len(i) + [0] * (longest - len(i)) for i in ids]
+        return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
+
+    def save(self, folder: Path) -> None:
+        self.module.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str | None = None, start: Mapping[str, Any] | None = None) -> TextClassifier:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        check_model_folder(folder, name=name)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(model.eval(), tokenizer, start)
+
+    def width(self, kind: str) -> tuple[int, ...]:
+        return (len(self.classes) if kind == "logits" else self.module.model.config.hidden_size,)
+
+    def usage(self) -> str:
+        return (
+            "from transformers import pipeline\n\n"
+            'classify = pipeline("text-classification", model="{path}")\n'
+            'print(classify("a text to classify"))'
+        )
+
+    @property
+    def library(self) -> str:
+        return "transformers"
+
+
+def load(folder: Path, *, name: str | None = None) -> Classifier:
+    """A classifier from its folder, ours or the transformers library's.
+
+    Raises:
+        UntrustedError: no readable configuration, pickled weights, or code of its own.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UntrustedError(f"{name or folder} has no readable config.json ({error})") from error
+    if "network" not in config:
+        return TextClassifier.load(folder, name=name)
+    if config["network"] not in networks.NETWORKS:
+        raise UntrustedError(f"{name or folder}: no network is called {config['network']!r}")
+    return NetworkClassifier.load(folder, config)
+
+
+def label_index(value: Any, classes: Sequence[str]) -> int:
+    """The position of a row's label: a number is a position, a text is a name; -1 for none.
+
+    Raises:
+        DataError: no such class.
+    """
+    if value is None or value == -1:
+        return -1
+    if isinstance(value, (int, np.integer)):
+        if 0 <= value < len(classes):
+            return int(value)
+    elif value in classes:
+        return list(classes).index(value)
+    raise DataError(
+        f"label {value!r} is none of the {len(classes)} classes {', '.join(map(repr, classes[:8]))}",
+        hint="the model was made for other classes; map the column, or start from another model",
+    )

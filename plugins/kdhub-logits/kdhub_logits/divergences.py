@@ -1,0 +1,126 @@
+"""Divergences between a teacher's and a student's distribution over classes or tokens.
+
+Every function takes logits `(..., classes)` of student and teacher, already divided by the temperature, and gives one
+value a position, `(...,)`, >= 0 and 0 where both distributions are equal. Arithmetic is float32 at least, whatever the
+inputs are. A class whose logit is -inf on both sides has no part in anything; with p the teacher's and q the student's
+probabilities, 0 log 0 is 0.
+
+Names follow arXiv:2402.13116. `beta` is always the teacher's weight; other code calls the student's weight so.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax over the last axis in float32 or better; -inf stays -inf, and its gradient is 0."""
+    return F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
+
+def _expected(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """sum p (log p - log q), where classes with p = 0 count nothing."""
+    zero = p == 0
+    return (p * (log_p.masked_fill(zero, 0) - log_q.masked_fill(zero, 0))).sum(-1)
+
+
+def _mixed(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
+    """log(weight a + (1 - weight) b), also where either is 0."""
+    if weight in (0.0, 1.0):
+        return log_a if weight else log_b
+    bound = torch.finfo(log_a.dtype).min / 4  # -inf on both sides would have no gradient but nan
+    log_a, log_b = log_a.clamp_min(bound), log_b.clamp_min(bound)
+    scale = log_a.new_tensor([weight, 1 - weight]).log()
+    return torch.logaddexp(log_a + scale[0], log_b + scale[1])
+
+
+def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(p || q) = sum p log(p/q): the student covers what the teacher may say (Hinton et al., arXiv:1503.02531)."""
+    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    return _expected(log_p.exp(), log_p, log_q)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(q || p): the student keeps to what the teacher says most (arXiv:2306.08543)."""
+    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    return _expected(log_q.exp(), log_q, log_p)
+
+
+def jensen_shannon(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q (arXiv:2306.13649); at most ln 2 for 0.5.
+
+    At beta = 0 it is KL(p || q) and at 1 KL(q || p), as public code has it. By the formula the value tends to 0 there,
+    and value / beta, value / (1 - beta) tend to these.
+    """
+    if beta == 0:
+        return forward_kl(student, teacher)
+    if beta == 1:
+        return reverse_kl(student, teacher)
+    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    log_m = _mixed(log_p, log_q, beta)
+    return beta * _expected(log_p.exp(), log_p, log_m) + (1 - beta) * _expected(log_q.exp(), log_q, log_m)
+
+
+def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
+    """sum |p - q| / 2, in [0, 1]."""
+    return (log_probabilities(teacher).exp() - log_probabilities(student).exp()).abs().sum(-1) / 2
+
+
+def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1, direction: str = "forward") -> Tensor:
+    """DistiLLM's skewed KL (arXiv:2402.03898): "forward" KL(p || skew p + (1 - skew) q), "reverse"
+    KL(q || (1 - skew) p + skew q). At skew 0 the plain KL, at 1 zero."""
+    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    if direction == "forward":
+        return _expected(log_p.exp(), log_p, _mixed(log_p, log_q, skew))
+    return _expected(log_q.exp(), log_q, _mixed(log_q, log_p, skew))
+
+
+def adaptive_kl(student: Tensor, teacher: Tensor, head: float = 0.5) -> Tensor:
+    """AKL (arXiv:2404.02657): w KL(p || q) + (1 - w) KL(q || p), where w is the head's share of the gap |p - q|.
+
+    The head is the fewest classes, most probable first for the teacher, that leave less than `head` of its mass to the
+    tail. Departures from public code: the gaps are put into the sorted order in which the head is found, the weights
+    carry no gradient, both terms are KLs, and where p = q the weights are 1/2.
+    """
+    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    p, q = log_p.exp(), log_q.exp()
+    with torch.no_grad():
+        ascending, order = p.sort(dim=-1)
+        in_head = ascending.cumsum(-1) >= head
+        gap = (p - q).abs().gather(-1, order)
+        of_head, whole = (gap * in_head).sum(-1), gap.sum(-1)
+        weight = torch.where(whole > 0, of_head / whole.clamp_min(torch.finfo(whole.dtype).tiny), 0.5)
+    return weight * _expected(p, log_p, log_q) + (1 - weight) * _expected(q, log_q, log_p)
+
+
+def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 8.0) -> Tensor:
+    """DKD (arXiv:2203.08679): alpha TCKD + beta NCKD.
+
+    TCKD is the KL of (p_y, 1 - p_y); NCKD that of the other classes, each side made to sum to 1. So
+    KL(p || q) = TCKD + (1 - p_y) NCKD. Labels are `(...,)`, each a class.
+    """
+    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    at = labels.unsqueeze(-1)
+    target = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, at, True)
+
+    def split(log: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        rest = logits.masked_fill(target, -torch.inf)
+        of_target = log.gather(-1, at)
+        return torch.cat([of_target, torch.logsumexp(log.masked_fill(target, -torch.inf), -1, keepdim=True)], -1), rest
+
+    pair_p, rest_p = split(log_p, teacher)
+    pair_q, rest_q = split(log_q, student)
+    binary = _expected(pair_p.exp(), pair_p, pair_q)
+    if student.shape[-1] == 1:  # no other class, nothing to decouple
+        return alpha * binary
+    rest_p, rest_q = log_probabilities(rest_p), log_probabilities(rest_q)
+    return alpha * binary + beta * _expected(rest_p.exp(), rest_p, rest_q)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean over positions, or over those where `mask` is true; 0, with a gradient of 0, where there is none."""
+    if mask is None:
+        return values.mean()
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)

@@ -1,0 +1,161 @@
+"""Distillation by soft targets: the teacher's probabilities, beside the labels or instead of them.
+
+With p and q the teacher's and student's probabilities at temperature T, the loss of one batch is
+
+    (1 - alpha) mean CE(y, q at T = 1)  +  alpha T^2 mean D(p, q)
+
+where the first mean is over rows with a label and the second over all rows. T^2 keeps the size of the gradient
+(arXiv:1503.02531); it is used for every divergence alike. Each method is one divergence D of `divergences`. A new one
+takes a function there, three lines here, and a `MethodSpec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kdhub.task import Signals
+
+
+class ClassifierOptions(TrainingOptions):
+    """Defaults of training small classifiers."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(64, ge=1, description="rows of one optimiser step, over all ranks and accumulations")
+    epochs: float = Field(40.0, gt=0, description="passes over the training rows")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+
+
+class SoftTargetOptions(ClassifierOptions):
+    temperature: float = Field(2.0, gt=0, description="both sides' logits are divided by it")
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 - alpha is that of the labels")
+    scale_t2: bool = Field(True, description="multiply the divergence by the temperature's square")
+
+
+class SoftTargets(ObjectiveMethod):
+    """What the methods of this file share.
+
+    Attributes:
+        function: the name of the divergence in `divergences`.
+        passes: the options that it takes.
+    """
+
+    Options: ClassVar[type[SoftTargetOptions]] = SoftTargetOptions
+    options: SoftTargetOptions
+    function: ClassVar[str]
+    passes: ClassVar[tuple[str, ...]] = ()
+
+    def objective(
+        self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        from kdhub_logits import divergences
+
+        o = self.options
+        t, settings = o.temperature, {name: getattr(o, name) for name in self.passes}
+        apart = getattr(divergences, self.function)(student.logits / t, teacher.logits.float() / t, **settings)
+        terms = {"teacher": o.alpha * (t * t if o.scale_t2 else 1) * apart.mean()}
+        if o.alpha < 1:
+            terms["labels"] = (1 - o.alpha) * cross_entropy(student.logits, batch["labels"])
+        return terms
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean -log q(label) over the rows that have one, 0 when none has: logits (n, classes), labels (n,) or -1."""
+    from torch.nn.functional import cross_entropy
+
+    from kdhub_logits import divergences
+
+    each = cross_entropy(logits.float(), labels.clamp_min(0), reduction="none", label_smoothing=smoothing)
+    return divergences.masked_mean(each, labels >= 0)
+
+
+class Kd(SoftTargets):
+    """Hinton's distillation: D = KL(p || q) (arXiv:1503.02531). Public code often leaves out the teacher's entropy: the
+    same gradient, another value."""
+
+    function = "forward_kl"
+
+
+class ReverseKl(SoftTargets):
+    """D = KL(q || p): the student keeps to what the teacher finds most probable (arXiv:2306.08543)."""
+
+    function = "reverse_kl"
+
+
+class Jsd(SoftTargets):
+    """D = the generalised Jensen-Shannon divergence (arXiv:2306.13649)."""
+
+    class Options(SoftTargetOptions):
+        beta: float = Field(0.5, ge=0, le=1, description="the teacher's weight in the mixture; 0 is KL(p||q)")
+
+    function = "jensen_shannon"
+    passes = ("beta",)
+
+
+class Tvd(SoftTargets):
+    """D = the total variation distance, sum |p - q| / 2 (arXiv:2307.15190)."""
+
+    function = "total_variation"
+
+
+class SkewKl(SoftTargets):
+    """D = KL against a mixture that holds a share of the other side (DistiLLM, arXiv:2402.03898)."""
+
+    class Options(SoftTargetOptions):
+        skew: float = Field(0.1, ge=0, le=1, description="share of the other side in the mixture; 0 is the plain KL")
+        direction: Literal["forward", "reverse"] = Field("forward", description="KL(p || .) or KL(q || .)")
+
+    function = "skew_kl"
+    passes = ("skew", "direction")
+
+
+class Akl(SoftTargets):
+    """D = forward and reverse KL, weighted by where the two sides differ (arXiv:2404.02657)."""
+
+    class Options(SoftTargetOptions):
+        head: float = Field(0.5, ge=0, le=1, description="share of the teacher's mass that counts as head")
+
+    function = "adaptive_kl"
+    passes = ("head",)
+
+
+class Dkd(ObjectiveMethod):
+    """Decoupled distillation: target class and the others apart (arXiv:2203.08679).
+
+        ce_weight CE(y, q) + min(epoch / warmup_epochs, 1) T^2 (target_weight TCKD + others_weight NCKD)
+
+    Rows without a label are led by the teacher's own choice in place of y.
+    """
+
+    class Options(ClassifierOptions):
+        temperature: float = Field(4.0, gt=0, description="both sides' logits are divided by it")
+        target_weight: float = Field(1.0, ge=0, description="weight of the target class against the rest (alpha)")
+        others_weight: float = Field(8.0, ge=0, description="weight among the other classes (beta)")
+        ce_weight: float = Field(1.0, ge=0, description="weight of the labels")
+        warmup_epochs: float = Field(20.0, ge=0, description="epochs over which the divergence comes in")
+        scale_t2: bool = Field(True, description="multiply the divergence by the temperature's square")
+
+    options: Options
+
+    def objective(
+        self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        from kdhub_logits import divergences
+
+        o, labels, given = self.options, batch["labels"], teacher.logits.float()
+        target = labels.where(labels >= 0, given.argmax(-1))
+        t = o.temperature
+        apart = divergences.decoupled_kd(student.logits / t, given / t, target, o.target_weight, o.others_weight)
+        share = min(progress.epoch / o.warmup_epochs, 1.0) if o.warmup_epochs else 1.0
+        return {
+            "labels": o.ce_weight * cross_entropy(student.logits, labels),
+            "teacher": share * (t * t if o.scale_t2 else 1) * apart.mean(),
+        }

@@ -1,0 +1,145 @@
+"""Student builders of classification."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdhub.errors import CompatibilityError, UsageError
+from kdhub.student import BuildContext
+
+if TYPE_CHECKING:
+    from kdhub_logits.classifiers import Classifier, NetworkClassifier, TextClassifier
+
+
+def mlp(argument: str, context: BuildContext) -> NetworkClassifier:
+    """`mlp:64,32`: hidden layers of these widths; `mlp:` with nothing is a linear map."""
+    return _network(context, {"network": "mlp", "hidden": _numbers("mlp", argument)}, f"mlp:{argument}")
+
+
+def resnet(argument: str, context: BuildContext) -> NetworkClassifier:
+    """`resnet:20`: the ResNet for CIFAR with 6n + 2 layers.
+
+    Raises:
+        UsageError: another depth.
+    """
+    (depth,) = _numbers("resnet", argument) or [0]
+    if depth < 8 or (depth - 2) % 6:
+        raise UsageError(f"student resnet:{argument}: depths are 8, 14, 20, 32, 44, 56, ... (6n + 2)")
+    return _network(context, {"network": "resnet", "depth": depth}, f"resnet:{argument}")
+
+
+def vit(argument: str, context: BuildContext) -> NetworkClassifier:
+    """`vit:patch=2,width=32,layers=2,heads=4`: a small vision transformer; each may be left out.
+
+    Raises:
+        UsageError: an unknown setting, a patch that does not divide the image, heads that do not divide the width.
+    """
+    settings: dict[str, Any] = {"patch": 2, "width": 32, "layers": 2, "heads": 4}
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if name not in settings or not value.isdigit() or not int(value):
+            raise UsageError(f"student vit:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
+        settings[name] = int(value)
+    shape = context.facts.get("shape", [])
+    if shape and any(n % settings["patch"] for n in shape[-2:]):
+        raise UsageError(f"student vit:{argument}: patches of {settings['patch']} do not divide {shape[-2:]} pixels")
+    if settings["width"] % settings["heads"]:
+        raise UsageError(
+            f"student vit:{argument}: {settings['heads']} heads do not divide a width of {settings['width']}"
+        )
+    return _network(context, {"network": "vit", **settings}, f"vit:{argument}")
+
+
+def path(argument: str, context: BuildContext) -> Classifier:
+    """A classifier folder as it is."""
+    folder = Path(argument).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"student folder {folder} does not exist")
+    student = context.task.load(folder)
+    student.start = {"how": "from a local folder"}
+    return student
+
+
+def hub(argument: str, context: BuildContext) -> TextClassifier:
+    """A transformers text model of the Hub; its classifier is made anew when it has other classes."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    from kdhub.hub.fetch import fetch_model
+    from kdhub.hub.trust import check_model_folder
+    from kdhub_logits.classifiers import TextClassifier
+
+    folder, repo, commit = fetch_model(argument)
+    check_model_folder(folder, name=repo)
+    classes = _classes(context)
+    names = dict(enumerate(classes))
+    config = AutoConfig.from_pretrained(folder, id2label=names, label2id={v: k for k, v in names.items()})
+    set_seed(context.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, config=config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return TextClassifier(model, tokenizer, {"base_model": repo, "revision": commit, "how": "as it is"})
+
+
+def layers(argument: str, context: BuildContext) -> TextClassifier:
+    """N evenly spaced layers of a transformer teacher, first and last among them, with its embeddings and classifier.
+
+    Raises:
+        UsageError: N is no number from 1 to the teacher's layers.
+        CompatibilityError: the teacher is no transformer.
+    """
+    from kdhub_logits.classifiers import TextClassifier
+
+    teacher = getattr(context.teacher, "model", None)
+    if not isinstance(teacher, TextClassifier):
+        raise CompatibilityError("student layers: is made from a transformer teacher; this one has no layers")
+    model = copy.deepcopy(teacher.module.model)
+    stack = next((m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) > 0), None)
+    if stack is None:
+        raise CompatibilityError("student layers: the teacher has no list of layers")
+    have, keep = len(stack), int(argument) if argument.isdigit() else 0
+    if not 1 <= keep <= have:
+        raise UsageError(f"student layers:{argument}: the teacher has {have} layers")
+    chosen = np.linspace(0, have - 1, keep).round().astype(int).tolist() if keep > 1 else [0]
+    for i in reversed(range(have)):
+        if i not in chosen:
+            del stack[i]
+    model.config.num_hidden_layers = keep
+    model.requires_grad_(True)
+    known = context.teacher.known
+    how = f"layers {', '.join(str(i + 1) for i in chosen)} of {have}"
+    base = known.get("id") if known.get("revision") else None
+    return TextClassifier(model, teacher.tokenizer, {"base_model": base, "revision": known.get("revision"), "how": how})
+
+
+def _network(context: BuildContext, config: dict[str, Any], how: str) -> NetworkClassifier:
+    """A fresh network for the training rows; its inputs are standardised by their mean and deviation."""
+    import torch
+
+    from kdhub_logits.classifiers import NetworkClassifier
+
+    facts = context.facts
+    if not facts.get("shape"):
+        raise UsageError("a fresh network needs training rows to know the shape of its inputs", hint="give --data")
+    config |= {"shape": facts["shape"], "classes": _classes(context), "mean": facts["mean"], "std": facts["std"]}
+    torch.manual_seed(context.seed)
+    return NetworkClassifier(context.task.name, config, {"how": f"fresh {how}"})
+
+
+def _classes(context: BuildContext) -> list[str]:
+    """The teacher's classes, in its order; without one those of the training rows."""
+    classes = context.teacher.classes if context.teacher is not None else context.facts.get("classes")
+    if not classes:
+        raise UsageError("a fresh classifier needs a teacher or labelled rows to know its classes")
+    return list(classes)
+
+
+def _numbers(kind: str, argument: str) -> list[int]:
+    parts = [p.strip() for p in argument.split(",") if p.strip()]
+    if not all(p.isdigit() and int(p) for p in parts):
+        raise UsageError(f"student {kind}:{argument}: expected whole numbers, {kind}:64 or {kind}:64,32")
+    return [int(p) for p in parts]

@@ -1,0 +1,292 @@
+"""Classification: of images, of feature tables, of texts. One class of a closed list for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from kdhub.errors import CompatibilityError, DataError
+from kdhub.task import Encoder, Example, Prepare, Signals, Task
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from torch import nn
+
+    from kdhub.data import Data
+    from kdhub_logits.classifiers import Classifier
+
+SURVEYED = 5000
+"""Rows that mean and standard deviation of the inputs are taken from, evenly over the split."""
+
+
+@dataclass
+class Predictions:
+    """What metrics read.
+
+    Attributes:
+        logits: (n, classes) float32.
+        labels: (n,) positions of the true classes.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def examples(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def log_probabilities(self) -> np.ndarray:
+        """(n, classes) float64."""
+        x = self.logits.astype(np.float64)
+        x -= x.max(axis=1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        return np.exp(self.log_probabilities)
+
+    @property
+    def chosen(self) -> np.ndarray:
+        return self.logits.argmax(axis=1)
+
+
+class Classification(Task):
+    """Rows have `label`, a number or a name, and an input column. In training a label may be missing (null or -1).
+
+    Attributes:
+        column: the input.
+        classes: of the models at hand, set when rows are prepared for them.
+    """
+
+    column: str
+    classes: list[str]
+    primary = {"rows": "accuracy", "texts": "accuracy"}
+    primary_signal = "logits"
+
+    class EvaluationOptions(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    # -- rows -------------------------------------------------------------------------------------------------
+
+    def training_table(self, parts: Sequence[tuple[Data, str]]) -> datasets.Dataset:
+        from datasets import concatenate_datasets
+
+        tables = [self._columns(data, split) for data, split in parts]
+        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+
+    def _columns(self, data: Data, split: str) -> datasets.Dataset:
+        table = data.split(split)
+        if self.column not in table.column_names:
+            raise DataError(
+                f"{data.name}, split {split!r}, has no column {self.column!r}, only {', '.join(table.column_names)}",
+                hint=f"map it: columns: {{{self.column}: THEIRS, label: THEIRS}}",
+            )
+        return table.select_columns([c for c in (self.column, "label") if c in table.column_names])
+
+    def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
+        """`classes`; for numbers every one up to the largest, for names in alphabetical order."""
+        if not parts:
+            return {}
+        table = self.training_table(parts)
+        labels = set(table.unique("label")) - {None, -1} if "label" in table.column_names else set()
+        if labels and all(isinstance(v, int) for v in labels):
+            return {"classes": [str(i) for i in range(max(labels) + 1)]}
+        return {"classes": sorted(map(str, labels))}
+
+    def agree(self, student: Any, teacher: Any) -> list[str]:
+        """The classes both have, in one order.
+
+        Raises:
+            CompatibilityError: they have others, or another order.
+        """
+        if student is not None and teacher is not None and student.classes != teacher.classes:
+            raise CompatibilityError(
+                f"the student has the classes {_some(student.classes)}, the teacher {_some(teacher.classes)}",
+                hint="both must have the same classes in the same order; start the student from this teacher's classes",
+            )
+        self.classes = (student or teacher).classes
+        return self.classes
+
+    def collate(self, examples: Sequence[Example], student: Classifier) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {**student.collate(examples), "labels": torch.tensor([e["label"] for e in examples])}
+
+    def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
+        return Signals({name: value.float() for name, value in module(inputs).items()})
+
+    def load(self, folder: Path) -> Classifier:
+        from kdhub_logits import classifiers
+
+        student = classifiers.load(folder)
+        if student.task != self.name:
+            raise CompatibilityError(f"{folder} is a student for {student.task}, not for {self.name}")
+        return student
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    def outputs(self, encode: Encoder, data: Data, split: str) -> Predictions:
+        from kdhub_logits.classifiers import label_index
+
+        table = self._columns(data, split)
+        if "label" not in table.column_names:
+            raise DataError(f"{data.name}, split {split!r}, has no column 'label' to score against")
+        given = encode(table, "logits")["logits"]
+        labels = np.asarray([label_index(v, self.classes) for v in table["label"]])
+        if (labels < 0).any():
+            raise DataError(f"{data.name}, split {split!r}: row {int((labels < 0).argmax()) + 1} has no label")
+        return Predictions(np.asarray(given, np.float32), labels)
+
+    def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
+        rows = data.split(split)[:n][self.column]
+        return [{self.column: value} for value in rows]
+
+
+class _Arrays(Classification):
+    """Inputs that are arrays of one shape."""
+
+    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
+        from kdhub_logits.classifiers import label_index
+
+        classes, column, read = self.agree(student, teacher), self.column, self.read
+
+        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            made = []
+            for row in rows:
+                x = read(row[column])
+                label = label_index(row.get("label"), classes)
+                made.append({"x": x, "label": label, "content": x.tobytes(), "length": 1, "cut": False})
+            return made
+
+        return prepare
+
+    def read(self, value: Any) -> np.ndarray:
+        """One input as an array."""
+        raise NotImplementedError
+
+    def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
+        """`classes`, the `shape` of an input, and `mean` and `std` of channels or features."""
+        facts = super().survey(parts)
+        if not parts:
+            return facts
+        table = self.training_table(parts)
+        some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
+        x = np.stack([self.read(v) for v in table[some.tolist()][self.column]])
+        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
+        over = {2: (0,), 3: (0, 1, 2), 4: (0, 2, 3)}[x.ndim]  # by feature, whole image, channel
+        mean, std = (f(x, axis=over, keepdims=x.ndim == 4) for f in (np.mean, np.std))
+        if x.ndim == 4:
+            mean, std = mean[0], std[0]
+        return {**facts, "shape": list(x.shape[1:]), "mean": mean.tolist(), "std": std.tolist()}
+
+
+class ImageClassification(_Arrays):
+    """Images as `image`: height x width (x channels) of bytes; networks see 0 to 1, channels first."""
+
+    name = "image-classification"
+    column = "image"
+    pipeline_tag = "image-classification"
+
+    def read(self, value: Any) -> np.ndarray:
+        x = np.asarray(value)
+        if x.ndim not in (2, 3) or x.min() < 0 or x.max() > 255:
+            raise DataError(f"an image is height x width (x channels) of 0 to 255, not an array of shape {x.shape}")
+        x = x.astype(np.uint8)
+        return np.ascontiguousarray(x.transpose(2, 0, 1)) if x.ndim == 3 else x
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        return {
+            "teacher": {"source": f"path:{_tiny_teacher(self, folder, [8, 8])}"},
+            "student": "mlp:8",
+            "data": {"train": [{"source": "digits", "split": "train", "limit": 64}]},
+            "evaluation": {"data": [{"source": "digits", "split": "test", "limit": 64}], "cost": False},
+        }
+
+
+class TabularClassification(_Arrays):
+    """Rows of numbers as `features`."""
+
+    name = "tabular-classification"
+    column = "features"
+    pipeline_tag = "tabular-classification"
+
+    def read(self, value: Any) -> np.ndarray:
+        x = np.asarray(value, np.float32)
+        if x.ndim != 1 or not np.isfinite(x).all():
+            raise DataError(f"features are a list of finite numbers, not {str(value)[:40]}")
+        return x
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        return {
+            "teacher": {"source": f"path:{_tiny_teacher(self, folder, [64])}"},
+            "student": "mlp:8",
+            "data": {"train": [{"source": "digits", "split": "train", "limit": 64, "options": {"form": "features"}}]},
+            "evaluation": {
+                "data": [{"source": "digits", "split": "test", "limit": 64, "options": {"form": "features"}}],
+                "cost": False,
+            },
+        }
+
+
+class TextClassification(Classification):
+    """Texts as `text`."""
+
+    name = "text-classification"
+    column = "text"
+    pipeline_tag = "text-classification"
+
+    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
+        """Settings: max_length, tokens at most, beside the model's own limit."""
+        from kdhub_logits.classifiers import label_index
+
+        model, limit = student or teacher, settings.get("max_length")
+        encode, classes = model.encode, self.agree(student, teacher)
+
+        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            texts = [row["text"] for row in rows]
+            ids, cut = encode(texts, limit)
+            return [
+                {
+                    "text": text,
+                    "ids": i,
+                    "by": model.tokenizer,
+                    "label": label_index(row.get("label"), classes),
+                    "content": text.encode(),
+                    "length": len(i),
+                    "cut": c,
+                }
+                for row, text, i, c in zip(rows, texts, ids, cut)
+            ]
+
+        return prepare
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        from kdhub_logits import tiny
+
+        return tiny.text_recipe(folder)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else "")
+
+
+def _tiny_teacher(task: Classification, folder: Path, shape: list[int]) -> Path:
+    """A network of random weights, saved."""
+    import torch
+
+    from kdhub_logits.classifiers import NetworkClassifier
+
+    torch.manual_seed(3)
+    config = {"network": "mlp", "shape": shape, "classes": [str(i) for i in range(10)], "hidden": [16]}
+    made = folder / "teacher"
+    made.mkdir(exist_ok=True)
+    NetworkClassifier(task.name, config).save(made)
+    return made

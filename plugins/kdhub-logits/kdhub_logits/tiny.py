@@ -1,0 +1,70 @@
+"""A tiny text classifier and texts, made on the spot: what methods for texts are tried on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORDS = {
+    "good": "fine lovely great superb warm bright".split(),
+    "bad": "poor dull awful weak cold dark".split(),
+}
+FILLER = "the a film plot room meal very rather quite was is and".split()
+
+
+def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Texts with a word of their class among others; all different."""
+    rng, made = np.random.default_rng(seed), {}
+    while len(made) < n:
+        label = list(WORDS)[len(made) % 2]
+        words = [*rng.choice(FILLER, rng.integers(3, 8)), rng.choice(WORDS[label])]
+        rng.shuffle(words)
+        made[" ".join(words)] = label
+    return [{"text": text, "label": label} for text, label in made.items()]
+
+
+def text_classifier(folder: Path, *, hidden: int = 16, layers: int = 2, seed: int = 0) -> Path:
+    """A transformers folder with a fresh BERT classifier over the classes bad and good."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *FILLER, *(w for words in WORDS.values() for w in words)]
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **names)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(ids),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        id2label={0: "bad", 1: "good"},
+        label2id={"bad": 0, "good": 1},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def text_recipe(folder: Path) -> dict[str, Any]:
+    """`TextClassification.tiny_recipe`."""
+    teacher = text_classifier(folder / "teacher")
+    for name, n, seed in (("train", 64, 1), ("test", 32, 2)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows(n, seed))
+        (folder / f"{name}.jsonl").write_text(lines)
+    return {
+        "teacher": {"source": f"path:{teacher}"},
+        "student": "layers:1",
+        "data": {"train": [{"source": f"path:{folder / 'train.jsonl'}"}]},
+        "evaluation": {"data": [{"source": f"path:{folder / 'test.jsonl'}"}], "cost": False},
+    }

@@ -1,0 +1,199 @@
+"""Tasks, networks, students and metrics: what a user of classification meets, and bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from kdhub_logits import metrics, networks, tiny
+from kdhub_logits.classifiers import NetworkClassifier, label_index, load
+from kdhub_logits.data import digits
+from kdhub_logits.tasks import Predictions
+
+import kdhub
+from kdhub.errors import CompatibilityError, DataError, UsageError
+
+# -- metrics --------------------------------------------------------------------------------------------------
+
+LOG = np.log
+OUT = Predictions(
+    LOG(np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])), np.array([0, 2, 0, 2])
+)
+
+
+def test_metrics_by_hand():
+    assert metrics.accuracy(OUT) == 0.75
+    assert metrics.nll(OUT) == pytest.approx(-(LOG(0.7) + LOG(0.3) + LOG(0.5) + LOG(0.6)) / 4)
+    by_row = [0.09 + 0.04 + 0.01, 0.01 + 0.36 + 0.49, 0.25 + 0.09 + 0.04, 0.04 + 0.04 + 0.16]
+    assert metrics.brier(OUT) == pytest.approx(sum(by_row) / 4)
+    # confidences .7, .6, .5, .6 lie in the bins 10, 9, 7, 9 of 15; in bin 9 one of two is right
+    assert metrics.calibration_error(OUT) == pytest.approx((0.3 + 2 * abs(0.5 - 0.6) + 0.5) / 4)
+    assert metrics.macro_f1(OUT) == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert metrics.top_5(OUT) is None and metrics.auroc(OUT) is None
+
+
+def test_metrics_of_two_classes():
+    scores = np.array([0.1, 0.4, 0.35, 0.8])
+    out = Predictions(np.stack([np.zeros(4), scores], 1), np.array([0, 0, 1, 1]))
+    assert metrics.auroc(out) == 0.75 and metrics.auprc(out) == pytest.approx(0.8333333)
+    assert metrics.auroc(Predictions(out.logits, np.zeros(4, int))) is None
+
+
+def test_fidelity_by_hand():
+    same = {f: f(OUT, OUT) for f in (metrics.agreement, metrics.divergence, metrics.probability_loyalty)}
+    assert list(same.values()) == pytest.approx([1, 0, 1], abs=1e-9)
+    p, q = np.array([[0.5, 0.5]]), np.array([[0.9, 0.1]])
+    one, two = Predictions(LOG(q), np.array([0])), Predictions(LOG(p), np.array([0]))
+    assert metrics.divergence(one, two) == pytest.approx(0.5 * LOG(0.5 / 0.9) + 0.5 * LOG(0.5 / 0.1))
+    m = (p + q) / 2
+    js = 0.5 * (p * np.log2(p / m)).sum() + 0.5 * (q * np.log2(q / m)).sum()
+    assert metrics.probability_loyalty(one, two) == pytest.approx(1 - js**0.5), "the root once"
+
+
+# -- networks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "shape", "positions"),
+    [
+        ("mlp", {"hidden": [5]}, [8, 8], None),
+        ("mlp", {"hidden": []}, [7], None),
+        ("resnet", {"depth": 8}, [3, 16, 16], 16),
+        ("resnet", {"depth": 14}, [8, 8], 4),
+        ("vit", {"patch": 4, "width": 8, "layers": 1, "heads": 2}, [3, 8, 12], 6),
+    ],
+)
+def test_networks_give_their_signals_and_survive_saving(tmp_path, network, settings, shape, positions):
+    config = {"network": network, "shape": shape, "classes": list("abc"), "mean": 0.4, "std": 0.2, **settings}
+    student = NetworkClassifier("image-classification", config)
+    x = np.random.default_rng(0).integers(0, 256, (5, *shape)).astype(np.uint8)
+    examples = [{"x": row} for row in x]
+    given = student.module.eval()(student.collate(examples))
+    assert given["logits"].shape == (5, 3)
+    if positions:
+        assert given["tokens"].shape[:2] == (5, positions)
+        torch.testing.assert_close(given["tokens"].mean(1), given["features"])
+    student.save(tmp_path)
+    again = load(tmp_path)
+    assert again.classes == list("abc")
+    np.testing.assert_allclose(again.signals(examples, "logits")["logits"], given["logits"].detach(), atol=1e-6)
+
+
+def test_the_resnet_has_the_parameters_of_the_paper():
+    made = networks.CifarResNet([3, 32, 32], 10, depth=20)
+    assert sum(p.numel() for p in made.parameters()) == 269_722  # 0.27 M, table 6 of arXiv:1512.03385
+    assert (
+        len([m for m in networks.CifarResNet([3, 32, 32], 10, depth=56).modules() if type(m).__name__ == "_Block"])
+        == 27
+    )
+
+
+# -- data and labels ------------------------------------------------------------------------------------------
+
+
+def test_digits_are_all_there_once():
+    data = digits()
+    assert {s: len(data.split(s)) for s in data.splits} == {"train": 1200, "validation": 200, "test": 397}
+    seen = {json.dumps(row["image"]) for s in data.splits for row in data.split(s)}
+    assert len(seen) == 1797
+    first = data.split("train")[0]
+    assert np.shape(first["image"]) == (8, 8) and max(map(max, first["image"])) <= 255
+    assert np.shape(digits("features").split("test")[0]["features"]) == (64,)
+    with pytest.raises(UsageError, match="not 'sound'"):
+        digits("sound")
+
+
+def test_labels_are_positions_or_names():
+    assert [label_index(v, ["no", "yes"]) for v in (1, "no", None, -1)] == [1, 0, -1, -1]
+    for wrong in (2, "maybe", "1"):
+        with pytest.raises(DataError, match="is none of the 2 classes 'no', 'yes'"):
+            label_index(wrong, ["no", "yes"])
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A recipe of texts with named labels; `texts(train_rows=...)` with other rows."""
+
+    def make(method="kd", train=None, test=None, **changes):
+        folder = tmp_path / "world"
+        folder.mkdir(exist_ok=True)
+        recipe = tiny.text_recipe(folder)
+        for name, rows in (("train", train), ("test", test)):
+            if rows is not None:
+                (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        options = {"max_steps": 4, "batch_size": 8, "precision": "float32"}
+        return {**recipe, "task": "text-classification", "method": method, "options": options, **changes}
+
+    return make
+
+
+def test_a_text_student_is_a_transformers_folder(texts, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run = kdhub.distill(texts(), out=tmp_path / "run")
+    student = kdhub.load(run.folder)
+    model = AutoModelForSequenceClassification.from_pretrained(run.student_folder)
+    tokens = AutoTokenizer.from_pretrained(run.student_folder)(["a very great plot"], return_tensors="pt")
+    ours = student.signals([{"text": "a very great plot"}], "logits")["logits"]
+    np.testing.assert_allclose(model(**tokens).logits.detach().numpy(), ours, atol=1e-5)
+    assert model.config.id2label == {0: "bad", 1: "good"} and model.config.num_hidden_layers == 1
+    named = {m["metric"] for m in run.report["measures"]}
+    assert {"accuracy", "auroc", "auprc", "ece", "loyalty"} <= named and "accuracy@5" not in named
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"text": "fine plot", "label": "neutral"}], "label 'neutral' is none of the 2 classes 'bad', 'good'"),
+        ([{"sentence": "fine plot", "label": "good"}], "has no column 'text'"),
+    ],
+)
+def test_rows_of_other_classes_or_columns(texts, tmp_path, rows, says):
+    with pytest.raises(DataError, match=says):
+        kdhub.distill(texts(train=rows * 8), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_an_evaluation_row_without_a_label(texts, tmp_path):
+    with pytest.raises(DataError, match="row 2 has no label"):
+        rows = [{"text": "fine", "label": "good"}, {"text": "dull", "label": None}]
+        kdhub.distill(texts(test=rows), out=tmp_path / "run")
+
+
+def test_rows_without_labels_train_by_the_teacher_alone(texts, tmp_path):
+    rows = [{"text": row["text"]} for row in tiny.rows(32)]
+    run = kdhub.distill(texts(train=rows), out=tmp_path / "run")
+    assert all(line["terms"]["labels"] == 0 < line["terms"]["teacher"] for line in run.metrics())
+
+
+def test_a_student_with_other_classes_than_the_teacher_is_refused(texts, tmp_path):
+    other = tiny.text_classifier(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "good", "1": "bad"}, {"good": 0, "bad": 1}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CompatibilityError, match="the student has the classes good, bad, the teacher bad, good"):
+        kdhub.distill(texts(student=f"path:{other}"), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("student", "says"),
+    [
+        ("resnet:21", "depths are 8, 14, 20"),
+        ("mlp:8,x", "expected whole numbers"),
+        ("vit:patch=3", "do not divide"),
+        ("vit:patches=2", "'patches=2' is none of patch=N"),
+        ("vit:width=10", "4 heads do not divide a width of 10"),
+    ],
+)
+def test_wrong_arguments_of_students(tmp_path, student, says):
+    recipe = {
+        "task": "image-classification",
+        "method": "supervised",
+        "student": student,
+        "data": {"train": "digits"},
+        "evaluation": {"cost": False},
+    }
+    with pytest.raises(UsageError, match=says):
+        kdhub.distill(recipe, out=tmp_path / "run")
