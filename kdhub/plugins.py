@@ -21,6 +21,7 @@ import operator
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,6 +36,9 @@ from kdhub.specs import API_VERSION, SPECS, Spec
 GROUP = "kdhub"
 CORE = "kdhub"
 """The distribution whose plugins no switch turns off."""
+
+SLOW = 0.5
+"""Seconds of loading from which a plugin is named: every command waits for all of them."""
 
 Status = Literal["ok", "failed", "disabled", "incompatible", "conflict"]
 
@@ -62,6 +66,7 @@ class PluginRecord:
         exception: what was raised, for "failed" and "incompatible".
         specs: what it provides; of a broken one, what it yielded until then.
         catalogs: folders laid out like `registry/`.
+        seconds: how long it took to load.
     """
 
     name: str
@@ -73,6 +78,7 @@ class PluginRecord:
     exception: BaseException | None = None
     specs: list[Spec] = field(default_factory=list)
     catalogs: list[Path] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def usable(self) -> bool:
@@ -164,8 +170,13 @@ class Plugins:
 
     def _add(self, record: PluginRecord, load: Callable[[], object], requires: Iterable[str] = ()) -> None:
         """Load a plugin that was found, whatever becomes of it."""
+        began = time.perf_counter()
         self._load(record, load, requires)
+        record.seconds = round(time.perf_counter() - began, 3)
         self.records.append(record)
+        if record.seconds > SLOW and record.distribution != CORE:
+            said = f"takes {record.seconds:.1f} s to load, which every command waits for"
+            print(f"kdhub: plugin {record.name} ({record.provider}): {said}", file=sys.stderr)
         if record.broken:
             self._report(record, record.cause, record.exception)
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import make_tables  # noqa: E402
 
 from kdhub import hookspecs  # noqa: E402
+from kdhub.verbs.new import new_plugin  # noqa: E402
 
 PAGES = [*make_tables.documents(), *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 FILE = re.compile(r"```\w+\n# ((?:kdhub_|pyproject)\S+)\n(.*?)```", re.DOTALL)
@@ -67,10 +68,17 @@ def test_links_lead_somewhere(page):
 
 def test_the_plugins_to_copy_work(tmp_path, make_distribution, run_python):
     site = tmp_path / "site"
-    for page, name, most in (("docs/plugins.md", "similarity", 60), ("README.md", "mine", 20)):
+    made = new_plugin("similarity", parent=tmp_path)
+    recipe = "kdhub_similarity/registry/recipes/similarity.yaml"
+    for page, name, most in (("docs/writing-a-plugin.md", "similarity", 60), ("README.md", "mine", 20)):
         files = dict(FILE.findall((ROOT / page).read_text(encoding="utf-8")))
         assert sum(bool(line.strip()) for text in files.values() for line in text.splitlines()) <= most
-        declared = files.pop("pyproject.toml")
+        if name == "similarity":  # the page shows what `kdhub new plugin` writes
+            assert files == {path: (made / path).read_text() for path in files}
+            files |= {recipe: (made / recipe).read_text()}
+            declared = (made / "pyproject.toml").read_text()
+        else:
+            declared = files.pop("pyproject.toml")
         (target,) = re.findall(rf'^{name} = "(\w+\.plugin)"$', declared, re.MULTILINE)
         make_distribution(site, f"kdhub-{name}", plugins={name: target}, files=files)
     result = run_python(USE, site, KDHUB_STRICT="1")

@@ -39,6 +39,41 @@ def list_(json: Json = False) -> None:
             print(f"\n{r['distribution']}: {r['cause']}")
 
 
+@app.command("install", cls=LightCommand)
+def install(
+    packages: Annotated[list[str], typer.Argument(help="What pip takes: a name, a folder, a wheel, git+https://...")],
+    editable: Annotated[bool, typer.Option("--editable", "-e", help="Install a folder that you work on.")] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", "-U", help="A newer one in place of what is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Install plugins with pip where kdhub is installed, and say what they provide."""
+    from kdhub.verbs.plugins import install as install_
+
+    done = install_(packages, editable=editable, upgrade=upgrade)
+    if json:
+        _output.emit(done)
+        return
+    for r in done["installed"]:
+        print(f"{r['distribution']} {r['version']}: {_provides(r['provides']) or 'provides nothing'}")
+    if not done["installed"]:
+        print("installed; no plugin is new or other than before")
+
+
+@app.command("uninstall", cls=LightCommand)
+def uninstall(
+    packages: Annotated[list[str], typer.Argument(help="Distributions that kdhub plugins lists.")], json: Json = False
+) -> None:
+    """Remove plugins with pip."""
+    from kdhub.verbs.plugins import uninstall as uninstall_
+
+    done = uninstall_(packages)
+    if json:
+        _output.emit(done)
+        return
+    for r in done["removed"]:
+        print(f"removed {r['distribution']} {r['version']}")
+
+
 @app.command("check")
 def check(
     package: Annotated[str, typer.Argument(help="An installed distribution, or the name of its entry point.")],
