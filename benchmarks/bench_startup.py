@@ -1,4 +1,4 @@
-"""Start-up time of the light commands, with 0, 50 and 100 more plugin distributions installed.
+"""Start-up time of the light commands, with 0, 1, 10, 50 and 100 more plugin distributions installed.
 
 python benchmarks/bench_startup.py [--rounds 11]
 """
@@ -44,7 +44,7 @@ def main() -> None:
     commands = {"--help": ["--help"], "list methods": ["list", "methods"]}
     executable = str(Path(sys.executable).parent / "kdhub")
     results = {}
-    for count in (0, 50, 100):
+    for count in (0, 1, 10, 50, 100):
         with tempfile.TemporaryDirectory() as site:
             install(Path(site), count)
             environment = {**os.environ, "PYTHONPATH": site}

@@ -1,7 +1,8 @@
 """kdhub, the hub for distilled models.
 
 Everything the command line does is one call here: `kdhub.distill(recipe, **overrides)`, `kdhub.evaluate`,
-`kdhub.load`. Names are loaded on first use, so that `import kdhub` costs nothing.
+`kdhub.load`, `kdhub.publish`, `kdhub.pull`, `kdhub.verify`, `kdhub.search`. Names are loaded on first use, so that
+`import kdhub` costs nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _LAZY = {
     "distill": "kdhub.verbs.distill",
     "evaluate": "kdhub.verbs.evaluate",
     "load": "kdhub.verbs.load",
+    "publish": "kdhub.verbs.publish",
+    "pull": "kdhub.verbs.pull",
+    "search": "kdhub.verbs.search",
+    "verify": "kdhub.verbs.verify",
     "Recipe": "kdhub.recipe",
     "Run": "kdhub.run",
     "Method": "kdhub.method",

@@ -91,7 +91,18 @@ class StudentEntry(TeacherEntry):
 
 
 class PublishedEntry(CatalogEntry):
-    model_config = ConfigDict(extra="allow")
+    repo: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", description="org/name on a hub")
+    kind: Literal["model", "dataset"] = "model"
+    commit: str = Field(
+        pattern=r"^[0-9a-f]{40}$", description="names can be registered again by others; commits cannot"
+    )
+    endpoint: str | None = Field(
+        None, pattern=r"^https?://[^@\s]+$", description="the hub, when it is not the usual one"
+    )
+    task: str = Field(min_length=1)
+    method: str = Field(min_length=1)
+    teacher: str | None = None
+    results: dict[str, float] = Field(default_factory=dict, description="`metric on data split`: value")
 
 
 MODELS: dict[str, type[CatalogEntry]] = {

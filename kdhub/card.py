@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from kdhub.hub.trust import foreign_yaml
 from kdhub.recipe import SECRET
 from kdhub.report import (
     ASYMMETRIC,
@@ -39,6 +40,9 @@ ABOUT, RESULTS, USAGE, MADE = "About", "Results", "Usage", "How it was made"
 LIMITS, LICENCE, CITATION, VERSIONS = "Limits", "Licence", "Citation", "Versions and hardware"
 REQUIRED = (ABOUT, RESULTS, USAGE, MADE, LIMITS, LICENCE)
 
+UNSTATED = "see-card"
+"""The name of a licence that nobody could state."""
+
 LICENCES = frozenset(
     "apache-2.0 mit bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 "
     "cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 "
@@ -52,6 +56,9 @@ LICENCES = frozenset(
 )
 """Licence identifiers that hubs know; anything else is `other` with a name."""
 
+TOGETHER = "(student queries, teacher documents)"
+"""What stands behind the name of a metric that student and teacher got together."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _ARXIV = re.compile(r"(?:arXiv:)?(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", re.IGNORECASE)
 _SAVINGS = {"parameters": "parameters", "latency-p50": "on one example", "throughput": "in batches of 32"}
@@ -62,14 +69,15 @@ _PLOTS = {
 }
 
 
-def render_card(run: Any, path: str = "student") -> str:
+def render_card(run: Any, path: str = "student", licence: str | None = None) -> str:
     """The whole card of a run.
 
     Args:
         run: a `kdhub.Run`; only its folder's files are read.
         path: what the usage lines load: the folder beside the card, or the repository it is published to.
+        licence: what its publisher says; by default that of teacher and start, where they have one and the same.
     """
-    return assemble(front_matter(run), sections(run, path))
+    return assemble(front_matter(run, licence), sections(run, path, licence))
 
 
 def assemble(front: Mapping[str, Any], sections: Mapping[str, str]) -> str:
@@ -86,9 +94,9 @@ def assemble(front: Mapping[str, Any], sections: Mapping[str, str]) -> str:
 # -- front matter ---------------------------------------------------------------------------------------------
 
 
-def front_matter(run: Any) -> dict[str, Any]:
+def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
     """What a hub indexes, as plain values."""
-    facts = _Facts(run)
+    facts = _Facts(run, licence)
     student, teacher, method = facts.student, facts.teacher, facts.method
     front: dict[str, Any] = {"library_name": student.get("library") or "kdhub"}
     if student.get("pipeline_tag"):
@@ -114,6 +122,7 @@ def front_matter(run: Any) -> dict[str, Any]:
             "start": {k: (student.get("start") or {}).get(k) for k in ("source", "base_model", "revision", "how")},
             "seed": facts.seed,
             "recipe_sha256": facts.recipe_digest,
+            "cost": {line.metric: line.value(STUDENT) for line in facts.report.costs()},
             "versions": (facts.environment.get("versions") or {}),
         }
     )
@@ -140,7 +149,7 @@ def _results(facts: _Facts) -> list[dict[str, Any]]:
                 "metrics": [],
             },
         )
-        named = m.metric if m.subject == STUDENT else f"{m.metric} (student queries, teacher documents)"
+        named = m.metric if m.subject == STUDENT else f"{m.metric} {TOGETHER}"
         value = {"type": m.metric, "value": round(float(m.value), 6), "name": named}
         entry["metrics"].append(value)
     return list(entries.values())
@@ -159,14 +168,19 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     if start.get("base_model"):
         sources["start"] = start.get("licence")
     told = "; ".join(f"{who}: {code(lic) if lic else 'unknown'}" for who, lic in sources.items())
+    forbidding = [f"{who} ({code(lic)})" for who, lic in sources.items() if forbids_derivatives(lic)]
     ids = {str(lic).strip().lower() if lic else None for lic in sources.values()}
     sentences = [f"Licences of what it was made from: {told}."] if told else []
-    if len(ids) == 1 and (only := next(iter(ids))) in LICENCES:
+    if facts.licence:
+        known = facts.licence.lower() in LICENCES
+        keys = {"license": facts.licence.lower()} if known else _other_licence(facts.licence)
+        sentences.insert(0, f"Its publisher states {code(facts.licence)}.")
+    elif len(ids) == 1 and (only := next(iter(ids))) in LICENCES:
         keys = {"license": only}
         sentences.insert(0, f"This student carries over {code(only)}.")
     else:
         single = next(iter(ids)) if len(ids) == 1 else None
-        keys = {"license": "other", "license_name": _slug(single) if single else "see-card"}
+        keys = _other_licence(single)
         why = (
             "at least one of them is not known"
             if None in ids
@@ -177,6 +191,8 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
             else "it is not one of the standard ones"
         )
         sentences.append(f"No standard licence can be stated, because {why}: check before you use or share it.")
+    if forbidding:
+        sentences.append(f"The licence of the {_and(forbidding)} forbids derivatives, and a student may be one.")
     data = [f"{code(d.get('source', '?'))} ({code(d['licence']) if d.get('licence') else 'unknown'})"
             for d in _once(facts.data(but="evaluation"))]  # fmt: skip
     if data:
@@ -184,12 +200,21 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     return keys, " ".join(sentences)
 
 
+def forbids_derivatives(licence: Any) -> bool:
+    """Whether a licence is one of those that allow copies and nothing made from them."""
+    return bool(re.search(r"(?:^|-)nd(?:-|$)", str(licence or "").lower()))
+
+
+def _other_licence(name: str | None) -> dict[str, str]:
+    return {"license": "other", "license_name": _slug(name) if name else UNSTATED}
+
+
 # -- sections -------------------------------------------------------------------------------------------------
 
 
-def sections(run: Any, path: str = "student") -> dict[str, str]:
+def sections(run: Any, path: str = "student", licence: str | None = None) -> dict[str, str]:
     """The body: title -> Markdown, in the order they are printed."""
-    facts = _Facts(run)
+    facts = _Facts(run, licence)
     return {
         ABOUT: _about(facts),
         RESULTS: _results_section(facts),
@@ -379,9 +404,9 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     if not found:
         raise ValueError("the card does not begin with front matter between two lines of ---")
     try:
-        front = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
-        raise ValueError(f"the front matter is not valid YAML: {' '.join(str(error).split())}") from error
+        front = foreign_yaml(found[1])
+    except ValueError as error:
+        raise ValueError(f"the front matter is unreadable: {error}") from error
     if not isinstance(front, dict):
         raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
     return front, card[found.end() :]
@@ -547,8 +572,8 @@ def fence(content: str, language: str = "") -> str:
 class _Facts:
     """What the run folder says, with every piece optional."""
 
-    def __init__(self, run: Any):
-        self.folder = Path(run.folder)
+    def __init__(self, run: Any, licence: str | None = None):
+        self.folder, self.licence = Path(run.folder), printable(licence) if licence else None
         self.recipe: dict[str, Any] = run.recipe.to_dict()
         self.recipe_text: str = run.recipe.to_yaml()
         self.recipe_digest = hashlib.sha256(self.recipe_text.encode()).hexdigest()

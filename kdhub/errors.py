@@ -7,7 +7,10 @@
      |   '- CompatibilityError  method, teacher, student and data do not fit together
      |- PluginError             a plugin's fault (exit 3)
      |- HubError                the hub, the network, or an untrusted repository (exit 4)
+     |   |- UnreachableError    no hub answers, or the network is switched off
+     |   |- NotFoundError       no such repository, revision or file there, or none for this token
      |   '- UntrustedError      a repository that would run code or write where it must not
+     |- PublishError            what is to be published is not fit for it
      |- DataError               empty or malformed data
      |   '- UnavailableError    no source of it can be had here
      |- ShapeError              two arrays that do not fit
@@ -123,8 +126,33 @@ class HubError(KdhubError):
     exit_code = ExitCode.HUB
 
 
+class UnreachableError(HubError):
+    pass
+
+
+class NotFoundError(HubError):
+    pass
+
+
 class UntrustedError(HubError):
     """A repository or folder that would run code, or holds what a student may not hold."""
+
+
+class PublishError(KdhubError):
+    """What is to be published is not fit for it.
+
+    Args:
+        what: the run or folder.
+        problems: one sentence each, all that were found.
+    """
+
+    def __init__(self, what: str, problems: Sequence[str], *, hint: str | None = None):
+        self.problems = list(problems)
+        listed = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"{what} cannot be published:{listed}", hint=hint)
+
+    def to_dict(self) -> dict:
+        return {**super().to_dict(), "problems": self.problems}
 
 
 class DataError(KdhubError):

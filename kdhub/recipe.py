@@ -17,13 +17,18 @@ from kdhub.errors import RecipeError, close_matches
 
 SCHEMA = 1
 
-SECRET = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})|://[^/\s:@]+:[^/\s@]+@"
+_TOKEN = (
+    r"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"|github_pat_\w{22,}|glpat-[\w-]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
 )
-"""A token, or a password in an address, with few mistakes: what holds one is refused."""
+
+SECRET = re.compile(
+    rf"\b(?:{_TOKEN})|://[^/\s:@]{{1,256}}:[^/\s@]{{1,256}}@|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----"
+)
+"""A token, a private key, or a password in an address, with few mistakes: what holds one is refused."""
 
 # What is only shown may be cut generously.
-_SECRET = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|xox[abp]-|AKIA)[A-Za-z0-9_-]{8,}")
+_SECRET = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[A-Za-z0-9_-]{8,}")
 
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

@@ -53,8 +53,9 @@ def toys(isolated, monkeypatch):
     from kdhub import builtin
     from kdhub.plugins import Plugins, set_plugins
 
-    for cls, name in ((toy.Hint, "fail_at"), (toy.Label, "fail"), (toy.Linear, "asked"), (toy.Linear, "last")):
+    for cls, name in ((toy.Hint, "fail_at"), (toy.Label, "fail"), (toy.Linear, "last")):
         monkeypatch.setattr(cls, name, getattr(cls, name))  # as they are now, again after the test
+    monkeypatch.setattr(toy.Linear, "asked", 0)
     plugins = Plugins()
     set_plugins(plugins)
     plugins.register(builtin, "kdhub")
@@ -114,3 +115,67 @@ def make_distribution() -> Callable[..., Path]:
         return info
 
     return make
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory) -> Path:
+    """The folder of a finished run of the toy family; copy it to change it."""
+    import toy
+
+    import kdhub
+    from kdhub import builtin
+    from kdhub.plugins import Plugins, set_plugins
+
+    folder, plugins = tmp_path_factory.mktemp("toy-run"), Plugins()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDHUB_HOME", str(tmp_path_factory.mktemp("toy-home")))
+        set_plugins(plugins)
+        plugins.register(builtin, "kdhub")
+        plugins.register(toy, "kdhub-toy")
+        recipe = {
+            "name": "toy-student",
+            "task": "toy-vectors",
+            "method": "toy-hint",
+            **toy.Vectors().tiny_recipe(folder),
+        }
+        recipe["options"] = {"batch_size": 8, "epochs": 1, "precision": "float32"}
+        kdhub.distill(recipe, out=folder / "run")
+        set_plugins(None)
+    return folder / "run"
+
+
+_told: list[str] = []
+"""Tests whose output held a token."""
+
+
+def pytest_runtest_logreport(report) -> None:
+    from fake_hub import TOKEN
+
+    if TOKEN in report.capstdout + report.capstderr + report.caplog:
+        _told.append(report.nodeid)
+
+
+@pytest.fixture(scope="session")
+def no_token_anywhere(tmp_path_factory) -> Iterator[None]:
+    """When all tests are done: their token is in no output, and in none of the files that any of them wrote."""
+    from fake_hub import TOKEN
+
+    yield
+    folders = (tmp_path_factory.getbasetemp(), Path(_session_home.name))
+    files = [p for folder in folders for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    assert not _told and not [str(p) for p in files if TOKEN.encode() in p.read_bytes()]
+
+
+@pytest.fixture
+def hub(monkeypatch, no_token_anywhere):
+    """A hub in this process (`fake_hub.Hub`), which the client library and kdhub talk to."""
+    from fake_hub import TOKEN, Hub
+    from huggingface_hub import constants
+
+    hub = Hub()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield hub
+    hub.close()

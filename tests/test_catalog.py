@@ -8,7 +8,7 @@ from kdhub.catalog import Catalog, builtin_folder, default_catalog
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
 
 BUILTIN = Catalog([builtin_folder()])
-CHECKED = ("teachers", "students", "datasets")
+CHECKED = ("teachers", "students", "datasets", "published")
 
 SHA256 = "ab" * 32
 GOOD = f"""

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_hub import TOKEN
 
 RECIPE = """
 task: toy-vectors
@@ -41,6 +42,7 @@ def cli(capsys, monkeypatch):
         except SystemExit as end:
             code = end.code or 0
         out, err = capsys.readouterr()
+        assert TOKEN not in out + err
         return code, out, err
 
     yield run

@@ -244,3 +244,8 @@ def test_the_command_prints_a_table_and_fails_with_3(installed, run_python, tmp_
     assert results["method two", "works_under_two_processes"] == "failed"
     assert results["method two", "resume_is_exact"] == "passed"
     assert said["summary"].startswith(f"{len(results)} checks: ")
+
+
+@parametrize_with_checks("kdhub")
+def test_what_kdhub_itself_provides(check):
+    check()

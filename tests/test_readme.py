@@ -30,8 +30,9 @@ TINY = {"max_steps": 1, "batch_size": 8, "max_length": 16, "evaluation.data": []
 WHOLE = ("kdhub distill --method leaf --data ./texts.txt", "kdhub distill --method leaf --data ./texts.jsonl ")
 """Distillations that are run to their end; the others only as far as their resolved and checked recipe."""
 
-ELSEWHERE = ("similarity",)
-"""Commands about the plugin that readers are told to write: `test_docs.py` installs and uses it."""
+ELSEWHERE = ("similarity", "kdhub publish ", "kdhub pull ", "kdhub verify ", "kdhub search ", "kdhub hub ")
+"""Commands about the plugin that readers are told to write (`test_docs.py` installs and uses it), and those that need
+a hub (`test_hub_commands.py`)."""
 
 
 def commands() -> list[tuple[str, str]]:

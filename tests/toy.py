@@ -217,6 +217,7 @@ class TableStudent(Student):
     """A student that is no model: a data set."""
 
     task = "toy-vectors"
+    kind = "dataset"
 
     def __init__(self, rows=()):
         super().__init__()

@@ -52,13 +52,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "n
     if not rows:
         print(empty)
         return
-    cells = [[_one_line("" if c is None else str(c)) for c in row] for row in rows]
+    cells = [[one_line("" if c is None else str(c)) for c in row] for row in rows]
     widths = [max(len(h), *(len(row[i]) for row in cells)) for i, h in enumerate(headers)]
     for row in [list(headers), *cells]:
         print("  ".join(c.ljust(w) for c, w in zip(row[:-1], widths)) + "  " + row[-1] if len(row) > 1 else row[0])
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

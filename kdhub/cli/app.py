@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdhub.cli import _output, cache, distill, doctor, evaluate, listing, plugins
+from kdhub.cli import _output, cache, distill, doctor, evaluate, listing, new, plugins, publish, pull, search, verify
 from kdhub.cli._light import LightCommand, LightGroup
 from kdhub.errors import ExitCode, KdhubError
 
@@ -52,10 +52,15 @@ _UsageFault = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == 
 
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
+app.command("publish")(publish.publish)
+app.command("pull")(pull.pull)
+app.command("verify")(verify.verify)
+app.command("search")(search.search)
 app.command("list", cls=LightCommand)(listing.list_)
 app.command("show", cls=LightCommand)(listing.show)
 app.command("doctor")(doctor.doctor)
 app.add_typer(plugins.app, name="plugins")
+app.add_typer(new.app, name="new")
 app.add_typer(cache.app, name="cache")
 
 

@@ -62,5 +62,6 @@ def next_commands(run) -> list[tuple[str, str]]:
             f"kdhub distill --recipe {run.folder / 'recipe.yaml'} --seed {run.recipe.seed + 1}",
             "again, with another seed",
         ),
+        (f"kdhub publish {run.folder} ORG/NAME --dry-run", "see what would be published"),
         (f"python -c \"import kdhub; print(kdhub.load('{run.student_folder}'))\"", "load it"),
     ]

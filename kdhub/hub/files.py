@@ -16,9 +16,9 @@ from kdhub.hub.trust import PICKLES
 CARD, MANIFEST, SIGNATURE, ATTRIBUTES = "README.md", "kdhub.json", "model.sig", ".gitattributes"
 
 SUFFIXES = frozenset(
-    ".safetensors .json .jsonl .txt .model .md .jinja .yaml .yml .csv .tsv .parquet .arrow .npy .png .ply .gguf".split()
+    ".safetensors .json .jsonl .txt .model .md .jinja .yaml .yml .csv .tsv .parquet .arrow .npy .png .ply".split()
 )
-"""What a student is made of. None of these runs when it is read; whoever loads `.npy` leaves pickles off, as NumPy does."""
+"""What a student is made of. None of these runs when it is read (NumPy leaves the pickles in `.npy` off by itself)."""
 
 NAMES = frozenset(("LICENSE", "LICENCE", "NOTICE", SIGNATURE, ATTRIBUTES))
 HIDDEN = frozenset((ATTRIBUTES, ".eval_results"))
@@ -91,7 +91,7 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
 def name_problem(name: str) -> str | None:
     """Why a file of this name may not be in a student; None when it may."""
     parts = name.split("/")
-    if not name or len(name.encode(errors="replace")) > 1024 or any(len(p.encode(errors="replace")) > 255 for p in parts):
+    if not name or max(len(part.encode(errors="replace")) for part in parts) > 255 or len(name) > 1000:
         return "is empty or too long"
     if name.startswith("/") or "\\" in name or ":" in name:
         return "is an absolute path, or one of another system"
@@ -128,12 +128,13 @@ def check_entries(entries: Iterable[Entry], where: str, *, most_bytes: int) -> N
     entries, faults, taken = list(entries), [], {}
     for entry in entries:
         if problem := name_problem(entry.path) or kind_problem(entry.path):
-            faults.append(f"{entry.path!r} {problem}")
+            faults.append(f"{short(entry.path)} {problem}")
             continue
         # A file system that ignores case, or writes accents its own way, would put one of the two over the other.
         same = unicodedata.normalize("NFC", entry.path).casefold()
-        if (other := taken.setdefault(same, entry.path)) is not entry.path:
-            faults.append(f"{entry.path!r} and {other!r} are one name to some file systems")
+        if same in taken:
+            faults.append(f"{entry.path!r} and {taken[same]!r} are one name to some file systems")
+        taken[same] = entry.path
         if entry.path in (CARD, MANIFEST) and entry.size > LARGEST_TEXT:
             faults.append(f"{entry.path!r} has {entry.size:,} bytes")
     for same in taken:
@@ -145,7 +146,8 @@ def check_entries(entries: Iterable[Entry], where: str, *, most_bytes: int) -> N
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UntrustedError(
-            f"{where} is refused: {'; '.join(faults[:3])}{more}", hint="nothing was fetched; kdhub has no switch for this"
+            f"{where} is refused: {'; '.join(faults[:3])}{more}",
+            hint="nothing was fetched; there is no switch that allows it",
         )
     total = sum(entry.size for entry in entries)
     if total > most_bytes:
@@ -153,6 +155,12 @@ def check_entries(entries: Iterable[Entry], where: str, *, most_bytes: int) -> N
             f"{where} is refused: it declares {total:,} bytes, more than {most_bytes:,}",
             hint="nothing was fetched; allow it with --max-size if you expect that much",
         )
+
+
+def short(value: Any) -> str:
+    """Something of a stranger in a message: escaped, and never a page long."""
+    shown = repr(value)
+    return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
 
 # -- trees ----------------------------------------------------------------------------------------------------
@@ -174,7 +182,7 @@ def parse_tree(rows: Any, where: str) -> list[Entry]:
         if row.get("type") == "directory":
             continue
         if row.get("type") != "file":
-            raise UntrustedError(f"{where} is refused: {row['path']!r} is a {row.get('type')!r}, not a file")
+            raise UntrustedError(f"{where} is refused: {short(row['path'])} is a {short(row.get('type'))}, not a file")
         lfs = row.get("lfs")
         pointed = lfs if isinstance(lfs, Mapping) else row
         size, digest = pointed.get("size", row.get("size")), pointed.get("oid")
@@ -182,9 +190,9 @@ def parse_tree(rows: Any, where: str) -> list[Entry]:
             digest = digest.removeprefix("sha256:")
         expected = _SHA256 if pointed is lfs else _COMMIT
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise HubError(f"{where}: the hub gives {row['path']!r} the size {size!r}")
+            raise HubError(f"{where}: the hub gives {short(row['path'])} the size {short(size)}")
         if not isinstance(digest, str) or not expected.fullmatch(digest):
-            raise HubError(f"{where}: the hub gives {row['path']!r} no digest to check it by")
+            raise HubError(f"{where}: the hub gives {short(row['path'])} no digest to check it by")
         entries.append(Entry(row["path"], size, digest))
     return entries
 

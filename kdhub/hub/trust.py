@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from kdhub.errors import UntrustedError
 
@@ -11,8 +13,41 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*", "*.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack")
 
+_CONFIGURATIONS = (
+    "config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json", "feature_extractor_config.json",
+    "generation_config.json", "adapter_config.json",
+)  # fmt: skip
+
+_LARGEST = 64 * 2**20
+_LONGEST_YAML = 2**19
+_DEEPEST_YAML = 100
+
 ALLOW_PATTERNS = [*WEIGHTS, *CONFIGURATION]
 """What is fetched from a model repository: never pickles, never Python."""
+
+
+def foreign_yaml(text: str) -> Any:
+    """YAML of somebody else, as plain values.
+
+    Raises:
+        ValueError: it is none, is too long, or has aliases, by which a few lines become gigabytes, or lists in lists in
+            lists, which take their readers the square of their depth.
+    """
+    import yaml
+
+    # Not the C loader: deep nesting makes it overflow its stack, which ends the process.
+    if len(text) > _LONGEST_YAML:
+        raise ValueError(f"{len(text):,} characters of YAML, more than {_LONGEST_YAML:,}")
+    depth = accumulate((c in "[{") - (c in "]}") for c in text)
+    if max(depth, default=0) > _DEEPEST_YAML:
+        raise ValueError(f"YAML nested more than {_DEEPEST_YAML} deep")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise ValueError("YAML with aliases")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_code: bool = False) -> None:
@@ -38,26 +73,36 @@ def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_co
     for path in sorted(folder.rglob("modules.json")):  # each module has its weights in a folder of its own
         for module in _modules(path, name):
             part = path.parent / str(module.get("path", ""))
-            if not part.resolve().is_relative_to(path.parent.resolve()):
-                raise UntrustedError(f"{name}: modules.json leads outside the folder ({module['path']!r})")
             pickles = sorted(p.name for p in part.glob("*") if p.suffix in PICKLES)
             if pickles and not any(part.glob("*.safetensors")):
                 raise UntrustedError(
                     f"{name} has {part.name} only as a pickle ({pickles[0]}), which can run code when loaded",
                     hint="convert them to safetensors; kdhub does not load pickles",
                 )
-    if allow_remote_code:
-        return
+    check_configuration(folder, name=name, allow_remote_code=allow_remote_code)
+
+
+def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = False) -> None:
+    """Refuse configurations that lead outside the folder or ask for code, whatever the weights are.
+
+    Raises:
+        UntrustedError: as `check_model_folder`.
+    """
     for path in sorted(folder.rglob("*.json")):
         if path.name == "modules.json":
             for module in _modules(path, name):
+                part = path.parent / str(module.get("path", ""))
+                if not part.resolve().is_relative_to(path.parent.resolve()):
+                    raise UntrustedError(f"{name}: modules.json leads outside the folder ({module['path']!r})")
+                if allow_remote_code:
+                    continue
                 kind = str(module.get("type", ""))
                 if not kind.startswith("sentence_transformers."):
                     raise UntrustedError(
                         f"{name}: modules.json asks for the class {kind!r}, which is code of its own",
                         hint="only sentence_transformers modules are loaded; trust_remote_code: true if you trust it",
                     )
-        elif path.name in ("config.json", "tokenizer_config.json", "processor_config.json"):
+        elif path.name in _CONFIGURATIONS and not allow_remote_code:
             config = _read(path, name)
             if isinstance(config, dict) and config.get("auto_map"):
                 raise UntrustedError(
@@ -75,6 +120,8 @@ def _modules(path: Path, name: str) -> list[dict]:
 
 def _read(path: Path, name: str):
     try:
+        if path.stat().st_size > _LARGEST:
+            raise UntrustedError(f"{name}: {path.name} has {path.stat().st_size:,} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UntrustedError(f"{name}: {path.name} is not readable JSON ({error})") from error

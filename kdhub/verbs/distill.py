@@ -174,12 +174,19 @@ def execute(run: Run, resolver: Resolver) -> Run:
 
 def write_page(run: Run, resolver: Resolver) -> None:
     """Plots and card, from what stands in the run folder."""
-    from kdhub import card, plots
+    from kdhub import plots
 
     plots.plot_run(run)
-    sections = card.sections(run)
+    run._write("README.md", page(run, resolver))
+
+
+def page(run: Run, resolver: Resolver, path: str = "student", licence: str | None = None) -> str:
+    """The card of a run, add-ons heard (see `card.render_card`)."""
+    from kdhub import card
+
+    sections = card.sections(run, path, licence)
     resolver.registry.plugins.call("kdhub_card", run=run, sections=sections)
-    run._write("README.md", card.assemble(card.front_matter(run), sections))
+    return card.assemble(card.front_matter(run, licence), sections)
 
 
 def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> None:
@@ -228,6 +235,7 @@ def _save_student(run: Run, session: Any, student: Any) -> None:
             "parameters": parameters(student),
             "usage": student.usage(),
             "library": student.library,
+            "kind": student.kind,
             "pipeline_tag": session.task.pipeline_tag,
         }
     )

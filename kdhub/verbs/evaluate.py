@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ def evaluate(
     """Score a student again.
 
     Args:
-        subject: a run folder, a student folder, or a student source (`hf:org/name`, `org/name`, `path:...`).
+        subject: a run folder, a student folder, a student that was pulled or is in `kdhub list published`, or a
+            student source (`hf:org/name`, `org/name`, `path:...`).
         teacher: to compare with; a run brings its own.
         data: names of data sets, `name` or `name:split`; a run brings its own.
         task: when the subject does not say (text-embedding by the folder's format).
@@ -72,10 +74,17 @@ def evaluate(
 
 def _subject(subject: str | Path, task: str | None, resolver: Resolver) -> tuple[Recipe, Any]:
     """The recipe to score by, and a function teacher -> student."""
+    from kdhub.hub import manifest
+    from kdhub.hub.files import MANIFEST
     from kdhub.student import BuildContext
     from kdhub.verbs.load import guess_task, load
 
-    folder = Path(subject).expanduser()
+    folder = _here(subject, resolver)
+    if (folder / MANIFEST).is_file():
+        # Its recipe is a stranger's: the task is all that is taken from it.
+        name = manifest.read(folder / MANIFEST, str(subject)).task
+        bare = Recipe(task=name, method="none", student={"source": f"path:{folder}"})
+        return bare, lambda teacher: load(folder, resolver=resolver)
     if folder.is_dir() and not str(subject).startswith("path:"):
         run_folder = next((f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
         if run_folder is not None:
@@ -88,6 +97,20 @@ def _subject(subject: str | Path, task: str | None, resolver: Resolver) -> tuple
     bare = Recipe(task=name, method="none", student={"source": str(subject)})
     context = lambda teacher: BuildContext(resolver.task(name), None, 0)  # noqa: E731
     return bare, lambda teacher: resolver.student(bare.student, context(teacher))
+
+
+def _here(subject: str | Path, resolver: Resolver) -> Path:
+    """The folder of a subject; one of `kdhub list published`, or that was pulled, is the folder it was pulled to."""
+    from kdhub.hub.pull import cached
+    from kdhub.verbs.pull import pull
+
+    folder, name = Path(subject).expanduser(), str(subject)
+    if not folder.exists() and name in resolver.catalog.names("published"):
+        return pull(name, catalog=resolver.catalog).folder
+    repo, _, revision = name.partition("@")
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", repo) and (found := cached(repo, revision or None)):
+        return found.folder
+    return folder
 
 
 def _with(recipe: Recipe, teacher: str | None, data: Sequence[str] | None, set: Any) -> Recipe:

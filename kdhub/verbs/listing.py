@@ -22,7 +22,7 @@ COLUMNS = {
     "samplers": ("name", "tasks", "summary"),
     "metrics": ("name", "tasks", "form", "unit", "summary"),
     "recipes": ("name", "method", "summary"),
-    "published": ("name", "summary"),
+    "published": ("name", "repo", "task", "method", "teacher", "summary"),
 }
 
 

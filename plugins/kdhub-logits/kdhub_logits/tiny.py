@@ -59,12 +59,13 @@ def text_classifier(folder: Path, *, hidden: int = 16, layers: int = 2, seed: in
 def text_recipe(folder: Path) -> dict[str, Any]:
     """`TextClassification.tiny_recipe`."""
     teacher = text_classifier(folder / "teacher")
+    student = text_classifier(folder / "student", layers=1, seed=1)  # not from the teacher: not every method has one
     for name, n, seed in (("train", 64, 1), ("test", 32, 2)):
         lines = "".join(json.dumps(row) + "\n" for row in rows(n, seed))
         (folder / f"{name}.jsonl").write_text(lines)
     return {
         "teacher": {"source": f"path:{teacher}"},
-        "student": "layers:1",
+        "student": {"source": f"path:{student}"},
         "data": {"train": [{"source": f"path:{folder / 'train.jsonl'}"}]},
         "evaluation": {"data": [{"source": f"path:{folder / 'test.jsonl'}"}], "cost": False},
     }

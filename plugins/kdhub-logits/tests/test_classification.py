@@ -132,7 +132,7 @@ def texts(tmp_path):
 def test_a_text_student_is_a_transformers_folder(texts, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    run = kdhub.distill(texts(), out=tmp_path / "run")
+    run = kdhub.distill(texts(student="layers:1"), out=tmp_path / "run")
     student = kdhub.load(run.folder)
     model = AutoModelForSequenceClassification.from_pretrained(run.student_folder)
     tokens = AutoTokenizer.from_pretrained(run.student_folder)(["a very great plot"], return_tensors="pt")

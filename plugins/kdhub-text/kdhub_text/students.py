@@ -142,7 +142,8 @@ def static(argument: str, context: BuildContext) -> EmbeddingStudent:
     # A token's own ids, between the special tokens that the teacher expects around a text.
     template = tokenizer.encode("").ids
     begin, end = template[:1], template[1:]
-    vectors = encoder.encode(teacher, [[*begin, i, *end] for i in range(len(tokens))])
+    # In float32 everywhere: a start is the same on every machine.
+    vectors = encoder.encode(teacher, [[*begin, i, *end] for i in range(len(tokens))], precision="float32")
     module = encoder.assemble(encoder.StaticEmbedding(tokenizer, embedding_weights=vectors))
     known = context.teacher.known
     return _student(

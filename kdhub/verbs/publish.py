@@ -1,0 +1,464 @@
+"""`kdhub.publish`: a finished run's student on a hub, with its card, report and manifest, as one commit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdhub._files import atomic_write, config_home
+from kdhub.card import UNSTATED, check_card, forbids_derivatives, front_matter, split_card
+from kdhub.errors import PublishError, RunError, UntrustedError, UsageError
+from kdhub.hub import manifest
+from kdhub.hub.client import Hub
+from kdhub.hub.fetch import parse_repo
+from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, digests, kind_problem, name_problem, walk
+from kdhub.hub.manifest import RECIPE, RECORD, REPORT
+from kdhub.hub.publish import signature_on, upload
+from kdhub.hub.trust import check_configuration
+from kdhub.recipe import SECRET, Recipe
+from kdhub.report import STUDENT, Report
+from kdhub.resolve import Resolver
+from kdhub.run import Run
+from kdhub.verbs.distill import page
+
+logger = logging.getLogger("kdhub")
+
+RESULTS_FILE = ".eval_results/kdhub.yaml"
+USAGE_SECONDS = 600
+_STAGING = ".kdhub-publish-"
+
+
+@dataclass
+class Publication:
+    """What was published, or with `dry_run` would be.
+
+    Attributes:
+        repo, kind, endpoint: where; kind is `model` or `dataset`.
+        files: name -> bytes.
+        card: its whole text.
+        warnings: what a person should look at, and what does not stop it.
+        commit: that holds exactly these files; None on a dry run.
+        changed: whether a commit was made; the same content again makes none.
+        pull_request: its address.
+        registered: the catalogue file that was written.
+    """
+
+    repo: str
+    kind: str
+    endpoint: str
+    files: dict[str, int]
+    card: str
+    warnings: list[str] = field(default_factory=list)
+    commit: str | None = None
+    changed: bool = False
+    pull_request: str | None = None
+    registered: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "bytes": sum(self.files.values())}
+
+
+def publish(
+    source: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    replace: bool = False,
+    licence: str | None = None,
+    tags: Sequence[str] = (),
+    sign: str | Path | None = None,
+    register: bool = False,
+    endpoint: str | None = None,
+    resolver: Resolver | None = None,
+) -> Publication:
+    """Publish a student.
+
+    Args:
+        source: a finished run, or a student that `pull` brought here (to put it on another hub).
+        repo: `org/name`.
+        private: make a new repository private.
+        create_pr: propose it, and leave the repository as it is.
+        dry_run: check everything, upload nothing.
+        replace: also when the repository holds files that kdhub did not put there.
+        licence: of the student; by default that of teacher and start, where they have one and the same.
+        tags: names for the commit (`v1`).
+        sign: a private key; `model.sig` is made with it.
+        register: write an entry into the user's catalogue (`kdhub list published`).
+        endpoint: the hub.
+
+    Raises:
+        PublishError: everything that stands against it, at once.
+        HubError: the hub refused or cannot be reached; it has its old head or the new one.
+    """
+    resolver, hub = resolver or Resolver(), Hub(endpoint)
+    name, revision = parse_repo(repo)
+    if revision or "/" not in name:
+        raise UsageError(f"{repo!r} is not the name of a repository to publish to", hint="expected org/name")
+    folder = Path(source).expanduser()
+    with _beside(folder) as staging:
+        if (folder / MANIFEST).is_file():
+            kind, warnings = _again(folder, staging, licence)
+        else:
+            kind, warnings = _assemble(_run(folder), staging, name, resolver, licence)
+        if sign is not None:
+            _sign(staging, Path(sign).expanduser(), None if dry_run else partial(signature_on, hub, name, kind))
+        done = Publication(
+            repo=name,
+            kind=kind,
+            endpoint=hub.endpoint,
+            files={n: path.stat().st_size for n, path in walk(staging)},
+            card=(staging / CARD).read_text(encoding="utf-8"),
+            warnings=warnings,
+        )
+        for warning in warnings:
+            logger.warning("%s", warning)
+        if dry_run:
+            return done
+        uploaded = upload(
+            hub,
+            name,
+            kind,
+            staging,
+            message=f"Publish {split_card(done.card)[0]['kdhub']['name']} with kdhub",
+            private=private,
+            create_pr=create_pr,
+            replace=replace,
+            tags=tags,
+        )
+        done.commit, done.changed, done.pull_request = uploaded.commit, uploaded.changed, uploaded.pull_request
+        if register:
+            done.registered = _register(done, staging)
+    return done
+
+
+def _sign(staging: Path, key: Path, published: Callable[[], bytes | None] | None) -> None:
+    """Sign, or keep the signature that is published when it still holds."""
+    from kdhub.hub import signing
+
+    (staging / SIGNATURE).unlink(missing_ok=True)  # of a pulled student: it may be that very file, under a second name
+    signing.sign(staging, key)
+    if published is not None and (older := published()) is not None:
+        signing.still_good(staging, older, key)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """An empty folder on the disk of another, where large files need no copy; else the system's temporary one."""
+    where = folder.absolute().parent
+    for left in where.glob(f"{_STAGING}*"):  # of a publish that was killed
+        if time.time() - left.stat().st_mtime > 86_400:
+            shutil.rmtree(left, ignore_errors=True)
+    writable = os.access(where, os.W_OK)
+    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=where if writable else None) as temporary:
+        yield Path(temporary)
+
+
+def _run(folder: Path) -> Run:
+    """The finished run that a folder is, or whose student it is.
+
+    Raises:
+        UsageError, RunError: it is none, or not finished.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder", hint="give a run folder")
+    inside = not (folder / RECIPE).is_file() and (folder.parent / RECIPE).is_file()
+    run = Run.open(folder.parent if inside else folder)
+    if not run.finished("done") or run.report is None or not run.student_folder.is_dir():
+        raise RunError(f"{run.folder} is not finished", hint=f"kdhub distill --resume {run.folder}")
+    return run
+
+
+# -- what is published ----------------------------------------------------------------------------------------
+
+
+def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: str | None) -> tuple[str, list[str]]:
+    """Put everything into a folder as it will stand on the hub.
+
+    Returns:
+        (kind, warnings).
+
+    Raises:
+        PublishError: everything that stands against publishing.
+    """
+    problems: list[str] = []
+    _take_all(run.student_folder, staging, problems)
+    own = {RECIPE: run.folder / RECIPE, REPORT: run.folder / REPORT}
+    own |= {f"plots/{path.name}": path for path in sorted((run.folder / "plots").glob("*.png"))}
+    for name, path in own.items():
+        if (staging / name).exists():
+            problems.append(f"{name}: the student has a file of that name, which kdhub needs")
+        else:
+            _take(path, staging / name)
+    report = Report.from_dict(run.report, str(run.folder / REPORT))
+    student = run.provenance.get("student") or {}
+    kind = student.get("kind") or "model"
+    card = page(run, resolver, repo, licence)
+    results = _eval_results(run, report)
+    if results:
+        _write(staging / RESULTS_FILE, yaml.safe_dump(results, sort_keys=False))
+    _write(staging / CARD, card)
+    _write(staging / MANIFEST, manifest.make(_facts(run, resolver, kind), {n: digests(p) for n, p in walk(staging)}))
+    problems += _card_problems(card, report)
+    problems += _file_problems(staging)
+    if not problems:  # it runs the student, which must be fit for that
+        problems += _usage_problems(run, staging, resolver)
+    if problems:
+        raise PublishError(str(run.folder), problems)
+    return kind, _warnings(run)
+
+
+def _again(folder: Path, staging: Path, licence: str | None) -> tuple[str, list[str]]:
+    """A pulled student as it is: nothing in it is rendered or run again."""
+    from kdhub.hub.pull import check_folder
+
+    if licence is not None:
+        raise UsageError("the licence of a pulled student stands in its card", hint="leave out --license")
+    name = str(folder)
+    problems: list[str] = check_folder(folder, name)
+    _take_all(folder, staging, problems)
+    (staging / RECORD).unlink(missing_ok=True)
+    card = (staging / CARD).read_text(encoding="utf-8") if (staging / CARD).is_file() else ""
+    report = Report.from_dict(_json(staging / REPORT), f"{name}/{REPORT}")
+    problems += [*_card_problems(card, report), *_file_problems(staging)]
+    if problems:
+        raise PublishError(name, problems)
+    return manifest.read(staging / MANIFEST, name).kind, []
+
+
+def _take_all(folder: Path, staging: Path, problems: list[str]) -> None:
+    try:
+        for name, path in walk(folder):
+            if name != RECORD and (problem := name_problem(name) or kind_problem(name)):
+                problems.append(f"{name!r} {problem}")
+            else:
+                _take(path, staging / name)
+    except UntrustedError as error:
+        problems.append(error.message)
+
+
+def _take(path: Path, to: Path) -> None:
+    """The file itself under a second name where the disk allows it, else a copy."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copyfile(path, to)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+_OF_CARD = ("method", "teacher", "start", "seed", "recipe_sha256", "versions")
+
+
+def _facts(run: Run, resolver: Resolver, kind: str) -> dict[str, Any]:
+    """What the manifest says besides files. The card's front matter holds the same, for hubs."""
+    provenance = run.provenance
+    front = front_matter(run)["kdhub"]
+    task = resolver.registry.find("task", run.recipe.task)
+    data = (provenance.get("data") or {}).get("use") or []
+    told = ("use", "source", "name", "split", "rows", "fingerprint")
+    return {
+        "name": front["name"],
+        "kind": kind,
+        "task": run.recipe.task,
+        "provided_by": {"distribution": task.distribution, "version": task.version},
+        **{key: front[key] for key in _OF_CARD if key in front},
+        "recipe": RECIPE,
+        "report": REPORT,
+        "data": [{key: d.get(key) for key in told} for d in data],
+    }
+
+
+def _eval_results(run: Run, report: Report) -> list[dict[str, Any]]:
+    """The primary number on each data set of the Hub, in the form of the Hub's `.eval_results`."""
+    used = {d.get("name"): d.get("from") for d in (run.provenance.get("data") or {}).get("use") or []}
+    entries = []
+    for line in report.headline():
+        origin = used.get(line.dataset)
+        if not isinstance(origin, Mapping) or origin.get("kind") != "hub" or line.value(STUDENT) is None:
+            continue
+        dataset = {"id": origin["repo"], "task_id": origin.get("config") or "default"}
+        if revision := origin.get("revision"):
+            dataset["revision"] = revision
+        entries.append(
+            {
+                "dataset": dataset,
+                "value": round(line.value(STUDENT), 6),
+                "notes": f"{line.metric}, split {line.split}, measured by kdhub",
+            }
+        )
+    return entries
+
+
+# -- what stands against it -----------------------------------------------------------------------------------
+
+
+def _card_problems(card: str, report: Report) -> list[str]:
+    problems = [f"{CARD}: {problem}" for problem in check_card(card, report)]
+    try:
+        front, _ = split_card(card)
+    except ValueError:
+        return problems
+    if front.get("license_name") == UNSTATED:
+        problems.append(f"{CARD}: no licence can be stated for the student: say which with --license")
+    return problems
+
+
+def _file_problems(staging: Path) -> list[str]:
+    problems = []
+    if not any(name not in (CARD, MANIFEST, RECIPE, REPORT, RESULTS_FILE, SIGNATURE) for name, _ in walk(staging)):
+        problems.append("there is no student: its folder is empty")
+    try:
+        check_configuration(staging, name="the student")
+    except UntrustedError as error:
+        problems.append(error.message)
+    return problems + _secrets(staging)
+
+
+def _secrets(staging: Path) -> list[str]:
+    """Where something looks like a token, and where the tokens of this very user stand."""
+    from huggingface_hub import get_token
+
+    mine = [v for k, v in os.environ.items() if k.endswith(("_TOKEN", "_API_KEY")) and len(v) >= 8]
+    mine += [token] if (token := get_token()) else []
+    found = []
+    for name, path in walk(staging):
+        for at, line in enumerate(_lines(path), 1):
+            if (secret := SECRET.search(line)) or any(token in line for token in mine):
+                shown = f" ({secret[0][:4]}...)" if secret else ""
+                found.append(f"{name}, line {at}: this looks like a secret{shown}")
+                break
+    return found
+
+
+def _lines(path: Path) -> Any:
+    """Text lines of a file; of weights only the header, which may carry notes."""
+    if path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            yield file.read(min(length, LARGEST_TEXT)).decode(errors="replace")
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        yield from file
+
+
+def _usage_problems(run: Run, staging: Path, resolver: Resolver) -> list[str]:
+    """Run the lines of the card, in a process of their own, on the very files that are about to be published."""
+    student = resolver.task(run.recipe.task).load(staging)
+    shown = str((run.provenance.get("student") or {}).get("usage") or "")
+    if shown and shown != student.usage():
+        return [f"{CARD}: the usage lines are not those of this version of {run.recipe.task}: distil again"]
+    # Lines of the installed code, never of a file: a run folder may come from anybody.
+    code = student.usage().replace("{path}", str(staging))
+    hidden = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+    environment = {k: v for k, v in os.environ.items() if not any(word in k.upper() for word in hidden)}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    logger.info("running the usage lines of the card")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=elsewhere,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=USAGE_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return [f"{CARD}: the usage lines did not end within {USAGE_SECONDS} s"]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return [f"{CARD}: the usage lines do not work: {last}"]
+    return []
+
+
+def _warnings(run: Run) -> list[str]:
+    warnings = []
+    provenance = run.provenance
+    start = (provenance.get("student") or {}).get("start") or {}
+    for who, made_from in (("teacher", provenance.get("teacher") or {}), ("start", start)):
+        licence = made_from.get("licence")
+        if forbids_derivatives(licence):
+            warnings.append(f"the licence of the {who} ({licence}) forbids derivatives; a student may be one")
+    local = sorted({ref for ref in _sources(run.recipe) if ref.startswith(("path:", "/", ".", "~"))})
+    if local:
+        warnings.append(f"the recipe names what only this machine has: {', '.join(local[:3])}; others cannot repeat it")
+    return warnings
+
+
+def _sources(recipe: Recipe) -> list[str]:
+    refs = [
+        recipe.teacher,
+        recipe.student,
+        *(r for refs in recipe.data.values() for r in refs),
+        *recipe.evaluation.data,
+    ]
+    return [ref.source for ref in refs if ref is not None]
+
+
+# -- the catalogue --------------------------------------------------------------------------------------------
+
+
+def _register(done: Publication, staging: Path) -> Path:
+    """An entry in the first catalogue of `$KDHUB_CATALOG`, else in the user's own."""
+    from kdhub._catalog_models import validate
+    from kdhub.catalog import read
+
+    given = os.environ.get("KDHUB_CATALOG", "").split(os.pathsep)[0]
+    folder = (Path(given).expanduser() if given else config_home() / "registry") / "published"
+    facts = manifest.read(staging / MANIFEST, done.repo)
+    report = Report.from_dict(_json(staging / REPORT), REPORT)
+    front = split_card(done.card)[0]
+    organisation, _, name = re.sub(r"[^a-z0-9./-]", "-", done.repo.lower()).partition("/")
+    path = folder / f"{name}.yaml"
+    if path.exists() and read(path).get("repo") != done.repo:  # another student of that name
+        path = folder / f"{organisation}.{name}.yaml"
+    entry = {
+        "summary": f"{facts.values['name']}: a student for {facts.task} made with {facts.get('method', 'name')}",
+        "licence": front.get("license_name") or front["license"],
+        "repo": done.repo,
+        "kind": done.kind,
+        "commit": done.commit,
+        "endpoint": done.endpoint,
+        "task": facts.task,
+        "method": facts.get("method", "name"),
+        "teacher": facts.get("teacher", "id") or facts.get("teacher", "source"),
+        "results": {
+            f"{line.metric} on {line.where}": round(line.value(STUDENT), 6)
+            for line in report.headline()
+            if line.value(STUDENT) is not None
+        },
+    }
+    entry = {key: value for key, value in entry.items() if value}
+    validate("published", path.stem, entry, str(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=100))
+    return path
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PublishError(str(path.parent), [f"{path.name} cannot be read"]) from error

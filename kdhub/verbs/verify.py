@@ -1,0 +1,300 @@
+"""`kdhub.verify`: is a published student the one that was published, and does it score what its card says?
+
+Three questions, each cheaper than the next: do the files have their digests (and the signature), does the card show
+the report's figures, and does an evaluation on the same rows give them again. The recipe that names these rows comes
+from the repository and is not trusted: only data sets that anybody can have are opened, and a teacher only on request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kdhub.card import TOGETHER, split_card
+from kdhub.data import parse_source
+from kdhub.errors import KdhubError, RecipeError, UntrustedError
+from kdhub.evaluation import Evaluator, encoder_of, stored_encoder
+from kdhub.hub import manifest
+from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST
+from kdhub.hub.manifest import RECIPE, REPORT, Manifest
+from kdhub.hub.trust import foreign_yaml
+from kdhub.metric import Measure
+from kdhub.recipe import DataRef, Layer, Recipe, Ref, build
+from kdhub.report import ASYMMETRIC, STUDENT, Report, printable
+from kdhub.resolve import Resolver
+from kdhub.verbs.load import load
+from kdhub.verbs.session import stored_signals
+
+RELATIVE, ABSOLUTE = 0.01, 0.002
+"""How far a figure may be from the card's, whichever is more: other hardware rounds otherwise, and one row that falls
+to the other side of a threshold moves a score of some hundred rows by as much."""
+
+OK, DIFFERS, OPEN = "ok", "differs", "not checked"
+WITHOUT = "needs the teacher: --with-teacher"
+
+
+@dataclass
+class Figure:
+    """One figure of a card.
+
+    Attributes:
+        card, report, now: what the card shows, the report holds, and an evaluation gives now; None when unknown.
+        verdict: `ok`, `differs`, or `not checked`.
+        note: why.
+    """
+
+    dataset: str
+    split: str | None
+    metric: str
+    subject: str
+    card: float
+    report: float | None = None
+    now: float | None = None
+    verdict: str = OPEN
+    note: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.now is None else self.now - self.card
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        status: `verified`, `differs`, or `not-checkable` (nothing speaks against it, and not all could be asked).
+        problems: of files and signature, one sentence each.
+        figures: of the card.
+        tolerance: relative and absolute.
+        signed: by the key that was given; None without a key.
+    """
+
+    target: str
+    commit: str | None
+    status: str = ""
+    problems: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tolerance: tuple[float, float] = (RELATIVE, ABSOLUTE)
+    signed: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "figures": [{**asdict(f), "difference": f.difference} for f in self.figures]}
+
+
+def verify(
+    target: str | Path,
+    *,
+    key: str | Path | None = None,
+    with_teacher: bool = False,
+    tolerance: float = RELATIVE,
+    endpoint: str | None = None,
+    resolver: Resolver | None = None,
+) -> Verification:
+    """Check a published student.
+
+    Args:
+        target: what `kdhub.pull` takes, or a pulled folder.
+        key: public key of its signature.
+        with_teacher: also the figures that need the teacher, which is loaded for it.
+        tolerance: relative; the absolute one is 0.002.
+
+    Raises:
+        UntrustedError: the folder was not published by kdhub, or its manifest or card cannot be read.
+        HubError: it cannot be had.
+    """
+    from kdhub.hub import pull as hub
+    from kdhub.verbs.pull import pull
+
+    resolver = resolver or Resolver()
+    folder = Path(target).expanduser()
+    if not folder.is_dir():
+        folder = pull(str(target), endpoint=endpoint, catalog=resolver.catalog).folder
+    name = str(target)
+    record = hub.read_record(folder) or {}
+    if not (folder / MANIFEST).is_file():
+        raise UntrustedError(f"{name} has no {MANIFEST}: kdhub did not publish it, so there is nothing to verify")
+    found = Verification(name, record.get("commit"), tolerance=(tolerance, ABSOLUTE))
+    found.problems = hub.check_folder(folder, name)
+    if key is not None:
+        found.problems += _unsigned(folder, Path(key), name)
+        found.signed = not found.problems
+    facts = manifest.read(folder / MANIFEST, name)
+    report, recipe = _report(folder, name), _recipe(folder, name)
+    found.figures = _figures(folder, name, report)
+    if not found.problems:  # what was changed is not run
+        student = load(folder, resolver=resolver)
+        _evaluate(found, recipe, facts, student, with_teacher, resolver)
+    _judge(found)
+    return found
+
+
+def _unsigned(folder: Path, key: Path, name: str) -> list[str]:
+    from kdhub.hub import signing
+
+    try:
+        signing.check(folder, key, name)
+    except UntrustedError as error:
+        return [error.message]
+    return []
+
+
+# -- what the card says ---------------------------------------------------------------------------------------
+
+
+def _report(folder: Path, name: str) -> Report:
+    import json
+
+    try:
+        return Report.from_dict(json.loads(_text(folder / REPORT)), f"{name}/{REPORT}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UntrustedError(f"{name}: {REPORT} cannot be read") from error
+
+
+def _recipe(folder: Path, name: str) -> Recipe:
+    try:
+        values = foreign_yaml(_text(folder / RECIPE))
+        if not isinstance(values, dict):
+            raise ValueError(f"it is a {type(values).__name__}, not a mapping")
+        return build([Layer(f"{name}/{RECIPE}", values)])
+    except (OSError, ValueError, RecipeError) as error:
+        raise UntrustedError(f"{name}: {RECIPE} cannot be read: {error}") from error
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > LARGEST_TEXT:
+        raise ValueError("too large")
+    return path.read_text(encoding="utf-8")
+
+
+def _figures(folder: Path, name: str, report: Report) -> list[Figure]:
+    """Every result of the card's front matter, beside the report's."""
+    try:
+        front, _ = split_card(_text(folder / CARD))
+        found = [
+            _figure(result["dataset"], metric) for model in front["model-index"] for result in model["results"]
+            for metric in result["metrics"]
+        ]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UntrustedError(f"{name}: the results in {CARD} cannot be read ({error})") from error
+    for figure in found:
+        known = [m for m in report.measures if _same(figure, m)]
+        figure.report = known[0].value if known else None
+    return found
+
+
+def _figure(dataset: Mapping[str, Any], metric: Mapping[str, Any]) -> Figure:
+    value = metric["value"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    subject = ASYMMETRIC if str(metric.get("name", "")).endswith(TOGETHER) else STUDENT
+    return Figure(str(dataset["name"]), dataset.get("split"), str(metric["type"]), subject, float(value))
+
+
+def _same(figure: Figure, measure: Measure) -> bool:
+    return not measure.variant and (figure.dataset, figure.split, figure.metric, figure.subject) == (
+        printable(measure.dataset),
+        measure.split,
+        measure.metric,
+        measure.subject,
+    )
+
+
+# -- what it scores now ---------------------------------------------------------------------------------------
+
+
+def _evaluate(
+    found: Verification, recipe: Recipe, facts: Manifest, student: Any, with_teacher: bool, resolver: Resolver
+) -> None:
+    """Score the student on each data set of the recipe that has figures, and note what cannot be had."""
+    task = resolver.task(facts.task)
+    options = resolver.evaluation_options(task, recipe)
+    encode = encoder_of(student, task.preparer(student, None))
+    against, why = _teacher(recipe, task, resolver) if with_teacher else (None, WITHOUT)
+    scored = _fingerprints(facts)
+    reasons = []
+    for ref in recipe.evaluation.data:
+        if reason := _closed(ref):
+            reasons.append(reason)
+            continue
+        plan = recipe.evaluation.model_copy(update={"data": [ref.model_copy(update={"optional": False})]})
+        evaluator = Evaluator(task, resolver, plan, options, recipe.on_bad_rows)
+        try:
+            used = evaluator.data and evaluator.used[0]
+            asked = [f for f in found.figures if (f.dataset, f.split) == (printable(used["name"]), used["split"])]
+            if not asked:
+                continue
+            if scored.get((used["name"], used["split"])) != used["fingerprint"]:
+                _note(asked, "this machine has other rows under that name")
+                continue
+            measures = evaluator.measure(STUDENT, encode, against)
+        except KdhubError as error:
+            reasons.append(f"{ref.source} cannot be had: {error.message.splitlines()[0]}")
+            continue
+        for figure in asked:
+            now = next((m for m in measures if _same(figure, m)), None)
+            figure.now = now.value if now else None
+            if now is None:
+                figure.note = why or "is not measured any more"
+    _note(
+        [f for f in found.figures if f.now is None and not f.note], "; ".join(reasons) or "the recipe has no such data"
+    )
+
+
+def _fingerprints(facts: Manifest) -> dict[tuple[str, str], Any]:
+    """(data set, split) -> the fingerprint of the rows that were scored."""
+    data = facts.get("data")
+    known = [d for d in data if isinstance(d, Mapping)] if isinstance(data, list) else []
+    return {(str(d.get("name")), str(d.get("split"))): d.get("fingerprint") for d in known}
+
+
+def _teacher(recipe: Recipe, task: Any, resolver: Resolver) -> tuple[Any, str]:
+    """An encoder of the recipe's teacher, or None and why there is none."""
+    if recipe.teacher is None:
+        return None, "the recipe has no teacher"
+    if reason := _closed(recipe.teacher, local=False):
+        return None, reason
+    try:
+        model = resolver.teacher(recipe.teacher, recipe.task)
+    except KdhubError as error:
+        return None, f"the teacher cannot be had: {error.message}"
+    signals = partial(stored_signals, model, dtype=recipe.signals.dtype)
+    return stored_encoder(signals, task.preparer(None, model)), ""
+
+
+def _closed(ref: DataRef | Ref, local: bool = True) -> str | None:
+    """Why something that a stranger's recipe names is not opened here; None when it is."""
+    kind, _ = parse_source(ref.source)
+    if kind == "recipe" or kind in ("path", "stdin") or (local and kind not in (None, "hf")):
+        return f"{printable(ref.source)} is on the machine of its maker only"
+    # A recipe of a stranger must not send this user's keys anywhere, nor run code.
+    telling = [k for k in ref.options if any(word in k for word in ("url", "key", "trust", "token"))]
+    return f"{printable(ref.source)} asks for {', '.join(map(printable, telling))}" if telling else None
+
+
+def _note(figures: list[Figure], note: str) -> None:
+    for figure in figures:
+        figure.note = note
+
+
+def _judge(found: Verification) -> None:
+    relative, absolute = found.tolerance
+    for figure in found.figures:
+        allowed = max(relative * abs(figure.card), absolute)
+        if figure.report is None or abs(figure.report - figure.card) > 1e-6:
+            told = "no such figure" if figure.report is None else f"{figure.report:.6g}"
+            figure.verdict, figure.note = DIFFERS, f"the report has {told}"
+        elif figure.now is not None:
+            figure.verdict = OK if abs(figure.difference) <= allowed else DIFFERS
+    verdicts = {f.verdict for f in found.figures}
+    waiting = [f for f in found.figures if f.verdict == OPEN and f.note != WITHOUT]
+    if found.problems or DIFFERS in verdicts:
+        found.status = DIFFERS
+    elif waiting or OK not in verdicts:
+        found.status = "not-checkable"
+    else:
+        found.status = "verified"

@@ -1,0 +1,53 @@
+"""A LEAF student on a hub: pulled on another machine, it is a plain SentenceTransformer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kdhub
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fake_hub import TOKEN, Hub  # noqa: E402
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    from huggingface_hub import constants
+
+    hub = Hub()
+    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": False, "ENDPOINT": hub.endpoint}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield hub
+    hub.close()
+
+
+def test_round_trip(tiny, hub, tmp_path, monkeypatch):
+    from sentence_transformers import SentenceTransformer
+
+    texts = tiny.texts(60)
+    pairs = [{"sentence1": a, "sentence2": b, "score": i % 5} for i, (a, b) in enumerate(zip(texts[:20], texts[20:]))]
+    train, test = tiny.jsonl(tmp_path / "train.jsonl", texts), tiny.jsonl(tmp_path / "pairs.jsonl", pairs)
+    recipe = tiny.recipe(tiny.encoder(), "layers:2", train, [{"source": f"path:{test}"}])
+    run = kdhub.distill(recipe, out=tmp_path / "run")
+    done = kdhub.publish(run.folder, "me/leaf", licence="apache-2.0")  # runs the usage lines of its card
+    assert any("others cannot repeat it" in warning for warning in done.warnings)
+    assert 'SentenceTransformer("me/leaf")' in done.card and "library_name: sentence-transformers" in done.card
+
+    monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "another"))
+    pulled = kdhub.pull("me/leaf")
+    wanted = SentenceTransformer(str(run.student_folder), device="cpu").encode(texts)
+    plain = SentenceTransformer(str(pulled.folder), device="cpu").encode(texts)
+    loaded = kdhub.load("me/leaf").module.encode(texts)
+    np.testing.assert_allclose(plain, wanted, atol=1e-6)
+    np.testing.assert_allclose(loaded, wanted, atol=1e-6)
+
+    found = kdhub.verify("me/leaf")
+    assert found.status == "not-checkable" and not found.problems, "its rows are a file of its maker"
+    assert {"on the machine of its maker only" in f.note for f in found.figures} == {True}
