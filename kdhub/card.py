@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from kdhub.hub.trust import foreign_yaml
+from kdhub.hub.trust import split_card
 from kdhub.recipe import SECRET
 from kdhub.report import (
     ASYMMETRIC,
@@ -392,24 +392,6 @@ def _versions(facts: _Facts) -> str:
 
 
 # -- the check ------------------------------------------------------------------------------------------------
-
-
-def split_card(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter and body of a card.
-
-    Raises:
-        ValueError: there is no front matter, or it is not a YAML mapping.
-    """
-    found = re.match(r"---\r?\n(.*?\n)---\r?\n", card, re.DOTALL)
-    if not found:
-        raise ValueError("the card does not begin with front matter between two lines of ---")
-    try:
-        front = foreign_yaml(found[1])
-    except ValueError as error:
-        raise ValueError(f"the front matter is unreadable: {error}") from error
-    if not isinstance(front, dict):
-        raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
-    return front, card[found.end() :]
 
 
 def check_card(card: str, report: Report | None = None) -> list[str]:

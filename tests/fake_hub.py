@@ -284,7 +284,7 @@ class Request(BaseHTTPRequestHandler):
         return rows
 
     def _card(self, repo: Repo) -> dict[str, Any]:
-        from kdhub.card import split_card
+        from kdhub.hub.trust import split_card
 
         try:
             return split_card(repo.commits[repo.head]["README.md"][0].decode())[0]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kdhub.card import LIMITS, RESULTS, assemble, check_card, code, fence, front_matter, render_card, sections, text
-from kdhub.card import split_card as split
+from kdhub.hub.trust import split_card as split
 from kdhub.metric import Measure
 from kdhub.report import Report
 from kdhub.run import Run

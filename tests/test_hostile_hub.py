@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from test_pull import contents, student
 
 import kdhub
-from kdhub.card import check_card, split_card
+from kdhub.card import check_card
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError
 from kdhub.hub import client, manifest
 from kdhub.hub.files import check_entries, kind_problem, name_problem, parse_commit, parse_tree
-from kdhub.hub.trust import foreign_yaml
+from kdhub.hub.trust import foreign_yaml, split_card
 from kdhub.verbs.search import parse_row
 
 

@@ -18,12 +18,13 @@ import yaml
 from fake_hub import TOKEN, Answer, Hub
 
 import kdhub
-from kdhub.card import check_card, split_card
+from kdhub.card import check_card
 from kdhub.catalog import Catalog
 from kdhub.errors import HubError, PublishError, UsageError
 from kdhub.hub import client
 from kdhub.hub.client import Hub as Client
 from kdhub.hub.publish import upload
+from kdhub.hub.trust import split_card
 from kdhub.report import Report
 from kdhub.verbs import publish as verb
 from kdhub.verbs.publish import publish

@@ -88,8 +88,8 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
 # -- names ----------------------------------------------------------------------------------------------------
 
 
-def name_problem(name: str) -> str | None:
-    """Why a file of this name may not be in a student; None when it may."""
+def path_problem(name: str) -> str | None:
+    """Why no system should write a file of this name; None when it may be."""
     parts = name.split("/")
     if not name or max(len(part.encode(errors="replace")) for part in parts) > 255 or len(name) > 1000:
         return "is empty or too long"
@@ -101,6 +101,14 @@ def name_problem(name: str) -> str | None:
         return "holds control characters"
     if any(part != part.strip(" ") or part.endswith(".") for part in parts):
         return "has a part that ends with a space or a dot"
+    return None
+
+
+def name_problem(name: str) -> str | None:
+    """Why a file of this name may not be in a student; None when it may."""
+    if problem := path_problem(name):
+        return problem
+    parts = name.split("/")
     if parts[0].startswith(".") and parts[0] not in HIDDEN or any(part.startswith(".") for part in parts[1:]):
         return "is hidden; git, caches and shells act on such files"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,24 @@ def foreign_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def split_card(card: str) -> tuple[dict[str, Any], str]:
+    """Front matter and body of a card.
+
+    Raises:
+        ValueError: there is no front matter, or it is not a YAML mapping.
+    """
+    found = re.match(r"---\r?\n(.*?\n)---\r?\n", card, re.DOTALL)
+    if not found:
+        raise ValueError("the card does not begin with front matter between two lines of ---")
+    try:
+        front = foreign_yaml(found[1])
+    except ValueError as error:
+        raise ValueError(f"the front matter is unreadable: {error}") from error
+    if not isinstance(front, dict):
+        raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
+    return front, card[found.end() :]
 
 
 def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_code: bool = False) -> None:

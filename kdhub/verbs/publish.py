@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from kdhub._files import atomic_write, config_home
-from kdhub.card import UNSTATED, check_card, forbids_derivatives, front_matter, split_card
+from kdhub.card import UNSTATED, check_card, forbids_derivatives, front_matter
 from kdhub.errors import PublishError, RunError, UntrustedError, UsageError
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub
@@ -29,7 +29,7 @@ from kdhub.hub.fetch import parse_repo
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, digests, kind_problem, name_problem, walk
 from kdhub.hub.manifest import RECIPE, RECORD, REPORT
 from kdhub.hub.publish import signature_on, upload
-from kdhub.hub.trust import check_configuration
+from kdhub.hub.trust import check_configuration, split_card
 from kdhub.recipe import SECRET, Recipe
 from kdhub.report import STUDENT, Report
 from kdhub.resolve import Resolver

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdhub.card import TOGETHER, split_card
+from kdhub.card import TOGETHER
 from kdhub.data import parse_source
 from kdhub.errors import KdhubError, RecipeError, UntrustedError
 from kdhub.evaluation import Evaluator, encoder_of, stored_encoder
 from kdhub.hub import manifest
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
-from kdhub.hub.trust import foreign_yaml
+from kdhub.hub.trust import foreign_yaml, split_card
 from kdhub.metric import Measure
 from kdhub.recipe import DataRef, Layer, Recipe, Ref, build
 from kdhub.report import ASYMMETRIC, STUDENT, Report, printable
