@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+NPM_CLIENT := 2.17.5
 
-.PHONY: install demo test test-slow lint docs bench clean
+.PHONY: install demo test test-slow hub-clients lint docs bench clean
 
 install: $(STAMP)
 
@@ -23,6 +24,14 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Two clients of the hub's protocol that others wrote, and the tests that use them; needs Node.js for one.
+hub-clients: install
+	mkdir -p build/hub-clients
+	test -x build/hub-clients/olah/bin/python || $(PYTHON) -m venv build/hub-clients/olah
+	build/hub-clients/olah/bin/pip install --quiet --disable-pip-version-check olah==0.5.4
+	npm install --silent --no-fund --no-audit --prefix build/hub-clients @huggingface/hub@$(NPM_CLIENT)
+	$(BIN)/python -m pytest -rs tests/test_hub_clients.py
 
 lint: install
 	$(BIN)/ruff check .

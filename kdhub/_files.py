@@ -20,6 +20,15 @@ def home() -> Path:
     return Path(platformdirs.user_cache_dir("kdhub", appauthor=False))
 
 
+def data_home() -> Path:
+    """Where what must last is kept: `$KDHUB_HOME`, else the user's data folder."""
+    if folder := os.environ.get("KDHUB_HOME"):
+        return Path(folder).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("kdhub", appauthor=False))
+
+
 def config_home() -> Path:
     """Where a user's own catalogue lives: `$KDHUB_HOME/config`, else the user's configuration folder."""
     if folder := os.environ.get("KDHUB_HOME"):
@@ -68,3 +77,12 @@ def sha256_file(path: Path | str) -> str:
 def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Digest of each named file below a folder, by its name with forward slashes."""
     return {name: sha256_file(folder / name) for name in sorted(names)}
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 1.2 MB is 1.2 million."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

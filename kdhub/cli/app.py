@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from kdhub.cli import _output, cache, distill, doctor, evaluate, listing, new, plugins, publish, pull, search, verify
+from kdhub.cli import (
+    _output,
+    cache,
+    distill,
+    doctor,
+    evaluate,
+    hub,
+    listing,
+    new,
+    plugins,
+    publish,
+    pull,
+    search,
+    verify,
+)
 from kdhub.cli._light import LightCommand, LightGroup
 from kdhub.errors import ExitCode, KdhubError
 
@@ -62,6 +76,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(new.app, name="new")
 app.add_typer(cache.app, name="cache")
+app.add_typer(hub.app, name="hub")
 
 
 def run() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from kdhub._files import size_text
 from kdhub.cli import _output
 from kdhub.cli.distill import Json
 
@@ -29,7 +30,7 @@ def list_(json: Json = False) -> None:
             s["signal"],
             ",".join(s["dtypes"]),
             s["rows"],
-            size(s["bytes"]),
+            size_text(s["bytes"]),
             s["bytes_per_row"],
         ]
         + [s["last_used"][:16].replace("T", " "), s["problem"] or ""]
@@ -38,7 +39,7 @@ def list_(json: Json = False) -> None:
     headers = ["STORE", "TEACHER", "SIGNAL", "TYPE", "ROWS", "SIZE", "BYTES/ROW", "LAST USED", ""]
     _output.table(headers, rows, "no signals are stored")
     if rows:
-        print(f"\n{size(found['bytes'])} in {found['root']}")
+        print(f"\n{size_text(found['bytes'])} in {found['root']}")
 
 
 @app.command("verify")
@@ -86,7 +87,7 @@ def prune(
         _output.emit(found)
         return
     word = "would remove" if dry_run else "removed"
-    print(f"{word} {len(found['removed'])} stores and {found['leftovers']} leftovers, {size(found['bytes'])}")
+    print(f"{word} {len(found['removed'])} stores and {found['leftovers']} leftovers, {size_text(found['bytes'])}")
     for name in found["in_use"]:
         print(f"{name[:12]} is in use and stays")
 
@@ -108,11 +109,3 @@ def verdict(store: dict) -> str:
             f"{replayed['checked']} rows differ, by {worst:.2g} at most (is it deterministic? the same version?)"
         )
     return f"whole; {replayed['checked']} rows asked again agree (largest difference {replayed['largest']:.1e})"
-
-
-def size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

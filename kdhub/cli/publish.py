@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kdhub._files import size_text
 from kdhub.cli import _output
-from kdhub.cli.cache import size
 from kdhub.cli.distill import Json
 
 Endpoint = Annotated[str | None, typer.Option(help="Address of the hub; HF_ENDPOINT, or the Hugging Face Hub.")]
@@ -49,9 +49,9 @@ def publish(
         return
     if dry_run:
         print(done.card)
-        _output.table(["SIZE", "FILE"], [[size(count), name] for name, count in done.files.items()])
+        _output.table(["SIZE", "FILE"], [[size_text(count), name] for name, count in done.files.items()])
         where = f"{done.repo} on {done.endpoint}"
-        print(f"\n{len(done.files)} files, {size(sum(done.files.values()))}, would be published to {where}")
+        print(f"\n{len(done.files)} files, {size_text(sum(done.files.values()))}, would be published to {where}")
         return
     if done.pull_request:
         print(f"proposed  {done.pull_request}")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kdhub._files import size_text
 from kdhub.cli import _output
-from kdhub.cli.cache import size
 from kdhub.cli.distill import Json
 from kdhub.cli.publish import Endpoint
 
@@ -32,7 +32,7 @@ def pull(
         _output.emit(vars(found))
         return
     said = "pulled" if found.fetched else "here"
-    print(f"{said:<7} {found.repo} at {found.commit}, {size(found.bytes)}\nfolder  {found.folder}")
+    print(f"{said:<7} {found.repo} at {found.commit}, {size_text(found.bytes)}\nfolder  {found.folder}")
     what = found.folder if to is not None else f"{found.repo}@{found.commit}"
     print(f"\nnext:\n  kdhub verify {what}  # do its figures hold here?")
     print(f"  python -c \"import kdhub; print(kdhub.load('{what}'))\"  # load it")

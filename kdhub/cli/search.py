@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kdhub._files import size_text
 from kdhub.cli import _output
-from kdhub.cli.cache import size
 from kdhub.cli.distill import Json
 from kdhub.cli.publish import Endpoint
 
@@ -35,7 +35,7 @@ def search(
     headers = ["NAME", "TASK", "METHOD", "TEACHER", (metric or "RESULT").upper(), "PARAMETERS", "SIZE", "LATENCY"]
     rows = [
         [f.repo if f.kind == "model" else f"{f.kind}s/{f.repo}", f.task, f.method, f.teacher, _result(f, metric)]
-        + [f"{f.parameters / 1e6:.1f} M" if f.parameters else "", size(f.size) if f.size else ""]
+        + [f"{f.parameters / 1e6:.1f} M" if f.parameters else "", size_text(f.size) if f.size else ""]
         + [f"{f.latency:.3g} ms" if f.latency else ""]
         for f in found
     ]

@@ -1,0 +1,87 @@
+"""Who may do what on the embedded hub: tokens, and links to upload that are their own permission."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from kdhub.hub.server.store import Refused, Store
+
+LASTS = 6 * 3600
+"""Seconds for which a link to upload holds."""
+
+_INVALID = "Invalid credentials in Authorization header"  # clients look for these very words
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. Without a name: nobody that we know.
+
+    Attributes:
+        role: `write`, `read`, or `none` where even public repositories need a token.
+    """
+
+    name: str
+    role: str
+
+    @property
+    def known(self) -> bool:
+        return bool(self.name)
+
+
+class Access:
+    """Args:
+    anonymous: whether public repositories may be read without a token.
+    """
+
+    def __init__(self, store: Store, *, anonymous: bool = True):
+        self.store, self.anonymous = store, anonymous
+
+    def caller(self, method: str, authorization: str | None) -> Caller:
+        """The owner of a bearer token; a browser may read with the token as its password.
+
+        Raises:
+            Refused: 401, there is a token and it is none of ours.
+        """
+        if not authorization:
+            return Caller("", "read" if self.anonymous else "none")
+        scheme, _, given = authorization.partition(" ")
+        token = None
+        if scheme.lower() == "bearer":
+            token = given.strip()
+        elif scheme.lower() == "basic" and method in ("GET", "HEAD"):
+            # A browser sends these on its own, also when another site asks it to: never enough to write.
+            try:
+                token = base64.b64decode(given, validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                token = None
+        found = self.store.token(token) if token else None
+        if found is None:
+            raise Refused(401, _INVALID)
+        return Caller(*found)
+
+    def link(self, oid: str, size: int) -> str:
+        """The query by which one content may be uploaded, for a while, without a token."""
+        expires = int(time.time()) + LASTS
+        signed = {"size": size, "expires": expires, "signature": self._signature(oid, str(size), str(expires))}
+        return urlencode(signed)
+
+    def check_link(self, oid: str, size: str, expires: str, signature: str) -> int:
+        """The size a link was made for.
+
+        Raises:
+            Refused: 403, the link is not ours, was made for something else, or is over.
+        """
+        if not hmac.compare_digest(self._signature(oid, size, expires).encode(), signature.encode()):
+            raise Refused(403, "this link to upload was not made by this hub for this content")
+        if int(expires) < time.time():
+            raise Refused(403, "this link to upload is over; ask for another one")
+        return int(size)
+
+    def _signature(self, oid: str, size: str, expires: str) -> str:
+        return hmac.new(self.store.key, f"upload\n{oid}\n{size}\n{expires}".encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,167 @@
+"""The embedded hub over HTTP: requests as they come, each answered by `api.route` in a thread.
+
+Requests are routed on the path as it was sent: a revision arrives percent-encoded, with its slashes inside. Bodies of
+any size go through the disk, never through memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from datetime import UTC, datetime
+from functools import partial
+from typing import IO, Any
+from urllib.parse import parse_qs, unquote_to_bytes
+
+import anyio.to_thread
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from kdhub.hub.server.access import Access
+from kdhub.hub.server.api import Call, route
+from kdhub.hub.server.store import Refused, Store
+
+log = logging.getLogger("kdhub.hub.access")
+
+BODY_LIMIT = 8 * 2**20
+"""Bytes of a request that is read whole."""
+COMMIT_LIMIT = 2 * 2**30
+"""Bytes of a commit, without what goes through LFS."""
+FIELDS_LIMIT = 10_000
+BLOCK = 2**20
+
+
+class Hub:
+    """The ASGI application.
+
+    Args:
+        anonymous: whether public repositories may be read without a token.
+    """
+
+    def __init__(self, store: Store, *, anonymous: bool = True):
+        self.store, self.access = store, Access(store, anonymous=anonymous)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        told: dict[str, Any] = {"status": 500}
+
+        async def watched(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                told["status"] = message["status"]
+            await send(message)
+
+        try:
+            response = await self._answer(request)
+        except Refused as refused:
+            response = _refusal(refused)
+        except ClientDisconnect:
+            return
+        except RecursionError:
+            response = _refusal(Refused(400, "nested too deeply"))
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        try:
+            await response(scope, receive, watched)
+        finally:
+            # Without the query: it may hold a signature.
+            client = scope.get("client") or ("-",)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            log.info("%s %s %s %s %s", now, client[0], scope["method"], _printable(_raw_path(scope)), told["status"])
+
+    async def _answer(self, request: Request) -> Response:
+        method, headers = request.method, request.headers
+        parts = _split(_raw_path(request.scope))
+        query = request.query_params
+        base = f"{request.url.scheme}://{headers.get('host') or 'localhost'}"
+        if parts[:2] == ("api", "lfs") and len(parts) == 3 and method == "PUT":
+            return await self._receive(request, parts[2])
+        caller = await anyio.to_thread.run_sync(self.access.caller, method, headers.get("authorization"))
+        # HEAD is answered as GET; the server below leaves the body out.
+        call = partial(Call, "GET" if method == "HEAD" else method, parts, query, headers, caller=caller, base=base)
+        if method == "POST" and len(parts) > 4 and parts[4] == "commit":
+            call(body=None).write()  # before anything is received
+            with tempfile.TemporaryFile(dir=self.store.incoming) as spooled:
+                await _spool(request, spooled)
+                return await anyio.to_thread.run_sync(route, self.store, self.access, call(body=spooled))
+        body = None if method in ("GET", "HEAD") else await _body(request)
+        return await anyio.to_thread.run_sync(route, self.store, self.access, call(body=body))
+
+    async def _receive(self, request: Request, oid: str) -> Response:
+        """One content, by a link that is its own permission. What is not what the link says leaves nothing."""
+        query = request.query_params
+        given = (query.get(name, "") for name in ("size", "expires", "signature"))
+        size = self.access.check_link(oid, *given)
+        with self.store.receive() as incoming:
+            waiting = bytearray()
+            async for chunk in request.stream():
+                waiting += chunk
+                if incoming.size + len(waiting) > size:
+                    raise Refused(400, f"more than the {size} bytes that were announced")
+                if len(waiting) >= BLOCK:
+                    await anyio.to_thread.run_sync(incoming.write, bytes(waiting))
+                    waiting.clear()
+            incoming.write(bytes(waiting))
+            if incoming.size != size:
+                raise Refused(400, f"{incoming.size} bytes came of the {size} that were announced")
+            if incoming.sha256.hexdigest() != oid:
+                raise Refused(400, f"the content has the sha256 {incoming.sha256.hexdigest()}, not {oid}")
+            await anyio.to_thread.run_sync(incoming.keep)
+        return Response(status_code=200)
+
+
+def _raw_path(scope: Scope) -> bytes:
+    return scope.get("raw_path") or scope["path"].encode()
+
+
+def _split(raw: bytes) -> tuple[str, ...]:
+    try:
+        return tuple(unquote_to_bytes(part).decode() for part in raw.split(b"/")[1:])
+    except UnicodeDecodeError:
+        raise Refused(400, "the path is not UTF-8") from None
+
+
+def _printable(raw: bytes) -> str:
+    return raw.decode("ascii", "backslashreplace")
+
+
+async def _body(request: Request) -> Any:
+    """The whole body of a small request: JSON, or the lists of a form; None when there is none."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > BODY_LIMIT:
+            raise Refused(413, f"more than {BODY_LIMIT} bytes in a request that is not an upload")
+    if not content:
+        return None
+    try:
+        if "x-www-form-urlencoded" in request.headers.get("content-type", ""):
+            return parse_qs(content.decode(), max_num_fields=FIELDS_LIMIT)
+        return json.loads(content)
+    except ValueError:
+        raise Refused(400, "the body is neither JSON nor a form") from None
+
+
+async def _spool(request: Request, to: IO[bytes]) -> None:
+    size, waiting = 0, bytearray()
+    async for chunk in request.stream():
+        waiting += chunk
+        size += len(chunk)
+        if size > COMMIT_LIMIT:
+            raise Refused(413, f"more than {COMMIT_LIMIT} bytes in one commit; large files go through LFS")
+        if len(waiting) >= BLOCK:
+            await anyio.to_thread.run_sync(to.write, bytes(waiting))
+            waiting.clear()
+    to.write(waiting)
+
+
+def _refusal(refused: Refused) -> Response:
+    message = refused.message.encode("ascii", "backslashreplace").decode()
+    headers = {"X-Error-Message": " ".join(message.split())[:1000]}
+    if refused.code:
+        headers["X-Error-Code"] = refused.code
+    if commit := refused.more.get("commit"):
+        headers["X-Repo-Commit"] = commit
+    return JSONResponse({"error": refused.message, **refused.more}, refused.status, headers)
