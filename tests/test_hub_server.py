@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import io
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -29,8 +31,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.datastructures import Headers, QueryParams
 
-from kdhub.hub.server.store import LFS_OVER, Change, Refused, Store, derived_tags, is_lfs
+from kdhub.hub.server.access import Access, Caller
+from kdhub.hub.server.api import Call, answer
+from kdhub.hub.server.store import LFS_OVER, Change, Refused, Store, check_paths, derived_tags, is_lfs
 
 ROOT = Path(__file__).parents[1]
 CARD = """---
@@ -592,6 +599,76 @@ def test_derived_tags():
         "base_model:a/start", "base_model:finetune:a/start", "arxiv:1503.02531",
     ]  # fmt: skip
     assert derived_tags({"tags": [1, None, {"a": 1}], "license": ["mit"], "base_model": 3}) == ["license:mit"]
+
+
+# -- anything at all ------------------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+text = st.text(st.characters(), max_size=12)  # halves of characters too
+paths = text | st.sampled_from(["a", "a/b", "A", "..", ".git/x", "README.md", "a" * 300])
+oids = st.sampled_from(["0" * 64, hashlib.sha256(b"").hexdigest(), "x"]) | anything
+fields = {
+    "path": paths | anything, "content": st.sampled_from(["", "YQ==", "*"]) | anything, "oid": oids, "size": anything,
+    "summary": text | anything, "description": anything, "parentCommit": anything, "encoding": anything,
+}  # fmt: skip
+lines = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from(["header", "file", "lfsFile", "deletedFile", "deletedFolder"]) | anything,
+        "value": st.fixed_dictionaries({}, optional=fields) | anything,
+    }
+)
+HEADER = {"key": "header", "value": {"summary": "x", "description": ""}}
+words = st.sampled_from(
+    "api models datasets repos create delete move me x x.git tree main revision HEAD refs/pr/1 commits tag branch t "
+    "preupload paths-info discussions 1 status merge comment title settings info lfs objects batch verify resolve raw "
+    "validate-yaml whoami-v2 .gitattributes .. xet-write-token login".split()
+) | st.text(max_size=5)
+bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": paths | anything, "organization": paths | anything, "type": st.just("dataset") | anything,
+        "files": st.lists(st.fixed_dictionaries({}, optional=fields), max_size=3) | anything, "operation": anything,
+        "objects": st.lists(st.fixed_dictionaries({}, optional=fields), max_size=3) | anything, "paths": anything,
+        "tag": paths, "title": anything, "pullRequest": anything, "status": anything, "comment": anything,
+        "fromRepo": paths, "toRepo": paths, "content": st.text(max_size=30) | anything, "visibility": anything,
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("many", [150, pytest.param(25_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["commit", "request"])
+def test_anything_a_client_may_say_is_answered_or_refused(tmp_path, monkeypatch, what, many):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    store = Store(tmp_path / "hub")
+    store.create("model", "me/x", private=False, author="me")
+    access, caller = Access(store), Caller("me", "write")
+    below = st.lists(words, max_size=3).map(lambda rest: ["api", "models", "me", "x", *rest])
+    parts = below | st.lists(words, max_size=3).map(lambda rest: ["me", "x.git", *rest]) | st.lists(words)
+    queries = st.dictionaries(st.sampled_from(["limit", "cursor", "sort", "search", "p"]), st.text(max_size=5))
+    asked = {
+        "commit": st.tuples(st.just("POST"), st.just(["api", "models", "me", "x", "commit", "main"]), st.lists(lines)),
+        "request": st.tuples(st.sampled_from(["GET", "POST", "PUT", "DELETE"]), parts, bodies | anything),
+    }
+
+    @settings(max_examples=many, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
+    @given(asked[what], queries)
+    def run(request, query):
+        method, parts, body = request
+        if what == "commit":
+            body = io.BytesIO(b"".join(json.dumps(line).encode() + b"\n" for line in [HEADER, *body]))
+        elif parts[4:5] == ["commit"]:
+            return  # its body is a file
+        call = Call(method, tuple(parts), QueryParams(query), Headers(), body, caller, "http://hub")
+        with suppress(Refused):
+            assert answer(store, access, call).status_code < 500
+        for found in store.repos("model", private=True):
+            check_paths(store.commit_of(found, "main").files)
+
+    run()
 
 
 # -- pages ----------------------------------------------------------------------------------------------------

@@ -92,8 +92,21 @@ _TYPES = {str: "a text", list: "a list", int: "a number", bool: "true or false"}
 # -- what is asked --------------------------------------------------------------------------------------------
 
 
-def route(store: Store, access: Access, call: Call) -> Response:
-    """The answer to a request. Raises `Refused` for all others."""
+def answer(store: Store, access: Access, call: Call) -> Response:
+    """What a request is answered.
+
+    Raises:
+        Refused: it is not.
+    """
+    try:
+        return _route(store, access, call)
+    except UnicodeEncodeError:  # JSON can hold half of a character
+        raise Refused(400, "there is text that is not Unicode") from None
+    except RecursionError:
+        raise Refused(400, "nested too deeply") from None
+
+
+def _route(store: Store, access: Access, call: Call) -> Response:
     match (call.method, *call.parts):
         case ("GET", "api", "whoami-v2"):
             return _whoami(call)

@@ -1,4 +1,4 @@
-"""The embedded hub over HTTP: requests as they come, each answered by `api.route` in a thread.
+"""The embedded hub over HTTP: requests as they come, each answered by `api.answer` in a thread.
 
 Requests are routed on the path as it was sent: a revision arrives percent-encoded, with its slashes inside. Bodies of
 any size go through the disk, never through memory.
@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from kdhub.hub.server.access import Access
-from kdhub.hub.server.api import Call, route
+from kdhub.hub.server.api import Call, answer
 from kdhub.hub.server.store import Refused, Store
 
 log = logging.getLogger("kdhub.hub.access")
@@ -60,8 +60,6 @@ class Hub:
             response = _refusal(refused)
         except ClientDisconnect:
             return
-        except RecursionError:
-            response = _refusal(Refused(400, "nested too deeply"))
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         try:
             await response(scope, receive, watched)
@@ -85,9 +83,9 @@ class Hub:
             call(body=None).write()  # before anything is received
             with tempfile.TemporaryFile(dir=self.store.incoming) as spooled:
                 await _spool(request, spooled)
-                return await anyio.to_thread.run_sync(route, self.store, self.access, call(body=spooled))
+                return await anyio.to_thread.run_sync(answer, self.store, self.access, call(body=spooled))
         body = None if method in ("GET", "HEAD") else await _body(request)
-        return await anyio.to_thread.run_sync(route, self.store, self.access, call(body=body))
+        return await anyio.to_thread.run_sync(answer, self.store, self.access, call(body=body))
 
     async def _receive(self, request: Request, oid: str) -> Response:
         """One content, by a link that is its own permission. What is not what the link says leaves nothing."""
@@ -140,7 +138,7 @@ async def _body(request: Request) -> Any:
         if "x-www-form-urlencoded" in request.headers.get("content-type", ""):
             return parse_qs(content.decode(), max_num_fields=FIELDS_LIMIT)
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused(400, "the body is neither JSON nor a form") from None
 
 
