@@ -127,14 +127,17 @@ class Resolver:
         """A data set seen through the options of its use."""
         names = ("columns", "where", "exclude", "limit", "sample", "sample_seed", "role", "split")
         options = DataOptions(**{n: getattr(ref, n) for n in names}, on_bad_rows=on_bad_rows)
-        return self.open_data(ref.source, options, fetch=not ref.optional, **ref.options)
+        return self.open_data(ref.source, options, ref.options, fetch=not ref.optional)
 
-    def open_data(self, text: str, options: DataOptions, *, fetch: bool = True, **more: Any) -> Data:
+    def open_data(
+        self, text: str, options: DataOptions, own: Mapping[str, Any] | None = None, *, fetch: bool = True
+    ) -> Data:
+        """A data set by its text, seen through `options`; `own` are those of its kind."""
         word, argument = parse_source(text)
         if word is None and argument in self.catalog.names("datasets"):
             return self.catalog.dataset(argument, options, build=self._build_data, fetch=fetch)
         entry = self._dataset_kind(word, argument, text)
-        data = self._build_data(entry.name, "" if word is None else argument, more)
+        data = self._build_data(entry.name, "" if word is None else argument, own or {})
         return data.with_options(options)
 
     def _build_data(self, kind: str, argument: str, options: Mapping[str, Any]) -> Data:

@@ -210,11 +210,20 @@ def _with_expected(checks: list[Check], expected: Expected) -> list[Check]:
     return [replace(c, expected_failure=wanted.get((c.subject.partition(" ")[2], c.name), "")) for c in checks]
 
 
+def _unbounded(node: Any, defs: Mapping[str, Any]) -> bool:
+    """Whether a JSON schema allows a number without a bound, alone, in a union or in a list."""
+    if "$ref" in node:
+        node = defs.get(node["$ref"].rpartition("/")[2], {})
+    if node.get("type") in ("number", "integer"):
+        bounds = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+        return not any(b in node for b in bounds) and "enum" not in node and "const" not in node
+    inner = [*node.get("anyOf", ()), *node.get("prefixItems", ()), *([node["items"]] if node.get("items") else ())]
+    return any(_unbounded(each, defs) for each in inner)
+
+
 def describe_options(model: Any) -> list[str]:
     """What is wrong with a pydantic model of options, one sentence each."""
-    from typing import get_args
-
-    problems = []
+    problems, schema = [], model.model_json_schema()
     for name, field in model.model_fields.items():
         if not (field.description or "").strip():
             problems.append(f"{name} has no description")
@@ -222,9 +231,7 @@ def describe_options(model: Any) -> list[str]:
             problems.append(f"{name} has no default")
         if field.annotation in (None, Any, object):
             problems.append(f"{name} has no type")
-        types = {field.annotation, *get_args(field.annotation)}
-        bounded = any(hasattr(m, bound) for m in field.metadata for bound in ("gt", "ge", "lt", "le"))
-        if types & {int, float} and bool not in types and not bounded:
+        if _unbounded(schema["properties"].get(field.alias or name, {}), schema.get("$defs", {})):
             problems.append(f"{name} is a number without a range (ge=, gt=, le=, lt=)")
     if model.model_config.get("extra") != "forbid":
         problems.append('unknown options are accepted; set extra="forbid"')

@@ -362,7 +362,7 @@ def _data(bench: Bench, **options: Any) -> Data:
     if bench.spec.argument and not bench.spec.example:
         raise SkipTest(f"its spec gives no example of {bench.spec.argument}")
     text = f"{bench.entry.name}:{bench.spec.example}" if bench.spec.argument else bench.entry.name
-    return Resolver(bench.registry).open_data(text, DataOptions(), **options)
+    return Resolver(bench.registry).open_data(text, DataOptions(), options)
 
 
 def _sampler(bench: Bench, batch: int, seed: int = 0) -> Sampler:

@@ -123,6 +123,9 @@ class Session:
                 opened[use].append((data, data.pick(*([ref.split] if ref.split else [use, "train"]))))
         return opened
 
+    def has_rows(self, use: str) -> bool:
+        return bool(self.recipe.data.get(use))
+
     def rows(self, use: str = "train", **settings: Any) -> Rows:
         """The rows of one use of data, prepared for this teacher and this student, read once for keys and lengths."""
         if use not in self.training_data:
@@ -168,7 +171,7 @@ class Session:
 
         rows = self.rows("train", **method.settings())
         live = self.teacher if method.spec.live else None
-        given = {} if live else {kind: self.signals(rows, kind) for kind in method.spec.needs}
+        given = {} if live else {kind: self.signals(rows, kind) for kind in method.needs(self.teacher)}
         method.adapt(student, self.teacher)
         if type(method).initialise is not ObjectiveMethod.initialise:
             some = np.arange(min(len(rows), 1024))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdhub.errors import DataError, UntrustedError
+from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import Student
 from kdhub.task import Example
@@ -42,7 +43,7 @@ class Classifier(Student):
         raise NotImplementedError
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
-        device = next(self.module.parameters()).device
+        device = self.device
         was, parts = self.module.training, []
         self.module.eval()
         with torch.no_grad():
@@ -52,8 +53,16 @@ class Classifier(Student):
         self.module.train(was)
         return {kind: np.concatenate(parts)}
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
     def width(self, kind: str) -> tuple[int, ...]:
-        """The shape of one example's signal."""
+        """The shape of one example's signal.
+
+        Raises:
+            CompatibilityError: it gives no such signal.
+        """
         raise NotImplementedError
 
 
@@ -67,6 +76,33 @@ class NetworkClassifier(Classifier):
     def __init__(self, task: str, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
         super().__init__(task, networks.build(config), config["classes"], start)
         self.config = {**config, "task": task}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self._shapes)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one example's signals."""
+        was = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            given = self.module({"x": torch.zeros(1, *self.config["shape"], device=self.device)})
+        self.module.train(was)
+        return {name: tuple(value.shape[1:]) for name, value in given.items()}
+
+    def rescale(self) -> None:
+        """Divide the logits by their deviation over the classes, from here on and in what is saved."""
+        if not self.config.get("std_scaled_probs"):
+            self.config["std_scaled_probs"] = True
+            self.module = networks.Rescaled(self.module)
+
+    def two_heads(self, mix: float, beta: float) -> None:
+        """Add a head for what a teacher says; see `networks.TwoHeads`."""
+        (width,) = self.width("features")
+        self.config["two_heads"] = {"mix": mix, "beta": beta}
+        self.module = networks.TwoHeads(self.module, width, len(self.classes), mix, beta).to(self.device)
+        del self._shapes
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         x = torch.from_numpy(np.stack([e["x"] for e in examples]))
@@ -84,8 +120,9 @@ class NetworkClassifier(Classifier):
         return student
 
     def width(self, kind: str) -> tuple[int, ...]:
-        example = {"x": np.zeros(self.config["shape"], np.float32)}
-        return tuple(self.signals([example], kind)[kind].shape[1:])
+        if kind not in self._shapes:
+            raise CompatibilityError(f"a {self.config['network']} gives {', '.join(self._shapes)}, not {kind!r}")
+        return self._shapes[kind]
 
 
 class _Transformer(nn.Module):

@@ -1,8 +1,8 @@
-"""Data sets of kdhub-logits: scikit-learn's digits, which every installation has."""
+"""Data sets of kdhub-logits: digits, which every installation has, and any set with its labels changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -36,3 +36,109 @@ def digits(form: Literal["image", "features"] = "image") -> Data:
 
     splits = {name: (lambda part=part: rows(part)) for name, part in SPLITS.items()}
     return Data.from_rows("digits", splits, key={"form": form, "version": 1}, licence="cc-by-4.0")
+
+
+def labels(
+    argument: str,
+    *,
+    imbalance: float | None = None,
+    per_class: int | None = None,
+    noise: float = 0.0,
+    noise_kind: Literal["symmetric", "random", "pair"] = "symmetric",
+    labelled: int | None = None,
+    unlabelled: int | None = None,
+    seed: int = 0,
+    split: str = "train",
+    options: Mapping[str, Any] | None = None,
+) -> Data:
+    """Another data set with fewer rows, wrong labels or missing labels in one split; the others are as they were.
+
+    In this order, each drawn anew from the seed:
+
+    1. `per_class`: at most so many rows of each class. `imbalance` r: a long tail, int(m r^(-c/(C-1))) rows of the c-th
+       of C classes, where m is `per_class` or the size of the smallest class.
+    2. `noise`: each label is replaced with this probability: `symmetric` by another class, `random` by any class,
+       `pair` by the next one.
+    3. `labelled`: only so many rows of each class keep their label, the others have none (-1 or null).
+       `unlabelled`: of the rows without a label only so many stay.
+
+    Args:
+        argument: the data set, as `--data` takes it.
+        split: the one that is changed.
+        options: of the other data set.
+    """
+    from kdhub.data import DataOptions
+    from kdhub.resolve import Resolver
+
+    if not 0 <= noise <= 1 or (imbalance is not None and imbalance < 1):
+        raise UsageError(f"labels:{argument}: noise is from 0 to 1 and imbalance at least 1")
+    if noise_kind not in ("symmetric", "random", "pair"):
+        raise UsageError(f"labels:{argument}: noise_kind is symmetric, random or pair, not {noise_kind!r}")
+    for name, value in (("per_class", per_class), ("labelled", labelled), ("unlabelled", unlabelled)):
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise UsageError(f"labels:{argument}: {name} is a number of rows, not {value!r}")
+    data = Resolver().open_data(argument, DataOptions(), options)
+    if split not in data.splits:
+        raise UsageError(f"labels:{argument}: there is no split {split!r}, only {', '.join(data.splits)}")
+
+    def changed() -> Iterator[dict[str, Any]]:
+        table = data.split(split)
+        if "label" not in table.column_names:
+            raise UsageError(f"labels:{argument}: split {split!r} has no column 'label'")
+        given = list(table["label"])
+        kept, new = change_labels(
+            given, imbalance=imbalance, per_class=per_class, noise=noise, noise_kind=noise_kind, labelled=labelled,
+            unlabelled=unlabelled, seed=seed,
+        )  # fmt: skip
+        for i, label in zip(kept, new):
+            yield {**table[int(i)], "label": label}
+
+    def same(name: str) -> Iterator[dict[str, Any]]:
+        return iter(data.split(name))
+
+    said = {"imbalance": imbalance, "per_class": per_class, "noise": noise, "noise_kind": noise_kind, "version": 1}
+    said |= {"labelled": labelled, "unlabelled": unlabelled, "seed": seed}
+    sources = {name: (lambda name=name: changed() if name == split else same(name)) for name in data.splits}
+    key = {"of": {name: data.fingerprint(name) for name in data.splits}, **said}
+    return Data.from_rows(f"labels:{argument}", sources, key=key, licence=data.licence)
+
+
+def change_labels(
+    given: list[Any],
+    *,
+    imbalance: float | None = None,
+    per_class: int | None = None,
+    noise: float = 0.0,
+    noise_kind: str = "symmetric",
+    labelled: int | None = None,
+    unlabelled: int | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, list[Any]]:
+    """Which rows stay, in their order, and the label of each; see `labels`. -1 stands for no label, None for names."""
+    of_tail, of_noise, of_few = (np.random.default_rng([seed, n]) for n in range(3))
+    nothing = -1 if all(v is None or isinstance(v, int) for v in given) else None
+    classes = sorted({v for v in given if v is not None and v != -1}, key=lambda v: (isinstance(v, str), v))
+    index = {value: i for i, value in enumerate(classes)}
+    y = np.array([index.get(v, -1) for v in given])
+    keep = np.ones(len(y), bool)
+    if imbalance is not None or per_class is not None:
+        counts = np.bincount(y[y >= 0], minlength=len(classes))
+        most = per_class if per_class is not None else int(counts.min())
+        for c in range(len(classes)):
+            share = (imbalance or 1.0) ** (-c / max(1, len(classes) - 1))
+            rows = of_tail.permutation(np.flatnonzero(y == c))
+            keep[rows[int(most * share + 1e-9) :]] = False
+    wrong = (of_noise.random(len(y)) < noise) & (y >= 0)
+    step = {"symmetric": of_noise.integers(1, max(2, len(classes)), len(y)), "pair": np.ones(len(y), int)}
+    step["random"] = of_noise.integers(0, max(1, len(classes)), len(y))
+    y = np.where(wrong, (y + step[noise_kind]) % max(1, len(classes)), y)
+    if labelled is not None:
+        lasting = np.zeros(len(y), bool)
+        for c in range(len(classes)):
+            lasting[of_few.permutation(np.flatnonzero(keep & (y == c)))[:labelled]] = True
+        y = np.where(lasting, y, -1)
+    if unlabelled is not None:
+        rows = of_few.permutation(np.flatnonzero(keep & (y < 0)))
+        keep[rows[unlabelled:]] = False
+    kept = np.flatnonzero(keep)
+    return kept, [classes[y[i]] if y[i] >= 0 else nothing for i in kept]

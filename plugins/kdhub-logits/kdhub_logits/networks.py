@@ -148,13 +148,94 @@ class Vit(nn.Module):
         return {"logits": self.head(features), "features": features, "tokens": tokens}
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": Mlp, "resnet": CifarResNet, "vit": Vit}
+class KernelRidge(nn.Module):
+    """Scores that are linear in a kernel against stored inputs: offset + k(x) coefficients.
+
+    Args:
+        rows: stored inputs.
+        kernel: `rbf`, exp(-gamma |x - x'|^2), or `linear`, x . x'.
+        gamma: of the RBF kernel.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        rows: int = 1,
+        kernel: str = "rbf",
+        gamma: float = 1.0,
+        mean: Any = 0.0,
+        std: Any = 1.0,
+    ):
+        super().__init__()
+        self.kernel, self.gamma = kernel, gamma
+        self.register_buffer("support", torch.zeros(rows, prod(shape), dtype=torch.float64))
+        self.coefficients = nn.Parameter(torch.zeros(rows, classes, dtype=torch.float64))
+        self.register_buffer("offset", torch.full((classes,), 1 / classes, dtype=torch.float64))
+
+    def similarity(self, x: Tensor) -> Tensor:
+        """(batch, rows) of inputs of any shape."""
+        x = x.flatten(1).double()
+        products = x @ self.support.T
+        if self.kernel == "linear":
+            return products
+        d2 = x.square().sum(1, keepdim=True) + self.support.square().sum(1) - 2 * products
+        return (-self.gamma * d2.clamp_min(0)).exp()
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Under a mixed precision the sums over thousands of rows would be worth nothing.
+        with torch.autocast(inputs["x"].device.type, enabled=False):
+            scores = self.offset + self.similarity(inputs["x"]) @ self.coefficients
+        return {"logits": scores.float(), "features": inputs["x"].flatten(1)}
+
+
+class Rescaled(nn.Module):
+    """A network whose logits are divided by their deviation over the classes (arXiv:2211.03946)."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = self.network(inputs)
+        logits = given["logits"].float()
+        return {**given, "logits": logits / logits.std(-1, keepdim=True).clamp_min(1e-6)}
+
+
+class TwoHeads(nn.Module):
+    """A network with a second linear head on its features, for what the teacher says (arXiv:2506.00910).
+
+    `logits` are the logarithms of (1 - mix) softmax(labels) + mix softmax(teacher / beta).
+    """
+
+    def __init__(self, network: nn.Module, width: int, classes: int, mix: float = 0.5, beta: float = 1.0):
+        super().__init__()
+        self.network, self.head, self.mix, self.beta = network, nn.Linear(width, classes), mix, beta
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = self.network(inputs)
+        of_teacher = self.head(given["features"])
+        p, q = torch.softmax(given["logits"].float(), -1), torch.softmax(of_teacher.float() / self.beta, -1)
+        mixed = ((1 - self.mix) * p + self.mix * q).clamp_min(1e-30).log()
+        return {**given, "logits": mixed, "of_labels": given["logits"], "of_teacher": of_teacher}
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"mlp": Mlp, "resnet": CifarResNet, "vit": Vit, "kernel": KernelRidge}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a `config.json`: `{"network": "mlp", "shape": [8, 8], "classes": [...], ...}`."""
-    settings = {k: v for k, v in config.items() if k not in ("network", "task", "kdhub")}
-    return NETWORKS[config["network"]](**{**settings, "classes": len(config["classes"])})
+    """The network of a `config.json`: `{"network": "mlp", "shape": [8, 8], "classes": [...], ...}`.
+
+    `std_scaled_probs: true` makes it `Rescaled`, `two_heads: {mix, beta}` gives it `TwoHeads`.
+    """
+    around = ("network", "task", "kdhub", "std_scaled_probs", "two_heads")
+    settings = {k: v for k, v in config.items() if k not in around}
+    network = NETWORKS[config["network"]](**{**settings, "classes": len(config["classes"])})
+    if heads := config.get("two_heads"):
+        with torch.no_grad():
+            width = network({"x": torch.zeros(1, *config["shape"])})["features"].shape[1]
+        network = TwoHeads(network, width, len(config["classes"]), **heads)
+    return Rescaled(network) if config.get("std_scaled_probs") else network
 
 
 def _channels(x: Tensor) -> Tensor:

@@ -26,10 +26,9 @@ def kdhub_methods():
         return MethodSpec(
             name=name,
             target=f"kdhub_logits.{target}",
-            tasks=TASKS,
             summary=summary,
             paper=paper,
-            **{"needs": ("logits",), "recipe": name} | spec,
+            **{"tasks": TASKS, "needs": ("logits",), "recipe": name} | spec,
         )
 
     soft = "soft_targets"
@@ -44,15 +43,58 @@ def kdhub_methods():
     yield method("skew-kl", f"{soft}:SkewKl", "soft targets by a skewed KL", "arXiv:2402.03898")
     yield method("akl", f"{soft}:Akl", "soft targets by forward and reverse KL, head against tail", "arXiv:2404.02657")
     yield method("dkd", f"{soft}:Dkd", "target class and other classes apart", "arXiv:2203.08679", labels=True)
+    yield method(
+        "feature", "similarity:Feature", "the teacher's features, through a linear map", SURVEY, needs=("features",),
+        uses=("logits", "features"),
+    )  # fmt: skip
+    yield method(
+        "mmd", "similarity:Mmd", "the distribution of the teacher's features", "arXiv:1707.01219", needs=("features",),
+        uses=("logits", "features"),
+    )  # fmt: skip
+    yield method("rank", "similarity:Rank", "the teacher's order of the most probable classes", SURVEY)
+    yield method(
+        "mixkd", "mixkd:MixKd", "soft targets on partly mixed inputs, each row with its own temperature",
+        "arXiv:2211.03946", tasks=(IMAGE, TABLE), live=True, labels=True,
+    )  # fmt: skip
+    yield method(
+        "trg", "trg:Trg", "soft targets, and the graph of tokens across images", "arXiv:2306.12442", tasks=(IMAGE,),
+        needs=("logits", "tokens"),
+    )  # fmt: skip
+    yield method(
+        "self-distillation", "self_distillation:SelfDistillation",
+        "the same model again and again, on true targets and on its own predictions", "arXiv:2102.13088",
+        tasks=(IMAGE, TABLE), needs=(), uses=("logits",), labels=True,
+    )  # fmt: skip
+    yield method(
+        "pcoreset", "pcoreset:PCoreSet", "which rows to have labelled next, with a teacher that knows a little",
+        "arXiv:2506.00910", tasks=(IMAGE, TABLE), labels=True, uses=("logits", "features"), aliases=("activekd",),
+    )  # fmt: skip
     yield method("pld", "pld:Pld", "the teacher's ranking, true class first", "arXiv:2506.12542", labels=True)
 
 
 @hookimpl
 def kdhub_teachers():
     def local(**spec):
-        return TeacherSpec(tasks=TASKS, gives=SIGNALS, live=True, **spec)
+        return TeacherSpec(tasks=TASKS, gives=(*SIGNALS, "tokens"), live=True, **spec)
 
     yield local(name="path", target="kdhub_logits.teachers:path", argument="FOLDER", summary="a classifier folder")
+    yield TeacherSpec(
+        name="prototypes",
+        target="kdhub_logits.teachers:Prototypes",
+        tasks=(IMAGE, TABLE),
+        gives=("logits",),
+        argument="DATA",
+        example="digits",
+        summary="cosine to the mean of a few labelled rows of each class",
+    )
+    yield TeacherSpec(
+        name="zero-shot",
+        target="kdhub_logits.teachers:ZeroShot",
+        tasks=(TEXT,),
+        gives=("logits",),
+        argument="ENCODER",
+        summary="cosine of a text's embedding to those of the classes' descriptions",
+    )
     yield TeacherSpec(
         name="hf",
         target="kdhub_logits.teachers:hub",
@@ -79,7 +121,8 @@ def kdhub_students():
         "vit", "vit", (IMAGE,), "patch=N,width=N,layers=N,heads=N", "a fresh small vision transformer", tokens,
         example="patch=2,width=8,layers=1,heads=2",
     )  # fmt: skip
-    yield builder("path", "path", TASKS, "FOLDER", "a classifier folder")
+    yield builder("kernel", "kernel", arrays, "", "a kernel machine, which self-distillation fits", ("logits",))
+    yield builder("path", "path", TASKS, "FOLDER", "a classifier folder", tokens)
     yield builder("hf", "hub", (TEXT,), "org/name[@revision]", "a transformers text model on the Hub")
     yield builder(
         "layers", "layers", (TEXT,), "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True
@@ -93,6 +136,13 @@ def kdhub_datasets():
         target="kdhub_logits.data:digits",
         splits=("train", "validation", "test"),
         summary="1797 handwritten digits of 8 x 8 pixels, as scikit-learn has them",
+    )
+    yield DatasetSpec(
+        name="labels",
+        target="kdhub_logits.data:labels",
+        argument="DATA",
+        example="digits",
+        summary="another data set with a long tail, wrong labels, few labels or none",
     )
 
 

@@ -54,6 +54,11 @@ def vit(argument: str, context: BuildContext) -> NetworkClassifier:
     return _network(context, {"network": "vit", **settings}, f"vit:{argument}")
 
 
+def kernel(argument: str, context: BuildContext) -> NetworkClassifier:
+    """A kernel machine without rows; the method that fits it gives it some."""
+    return _network(context, {"network": "kernel"}, "kernel machine")
+
+
 def path(argument: str, context: BuildContext) -> Classifier:
     """A classifier folder as it is."""
     folder = Path(argument).expanduser()

@@ -203,8 +203,9 @@ class ImageClassification(_Arrays):
         return np.ascontiguousarray(x.transpose(2, 0, 1)) if x.ndim == 3 else x
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        network = {"network": "vit", "shape": [8, 8], "patch": 4, "width": 8, "layers": 1, "heads": 2}
         return {
-            "teacher": {"source": f"path:{_tiny_teacher(self, folder, [8, 8])}"},
+            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
             "student": "mlp:8",
             "data": {"train": [{"source": "digits", "split": "train", "limit": 64}]},
             "evaluation": {"data": [{"source": "digits", "split": "test", "limit": 64}], "cost": False},
@@ -225,8 +226,9 @@ class TabularClassification(_Arrays):
         return x
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        network = {"network": "mlp", "shape": [64], "hidden": [16]}
         return {
-            "teacher": {"source": f"path:{_tiny_teacher(self, folder, [64])}"},
+            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
             "student": "mlp:8",
             "data": {"train": [{"source": "digits", "split": "train", "limit": 64, "options": {"form": "features"}}]},
             "evaluation": {
@@ -278,15 +280,14 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else "")
 
 
-def _tiny_teacher(task: Classification, folder: Path, shape: list[int]) -> Path:
+def _tiny_teacher(task: Classification, folder: Path, network: dict[str, Any]) -> Path:
     """A network of random weights, saved."""
     import torch
 
     from kdhub_logits.classifiers import NetworkClassifier
 
     torch.manual_seed(3)
-    config = {"network": "mlp", "shape": shape, "classes": [str(i) for i in range(10)], "hidden": [16]}
     made = folder / "teacher"
     made.mkdir(exist_ok=True)
-    NetworkClassifier(task.name, config).save(made)
+    NetworkClassifier(task.name, {**network, "classes": [str(i) for i in range(10)]}).save(made)
     return made

@@ -1,0 +1,103 @@
+"""Rules of active learning: which rows of a pool to have labelled next.
+
+Each rule takes what a student says of the pool and of the labelled rows, a number and a generator, and gives so many
+different positions in the pool; all of it where n is at least its size. Ties go to the lowest position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a student says of some rows.
+
+    Attributes:
+        probabilities: (rows, classes).
+        features: (rows, width), or None where the rule needs none.
+    """
+
+    probabilities: np.ndarray
+    features: np.ndarray | None = None
+
+
+def farthest(pool: np.ndarray, anchors: np.ndarray, n: int) -> np.ndarray:
+    """Greedy k-centre: n times the point that is farthest from its nearest anchor, which then is an anchor too.
+
+    Args:
+        pool, anchors: (rows, d), compared by Euclidean distance.
+    """
+
+    def distance(to: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.square(pool - to).sum(1))
+
+    nearest = np.full(len(pool), np.inf)
+    for anchor in anchors:
+        nearest = np.minimum(nearest, distance(anchor))
+    chosen: list[int] = []
+    for _ in range(min(n, len(pool))):
+        nearest[chosen] = -1.0
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, distance(pool[chosen[-1]]))
+    return np.array(chosen, int)
+
+
+def pcoreset(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
+    """k-centre on probabilities (arXiv:2506.00910); anchors are predictions for the labelled rows, not their labels."""
+    return farthest(pool.probabilities, labelled.probabilities, n)
+
+
+def coreset(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
+    """k-centre on features by cosine (arXiv:1708.00489)."""
+    return farthest(_unit(pool.features), _unit(labelled.features), n)
+
+
+def entropy(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
+    """The least sure rows first."""
+    p = pool.probabilities
+    return np.argsort((p * np.log(np.maximum(p, 1e-30))).sum(1), kind="stable")[:n]
+
+
+def badge(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
+    """k-centre on the gradients of the last layer for the predicted class, normalised (after arXiv:1906.03671, which
+    draws by k-means++ where this takes the farthest)."""
+
+    def gradients(seen: Seen) -> np.ndarray:
+        gap = seen.probabilities.copy()
+        gap[np.arange(len(gap)), gap.argmax(1)] -= 1
+        return _unit((gap[:, :, None] * seen.features[:, None]).reshape(len(gap), -1))
+
+    return farthest(gradients(pool), gradients(labelled), n)
+
+
+def class_balanced(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
+    """More of the predicted classes that few labelled rows are predicted to be of; at random inside a class."""
+    classes = pool.probabilities.shape[1]
+    have = np.bincount(labelled.probabilities.argmax(1), minlength=classes)
+    weight = 1 / (1 + have)
+    predicted = pool.probabilities.argmax(1)
+    scores = rng.random(len(predicted)) ** (1 / weight[predicted])  # drawn without replacement by weight
+    return np.argsort(-scores, kind="stable")[:n]
+
+
+def random(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Any rows."""
+    return rng.permutation(len(pool.probabilities))[:n]
+
+
+RULES: dict[str, Callable[[Seen, Seen, int, np.random.Generator], np.ndarray]] = {
+    "pcoreset": pcoreset,
+    "coreset": coreset,
+    "entropy": entropy,
+    "badge": badge,
+    "class-balanced": class_balanced,
+    "random": random,
+}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

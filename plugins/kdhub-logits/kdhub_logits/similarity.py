@@ -1,0 +1,164 @@
+"""Distillation by likeness: features led to the teacher's, sets of features to one distribution, classes to one order.
+
+The loss of one batch is
+
+    (1 - alpha) mean CE(y, q)  +  alpha weight D
+
+with D over all rows and the cross-entropy over rows with a label. arXiv:2402.13116 lists these as similarity functions
+and as rank optimisation; it has no defaults for their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from kdhub.method import ObjectiveMethod, Progress
+from kdhub_logits.soft_targets import ClassifierOptions, cross_entropy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from kdhub.student import Student
+    from kdhub.task import Signals
+    from kdhub.teacher import Teacher
+
+
+class LikenessOptions(ClassifierOptions):
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 - alpha is that of the labels")
+    weight: float = Field(1.0, ge=0, description="of the distance itself, which has no natural scale")
+
+
+class _Likeness(ObjectiveMethod):
+    options: LikenessOptions
+
+    def apart(self, student: Signals, teacher: Signals) -> Tensor:
+        """The distance of one batch, a scalar."""
+        raise NotImplementedError
+
+    def objective(
+        self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        o = self.options
+        terms = {"teacher": o.alpha * o.weight * self.apart(student, teacher)}
+        if o.alpha < 1:
+            terms["labels"] = (1 - o.alpha) * cross_entropy(student.logits, batch["labels"])
+        return terms
+
+
+class _Features(_Likeness):
+    """The student's features pass a linear map of the teacher's width, trained along and thrown away."""
+
+    def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
+        from torch import nn
+
+        (mine,), (theirs,) = student.width("features"), teacher.layout("features")["features"]
+        return {"projector": nn.Linear(mine, theirs, bias=False)}
+
+
+class Feature(_Features):
+    """D = the distance of projected features: |W s - t|^2 / d (FitNets, arXiv:1412.6550), their L1, or 1 - cosine."""
+
+    class Options(LikenessOptions):
+        distance: Literal["mse", "l1", "cosine"] = Field("mse", description="between projected and teacher's features")
+
+    options: Options
+
+    def apart(self, student: Signals, teacher: Signals) -> Tensor:
+        return feature_distance(
+            self.modules["projector"](student.features), teacher.features.float(), self.options.distance
+        ).mean()
+
+
+class Mmd(_Features):
+    """D = the squared maximum mean discrepancy of the batch's features (arXiv:1707.01219 with an RBF kernel)."""
+
+    class Options(LikenessOptions):
+        bandwidths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+            (0.5, 1.0, 2.0), description="of the kernels, times the median distance"
+        )
+
+    options: Options
+
+    def apart(self, student: Signals, teacher: Signals) -> Tensor:
+        mine, theirs = self.modules["projector"](student.features), teacher.features.float()
+        return mmd2(mine, theirs, [b * median_distance(mine, theirs) for b in self.options.bandwidths])
+
+
+class Rank(_Likeness):
+    """D = how far the student keeps to the teacher's order of its most probable classes."""
+
+    class Options(LikenessOptions):
+        rank_k: int = Field(20, ge=2, description="of the teacher's classes, the most probable so many")
+        form: Literal["hinge", "logistic"] = Field(
+            "hinge", description="hinge: gaps of probability at least the teacher's; logistic: the order of logits"
+        )
+        temperature: float = Field(1.0, gt=0, description="both sides' logits are divided by it")
+
+    options: Options
+
+    def apart(self, student: Signals, teacher: Signals) -> Tensor:
+        o = self.options
+        return rank_loss(student.logits / o.temperature, teacher.logits.float() / o.temperature, o.rank_k, o.form)
+
+
+def feature_distance(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
+    """Of each row: `mse` |s - t|^2 / d, `l1` |s - t|_1 / d, `cosine` 1 - cos. Features are (..., d)."""
+    from torch.nn.functional import cosine_similarity
+
+    if distance == "cosine":
+        return 1 - cosine_similarity(student, teacher, dim=-1)
+    gap = student - teacher
+    return (gap.square() if distance == "mse" else gap.abs()).mean(-1)
+
+
+def mmd2(student: Tensor, teacher: Tensor, sigmas: list[Any]) -> Tensor:
+    """mean k(s, s') + mean k(t, t') - 2 mean k(s, t), biased, >= 0; k is the mean of RBF kernels exp(-d^2 / 2 sigma^2).
+
+    Args:
+        student, teacher: (n, d), (m, d).
+    """
+
+    def k(a: Tensor, b: Tensor) -> Tensor:
+        d2 = squared_distances(a, b)
+        return sum((-d2 / (2 * sigma**2)).exp() for sigma in sigmas) / len(sigmas)
+
+    return k(student, student).mean() + k(teacher, teacher).mean() - 2 * k(student, teacher).mean()
+
+
+def median_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of all pairs of both sets together; constant in the gradient, at least 1e-6."""
+    import torch
+
+    both = torch.cat([student, teacher]).detach()
+    above = torch.triu_indices(len(both), len(both), 1, device=both.device)
+    return squared_distances(both, both)[above[0], above[1]].median().sqrt().clamp_min(1e-6)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(n, m) of (n, d) and (m, d); the gradient is finite also where two are equal."""
+    return (a.square().sum(-1, keepdim=True) + b.square().sum(-1) - 2 * a @ b.transpose(-1, -2)).clamp_min(0)
+
+
+def rank_loss(student: Tensor, teacher: Tensor, k: int = 20, form: str = "hinge") -> Tensor:
+    """Mean over all pairs of the teacher's top-k classes with p_i > p_j, of all rows: `hinge`
+    relu((p_i - p_j) - (q_i - q_j)), `logistic` log(1 + exp(s_j - s_i)). Logits are (..., classes)."""
+    import torch
+    from torch.nn.functional import relu, softplus
+
+    from kdhub_logits.divergences import log_probabilities
+
+    k = min(k, teacher.shape[-1])
+    p = log_probabilities(teacher).exp()
+    top, order = p.topk(k, dim=-1)
+    ahead = top.unsqueeze(-1) > top.unsqueeze(-2)
+    if form == "hinge":
+        q = log_probabilities(student).exp().gather(-1, order)
+        each = relu((top.unsqueeze(-1) - top.unsqueeze(-2)) - (q.unsqueeze(-1) - q.unsqueeze(-2)))
+    else:
+        s = student.float().gather(-1, order)
+        each = softplus(s.unsqueeze(-2) - s.unsqueeze(-1))
+    return torch.where(ahead, each, 0).sum() / ahead.sum().clamp_min(1)

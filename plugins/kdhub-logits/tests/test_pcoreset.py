@@ -1,0 +1,154 @@
+"""Active learning: the specification's numbers, what every rule promises, and a whole run with labels from a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from kdhub_logits import queries
+from kdhub_logits.pcoreset import QUERIES, two_head_loss
+from kdhub_logits.queries import Seen, farthest
+
+import kdhub
+from kdhub.data import DataOptions
+from kdhub.errors import DataError
+from kdhub.resolve import Resolver
+
+POOL = np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.34, 0.33, 0.33], [0.5, 0.5, 0]])
+ONE = np.array([[1.0, 0, 0]])
+
+
+def seen(rng: np.random.Generator, n: int, classes: int = 4) -> Seen:
+    return Seen(rng.dirichlet(np.ones(classes), n), rng.normal(size=(n, 6)))
+
+
+def test_picks_of_the_specification():
+    assert farthest(POOL, ONE, 3).tolist() == [1, 2, 3]
+    order = [2, 0, 1]
+    assert farthest(POOL[:, order], ONE[:, order], 3).tolist() == [1, 2, 3], "blind to the order of the classes"
+    ends = np.eye(3)
+    assert np.sqrt(np.square(ends[0] - ends[1]).sum()) == pytest.approx(1.414214, abs=1e-6)
+
+
+def test_the_running_minimum_is_the_greedy_rule():
+    rng = np.random.default_rng(0)
+    pool, anchors = rng.dirichlet(np.ones(5), 60), rng.dirichlet(np.ones(5), 4)
+    have, left, picked, gaps = list(anchors), list(range(60)), [], []
+    for _ in range(15):
+        gap = {i: min(np.linalg.norm(pool[i] - a) for a in have) for i in left}
+        best = max(gap, key=lambda i: (round(gap[i], 12), -i))
+        picked.append(best)
+        gaps.append(gap[best])
+        have.append(pool[best])
+        left.remove(best)
+    assert farthest(pool, anchors, 15).tolist() == picked and gaps == sorted(gaps, reverse=True)
+
+
+@pytest.mark.parametrize("rule", queries.RULES)
+def test_what_every_rule_promises(rule):
+    rng = np.random.default_rng(1)
+    pool, labelled = seen(rng, 30), seen(rng, 5)
+    for n in (1, 7, 30):
+        picked = queries.RULES[rule](pool, labelled, n, np.random.default_rng(2))
+        assert len(set(picked.tolist())) == n and set(picked.tolist()) <= set(range(30))
+        assert picked.tolist() == queries.RULES[rule](pool, labelled, n, np.random.default_rng(2)).tolist()
+    equal = Seen(np.full((6, 3), 1 / 3), np.ones((6, 2)))
+    if rule in ("pcoreset", "coreset", "entropy", "badge"):
+        assert queries.RULES[rule](equal, equal, 2, rng).tolist() == [0, 1], "ties go to the lowest position"
+
+
+def test_entropy_takes_the_least_sure_and_class_balanced_the_rare():
+    assert queries.entropy(Seen(POOL), Seen(ONE), 1, None).tolist() == [3]
+    sure = np.eye(2)[[0] * 50 + [1] * 50]
+    labelled = Seen(np.eye(2)[[0] * 99 + [1]])
+    picked = queries.class_balanced(Seen(sure), labelled, 20, np.random.default_rng(0))
+    assert (picked >= 50).mean() > 0.8
+
+
+def test_heads_learn_from_their_own_source_alone():
+    torch.manual_seed(0)
+    of_labels, of_teacher = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    labels, teacher = torch.tensor([0, 1, 2]), torch.randn(6, 4)
+    two_head_loss(of_labels, of_teacher, labels, teacher, 3, kd_weight=0.0).backward()
+    assert of_teacher.grad.abs().max() == 0 and of_labels.grad.abs().max() > 0
+    of_labels.grad = None
+    two_head_loss(of_labels, of_teacher, labels, teacher, 3, ce_weight=0.0).backward()
+    assert of_labels.grad.abs().max() == 0 and of_teacher.grad.abs().max() > 0
+    # Each part of the teacher's term is a mean of its own: two equal parts count twice one.
+    both = two_head_loss(of_labels, of_teacher[[0, 1, 2] * 2], labels, teacher[[0, 1, 2] * 2], 3, ce_weight=0.0)
+    one = two_head_loss(of_labels, of_teacher[:3], labels, teacher[:3], 3, ce_weight=0.0)
+    assert both.item() == pytest.approx(2 * one.item(), rel=1e-6)
+
+
+FEATURES = {"form": "features"}
+RECIPE = {
+    "task": "tabular-classification",
+    "method": "pcoreset",
+    "teacher": {"source": "prototypes:digits", "noise": 0.8, "data": FEATURES},
+    "student": "mlp:16",
+    "data": {"train": [{"source": "digits", "split": "train", "limit": 200, "options": FEATURES}]},
+    "evaluation": {"data": [{"source": "digits", "split": "test", "options": FEATURES}], "cost": False},
+    "options": {"rounds": 2, "queries_per_round": 5, "steps": 20},
+}
+
+
+def student_of(run) -> bytes:
+    return (run.folder / "student/model.safetensors").read_bytes()
+
+
+def test_labels_from_a_file_round_by_round(tmp_path):
+    """Every round stops and says which rows wait; what was chosen before stays chosen."""
+    same = {"per_class": 20, "options": FEATURES}
+    few = {"source": "labels:digits", "options": {**same, "labelled": 1}}
+    recipe = {**RECIPE, "data": {"train": [few]}, "options": {**RECIPE["options"], "oracle": "file"}}
+    labels = Resolver().open_data("labels:digits", DataOptions(), same).split("train")["label"]
+    folder, asked, run = tmp_path / "run", [], None
+    for turn in range(3):
+        try:
+            run = kdhub.distill(recipe, out=folder) if not turn else kdhub.distill(resume=folder)
+        except DataError as error:
+            assert "5 rows wait for a label" in error.message and "--resume" in error.hint
+            with open(folder / QUERIES, newline="") as file:
+                rows = list(csv.DictReader(file))
+            asked.append([int(row["row"]) for row in rows if not row["label"]])
+            with open(folder / QUERIES, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["row", "label"])
+                writer.writerows([row["row"], labels[int(row["row"])]] for row in rows)
+    assert run is not None and [len(rows) for rows in asked] == [5, 5] and not set(asked[0]) & set(asked[1])
+    assert [record["labels"] for record in run.metrics()][-1] == 10 + 10
+
+
+def test_the_same_seed_asks_for_the_same_rows_and_another_run_resumes_to_the_same_student(tmp_path):
+    runs = [kdhub.distill(RECIPE, out=tmp_path / name) for name in ("a", "b")]
+    assert student_of(runs[0]) == student_of(runs[1])
+    stages = json.loads((runs[0].folder / "state.json").read_text())["stages"]
+    assert len(stages["round-0"]["rows"]) == len(stages["round-1"]["rows"]) == 5
+    other = kdhub.distill({**RECIPE, "seed": 1}, out=tmp_path / "c")
+    assert student_of(other) != student_of(runs[0])
+
+
+@pytest.mark.slow
+def test_the_rule_is_above_random_and_the_teacher_above_none(tmp_path):
+    """Section 7 of the specification, 4 seeds: averaged over rounds 1 to 5."""
+    means = {}
+    for arm, options in {
+        "pcoreset": {}, "random": {"strategy": "random"}, "pcoreset alone": {"kd_weight": 0, "head_mix": 0},
+    }.items():  # fmt: skip
+        curves = []
+        for seed in range(4):
+            data = {
+                "train": [{"source": "digits", "split": "train", "limit": 1100, "options": FEATURES}],
+                "validation": [{"source": "digits", "split": "test", "options": FEATURES}],
+            }
+            options = {"rounds": 5, "queries_per_round": 10, "steps": 300, **options}
+            recipe = {**RECIPE, "student": "mlp:64,32", "data": data, "options": options, "seed": seed}
+            run = kdhub.distill(recipe, out=tmp_path / f"{arm}-{seed}")
+            curves.append(np.mean([r["validation_accuracy"] for r in run.metrics()][1:]))
+        means[arm] = np.array(curves)
+    print({arm: (values.mean().round(4), values.std(ddof=1).round(4)) for arm, values in means.items()})
+    assert (means["pcoreset"] - means["random"]).mean() >= 0.015
+    assert (means["pcoreset"] - means["pcoreset alone"]).mean() > 0

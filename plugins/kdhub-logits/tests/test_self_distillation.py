@@ -1,0 +1,210 @@
+"""Self-distillation: the specification's numbers, closed forms against iteration, and the facts it calls assertable."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from kdhub_logits.data import change_labels
+from kdhub_logits.self_distillation import KernelSteps, SelfDistillation, check_steps
+
+import kdhub
+from kdhub.errors import CompatibilityError, UsageError
+from kdhub.method import Progress
+from kdhub.task import Signals
+
+DIAGONAL = KernelSteps(np.diag([2.0, 0.5]), np.ones((2, 1)), 0.5)
+
+
+def fitted(fits) -> list[tuple[float, ...]]:
+    return [tuple(fit.fitted.ravel()) for fit in fits]
+
+
+def approx(value, abs=1e-6):
+    return pytest.approx(np.asarray(value), abs=abs)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [
+        (0.5, [(0.8, 0.5), (0.72, 0.375), (0.688, 0.34375), (0.6752, 0.335938)]),
+        (0.0, [(0.8, 0.5), (0.64, 0.25), (0.512, 0.125), (0.4096, 0.0625)]),
+        (1.0, [(0.8, 0.5)] * 4),
+    ],
+)
+def test_the_diagonal_example_of_the_specification(alpha, expected):
+    assert np.asarray(fitted(DIAGONAL.fit(4, alpha))) == approx(expected)
+    assert np.asarray(fitted(DIAGONAL.fit(4, [alpha] * 3))) == approx(expected)
+
+
+def test_the_limit_of_the_specification():
+    assert DIAGONAL.limit(0.5).fitted.ravel() == approx([2 / 3, 1 / 3])
+
+
+def test_the_best_alpha_of_the_specification_and_above_a_grid():
+    kernel, y = np.diag([2.0, 0.5]), np.array([[0.7], [0.4]])
+    fits = DIAGONAL.fit(4, "optimal", (kernel, y))
+    assert [f.alpha for f in fits[1:]] == pytest.approx([0.534620, 0.631416, 0.632490], abs=1e-6)
+    expected = [(0.725539, 0.383655), (0.719070, 0.386413), (0.717404, 0.387250)]
+    assert np.asarray(fitted(fits[1:])) == approx(expected)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3))
+    kernel = np.exp(-np.square(x[:, None] - x[None]).sum(-1))
+    train, held = slice(0, 30), slice(30, 40)
+    y = np.sin(x) + rng.normal(size=(40, 3))
+    ridge, against = KernelSteps(kernel[train, train], y[train], 0.01), kernel[held, train]
+
+    def error(fit) -> float:
+        return float(np.square(against @ fit.coefficients - y[held]).mean())
+
+    best = error(ridge.fit(2, "optimal", (against, y[held]))[1])
+    grid = [error(ridge.fit(2, a)[1]) for a in np.linspace(0, 1, 101)]
+    assert best <= min(grid) + 1e-12 and min(grid) < max(grid)
+
+
+def toy() -> tuple[KernelSteps, np.ndarray, np.ndarray]:
+    x, grid = np.arange(11) / 10, np.arange(101) / 100
+    y = np.sin(2 * np.pi * x) + 0.8 * np.cos(3 * np.arange(11))
+    kernel = np.exp(-80 * np.square(x[:, None] - x[None]))
+    return (
+        KernelSteps(kernel, y[:, None], 0.2),
+        np.exp(-80 * np.square(grid[:, None] - x[None])),
+        np.sin(2 * np.pi * grid),
+    )
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected", "limit"),
+    [
+        (0.0, [0.05665, 0.03496, 0.04469, 0.06472, 0.08868, 0.11423], 0.49505),
+        (0.25, [0.05665, 0.03744, 0.03868, 0.04332, 0.04774, 0.05121], 0.05949),
+        (0.35, [0.05665, 0.03898, 0.03873, 0.04093, 0.04289, 0.04425], 0.04642),
+    ],
+)
+def test_the_toy_curve_of_the_specification(alpha, expected, limit):
+    ridge, against, truth = toy()
+
+    def error(fit):
+        return float(np.square((against @ fit.coefficients).ravel() - truth).mean())
+
+    assert [error(fit) for fit in ridge.fit(6, alpha)] == approx(expected, abs=6e-6)
+    if alpha:
+        assert error(ridge.limit(alpha)) == approx(limit, abs=6e-6)
+        assert np.abs(ridge.step(400, alpha).fitted - ridge.limit(alpha).fitted).max() < 1e-10
+    else:
+        assert error(ridge.step(4000, alpha)) == approx(limit, abs=6e-6), "the zero function"
+    assert ((1 - 0.35) * ridge.shrinkage).max() == pytest.approx(0.589273, abs=1e-6)
+
+
+def test_closed_forms_are_the_iteration():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(25, 4)), rng.normal(size=(25, 3))
+    kernel, lam = x @ x.T, 0.7
+    smoother = kernel @ np.linalg.inv(kernel + lam * np.eye(25))
+    ridge = KernelSteps(kernel, y, lam)
+
+    def iterate(alphas):
+        now = smoother @ y
+        for a in alphas:
+            now = smoother @ (a * y + (1 - a) * now)
+        return now
+
+    for alpha in (0.0, 0.25, 0.35, 0.7, 1.0):
+        for tau in (1, 2, 3, 6):
+            fit = ridge.step(tau, alpha)
+            assert np.abs(fit.fitted - iterate([alpha] * (tau - 1))).max() < 1e-10
+            assert np.abs(kernel @ fit.coefficients - fit.fitted).max() < 1e-8, "off-sample form"
+    several = [0.2, 0.7, 0.45, 0.9]
+    assert np.abs(ridge.fit(5, several)[-1].fitted - iterate(several)).max() < 1e-10
+
+
+@pytest.mark.parametrize("wrong", [(0, 0.5), (3, [0.5]), (2, 1.5), ("inf", 0), ("inf", "optimal"), ("inf", [0.5])])
+def test_options_that_mean_nothing(wrong):
+    with pytest.raises(UsageError):
+        check_steps(*wrong)
+
+
+def digits(seed: int, noise: float):
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(y))
+    x, y = x[order] / 4, y[order]
+    _, noisy = change_labels([int(v) for v in y[:700]], noise=noise, noise_kind="random", seed=seed)
+    targets = np.eye(10)[noisy] - 0.1
+    kernel = np.exp(-0.02 * (np.square(x[:, None, : 500 // 500 * 64] - x[None, :500]).sum(-1)))
+    return kernel[:500], targets[:500], (kernel[500:700], targets[500:700]), kernel[700:], y[700:]
+
+
+def accuracy(fit, against, labels) -> float:
+    return float(((against @ fit.coefficients).argmax(1) == labels).mean())
+
+
+def test_noisy_labels_of_digits_five_seeds():
+    """Section 7 of the specification: 40 % random labels, lambda .05."""
+    gains = {0.0: [], 0.35: [], "optimal": []}
+    for seed in range(5):
+        kernel, y, validation, against, labels = digits(seed, 0.4)
+        ridge = KernelSteps(kernel, y, 0.05)
+        for alpha, found in gains.items():
+            fits = ridge.fit(6, alpha, validation)
+            found.append(accuracy(fits[-1], against, labels) - accuracy(fits[0], against, labels))
+    assert min(gains[0.0]) >= 0.05 and min(gains["optimal"]) >= 0.05
+    assert np.mean(gains[0.35]) < np.mean(gains[0.0])
+
+
+def test_clean_labels_decline_distillation():
+    kernel, y, validation, against, labels = digits(0, 0.0)
+    fits = KernelSteps(kernel, y, 0.05).fit(3, "optimal", validation)
+    assert all(fit.alpha >= 0.95 for fit in fits[1:])
+
+
+FEATURES = {"form": "features"}
+
+
+def test_a_run_measures_the_first_fit_and_the_last(tmp_path):
+    recipe = {
+        "task": "tabular-classification",
+        "method": "self-distillation",
+        "student": "kernel",
+        "data": {
+            "train": [{"source": "labels:digits", "options": {"noise": 0.4, "options": FEATURES}, "limit": 500}],
+            "validation": [{"source": "digits", "split": "validation", "options": FEATURES}],
+        },
+        "evaluation": {
+            "data": [{"source": "digits", "split": "test", "options": FEATURES}], "cost": False,
+        },
+        "options": {"lam": 0.05, "gamma": 0.00125, "steps": 6},
+    }  # fmt: skip
+    run = kdhub.distill(recipe, out=tmp_path / "run")
+    scores = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "accuracy"}
+    assert scores["student"] > scores["student-before"] + 0.05
+    student = kdhub.load(run.folder)
+    assert len(student.module.support) == 500 and [r["step"] for r in run.metrics()] == [1, 2, 3, 4, 5, 6]
+    for change, error in (
+        ({"student": "mlp:4"}, CompatibilityError),
+        ({"data": {**recipe["data"], "validation": []}}, UsageError),
+        ({"options": {"backend": "nn"}}, UsageError),
+    ):
+        with pytest.raises(error):
+            kdhub.distill({**recipe, **change}, out=tmp_path / f"wrong-{error.__name__}-{len(str(change))}")
+
+
+def test_the_networks_objective():
+    method = SelfDistillation(SelfDistillation.Options(backend="nn", alpha=0.25, reg_coef=0.5))
+    method._weights = [torch.tensor([3.0, 4.0]), torch.tensor([[1.0]])]
+    s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[np.log(3.0), 0.0]])
+
+    def terms(teacher, label=0):
+        batch = {"labels": torch.tensor([label])}
+        return method.objective(Signals(logits=s), Signals(teacher), batch, Progress(0, 1, 0.0))
+
+    both = terms({"logits": t})
+    # p = (.5, .5); one-hot (1, 0): MSE .25; teacher (.75, .25): MSE .0625
+    assert both["labels"].item() == pytest.approx(0.25 * 0.25) and both["teacher"].item() == pytest.approx(
+        0.75 * 0.0625
+    )
+    assert both["weights"].item() == pytest.approx(0.5 * 6.0), "norms, not squared"
+    assert terms({})["labels"].item() == pytest.approx(0.25), "the first step learns from labels alone"
+    assert terms({"logits": t}, -1)["labels"].item() == 0
