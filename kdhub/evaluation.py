@@ -16,7 +16,7 @@ from kdhub.recipe import Evaluation
 from kdhub.resolve import Resolver
 from kdhub.signals import row_key
 from kdhub.specs import MetricSpec
-from kdhub.task import Encoder, Prepare, Rows, Task
+from kdhub.task import Encoder, Prepare, Rows, Task, plain_rows
 
 logger = logging.getLogger("kdhub")
 
@@ -159,8 +159,7 @@ def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Enc
 
 
 def _rows(table: Any, start: int, how: dict[str, Any]) -> list[dict[str, Any]]:
-    columns = table[start : start + BATCH]
-    return [{**dict(zip(columns, values)), **how} for values in zip(*columns.values())]
+    return [{**row, **how} for row in plain_rows(table, range(start, min(start + BATCH, len(table))))]
 
 
 def describe_data(data: Data, split: str, use: str) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def load(folder: Path, *, name: str | None = None) -> Classifier:
 
 
 def label_index(value: Any, classes: Sequence[str]) -> int:
-    """The position of a row's label: a number is a position, a text is a name; -1 for none.
+    """The position of a row's label: a number is a position, a text is a name, or a number; -1 for none.
 
     Raises:
         DataError: no such class.
@@ -228,6 +228,8 @@ def label_index(value: Any, classes: Sequence[str]) -> int:
             return int(value)
     elif value in classes:
         return list(classes).index(value)
+    elif isinstance(value, str) and value.isdecimal() and int(value) < len(classes):  # files of texts have no numbers
+        return int(value)
     raise DataError(
         f"label {value!r} is none of the {len(classes)} classes {', '.join(map(repr, classes[:8]))}",
         hint="the model was made for other classes; map the column, or start from another model",

@@ -118,6 +118,14 @@ def kdhub_students():
     yield builder("mlp", "mlp", arrays, "WIDTH,...", "a fresh multilayer perceptron", example="8")
     yield builder("resnet", "resnet", (IMAGE,), "DEPTH", "a fresh ResNet for small images", tokens, example="8")
     yield builder(
+        "resnet-checkpoint",
+        "resnet_checkpoint",
+        (IMAGE,),
+        "FILE",
+        "a ResNet for CIFAR from a PyTorch checkpoint",
+        tokens,
+    )
+    yield builder(
         "vit", "vit", (IMAGE,), "patch=N,width=N,layers=N,heads=N", "a fresh small vision transformer", tokens,
         example="patch=2,width=8,layers=1,heads=2",
     )  # fmt: skip

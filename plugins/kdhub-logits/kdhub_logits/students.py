@@ -32,6 +32,47 @@ def resnet(argument: str, context: BuildContext) -> NetworkClassifier:
     return _network(context, {"network": "resnet", "depth": depth}, f"resnet:{argument}")
 
 
+def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier:
+    """`resnet-checkpoint:FILE`: a ResNet for CIFAR as PyTorch saved it (keys as in akamaster/pytorch_resnet_cifar10).
+
+    The file is searched as it is named, then below `KDHUB_DATA`. It is read without running anything in it. Inputs are
+    standardised by ImageNet's means, as these networks were trained; for other classes the last layer is fresh.
+
+    Raises:
+        UsageError: no such file, or no such network in it.
+    """
+    import os
+    import pickle
+
+    import torch
+
+    from kdhub_logits.classifiers import NetworkClassifier
+
+    given = Path(argument).expanduser()
+    below = Path(os.environ["KDHUB_DATA"]) / argument if os.environ.get("KDHUB_DATA") else given
+    file = next((p for p in (given, below) if p.is_file()), None)
+    if file is None:
+        raise UsageError(f"there is no file {argument}", hint="also searched below KDHUB_DATA, where that is set")
+    try:
+        read = torch.load(file, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("module."): t for name, t in read.get("state_dict", read).items()}
+        blocks = len({name.split(".")[1] for name in state if name.startswith("layer1.")})
+        classes = len(state["linear.bias"])
+    except (OSError, pickle.UnpicklingError, RuntimeError, AttributeError, KeyError) as error:
+        raise UsageError(f"{file} is no ResNet for CIFAR: {str(error).splitlines()[0]}") from error
+    config = {"network": "resnet", "depth": 6 * blocks + 2, "shape": [3, 32, 32], "classes": _classes(context)}
+    config |= {"mean": [[[0.485]], [[0.456]], [[0.406]]], "std": [[[0.229]], [[0.224]], [[0.225]]]}
+    torch.manual_seed(context.seed)
+    student = NetworkClassifier(context.task.name, config, {"how": f"the weights of {file.name}"})
+    if classes != len(student.classes):
+        state = {name: t for name, t in state.items() if not name.startswith("linear.")}
+    missing, other = student.module.load_state_dict(state, strict=False)
+    lacking = [name for name in missing if not name.startswith(("scale.", "linear."))]
+    if lacking or other:
+        raise UsageError(f"{file} is no ResNet for CIFAR: {', '.join([*lacking, *other][:4])}")
+    return student
+
+
 def vit(argument: str, context: BuildContext) -> NetworkClassifier:
     """`vit:patch=2,width=32,layers=2,heads=4`: a small vision transformer; each may be left out.
 

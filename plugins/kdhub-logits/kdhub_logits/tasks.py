@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from kdhub.errors import CompatibilityError, DataError
-from kdhub.task import Encoder, Example, Prepare, Signals, Task
+from kdhub.task import Encoder, Example, Prepare, Signals, Task, plain_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -179,7 +179,7 @@ class _Arrays(Classification):
             return facts
         table = self.training_table(parts)
         some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
-        x = np.stack([self.read(v) for v in table[some.tolist()][self.column]])
+        x = np.stack([self.read(row[self.column]) for row in plain_rows(table, some.tolist())])
         x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
         over = {2: (0,), 3: (0, 1, 2), 4: (0, 2, 3)}[x.ndim]  # by feature, whole image, channel
         mean, std = (f(x, axis=over, keepdims=x.ndim == 4) for f in (np.mean, np.std))

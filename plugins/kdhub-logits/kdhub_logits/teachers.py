@@ -159,7 +159,7 @@ class ZeroShot(Teacher):
         if len(self.options.classes) < 2:
             raise UsageError(
                 f"zero-shot:{self.argument} needs a description of each class",
-                hint="teacher: {source: zero-shot:..., options: {classes: {NAME: a text, ...}}}",
+                hint="teacher: {source: zero-shot:..., classes: {NAME: a text, ...}}",
             )
         return Resolver().teacher(Ref(source=self.argument), "text-embedding")
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from kdhub_logits import metrics, networks, tiny
+from kdhub_logits import metrics, networks, students, tiny
 from kdhub_logits.classifiers import NetworkClassifier, label_index, load
 from kdhub_logits.data import digits
 from kdhub_logits.tasks import Predictions
+from kdhub_logits.teachers import Prototypes
 
 import kdhub
+from kdhub.data import DataOptions
 from kdhub.errors import CompatibilityError, DataError, UsageError
+from kdhub.recipe import Ref
+from kdhub.resolve import Resolver
+from kdhub.student import BuildContext
+from kdhub.task import plain_rows
 
 # -- metrics --------------------------------------------------------------------------------------------------
 
@@ -106,8 +114,8 @@ def test_digits_are_all_there_once():
 
 
 def test_labels_are_positions_or_names():
-    assert [label_index(v, ["no", "yes"]) for v in (1, "no", None, -1)] == [1, 0, -1, -1]
-    for wrong in (2, "maybe", "1"):
+    assert [label_index(v, ["no", "yes"]) for v in (1, "no", None, -1, "1")] == [1, 0, -1, -1, 1]
+    for wrong in (2, "maybe", "2"):
         with pytest.raises(DataError, match="is none of the 2 classes 'no', 'yes'"):
             label_index(wrong, ["no", "yes"])
 
@@ -197,3 +205,67 @@ def test_wrong_arguments_of_students(tmp_path, student, says):
     }
     with pytest.raises(UsageError, match=says):
         kdhub.distill(recipe, out=tmp_path / "run")
+
+
+# -- teachers and students of other makers --------------------------------------------------------------------
+
+
+def _context(classes=("0", "1", "2")):
+    task = Resolver().task("image-classification")
+    return BuildContext(task, None, 0, facts={"classes": list(classes), "shape": [3, 32, 32]})
+
+
+def test_a_checkpoint_of_pytorch_is_read_and_nothing_in_it_is_run(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = networks.CifarResNet([3, 32, 32], 3, 8)
+    state = {f"module.{n}": t for n, t in network.state_dict().items() if not n.startswith("scale.")}
+    torch.save({"state_dict": state, "best_prec1": 9.0}, tmp_path / "net.th")
+    monkeypatch.setenv("KDHUB_DATA", str(tmp_path))
+    student = students.resnet_checkpoint("net.th", _context())
+    assert student.config["depth"] == 8 and student.width("tokens") == (64, 64)
+    assert torch.equal(student.module.linear.weight, network.linear.weight)
+    assert student.module.scale.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    wider = students.resnet_checkpoint("net.th", _context("abcd"))
+    assert torch.equal(wider.module.conv1.weight, network.conv1.weight) and wider.module.linear.out_features == 4
+
+    class Harm:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "touched",))
+
+    (tmp_path / "harm.th").write_bytes(pickle.dumps({"state_dict": Harm()}, protocol=2))
+    torch.save({"state_dict": {"other": torch.ones(2)}}, tmp_path / "other.th")
+    for name in ("harm.th", "other.th", "absent.th"):
+        with pytest.raises(UsageError, match=name):
+            students.resnet_checkpoint(name, _context())
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_zero_shot_teacher_and_prototypes(tmp_path):
+    table = Resolver().open_data("digits", DataOptions(), {"form": "features"}).split("test")
+    rows = plain_rows(table, range(100))
+    assert isinstance(rows[0]["features"], list) and isinstance(rows[0]["label"], int)
+    images = plain_rows(Resolver().open_data("digits", DataOptions()).split("test"), [0, 5])
+    assert isinstance(images[0]["image"], np.ndarray) and images[1]["image"].shape == (8, 8)
+    teacher = Prototypes("digits", Prototypes.Options(data={"form": "features"}))
+    logits = teacher.signals([{"x": np.array(row["features"])} for row in rows], "logits")["logits"]
+    few = Prototypes("digits", Prototypes.Options(data={"form": "features"}, per_class=1, noise=2.0))
+    worse = few.signals([{"x": row["features"]} for row in rows], "logits")["logits"]
+    right, wrong = ((z.argmax(1) == [r["label"] for r in rows]).mean() for z in (logits, worse))
+    assert right > 0.8 and wrong < right and abs(logits).max() <= 20.0001
+    assert few.identity != teacher.identity
+
+    # A text encoder of another family, through the door that is open to all.
+    encoder = Resolver().task("text-embedding").tiny_recipe(tmp_path)["teacher"]
+    source = encoder["source"] if isinstance(encoder, dict) else encoder
+    told = {"day": ["the sun is up", "a bright noon"], "night": "the moon and the stars"}
+    text = Resolver().teacher(Ref(source=f"zero-shot:{source}", classes=told), "text-classification")
+    given = text.signals([{"text": "the moon and the stars"}, {"text": "a bright noon"}], "logits")["logits"]
+    task, plain = Resolver().task("text-embedding"), Resolver().teacher(Ref(source=source), "text-embedding")
+    examples = task.preparer(None, plain)([{"text": t} for t in (*told["day"], "a bright noon")])
+    first, second, noon = plain.signals(examples, "embedding")["embedding"]
+    day = (first + second) / 2
+    expected = 20 * noon @ day / np.linalg.norm(noon) / np.linalg.norm(day)
+    assert given[0, 1] == pytest.approx(20.0, abs=1e-3) and given[1, 0] == pytest.approx(expected, abs=0.1)
+    assert text.classes == ["day", "night"] and text.layout("logits") == {"logits": (2,)}
+    with pytest.raises(UsageError, match="description of each class"):
+        _ = Resolver().teacher(Ref(source=f"zero-shot:{source}"), "text-classification").encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -146,13 +146,13 @@ class TextEmbedding(Task):
     class EvaluationOptions(BaseModel):
         model_config = ConfigDict(extra="forbid")
         asymmetric: bool = Field(True, description="also score student queries against the teacher's documents")
-        truncate: list[int] | Literal["auto", "off"] = Field(
+        truncate: list[Annotated[int, Field(ge=1)]] | Literal["auto", "off"] = Field(
             "auto", description="dimensions kept; auto halves the width down to 32"
         )
         precisions: list[Literal["int8", "binary"]] = Field(
             ["int8", "binary"], description="how stored vectors are kept, beside float32"
         )
-        noise: list[float] | Literal["off"] = Field(
+        noise: list[Annotated[float, Field(gt=0, le=1)]] | Literal["off"] = Field(
             "off", description="cosines of exact perturbations of the teacher's vectors (robustness margin)"
         )
 
