@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from kdhub.errors import CompatibilityError, RunError, UnknownNameError, UsageError
@@ -49,6 +50,12 @@ def guess_task(folder: Path) -> str:
     """The task of a bare student folder, by its format."""
     if (folder / "modules.json").is_file():
         return "text-embedding"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, dict) and "kdhub" in config and isinstance(config.get("task"), str):
+        return config["task"]  # of a network that has no format of anybody else's
     raise UsageError(f"the task of {folder} is unknown", hint="name it: task='text-embedding' (kdhub list tasks)")
 
 

@@ -269,3 +269,12 @@ def test_a_zero_shot_teacher_and_prototypes(tmp_path):
     assert text.classes == ["day", "night"] and text.layout("logits") == {"logits": (2,)}
     with pytest.raises(UsageError, match="description of each class"):
         _ = Resolver().teacher(Ref(source=f"zero-shot:{source}"), "text-classification").encoder
+
+
+def test_a_bare_student_folder_says_its_task(tmp_path):
+    student = NetworkClassifier("tabular-classification", {"network": "mlp", "shape": [4], "classes": ["a", "b"]})
+    student.save(tmp_path)
+    assert kdhub.load(tmp_path).task == "tabular-classification"
+    (tmp_path / "config.json").write_text('{"network": "mlp"}')
+    with pytest.raises(UsageError, match="task"):
+        kdhub.load(tmp_path)
