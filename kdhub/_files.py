@@ -13,29 +13,25 @@ from typing import Any
 
 def home() -> Path:
     """Where stores, prepared data and made-once students live: `$KDHUB_HOME`, else the user's cache folder."""
-    if folder := os.environ.get("KDHUB_HOME"):
-        return Path(folder).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("kdhub", appauthor=False))
+    return _folder("", "user_cache_dir")
 
 
 def data_home() -> Path:
     """Where what must last is kept: `$KDHUB_HOME`, else the user's data folder."""
-    if folder := os.environ.get("KDHUB_HOME"):
-        return Path(folder).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("kdhub", appauthor=False))
+    return _folder("", "user_data_dir")
 
 
 def config_home() -> Path:
     """Where a user's own catalogue lives: `$KDHUB_HOME/config`, else the user's configuration folder."""
+    return _folder("config", "user_config_dir")
+
+
+def _folder(below: str, of_user: str) -> Path:
     if folder := os.environ.get("KDHUB_HOME"):
-        return Path(folder).expanduser() / "config"
+        return Path(folder).expanduser() / below
     import platformdirs
 
-    return Path(platformdirs.user_config_dir("kdhub", appauthor=False))
+    return Path(getattr(platformdirs, of_user)("kdhub", appauthor=False))
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> None:
@@ -57,6 +53,15 @@ def atomic_write(path: Path | str, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed into a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path | str, value: Any) -> None:

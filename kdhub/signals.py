@@ -51,7 +51,7 @@ from kdhub._chunks import (
     row_bytes,
     write_chunk,
 )
-from kdhub._files import canonical_json, write_json
+from kdhub._files import canonical_json, sync_folder, write_json
 from kdhub.errors import StoreError
 
 META = "store.json"
@@ -437,11 +437,7 @@ class SignalStore:
 
     def _commit(self, name: str) -> None:
         os.replace(self.folder / f".{name}.tmp", self._path(name))
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.folder)
 
     def sweep(self) -> list[Path]:
         """Remove temporary files whose process is gone; returns them."""

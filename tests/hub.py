@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+from huggingface_hub import constants
+
 from kdhub.hub.server.store import Store
 
 
@@ -66,3 +69,17 @@ def serve(folder: Path, *options: str) -> Iterator[Hub]:
         process.terminate()
         process.wait(20)
         process.stdout.close()
+
+
+@pytest.fixture(name="hub", scope="module")
+def served(tmp_path_factory):
+    """One hub for the tests of a module."""
+    with serve(tmp_path_factory.mktemp("server") / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """The client may ask a hub; the tests' own environment forbids it."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

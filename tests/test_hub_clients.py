@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from hub import serve
-from huggingface_hub import HfApi, constants
+from hub import online, serve, served  # noqa: F401
+from huggingface_hub import HfApi
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = ROOT / "build/hub-clients"
@@ -55,18 +55,6 @@ console.log(JSON.stringify(say));
 
 
 FETCH = "import sys; from huggingface_hub import snapshot_download as get; print(get(*sys.argv[1:]))"
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("server") / "hub") as hub:
-        yield hub
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 @pytest.mark.skipif(

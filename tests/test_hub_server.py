@@ -22,8 +22,8 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
-from hub import Hub, serve
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
+from hub import Hub, online, serve, served  # noqa: F401
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import (
     BadRequestError,
     HfHubHTTPError,
@@ -36,7 +36,8 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers, QueryParams
 
 from kdhub.hub.server.access import Access, Caller
-from kdhub.hub.server.api import Call, answer
+from kdhub.hub.server.api import answer
+from kdhub.hub.server.call import Call
 from kdhub.hub.server.store import LFS_OVER, Change, Refused, Store, check_paths, derived_tags, is_lfs
 
 ROOT = Path(__file__).parents[1]
@@ -58,18 +59,6 @@ Paper: https://arxiv.org/abs/1503.02531
 |---|---|
 | 1 | 2 |
 """
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("server") / "hub") as hub:
-        yield hub
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 @pytest.fixture
@@ -631,8 +620,9 @@ bodies = st.fixed_dictionaries(
     {},
     optional={
         "name": paths | anything, "organization": paths | anything, "type": st.just("dataset") | anything,
-        "files": st.lists(st.fixed_dictionaries({}, optional=fields), max_size=3) | anything, "operation": anything,
-        "objects": st.lists(st.fixed_dictionaries({}, optional=fields), max_size=3) | anything, "paths": anything,
+        "files": st.lists(st.fixed_dictionaries({}, optional=fields) | anything, max_size=3) | anything,
+        "objects": st.lists(st.fixed_dictionaries({}, optional=fields) | anything, max_size=3) | anything,
+        "operation": anything, "paths": anything,
         "tag": paths, "title": anything, "pullRequest": anything, "status": anything, "comment": anything,
         "fromRepo": paths, "toRepo": paths, "content": st.text(max_size=30) | anything, "visibility": anything,
     },

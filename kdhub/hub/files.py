@@ -58,9 +58,14 @@ class Digests:
         return self.size == entry.size and entry.digest in (self.sha256, self.git)
 
 
+def git_digest(size: int) -> hashlib._Hash:
+    """The sha1 by which git knows a content of so many bytes, which is still to come."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
 def digests(path: Path) -> Digests:
     size = path.stat().st_size
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    sha256, git = hashlib.sha256(), git_digest(size)
     # The hub keeps large files by their sha256 alone; the other digest of them is never asked for.
     both = size <= LARGEST_TEXT
     with open(path, "rb") as file:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import IO, Any
+from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes
 
 import anyio.to_thread
@@ -20,7 +21,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from kdhub.hub.server.access import Access
-from kdhub.hub.server.api import Call, answer
+from kdhub.hub.server.api import answer
+from kdhub.hub.server.call import Call
 from kdhub.hub.server.store import Refused, Store
 
 log = logging.getLogger("kdhub.hub.access")
@@ -82,7 +84,9 @@ class Hub:
         if method == "POST" and len(parts) > 4 and parts[4] == "commit":
             call(body=None).write()  # before anything is received
             with tempfile.TemporaryFile(dir=self.store.incoming) as spooled:
-                await _spool(request, spooled)
+                large = "large files go through LFS"
+                too_many = Refused(413, f"more than {COMMIT_LIMIT} bytes in one commit; {large}")
+                await _write(request, spooled.write, COMMIT_LIMIT, too_many)
                 return await anyio.to_thread.run_sync(answer, self.store, self.access, call(body=spooled))
         body = None if method in ("GET", "HEAD") else await _body(request)
         return await anyio.to_thread.run_sync(answer, self.store, self.access, call(body=body))
@@ -93,15 +97,8 @@ class Hub:
         given = (query.get(name, "") for name in ("size", "expires", "signature"))
         size = self.access.check_link(oid, *given)
         with self.store.receive() as incoming:
-            waiting = bytearray()
-            async for chunk in request.stream():
-                waiting += chunk
-                if incoming.size + len(waiting) > size:
-                    raise Refused(400, f"more than the {size} bytes that were announced")
-                if len(waiting) >= BLOCK:
-                    await anyio.to_thread.run_sync(incoming.write, bytes(waiting))
-                    waiting.clear()
-            incoming.write(bytes(waiting))
+            too_many = Refused(400, f"more than the {size} bytes that were announced")
+            await _write(request, incoming.write, size, too_many)
             if incoming.size != size:
                 raise Refused(400, f"{incoming.size} bytes came of the {size} that were announced")
             if incoming.sha256.hexdigest() != oid:
@@ -142,17 +139,17 @@ async def _body(request: Request) -> Any:
         raise Refused(400, "the body is neither JSON nor a form") from None
 
 
-async def _spool(request: Request, to: IO[bytes]) -> None:
+async def _write(request: Request, write: Callable[[bytes], Any], limit: int, too_many: Refused) -> None:
+    """Write a body as it comes, in blocks and in a thread: a chunk of the network is too little for either."""
     size, waiting = 0, bytearray()
-    async for chunk in request.stream():
+    async for chunk in request.stream():  # which ends with an empty one
         waiting += chunk
         size += len(chunk)
-        if size > COMMIT_LIMIT:
-            raise Refused(413, f"more than {COMMIT_LIMIT} bytes in one commit; large files go through LFS")
-        if len(waiting) >= BLOCK:
-            await anyio.to_thread.run_sync(to.write, bytes(waiting))
+        if size > limit:
+            raise too_many
+        if waiting and (len(waiting) >= BLOCK or not chunk):
+            await anyio.to_thread.run_sync(write, bytes(waiting))
             waiting.clear()
-    to.write(waiting)
 
 
 def _refusal(refused: Refused) -> Response:

@@ -56,7 +56,7 @@ def listing(
         tags: of each, by its id.
     """
     rows = "".join(
-        f'<li><a href="/{_path(place_of(repo))}">{escape(repo.name)}</a> {_private(repo)}'
+        f'<li><a href="/{_path(repo.place)}">{escape(repo.name)}</a> {_private(repo)}'
         f'<div class="note">changed {escape(repo.updated[:10])}</div>{_tags(tags[repo.id])}</li>'
         for repo in found[:SHOWN]
     )
@@ -78,7 +78,7 @@ def repository(
     repo: Repo, tags: Iterable[str], revision: str, commit: Commit, card: str, base: str, user: str = ""
 ) -> str:
     """One repository at one commit: its tags, its files, its card."""
-    place, at = place_of(repo), "" if revision == "main" else f" at {revision}"
+    place, at = repo.place, "" if revision == "main" else f" at {revision}"
     resolve = f"/{_path(place)}/resolve/{_path(revision, '')}"
     rows = "".join(
         f'<tr><td><a href="{resolve}/{_path(path)}">{escape(path)}</a></td>'
@@ -103,16 +103,11 @@ def pull_request(repo: Repo, pull: Mapping[str, Any], user: str = "") -> str:
     said = "".join(f"<li>{escape(_event(each))}</li>" for each in pull["events"])
     conflicts = ", ".join(pull["filesWithConflicts"])
     body = f"""<h1>{escape(pull["title"])}</h1>
-<p class="note">pull request {pull["num"]} to <a href="/{_path(place_of(repo))}">{escape(repo.name)}</a>,
+<p class="note">pull request {pull["num"]} to <a href="/{_path(repo.place)}">{escape(repo.name)}</a>,
 {escape(pull["status"])}, by {escape(pull["author"]["name"])}, {escape(pull["createdAt"][:10])}</p>
 {f"<p>main changed too: {escape(conflicts)}</p>" if conflicts else ""}
 <pre>{escape(pull["diff"]) or "changes nothing"}</pre><ul>{said}</ul>"""
     return _whole(pull["title"], body, user)
-
-
-def place_of(repo: Repo) -> str:
-    """Where a repository's pages are, below the address of the hub."""
-    return repo.name if repo.kind == "model" else f"datasets/{repo.name}"
 
 
 def _how_to_get(repo: Repo, base: str) -> str:

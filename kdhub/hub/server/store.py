@@ -31,15 +31,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kdhub.hub.files import path_problem
+from kdhub._files import sync_folder
+from kdhub.hub.files import git_digest, path_problem
 from kdhub.hub.trust import split_card
 
 MAIN = "refs/heads/main"
 LFS_OVER = 10 * 2**20
 """Bytes beyond which a file is LFS whatever its name, as on the Hugging Face Hub."""
 
-CARD_LIMIT = 2**20
-"""Bytes beyond which a card is not read."""
+TEXT_LIMIT = 2**20
+"""Bytes beyond which neither a card nor `.gitattributes` is read."""
 
 ATTRIBUTES = "".join(
     f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n"
@@ -96,6 +97,11 @@ class File:
         return self.sha256 if self.lfs else self.git
 
 
+def place_of(kind: str, name: str) -> str:
+    """Where a repository's pages are, below the address of the hub."""
+    return name if kind == "model" else f"datasets/{name}"
+
+
 @dataclass(frozen=True)
 class Repo:
     id: int
@@ -105,6 +111,10 @@ class Repo:
     created: str
     updated: str
     card: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        return place_of(self.kind, self.name)
 
 
 @dataclass(frozen=True)
@@ -190,6 +200,17 @@ class Store:
     def receive(self) -> Incoming:
         """A file to write content into, which becomes a blob when it is kept."""
         return Incoming(self)
+
+    def text(self, files: Mapping[str, File], path: str, errors: str = "strict") -> str:
+        """A small text of a commit; empty when there is none, or when it is larger than anything we read.
+
+        Raises:
+            ValueError: it is not UTF-8, and `errors` is strict.
+        """
+        file = files.get(path)
+        if file is None or file.size > TEXT_LIMIT:
+            return ""
+        return self.blob(file.sha256).read_text(encoding="utf-8", errors=errors)
 
     def put(self, content: bytes) -> File:
         """Keep the content of a file that is not LFS."""
@@ -355,14 +376,14 @@ class Store:
             head = self._ref(db, repo, name)
             if head is None:
                 raise Refused(404, f"{repo.name} has no branch {revision!r}", "RevisionNotFound")
-            if change.parent and not (len(change.parent) >= 7 and head.startswith(change.parent)):
-                raise Refused(412, f"the head of {repo.name} is {head}, not {change.parent}")
             files = self._changed(repo, head, change)
             if files == self._commit(repo.id, head).files:
                 return head
             return self._add_commit(db, repo, name, head, change.title, change.message, author, files)
 
     def _changed(self, repo: Repo, head: str, change: Change) -> dict[str, File]:
+        if change.parent and not (len(change.parent) >= 7 and head.startswith(change.parent)):
+            raise Refused(412, f"the head of {repo.name} is {head}, not {change.parent}")
         files = dict(self._commit(repo.id, head).files)
         for path in change.remove:
             if files.pop(path, None) is None:
@@ -408,10 +429,8 @@ class Store:
         return oid
 
     def _card(self, files: Mapping[str, File]) -> tuple[dict[str, Any], str]:
-        if (file := files.get("README.md")) is None or file.size > CARD_LIMIT:
-            return {}, ""
         try:
-            return split_card(self.blob(file.sha256).read_text(encoding="utf-8"))
+            return split_card(self.text(files, "README.md"))
         except ValueError:
             return {}, ""
 
@@ -458,8 +477,6 @@ class Store:
             Refused: as `take`; no pull request is left then.
         """
         head = self.resolve(repo, MAIN)
-        if change.parent and not head.startswith(change.parent):
-            raise Refused(412, f"the head of {repo.name} is {head}, not {change.parent}")
         self._changed(repo, head, change)
         num = self.open_pull(repo, change.title, change.message, author)
         change.parent = None
@@ -561,7 +578,7 @@ class Incoming:
         target.parent.mkdir(exist_ok=True)
         os.chmod(self.path, 0o400)
         os.replace(self.path, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
@@ -573,6 +590,10 @@ class Incoming:
 
 def no_repo(kind: str, name: str) -> Refused:
     return Refused(404, f"there is no {kind} {name} here, or it is private", "RepoNotFound")
+
+
+def no_entry(repo: Repo, commit: Commit, path: str) -> Refused:
+    return Refused(404, f"{repo.name} has no {path!r} at {commit.oid}", "EntryNotFound", commit=commit.oid)
 
 
 def check_repo_name(name: str) -> None:
@@ -645,7 +666,9 @@ def comment(author: str, text: str) -> dict[str, Any]:
 
 
 def git_oid(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    digest = git_digest(len(content))
+    digest.update(content)
+    return digest.hexdigest()
 
 
 def lfs_file(sha256: str, size: int) -> File:
@@ -679,11 +702,3 @@ def _digest(token: str) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -114,11 +114,6 @@ def mix(x: Tensor, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     return share * x[first] + (1 - share) * x[second]
 
 
-def rescaled(logits: Tensor) -> Tensor:
-    """Logits over their own deviation across classes (n - 1 in the denominator), at least 1e-6; (..., classes)."""
-    return logits / logits.std(-1, keepdim=True).clamp_min(1e-6)
-
-
 def mixed_loss(
     student: Tensor, teacher: Tensor, targets: Tensor, temperature: float | str = "std"
 ) -> tuple[Tensor, Tensor]:
@@ -128,6 +123,7 @@ def mixed_loss(
     temperature 1 and the KL is multiplied by the number's square. Rows whose targets are all 0 have no label.
     """
     from kdhub_logits.divergences import forward_kl, log_probabilities, masked_mean
+    from kdhub_logits.networks import rescaled
 
     if temperature == "std":
         s, factor = rescaled(student.float()), 1.0

@@ -189,6 +189,11 @@ class KernelRidge(nn.Module):
         return {"logits": scores.float(), "features": inputs["x"].flatten(1)}
 
 
+def rescaled(logits: Tensor) -> Tensor:
+    """Logits over their own deviation across classes (n - 1 in the denominator), at least 1e-6; (..., classes)."""
+    return logits / logits.std(-1, keepdim=True).clamp_min(1e-6)
+
+
 class Rescaled(nn.Module):
     """A network whose logits are divided by their deviation over the classes (arXiv:2211.03946)."""
 
@@ -198,8 +203,7 @@ class Rescaled(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = self.network(inputs)
-        logits = given["logits"].float()
-        return {**given, "logits": logits / logits.std(-1, keepdim=True).clamp_min(1e-6)}
+        return {**given, "logits": rescaled(given["logits"].float())}
 
 
 class TwoHeads(nn.Module):

@@ -62,6 +62,7 @@ class PCoreSet(Method):
 
     options: Options
     _validation: list[Example] | None = None
+    _inputs: dict[str, Tensor] | None = None
     tiny_recipe = {
         "data": {"validation": []},
         "options": {"rounds": 1, "steps": 3, "queries_per_round": 2, "batch_size": 4},
@@ -180,7 +181,9 @@ class PCoreSet(Method):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: min((step + 1) / warm, (o.steps - step) / max(1, o.steps - warm))
         )
-        inputs = {k: v.to(device) for k, v in student.collate(rows[np.arange(len(rows))]).items()}
+        if self._inputs is None:  # the pool stays the same in every round
+            self._inputs = {k: v.to(device) for k, v in student.collate(rows[np.arange(len(rows))]).items()}
+        inputs = self._inputs
         targets = torch.from_numpy(np.asarray(given, np.float32)).to(device)
         truth = torch.tensor([labels.get(i, -1) for i in range(len(rows))], device=device)
         module.train()

@@ -79,6 +79,8 @@ class SelfDistillation(ObjectiveMethod):
             UsageError: options that do not fit together, or no validation rows for the best alpha.
             CompatibilityError: a student that is no kernel machine.
         """
+        import torch
+
         from kdhub_logits.classifiers import NetworkClassifier
         from kdhub_logits.networks import KernelRidge
 
@@ -99,16 +101,12 @@ class SelfDistillation(ObjectiveMethod):
         config = start.config | {"rows": len(x), "kernel": o.kernel, "gamma": o.gamma or 1 / x.shape[1]}
 
         def machine(coefficients: np.ndarray) -> NetworkClassifier:
-            import torch
-
             made = NetworkClassifier(start.task, config, start.start)
             made.module.support.copy_(torch.from_numpy(x))
             with torch.no_grad():
                 made.module.coefficients.copy_(torch.from_numpy(coefficients))
             made.module.eval()
             return made
-
-        import torch
 
         with torch.no_grad():
             empty = machine(np.zeros_like(y))

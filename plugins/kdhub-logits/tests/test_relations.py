@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from kdhub_logits import networks
-from kdhub_logits.mixkd import MixKd, draw, mix, mixed_loss, rescaled
+from kdhub_logits.mixkd import MixKd, draw, mix, mixed_loss
+from kdhub_logits.networks import rescaled
 from kdhub_logits.similarity import feature_distance, median_distance, mmd2, rank_loss
 from kdhub_logits.trg import global_loss, graph, inner_loss, local_loss, same_grid
 
