@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 NPM_CLIENT := 2.17.5
 
-.PHONY: install demo test test-slow hub-clients lint docs bench clean
+.PHONY: install demo test test-slow hub-clients lint docs bench evidence clean
 
 install: $(STAMP)
 
@@ -43,6 +43,11 @@ docs: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# What is claimed of a method, measured again: make evidence METHOD=pld; all methods without it.
+evidence: install
+	$(BIN)/python -m benchmarks.evidence $(METHOD)
+	$(BIN)/python docs/make_tables.py
 
 clean:
 	rm -rf .venv build dist *.egg-info plugins/*/*.egg-info

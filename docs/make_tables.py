@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdhub.catalog import Catalog
+from kdhub.comparison import Claim, Comparison
 from kdhub.recipe import DataRef, Evaluation, Recipe, Ref, SignalOptions
 from kdhub.registry import Entry, Registry
 from kdhub.verbs import listing
@@ -43,10 +45,11 @@ def paper(text: str) -> str:
 def methods() -> str:
     rows = [
         [f"`{e.name}`", ", ".join(e.spec.tasks), ", ".join(e.spec.needs), e.spec.summary, paper(e.spec.paper)]
-        + [f"`{e.distribution}`"]
+        + [f"`{e.distribution}`", _measured(e.name)]
         for e in entries("method")
     ]
-    return markdown(["method", "task", "needs of the teacher", "what it does", "paper", "comes with"], rows)
+    heads = ["method", "task", "needs of the teacher", "what it does", "paper", "comes with", "claims that came out"]
+    return markdown(heads, rows)
 
 
 def method_options() -> str:
@@ -103,8 +106,36 @@ def evaluation_options() -> str:
     )
 
 
+def evidence_of_all() -> str:
+    """A heading a method, a table a comparison."""
+    from kdhub import evidence, report
+
+    parts, catalog = [], Catalog([ROOT / "registry"])
+    for method in evidence.methods(catalog):
+        parts.append(f"\n## {method}\n")
+        for entry in evidence.of_method(method, catalog):
+            table = report.markdown(evidence.table([entry]), lambda cell: cell.replace("|", "\\|"))
+            told = f"`{entry['command']}`, {entry['metric']} on {entry['data']}, {entry['date']}"
+            parts.append(
+                f"{entry['summary'][:1].upper()}{entry['summary'][1:]}. {told}, {entry['machine']}.\n\n{table}\n"
+            )
+    return "\n".join(parts)
+
+
+def _measured(method: str) -> str:
+    """How many of its claims came out as expected."""
+    from kdhub import evidence
+
+    claims = [c for e in evidence.of_method(method, Catalog([ROOT / "registry"])) for c in e["claims"]]
+    good = sum(claim["outcome"] == "as expected" for claim in claims)
+    return f"{good} of {len(claims)}" if claims else ""
+
+
 TABLES = {
     "methods": methods,
+    "evidence": evidence_of_all,
+    "comparison": lambda: keys(Comparison),
+    "claim": lambda: keys(Claim),
     "method-options": method_options,
     "recipe": lambda: keys(Recipe),
     "data": lambda: keys(DataRef),

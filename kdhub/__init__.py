@@ -1,8 +1,8 @@
 """kdhub, the hub for distilled models.
 
 Everything the command line does is one call here: `kdhub.distill(recipe, **overrides)`, `kdhub.evaluate`,
-`kdhub.load`, `kdhub.publish`, `kdhub.pull`, `kdhub.verify`, `kdhub.search`. Names are loaded on first use, so that
-`import kdhub` costs nothing.
+`kdhub.compare`, `kdhub.load`, `kdhub.publish`, `kdhub.pull`, `kdhub.verify`, `kdhub.search`. Names are loaded on first
+use, so that `import kdhub` costs nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kdhub.specs import (
 
 _LAZY = {
     "distill": "kdhub.verbs.distill",
+    "compare": "kdhub.verbs.compare",
     "evaluate": "kdhub.verbs.evaluate",
     "load": "kdhub.verbs.load",
     "publish": "kdhub.verbs.publish",

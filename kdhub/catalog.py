@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdhub._catalog_models import CatalogEntry
     from kdhub.data import Data, DataOptions
 
-SECTIONS = ("teachers", "students", "datasets", "recipes", "published")
+SECTIONS = ("teachers", "students", "datasets", "recipes", "comparisons", "published")
 _KIND = {"datasets": "data set", "published": "published student"}
 
 

@@ -401,6 +401,14 @@ def weight_bytes(folder: Path, *, own: bool = True) -> int:
     return next((size for size in sizes if size), 0)
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory` begin anew, where the system can: in a process that does one thing after the other."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
 def peak_memory() -> int:
     """Most bytes this process ever had in memory, libraries included.
 

@@ -94,6 +94,15 @@ class Evaluator:
                     measures += self._score(mixed, "asymmetric", data, split, None)
         return measures
 
+    def glance(self, encode: Encoder) -> tuple[str, float] | None:
+        """One number, while training: the primary metric on the first data set, None when there is none."""
+        for data, split in self.data[:1]:
+            outputs = self.task.outputs(encode, data, split)
+            for spec, function in self._metrics:
+                if spec.name == self.task.primary.get(data.form(split)):
+                    return spec.name, float(function(outputs))
+        return None
+
     def _score(self, outputs: Any, subject: str, data: Data, split: str, given: Any) -> list[Measure]:
         form = data.form(split)
         measures = []

@@ -238,7 +238,7 @@ def _retention_panel(axes: Axes, lines: Sequence[Line], cost: Line) -> None:
         axes.set_xlim(0, high * (1.25 if high > 1.6 * low else 1.9))  # room for the words beside close marks
         axes.locator_params(axis="x", nbins=4)
     unit = cost.any.unit
-    axes.xaxis.set_major_formatter(lambda x, _: "0" if x == 0 else _tick(x, unit))
+    axes.xaxis.set_major_formatter(lambda x, _: "0" if x == 0 else tick(x, unit))
     axes.set_xlabel(label(cost))
 
 
@@ -250,7 +250,7 @@ def _room_below(axes: Axes, lines: Sequence[Line]) -> None:
     axes.set_ylim(10 * math.floor((low - 6) / 10), high + 0.08 * (high - low) + 3)
 
 
-def _tick(value: float, unit: str) -> str:
+def tick(value: float, unit: str) -> str:
     """A tick without needless decimals: "25 MB", "2.5 ms"."""
     text = number(value, unit)
     figure, _, rest = text.partition(" ")

@@ -97,6 +97,7 @@ class Evaluation(_Model):
     data: DataRefs = Field(default_factory=list, description="what teacher, start and student are measured on")
     metrics: list[str] | None = Field(None, description="metric names; all that fit when left out")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the task's evaluation")
+    curve: int = Field(0, ge=0, description="measure the student so often while it learns, on the first data set")
     cost: bool = Field(True, description="measure size, speed and memory, each subject in a process of its own")
 
 

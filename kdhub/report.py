@@ -201,7 +201,7 @@ class Report:
 
 def render(report: Report) -> str:
     """The tables and notes as plain text with aligned columns, for a terminal."""
-    blocks = [_aligned(table) for table in report.tables()]
+    blocks = [aligned(table) for table in report.tables()]
     if report.notes:
         blocks.append("\n".join("note: " + printable(note) for note in report.notes))
     return "\n\n".join(blocks) + "\n" if blocks else "nothing was measured\n"
@@ -354,7 +354,8 @@ def _width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _aligned(table: Table) -> str:
+def aligned(table: Table) -> str:
+    """A table as plain text, for a terminal."""
     rows = [[printable(cell) for cell in row] for row in (table.columns, *table.rows)]
     widths = [max(_width(row[i]) for row in rows) for i in range(len(table.columns))]
 

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -344,7 +344,6 @@ class Engine:
         signals: stored teacher signals by kind; empty with a live teacher or none.
         teacher: a live teacher, or None.
         sampler: order of the rows; shuffled when None.
-        logged: called with each logged record.
     """
 
     def __init__(
@@ -360,7 +359,6 @@ class Engine:
         teacher: Teacher | None = None,
         sampler: Sampler | None = None,
         seed: int = 0,
-        logged: Any = None,
     ):
         options = method.options
         self.run, self.method, self.task, self.student, self.rows = run, method, task, student, rows
@@ -385,7 +383,7 @@ class Engine:
         self.order = _Order(self.sampler, self.steps * options.batch_size)
         self.staging = run.checkpoints / ".staging"
         self.log_every = max(1, min(50, self.steps // 50))
-        self.logged = logged or (lambda record: None)
+        self.logged: Callable[[dict[str, Any]], None] = lambda record: None  # told of each logged record
         self.precision = resolve_precision(options.precision)
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0

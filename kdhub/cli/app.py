@@ -11,6 +11,7 @@ import typer
 from kdhub.cli import (
     _output,
     cache,
+    compare,
     distill,
     doctor,
     evaluate,
@@ -66,6 +67,7 @@ _UsageFault = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == 
 
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("publish")(publish.publish)
 app.command("pull")(pull.pull)
 app.command("verify")(verify.verify)

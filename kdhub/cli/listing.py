@@ -12,7 +12,8 @@ from kdhub.cli.distill import Json
 What = Annotated[
     str,
     typer.Argument(
-        metavar="WHAT", help="methods, teachers, students, datasets, tasks, samplers, metrics, recipes, published"
+        metavar="WHAT",
+        help="methods, teachers, students, datasets, tasks, samplers, metrics, recipes, comparisons, published",
     ),
 ]
 
@@ -50,4 +51,4 @@ def show(name: Annotated[str, typer.Argument(help="Any name: leaf, stsb, minilm-
 
 
 def _cell(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple, dict)) else "" if value is None else str(value)

@@ -144,8 +144,13 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def execute(run: Run, resolver: Resolver) -> Run:
-    """Run or continue a run folder; what is finished is found and not done again."""
+def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
+    """Run or continue a run folder; what is finished is found and not done again.
+
+    Args:
+        page: draw the plots and write the card.
+    """
+    from kdhub.cost import peak_memory
     from kdhub.verbs.session import Session, running
 
     if run.finished("done") and run.report is not None:
@@ -157,7 +162,11 @@ def execute(run: Run, resolver: Resolver) -> Run:
         run.recipe, chained = chain.unchained(run.recipe, resolver)
         session = Session(run, resolver)
         _first_provenance(run, session, chained)
+        distilling = time.monotonic()
         student = session.method.distill(session)
+        run.add_provenance(
+            distilled={"seconds": round(time.monotonic() - distilling, 2), "peak_memory_bytes": peak_memory()}
+        )
         if rank() != 0:
             return run
         _save_student(run, session, student)
@@ -166,7 +175,8 @@ def execute(run: Run, resolver: Resolver) -> Run:
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
-        write_page(run, resolver)
+        if page:
+            write_page(run, resolver)
         run.stage("done", lambda: True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     return run

@@ -10,7 +10,7 @@ from kdhub.registry import Entry, Registry
 from kdhub.specs import SPECS
 
 KINDS = {f"{kind}s": kind for kind in SPECS}
-SECTIONS = ("recipes", "published")
+SECTIONS = ("recipes", "comparisons", "published")
 ALL = (*KINDS, *SECTIONS)
 
 COLUMNS = {
@@ -22,13 +22,15 @@ COLUMNS = {
     "samplers": ("name", "tasks", "summary"),
     "metrics": ("name", "tasks", "form", "unit", "summary"),
     "recipes": ("name", "method", "summary"),
+    "comparisons": ("name", "arms", "summary"),
     "published": ("name", "repo", "task", "method", "teacher", "summary"),
 }
 
 
 def plural(what: str) -> str:
     """The name of a list; "method", "data" and the like are understood too."""
-    return {"data": "datasets", **{k: f"{k}s" for k in SPECS}, "recipe": "recipes"}.get(what, what)
+    lists = {"data": "datasets"} | {name.removesuffix("s"): name for name in (*KINDS, "recipes", "comparisons")}
+    return lists.get(what, what)
 
 
 def rows(what: str, *, task: str | None = None, teacher: str | None = None) -> list[dict[str, Any]]:
@@ -113,7 +115,7 @@ def show(name: str) -> list[dict[str, Any]]:
     for kind in SPECS:
         for entry in registry.all(kind):
             if name == entry.name or (bare == entry.name and distribution in ("", entry.distribution)):
-                found.append(_entry(entry) | {"options": _options(registry, entry)})
+                found.append(_entry(entry) | {"options": _options(registry, entry)} | _evidence(entry))
     for section in (*KINDS, *SECTIONS):
         found += [r for r in (_catalogued(section, None) if section != "methods" else []) if r["name"] == name]
     if not found:
@@ -121,6 +123,20 @@ def show(name: str) -> list[dict[str, Any]]:
         known += [r["name"] for s in ALL if s != "methods" for r in _catalogued(s, None)]
         raise UnknownNameError("entry", name, known, how_to_list=f"kdhub list WHAT, with WHAT one of {', '.join(ALL)}")
     return found
+
+
+def _evidence(entry: Entry) -> dict[str, Any]:
+    """What was measured of a method's claims."""
+    from kdhub.catalog import default_catalog
+
+    catalog = default_catalog()
+    if entry.spec.kind != "method" or not any(
+        (f / "evidence" / f"{entry.name}.json").is_file() for f in catalog.folders
+    ):
+        return {}
+    from kdhub import evidence
+
+    return {"evidence": evidence.of_method(entry.name, catalog)}
 
 
 def _options(registry: Registry, entry: Entry) -> list[dict[str, Any]]:
@@ -185,7 +201,7 @@ def describe(item: dict[str, Any]) -> str:
         return head + "\n" + textwrap.indent(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=110), "  ")
     lines = [head]
     for key, value in item.items():
-        if key in {"kind", "name", "options", "aliases"} or value in (None, "", (), [], {}, False):
+        if key in {"kind", "name", "options", "aliases", "evidence"} or value in (None, "", (), [], {}, False):
             continue
         lines.append(f"  {key:<17}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     if options := item.get("options"):
@@ -194,4 +210,10 @@ def describe(item: dict[str, Any]) -> str:
         for o in options:
             bounds = f", {o['range']}" if o["range"] else ""
             lines.append(f"    {o['name']:<{wide}}  {o['default']!s:<10} {o['description']} ({o['type']}{bounds})")
+    for entry in item.get("evidence", ()):
+        from kdhub.evidence import table
+        from kdhub.report import aligned
+
+        lines.append(f"  evidence of {entry['date']}, {entry['metric']} on {entry['data']}: {entry['command']}")
+        lines += [f"    {line}" for line in aligned(table([entry])).splitlines()[1:]]
     return "\n".join(lines)

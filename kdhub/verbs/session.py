@@ -84,7 +84,7 @@ class Session:
         self.method = resolver.method(self.recipe)
         self.plugins = resolver.registry.plugins
         self.calls = 0
-        self._peak = 0
+        self._looking = 0.0  # seconds of training that were spent on `evaluation.curve`
 
     # -- what a method sees -----------------------------------------------------------------------------------
 
@@ -109,7 +109,8 @@ class Session:
         facts = self.task.survey(self.training_data.get("train", []))
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
-        self.run.add_provenance(student={"start": {"source": self.recipe.student.source, **student.start}})
+        start = {"source": self.recipe.student.source, **student.start}
+        self.run.add_provenance(student={"start": start, "start_sha256": weights_digest(student)})
         return student
 
     @cached_property
@@ -164,6 +165,7 @@ class Session:
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
         """Adapt the student, measure its start, and train it to the end."""
         import torch
+        from transformers import set_seed
 
         from kdhub.cost import peak_memory
         from kdhub.task import Signals
@@ -172,6 +174,8 @@ class Session:
         rows = self.rows("train", **method.settings())
         live = self.teacher if method.spec.live else None
         given = {} if live else {kind: self.signals(rows, kind) for kind in method.needs(self.teacher)}
+        # A teacher whose outputs are stored is not built and draws nothing; what is made anew must not depend on it.
+        set_seed(self.seed)
         method.adapt(student, self.teacher)
         if type(method).initialise is not ObjectiveMethod.initialise:
             some = np.arange(min(len(rows), 1024))
@@ -179,6 +183,7 @@ class Session:
             with torch.no_grad():
                 method.initialise(student, self.task.collate(rows[some], student), Signals(stored))
         self.mark_start(student)
+        set_seed(self.seed)
         engine = Engine(
             self.run,
             method,
@@ -190,9 +195,12 @@ class Session:
             teacher=live,
             sampler=self._sampler(rows, method),
             seed=self.seed,
-            logged=lambda record: self.plugins.call("kdhub_step_logged", run=self.run, record=record),
         )
+        engine.logged = self._logged(student, engine.steps)
         facts = engine.train()
+        facts["seconds"] = round(facts["seconds"] - self._looking, 2)
+        if live is not None:
+            facts["live_teacher_rows"] = facts["steps"] * method.options.batch_size
         self.run.add_provenance(training={**facts, "peak_memory_bytes": peak_memory()})
         return student
 
@@ -229,6 +237,21 @@ class Session:
             encode = self._student_encoder(student)
             self.run.stage("student-before", lambda: self._measure_dicts("student-before", encode))
         barrier()
+
+    def _logged(self, student: Student, steps: int) -> Callable[[Mapping[str, Any]], None]:
+        """What happens at each logged step: add-ons hear of it, and `evaluation.curve` measures the student."""
+        points, reached = self.recipe.evaluation.curve, 0
+
+        def logged(record: Mapping[str, Any]) -> None:
+            nonlocal reached
+            self.plugins.call("kdhub_step_logged", run=self.run, record=record)
+            if points and rank() == 0 and (share := record["step"] * points // steps) > reached:
+                reached, began = share, time.monotonic()
+                if found := self.evaluator.glance(self._student_encoder(student)):
+                    self.run.log(step=record["step"], metric=found[0], measured=found[1])
+                self._looking += time.monotonic() - began
+
+        return logged
 
     def _measured(self, subject: str, encode: Any, fresh: bool = False) -> list[Measure]:
         """A stage of its own, except for the student: a resumed run that trained again must not show an old score."""
@@ -283,6 +306,22 @@ class Session:
         facts = {n: v + before.get(n, 0) for n, v in asdict(report).items() if n in ("computed", "found", "calls")}
         facts["seconds"] = round(report.seconds + before.get("seconds", 0.0), 2)
         self.run.add_provenance(signals={kind: {"store": store.name, "rows": len(store), **facts}})
+
+
+def weights_digest(student: Any) -> str | None:
+    """sha256 of a student's weights, by which two starts can be told apart; None when it has none."""
+    import hashlib
+
+    import torch
+
+    module = getattr(student, "module", None)
+    if module is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def parameters(student: Any) -> int | None:

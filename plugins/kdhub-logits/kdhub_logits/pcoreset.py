@@ -24,6 +24,7 @@ from pydantic import Field
 
 from kdhub.errors import CompatibilityError, DataError, TrainingError
 from kdhub.method import Method, MethodOptions, Run
+from kdhub.metric import Measure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +64,7 @@ class PCoreSet(Method):
     options: Options
     _validation: list[Example] | None = None
     _inputs: dict[str, Tensor] | None = None
+    _over_rounds: list[float] = []
     tiny_recipe = {
         "data": {"validation": []},
         "options": {"rounds": 1, "steps": 3, "queries_per_round": 2, "batch_size": 4},
@@ -82,18 +84,38 @@ class PCoreSet(Method):
         labels = self._first_labels(run, known)
         pool = np.arange(len(rows)) if o.oracle == "file" else np.flatnonzero(known >= 0)
         run.mark_start(self._fresh(run, 0))
+        self._over_rounds = []
         asked = o.queries_per_round or len(run.student.classes)
         for number in range(o.rounds):
             chosen = run.stage(
                 f"round-{number}", lambda n=number: self._choose(run, rows, given, labels, pool, asked, n)
             )
-            run.log(step=number, labels=len(labels), **chosen["facts"])
+            self._note(run, number, len(labels), chosen["facts"])
             if not chosen["rows"]:
                 break
             labels.update(self._ask(run, chosen["rows"], known))
         student = self._train(run, rows, given, labels, o.rounds)
-        run.log(step=o.rounds, labels=len(labels), **self._facts(run, student))
+        self._note(run, o.rounds, len(labels), self._facts(run, student))
         return student
+
+    def evaluate(self, run: Run, student: Student) -> Any:
+        """Also `accuracy-over-rounds`: the mean on validation rows after each round's labels, the start left out."""
+        report = run.evaluate(student)
+        if over := self._over_rounds[1:]:
+            report.measures.append(
+                Measure(
+                    metric="accuracy-over-rounds",
+                    value=float(np.mean(over)),
+                    subject="student",
+                    dataset="validation rows",
+                    examples=len(self._seen_by_none(run)),
+                )
+            )
+        return report
+
+    def _note(self, run: Run, number: int, labels: int, facts: dict[str, float]) -> None:
+        run.log(step=number, labels=labels, **facts)
+        self._over_rounds += facts.values()
 
     # -- rounds -----------------------------------------------------------------------------------------------
 
@@ -212,14 +234,16 @@ class PCoreSet(Method):
 
     def _facts(self, run: Run, student: Student) -> dict[str, float]:
         """Accuracy on validation rows, where the recipe has some."""
-        if not run.has_rows("validation"):
+        if not (examples := self._seen_by_none(run)):
             return {}
-        if self._validation is None:
-            rows = run.rows("validation")
-            self._validation = rows[np.arange(len(rows))]
-        examples = self._validation
         right = student.signals(examples, "logits")["logits"].argmax(1) == [e["label"] for e in examples]
         return {"validation_accuracy": float(right.mean())}
+
+    def _seen_by_none(self, run: Run) -> list[Example]:
+        if self._validation is None:
+            rows = run.rows("validation") if run.has_rows("validation") else []
+            self._validation = rows[np.arange(len(rows))] if len(rows) else []
+        return self._validation
 
 
 def _batches(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from itertools import permutations
 
-import numpy as np
 import pytest
 import torch
 from kdhub_logits import soft_targets
 from kdhub_logits.pld import Pld, plackett_luce
 from kdhub_logits.supervised import Supervised
 
-import kdhub
 from kdhub.method import Progress
 from kdhub.task import Signals
 
@@ -130,52 +128,3 @@ def test_pld_options():
     assert loss(Pld, labels=(-1,), force_label_first=False) > 0
     many = plackett_luce(torch.zeros(1, 5000), torch.zeros(1, 5000), torch.tensor([7]), weighting="position")
     assert torch.isfinite(many).all()
-
-
-# -- over seeds -----------------------------------------------------------------------------------------------
-
-
-def noisy(seed: int, share: float):
-    """300 digits, `share` of them with a random label."""
-    from kdhub_logits.data import digits
-
-    rows = list(digits().split("train").select(range(300)))
-    rng = np.random.default_rng(seed)
-    for i in rng.permutation(300)[: round(300 * share)]:
-        rows[i]["label"] = int(rng.integers(10))
-    return rows
-
-
-@pytest.fixture
-def digits_run(tmp_path):
-    """`digits_run("kd", seed)`: accuracy of a student of 300 digits with 30 % random labels."""
-    import json
-
-    def run(method: str, seed: int) -> float:
-        data = tmp_path / f"noisy-{seed}.jsonl"
-        if not data.exists():
-            data.write_text("".join(json.dumps(row) + "\n" for row in noisy(seed, 0.3)))
-        options = {"lr": 5e-3, "batch_size": 64, "epochs": 60, "precision": "float32"}
-        recipe = {
-            "task": "image-classification",
-            "method": method,
-            "student": "mlp:24",
-            "data": {"train": f"path:{data}"},
-            "options": options,
-            "evaluation": {"data": [{"source": "digits", "split": "test"}], "cost": False},
-        }
-        if method != "supervised":
-            recipe["teacher"] = "recipe:digits-teacher"
-        made = kdhub.distill(recipe, out=tmp_path / f"{method}-{seed}", seed=seed)
-        (score,) = [
-            m["value"] for m in made.report["measures"] if m["metric"] == "accuracy" and m["subject"] == "student"
-        ]
-        return score
-
-    return run
-
-
-@pytest.mark.slow
-def test_pld_is_above_supervised_under_label_noise_on_every_seed(digits_run):
-    gains = [digits_run("pld", seed) - digits_run("supervised", seed) for seed in range(5)]
-    assert min(gains) > 0 and np.mean(gains) > 0.03, gains

@@ -13,6 +13,8 @@ from kdhub_logits.networks import rescaled
 from kdhub_logits.similarity import feature_distance, median_distance, mmd2, rank_loss
 from kdhub_logits.trg import global_loss, graph, inner_loss, local_loss, same_grid
 
+import kdhub
+
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
 HS, HT = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
 
@@ -180,3 +182,15 @@ def test_two_heads_mix_as_the_specification_says():
             heads.head.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
         near(heads({})["logits"].exp()[0], expected)
         assert math.isfinite(heads({})["logits"].sum().item())
+
+
+def test_what_is_trained_along_does_not_depend_on_what_was_stored(tmp_path):
+    """A teacher whose outputs are there is not even built, and so draws no random numbers."""
+    recipe = {
+        "task": "image-classification", "method": "feature", "teacher": "recipe:digits-teacher", "student": "mlp:8",
+        "data": {"train": [{"source": "digits", "split": "train", "limit": 64}]}, "options": {"epochs": 1},
+    }  # fmt: skip
+    kdhub.distill({**recipe, "method": "kd"}, out=tmp_path / "first")  # from here on the teacher's facts are known
+    runs = [kdhub.distill(recipe, out=tmp_path / name) for name in "ab"]
+    assert [run.provenance["signals"]["features"]["computed"] for run in runs] == [64, 0]
+    assert len({(run.student_folder / "model.safetensors").read_bytes() for run in runs}) == 1

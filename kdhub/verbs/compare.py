@@ -1,0 +1,511 @@
+"""`kdhub.compare`: several methods on equal terms, from one store of teacher outputs, over seeds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import yaml
+
+from kdhub._files import atomic_write, write_json
+from kdhub.comparison import Budget, Cell, Comparison, Result, read_comparison, values_of
+from kdhub.errors import KdhubError, RecipeError, RunError, UsageError
+from kdhub.method import TrainingOptions
+from kdhub.recipe import Layer, Recipe, build, combine, merge, parse_set, read_yaml
+from kdhub.report import STUDENT, Report
+from kdhub.resolve import Resolver
+from kdhub.run import Run, environment
+from kdhub.verbs import chain
+from kdhub.verbs.distill import _catalogue_layer, execute
+
+logger = logging.getLogger("kdhub")
+
+PLAN, RESULT = "comparison.yaml", "comparison.json"
+PROBE_STEPS = 24
+CURVE = 12
+"""How often a student is measured while it learns."""
+WORKER_BYTES = 2 * 2**30
+"""Memory a worker is counted with."""
+
+
+def compare(
+    comparison: str | Path | Mapping[str, Any] | None = None,
+    *,
+    methods: Sequence[str] | str | None = None,
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    budget: str | None = None,
+    metric: str | None = None,
+    reference: str | None = None,
+    set: Sequence[str] | Mapping[str, Any] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    jobs: int | None = None,
+    record: str | Path | None = None,
+    resolver: Resolver | None = None,
+) -> Result:
+    """Run several methods on equal terms: start, order of rows, updates and arithmetic are the same under one seed.
+
+    Args:
+        comparison: a catalogue name, a YAML file, or a mapping; or `methods` and `recipe`.
+        methods: names, as a list or with commas; `supervised` is added where the data have labels.
+        recipe: what they share; its teacher, student, data, evaluation and training options.
+        seeds: a list, or how many from 0.
+        budget: of each training: `300steps`, `20000examples` or `60s`, the last by the speed of a short probe.
+        metric: what is compared; the task's first one by default.
+        reference: the arm others are compared with; `supervised`, else the first.
+        set: recipe keys for all arms.
+        out: a folder, new or empty; `comparisons/<name>-<date>` by default.
+        resume: the folder of a comparison that was interrupted or had failures: finished cells are kept.
+        jobs: processes; by default one a core, without a GPU, as far as memory reaches.
+        record: a ledger's folder, where what came out of the comparison's claims is written.
+
+    Returns:
+        What came out; `comparison.json`, table and plots are in the folder.
+
+    Raises:
+        RecipeError, UnknownNameError, CompatibilityError: of any arm, before anything is run.
+        RunError: the folder is in use or holds something else.
+    """
+    resolver = resolver or Resolver()
+    told = {"methods": methods, "recipe": recipe, "seeds": seeds, "budget": budget, "metric": metric}
+    told |= {"reference": reference, "set": set}
+    if resume is not None:
+        if comparison or out or any(told.values()):
+            raise UsageError("--resume takes everything from the folder; leave out the other options")
+        folder = Path(resume)
+        plan, jobs = _kept(folder, jobs)
+    else:
+        plan = resolve_comparison(comparison, resolver=resolver, **told)
+        folder = Path(out) if out else Path("comparisons") / f"{plan.name or 'methods'}-{datetime.now():%Y%m%d-%H%M%S}"
+    recipes = cell_recipes(plan, resolver)
+    with _locked(folder, new=resume is None):
+        result = _run(plan, recipes, folder, jobs, resolver)
+    if record is not None:
+        from kdhub import evidence
+
+        evidence.record(result, Path(record))
+    return result
+
+
+def resolve_comparison(
+    comparison: str | Path | Mapping[str, Any] | None = None,
+    *,
+    methods: Sequence[str] | str | None = None,
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    set: Sequence[str] | Mapping[str, Any] = (),
+    resolver: Resolver | None = None,
+    **changes: Any,
+) -> Comparison:
+    """The comparison that `compare` would run, its recipe read; `changes` are seeds, budget, metric and reference."""
+    resolver = resolver or Resolver()
+    plan = _plan(comparison, methods, recipe, resolver)
+    values = plan.model_dump(by_alias=True) | {k: v for k, v in changes.items() if v is not None}
+    plan = read_comparison(values, "comparison")
+    plan.recipe = _shared(plan.recipe, set, resolver)
+    return plan
+
+
+def _plan(comparison: Any, methods: Any, recipe: Any, resolver: Resolver) -> Comparison:
+    if (comparison is None) == (methods is None):
+        raise UsageError(
+            "name a comparison, or methods and a recipe",
+            hint="kdhub compare --methods kd,pld --recipe digits; kdhub list comparisons shows those there are",
+        )
+    if comparison is not None:
+        if recipe is not None:
+            raise UsageError("a comparison has its own recipe", hint="change keys of it with --set")
+        if isinstance(comparison, Mapping):
+            return read_comparison(comparison, "comparison")
+        path = Path(comparison)
+        if path.suffix not in (".yaml", ".yml") and "/" not in str(comparison):
+            path = resolver.catalog.path("comparisons", str(comparison))
+        return read_comparison({"name": path.stem, **read_yaml(path)}, str(path))
+    if recipe is None:
+        raise UsageError("methods need a recipe to share", hint="--recipe NAME; kdhub list recipes shows what there is")
+    names = methods.split(",") if isinstance(methods, str) else list(methods)
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    shared = _shared(recipe, (), resolver)
+    if "supervised" not in names and _has_labels(shared, resolver):
+        names.append("supervised")
+    return read_comparison({"name": shared.get("name", ""), "recipe": shared, "arms": names}, "--methods")
+
+
+def _has_labels(shared: Mapping[str, Any], resolver: Resolver) -> bool:
+    """Whether the task knows training by labels, and the data have them."""
+    if "supervised" not in {e.name for e in resolver.registry.all("method", shared["task"])}:
+        return False
+    recipe = Recipe.model_validate(shared)
+    parts = [resolver.data(ref, recipe.on_bad_rows) for ref in recipe.data.get("train", [])]
+    splits = [data.pick(*([ref.split] if ref.split else ["train"])) for data, ref in zip(parts, recipe.data["train"])]
+    return "label" in resolver.task(recipe.task).training_table(list(zip(parts, splits))).column_names
+
+
+def _shared(recipe: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolver) -> dict[str, Any]:
+    """The keys of the recipe that all arms share."""
+    if isinstance(recipe, Mapping):
+        layer = Layer("recipe", dict(recipe))
+    else:
+        path = Path(recipe)
+        is_file = path.suffix in (".yaml", ".yml") or "/" in str(recipe)
+        layer = Layer(str(path), read_yaml(path)) if is_file else _catalogue_layer(str(recipe), resolver)
+    texts = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else set
+    return combine([layer, *(parse_set(text) for text in texts)])
+
+
+# -- cells ----------------------------------------------------------------------------------------------------
+
+
+def cell_recipes(plan: Comparison, resolver: Resolver | None = None) -> dict[tuple[str, int], Recipe]:
+    """The recipe of each arm and seed, checked.
+
+    An arm of another method than the shared recipe's gets the training options of that one (batch size, epochs,
+    learning rate, ...) as far as it has them, and its own defaults for the rest.
+
+    Raises:
+        RecipeError: all problems of all arms. UnknownNameError, CompatibilityError: of the first arm that has one.
+    """
+    resolver = resolver or Resolver()
+    recipes, problems = {}, []
+    for name, change in plan.arms.items():
+        try:
+            for seed in plan.seeds:
+                recipes[name, seed] = _cell_recipe(plan, name, change, seed, resolver)
+        except RecipeError as error:
+            problems += [p if p.startswith(f"arm {name}") else f"arm {name}: {p}" for p in error.problems]
+    if problems:
+        raise RecipeError(problems)
+    return recipes
+
+
+def _cell_recipe(plan: Comparison, name: str, change: Mapping[str, Any], seed: int, resolver: Resolver) -> Recipe:
+    shared = dict(plan.recipe)
+    shared.pop("summary", None)
+    method = change.get("method") or shared.get("method")
+    if method is None:
+        raise RecipeError(["neither the arm nor the recipe names a method"])
+    if method != shared.get("method"):
+        shared["options"] = _training_options(shared, str(method), resolver)
+        shared["method"] = method
+    values = merge(shared, {**change, "seed": seed, "name": f"{plan.name or 'comparison'}-{name}"})
+    evaluation = {"cost": False, "curve": CURVE, **values.get("evaluation", {})}
+    layers = [Layer(f"arm {name}", {**values, "evaluation": evaluation})]
+    layers += [parse_set(f"{key}={seed}") for key in plan.seeded]
+    if plan.budget:
+        budget, options = Budget.parse(plan.budget), values.get("options", {})
+        method_options = resolver.method(build(layers)).options
+        if not isinstance(method_options, TrainingOptions):
+            raise RecipeError([f"{method} has no optimiser steps that a budget could count"])
+        if budget.unit != "s":
+            steps = budget.steps(method_options.batch_size)
+            layers.append(Layer("budget", {"options": {**options, "max_steps": steps}}))
+    recipe = build(layers)
+    resolver.check(recipe, layers)
+    chain.check(recipe, resolver)
+    return recipe
+
+
+def _training_options(shared: Mapping[str, Any], method: str, resolver: Resolver) -> dict[str, Any]:
+    """What another method than the recipe's takes over from it: how long and how fast, not what is its own."""
+    given = dict(shared.get("options") or {})
+    common = TrainingOptions.model_fields
+    if "method" in shared:
+        of_recipe = resolver.method(Recipe.model_validate({**shared, "student": shared.get("student", "-")})).options
+        given = of_recipe.model_dump()
+    entry = resolver.registry.find("method", method, shared.get("task"))
+    fields = resolver.registry.load(entry).Options.model_fields
+    return {key: value for key, value in given.items() if key in common and key in fields}
+
+
+@contextmanager
+def _locked(folder: Path, *, new: bool) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [p.name for p in folder.iterdir() if p.name != ".lock"]
+    except OSError as error:
+        raise RunError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if new and taken:
+        go_on = (
+            f"go on with it: kdhub compare --resume {folder}" if (folder / PLAN).exists() else "choose another --out"
+        )
+        raise RunError(f"{folder} is not empty", hint=go_on)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"{folder} is in use by another kdhub job") from None
+
+
+def _kept(folder: Path, jobs: int | None) -> tuple[Comparison, int | None]:
+    """The plan of a folder, and the processes it was begun with: another number of threads is another arithmetic."""
+    if not (folder / PLAN).is_file():
+        raise RunError(f"{folder} holds no comparison: it has no {PLAN}")
+    values = read_yaml(folder / PLAN)
+    before = values.pop("jobs", None)
+    if jobs is not None and before is not None and jobs != before:
+        raise UsageError(f"{folder} was begun with {before} processes", hint=f"--jobs {before}, or leave it out")
+    return read_comparison(values, str(folder / PLAN)), before
+
+
+def _run(
+    plan: Comparison, recipes: Mapping[tuple[str, int], Recipe], folder: Path, jobs: int | None, resolver: Resolver
+) -> Result:
+    jobs = jobs or _jobs(len(recipes))
+    atomic_write(folder / PLAN, plan.to_yaml() + f"jobs: {jobs}\n")
+    began = time.monotonic()
+    for recipe in recipes.values():  # what they stand on is made here, before several want it at once
+        chain.unchained(recipe, resolver)
+    with _Workers(jobs) as workers:
+        if plan.budget and Budget.parse(plan.budget).unit == "s":
+            recipes = _with_time(plan, recipes, folder, workers)
+        # Seed after seed, so that a comparison that is stopped early has compared something.
+        todo = sorted(recipes, key=lambda key: plan.seeds.index(key[1]))
+        told = _all_cells(workers, {key: (recipes[key].to_yaml(), _place(folder, *key)) for key in todo})
+    result = _result(plan, {key: told[key] for key in recipes}, recipes, folder)
+    result.environment |= {
+        "wall_seconds": round(time.monotonic() - began, 1),
+        "jobs": jobs,
+        "threads_each": workers.threads,
+    }
+    write_json(folder / RESULT, result.to_dict())
+    from kdhub.comparison_plots import plot_comparison
+
+    plot_comparison(result, folder)
+    return result
+
+
+def _place(folder: Path, arm: str, seed: int) -> str:
+    return str(folder / "cells" / arm / f"seed-{seed}")
+
+
+def _jobs(cells: int) -> int:
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, cells, psutil.virtual_memory().available // WORKER_BYTES))
+
+
+def _with_time(
+    plan: Comparison, recipes: Mapping[tuple[str, int], Recipe], folder: Path, workers: _Workers
+) -> dict[tuple[str, int], Recipe]:
+    """Recipes with as many steps as fit into the time, by a probe of each arm."""
+    budget, probes = Budget.parse(plan.budget), {}
+    for name in plan.arms:
+        values = recipes[name, plan.seeds[0]].to_dict()
+        probe = merge(values, {"options": {"max_steps": PROBE_STEPS}, "evaluation": {"data": [], "curve": 0}})
+        place = Path(_place(folder, name, plan.seeds[0])).parent / "probe"
+        shutil.rmtree(place, ignore_errors=True)
+        probes[name, -1] = (Recipe.model_validate(probe).to_yaml(), str(place))
+    found = _all_cells(workers, probes)
+    timed = dict(recipes)
+    for name in plan.arms:
+        told = found[name, -1]
+        if not (seconds := told.get("facts", {}).get("train_seconds")):
+            raise UsageError(f"arm {name} cannot be timed: {told.get('error', 'it trains nothing')}")
+        steps = budget.steps(1, seconds / PROBE_STEPS)
+        logger.info("%s: %d steps in %g s", name, steps, budget.amount)
+        for seed in plan.seeds:
+            values = merge(recipes[name, seed].to_dict(), {"options": {"max_steps": steps}})
+            timed[name, seed] = Recipe.model_validate(values)
+    return timed
+
+
+# -- processes ------------------------------------------------------------------------------------------------
+
+
+class _Workers:
+    """Processes that stay, so that torch is imported once in each; one that dies is replaced."""
+
+    def __init__(self, jobs: int):
+        self.jobs = jobs
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = max(1, cores // jobs)
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def each(self, work: Mapping[Any, tuple[Any, ...]], done: Callable[[Any, dict[str, Any]], None]) -> None:
+        """Call `run_cell` for each; `done` is told, in this thread, with what it gave."""
+        todo, told = SimpleQueue(), SimpleQueue()
+        for item in work.items():
+            todo.put(item)
+        stop = threading.Event()
+        slots = [threading.Thread(target=self._slot, args=(todo, told, stop), daemon=True) for _ in range(self.jobs)]
+        for slot in slots:
+            slot.start()
+        try:
+            for _ in work:
+                done(*told.get())
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            for slot in slots:
+                slot.join()
+
+    def _slot(self, todo: SimpleQueue, told: SimpleQueue, stop: threading.Event) -> None:
+        pool = None
+        try:
+            while not stop.is_set():
+                try:
+                    key, arguments = todo.get_nowait()
+                except Empty:
+                    return
+                pool = pool or ProcessPoolExecutor(
+                    1, get_context("spawn"), initializer=_begin, initargs=(self.threads, os.getpid())
+                )
+                try:
+                    waiting = pool.submit(run_cell, *arguments)
+                    while not stop.is_set():
+                        try:
+                            told.put((key, waiting.result(timeout=0.5)))
+                            break
+                        except TimeoutError:
+                            continue
+                except BrokenProcessPool:
+                    pool = None
+                    error = "its process died: killed, or out of memory? --resume tries it again"
+                    told.put((key, {"status": "failed", "error": error}))
+        finally:
+            if pool is not None:
+                if stop.is_set():
+                    for process in list(pool._processes.values()):
+                        process.terminate()
+                pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int, parent: int) -> None:
+    """In a new worker."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # nobody waits for what this one does
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_cell(recipe: str, place: str) -> dict[str, Any]:
+    """In a worker: one training and its evaluation, begun, continued, or found. What it says goes to `log.txt`."""
+    folder = Path(place)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = logging.FileHandler(folder.parent / f"{folder.name}.log", encoding="utf-8")
+    log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.handlers[:], logger.propagate = [log], False
+    logger.setLevel(logging.INFO)
+    try:
+        from kdhub.cost import reset_peak_memory
+
+        reset_peak_memory()
+        wanted = build([Layer(place, yaml.safe_load(recipe))])
+        if (folder / "recipe.yaml").is_file():
+            run = Run.open(folder)
+            if run.recipe.to_dict() != wanted.to_dict():
+                raise RunError(f"{folder} holds another recipe", hint="choose another folder with --out")
+            run.lock()
+        else:
+            run = Run.create(folder, wanted)
+        run = execute(run, Resolver(), page=False)
+        return {"status": "done", **_told(run)}
+    except KdhubError as error:
+        return {"status": "failed", "error": f"{error.message}{f' ({error.hint})' if error.hint else ''}"}
+    except Exception as error:
+        logger.exception("failed")
+        return {"status": "failed", "error": f"{type(error).__name__}: {error}; see {log.baseFilename}"}
+    finally:
+        logger.handlers[:] = []
+        log.close()
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What a finished run says for the comparison."""
+    report, known = Report.from_dict(run.report), run.provenance
+    head = next(iter(report.headline()), None)
+    training, student, signals = (known.get(key, {}) for key in ("training", "student", "signals"))
+    training = {**known["distilled"], **training}  # a method that trains in its own way is timed as a whole
+    values, directions = values_of(report, head.where if head else "")
+    facts = {
+        "train_seconds": training.get("seconds"),
+        "steps": training.get("steps"),
+        "peak_memory_bytes": training.get("peak_memory_bytes"),
+        "parameters": student.get("parameters"),
+        "start": student.get("start_sha256"),
+        "teacher_rows": sum(s["computed"] for s in signals.values()) + training.get("live_teacher_rows", 0),
+    }
+    logged = [r for r in run.metrics() if "measured" in r]
+    return {
+        "values": values,
+        "facts": {k: v for k, v in facts.items() if v is not None},
+        "curve": [[r["step"], r["measured"]] for r in logged],
+        "head": head and {"metric": head.metric, "data": head.where},
+        "directions": directions,
+    }
+
+
+def _all_cells(
+    workers: _Workers, work: Mapping[tuple[str, int], tuple[str, str]]
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """What `run_cell` gave for each, with a line of progress for each."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    began = time.monotonic()
+
+    def done(key: tuple[str, int], told: dict[str, Any]) -> None:
+        found[key] = told
+        left = (time.monotonic() - began) / len(found) * (len(work) - len(found))
+        who = key[0] if key[1] < 0 else f"{key[0]}, seed {key[1]}"
+        if told["status"] == "failed":
+            logger.warning("%s failed: %s", who, told["error"])
+        else:
+            head = told["head"]
+            got = f"{head['metric']} {told['values'][STUDENT][head['metric']]:.4f}" if head else "timed"
+            logger.info("%s: %s  (%d of %d, %.0f s left)", who, got, len(found), len(work), left)
+
+    workers.each(work, done)
+    return found
+
+
+def _result(
+    plan: Comparison,
+    told: Mapping[tuple[str, int], Mapping[str, Any]],
+    recipes: Mapping[tuple[str, int], Recipe],
+    folder: Path,
+) -> Result:
+    cells = [
+        Cell(*key, **{k: v for k, v in each.items() if k not in ("head", "directions")}) for key, each in told.items()
+    ]
+    head = next((each["head"] for each in told.values() if each.get("head")), None)
+    if head is None:
+        errors = [c.error for c in cells if c.error] or ["nothing was measured"]
+        raise RunError(
+            f"no cell of {folder} could be measured: {errors[0]}", hint=f"kdhub compare --resume {folder} tries again"
+        )
+    directions = {k: v for each in told.values() for k, v in each.get("directions", {}).items()}
+    metric = plan.metric or head["metric"]
+    if metric not in directions:
+        raise UsageError(f"nothing measured {metric!r}", hint=f"measured were: {', '.join(directions)}")
+    kept = {**plan.to_dict(), "arms": {name: recipes[name, plan.seeds[0]].to_dict() for name in plan.arms}}
+    reference = plan.reference or ("supervised" if "supervised" in plan.arms else next(iter(plan.arms)))
+    return Result(kept, metric, head["data"], directions, reference, cells, environment(), folder)
