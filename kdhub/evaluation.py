@@ -142,12 +142,12 @@ class Evaluator:
 def encoder_of(model: Any, prepare: Prepare) -> Encoder:
     """An encoder that runs a model over table rows, a few thousand at a time."""
 
-    def encode(table: Any, kind: str, **how: Any) -> dict[str, np.ndarray]:
-        parts: dict[str, list[np.ndarray]] = {}
+    def encode(table: Any, kind: str, **how: Any) -> dict[str, Any]:
+        parts: dict[str, list[Any]] = {}
         for start in range(0, len(table), BATCH):
             for name, values in model.signals(prepare(_rows(table, start, how)), kind).items():
                 parts.setdefault(name, []).append(values)
-        return {name: np.concatenate(values) for name, values in parts.items()}
+        return {name: _joined(values) for name, values in parts.items()}
 
     return encode
 
@@ -155,16 +155,25 @@ def encoder_of(model: Any, prepare: Prepare) -> Encoder:
 def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Encoder:
     """An encoder that goes through the signal store, so that a teacher scores its test texts once in its life."""
 
-    def encode(table: Any, kind: str, **how: Any) -> dict[str, np.ndarray]:
+    def encode(table: Any, kind: str, **how: Any) -> dict[str, Any]:
         rows = Rows.build(table, lambda plain: prepare([{**row, **how} for row in plain]), row_key)
         stored = signals(rows, kind)
-        parts: dict[str, list[np.ndarray]] = {}
+        parts: dict[str, list[Any]] = {}
         for start in range(0, len(rows), BATCH):
             for name, values in stored[np.arange(start, min(start + BATCH, len(rows)))].items():
-                parts.setdefault(name, []).append(np.asarray(values, np.float32))
-        return {name: np.concatenate(values) for name, values in parts.items()}
+                ragged = isinstance(values, list)
+                wide = [np.asarray(v, np.float32) for v in values] if ragged else np.asarray(values, np.float32)
+                parts.setdefault(name, []).append(wide)
+        return {name: _joined(values) for name, values in parts.items()}
 
     return encode
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Batches one after the other: one array, or for ragged rows a list of arrays."""
+    if isinstance(parts[0], list):
+        return [row for part in parts for row in part]
+    return np.concatenate(parts)
 
 
 def _rows(table: Any, start: int, how: dict[str, Any]) -> list[dict[str, Any]]:

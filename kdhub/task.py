@@ -38,6 +38,15 @@ class Signals(dict):
             raise AttributeError(f"no signal {name!r} here, only {', '.join(sorted(self)) or 'nothing'}") from None
 
 
+def as_tensor(values: Any) -> torch.Tensor:
+    """Stored signals of some rows as one tensor; those of ragged rows (tokens) one row after the other."""
+    import torch
+
+    if isinstance(values, list):
+        return torch.cat([torch.as_tensor(row) for row in values])
+    return torch.as_tensor(values)
+
+
 @dataclass
 class Rows:
     """The rows of one split as models see them, prepared again each time they are read.
@@ -119,7 +128,7 @@ def _dense(column: Any) -> Any:
 class Encoder(Protocol):
     """What evaluation hands a task: signals of table rows for one subject, from store or model."""
 
-    def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, np.ndarray]: ...
+    def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, Any]: ...
 
 
 @dataclass

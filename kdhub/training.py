@@ -31,7 +31,7 @@ from kdhub.method import ObjectiveMethod, Progress, StoredSignals
 from kdhub.run import Run
 from kdhub.sampler import Sampler, ShuffledSampler
 from kdhub.student import Student
-from kdhub.task import Rows, Signals, Task
+from kdhub.task import Rows, Signals, Task, as_tensor
 from kdhub.teacher import Teacher
 
 logger = logging.getLogger("kdhub")
@@ -431,7 +431,7 @@ class Engine:
 
     def _collate(self, batch: list[Any]) -> dict[str, Any]:
         examples, given = batch[0]
-        teacher = {name: torch.as_tensor(values) for name, values in given.items()}
+        teacher = {name: as_tensor(values) for name, values in given.items()}
         return {"inputs": self.task.collate(examples, self.student), "teacher": teacher}
 
     # -- watching ---------------------------------------------------------------------------------------------

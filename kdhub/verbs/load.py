@@ -46,6 +46,10 @@ def load(
     return resolver.task(task or guess_task(folder)).load(folder)
 
 
+_HEADS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
+"""What the classes of the transformers library end with."""
+
+
 def guess_task(folder: Path) -> str:
     """The task of a bare student folder, by its format."""
     if (folder / "modules.json").is_file():
@@ -56,6 +60,10 @@ def guess_task(folder: Path) -> str:
         config = None
     if isinstance(config, dict) and "kdhub" in config and isinstance(config.get("task"), str):
         return config["task"]  # of a network that has no format of anybody else's
+    for name in (config or {}).get("architectures") or ():
+        for ending, task in _HEADS.items():
+            if isinstance(name, str) and name.endswith(ending):
+                return task
     raise UsageError(f"the task of {folder} is unknown", hint="name it: task='text-embedding' (kdhub list tasks)")
 
 

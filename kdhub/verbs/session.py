@@ -168,7 +168,7 @@ class Session:
         from transformers import set_seed
 
         from kdhub.cost import peak_memory
-        from kdhub.task import Signals
+        from kdhub.task import Signals, as_tensor
         from kdhub.training import Engine
 
         rows = self.rows("train", **method.settings())
@@ -179,7 +179,7 @@ class Session:
         method.adapt(student, self.teacher)
         if type(method).initialise is not ObjectiveMethod.initialise:
             some = np.arange(min(len(rows), 1024))
-            stored = {k: torch.as_tensor(v) for s in given.values() for k, v in s[some].items()}
+            stored = {k: as_tensor(v) for s in given.values() for k, v in s[some].items()}
             with torch.no_grad():
                 method.initialise(student, self.task.collate(rows[some], student), Signals(stored))
         self.mark_start(student)

@@ -28,10 +28,12 @@ class Classifier(Student):
     Attributes:
         classes: their names, in the order of the logits.
         kinds: the signals it gives.
+        ragged: whether an example has several of each (words).
     """
 
     classes: list[str]
     kinds: tuple[str, ...] = ("logits", "features")
+    ragged = False
     max_length: int | None = None
 
     def __init__(self, task: str, module: nn.Module, classes: Sequence[str], start: Mapping[str, Any] | None = None):
@@ -126,7 +128,10 @@ class NetworkClassifier(Classifier):
 
 
 class _Transformer(nn.Module):
-    """A transformers sequence classifier with our names: `logits`, and `features` as the mean of its last states."""
+    """A transformers classifier with our names: `logits`, and `features` as the mean of its last states.
+
+    Of a classifier of tokens both are those of the positions `at` of the batch's tokens, one row after the other.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -135,17 +140,23 @@ class _Transformer(nn.Module):
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         mask = inputs["attention_mask"]
         given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True)
-        states, mask = given.hidden_states[-1], mask.unsqueeze(-1).to(given.logits.dtype)
+        states = given.hidden_states[-1]
+        if "at" in inputs:
+            return {"logits": given.logits.flatten(0, 1)[inputs["at"]], "features": states.flatten(0, 1)[inputs["at"]]}
+        mask = mask.unsqueeze(-1).to(given.logits.dtype)
         return {"logits": given.logits, "features": (states * mask).sum(1) / mask.sum(1)}
 
 
 class TextClassifier(Classifier):
     """A transformers sequence classifier with its tokenizer, in the library's own format."""
 
+    task_name = "text-classification"
+    auto = "AutoModelForSequenceClassification"
+
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         labels = model.config.id2label
         classes = [str(labels[i]) for i in range(len(labels))]
-        super().__init__("text-classification", _Transformer(model), classes, start)
+        super().__init__(self.task_name, _Transformer(model), classes, start)
         self.tokenizer = tokenizer
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
@@ -163,6 +174,10 @@ class TextClassifier(Classifier):
         ids = [e["ids"] if e.get("by") is self.tokenizer else None for e in examples]
         if None in ids:  # prepared for another model
             ids = self.encode([e["text"] for e in examples])[0]
+        return self.padded(ids)
+
+    def padded(self, ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Token ids of some rows as one batch with its mask."""
         longest = max(map(len, ids))
         pad = self.tokenizer.pad_token_id or 0
         rows = [list(i) + [pad] * (longest - len(i)) for i in ids]
@@ -175,12 +190,28 @@ class TextClassifier(Classifier):
 
     @classmethod
     def load(cls, folder: Path, *, name: str | None = None, start: Mapping[str, Any] | None = None) -> TextClassifier:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        import transformers
 
         check_model_folder(folder, name=name)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        auto = getattr(transformers, cls.auto)
+        model = auto.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model.eval(), tokenizer, start)
+
+    @classmethod
+    def with_head(cls, folder: Path, classes: Sequence[str], seed: int, start: Mapping[str, Any]) -> TextClassifier:
+        """A checked folder's network; its classifier is made anew unless it is one for just these classes."""
+        import transformers
+
+        names = dict(enumerate(classes))
+        numbers = {v: k for k, v in names.items()}
+        config = transformers.AutoConfig.from_pretrained(folder, id2label=names, label2id=numbers)
+        transformers.set_seed(seed)
+        model = getattr(transformers, cls.auto).from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(model, tokenizer, start)
 
     def width(self, kind: str) -> tuple[int, ...]:
         return (len(self.classes) if kind == "logits" else self.module.model.config.hidden_size,)
@@ -188,13 +219,51 @@ class TextClassifier(Classifier):
     def usage(self) -> str:
         return (
             "from transformers import pipeline\n\n"
-            'classify = pipeline("text-classification", model="{path}")\n'
+            f'classify = pipeline("{self.task_name}", model="{{path}}")\n'
             'print(classify("a text to classify"))'
         )
 
     @property
     def library(self) -> str:
         return "transformers"
+
+
+class TokenClassifier(TextClassifier):
+    """A transformers token classifier. A word has the logits of its first token, so teacher and student may have
+    different tokenizers."""
+
+    task_name = "token-classification"
+    auto = "AutoModelForTokenClassification"
+    ragged = True
+
+    def encode_words(
+        self, rows: Sequence[Sequence[str]], max_length: int | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of rows of words, cut to what the model takes, and where each word begins; words that are cut off,
+        or that the tokenizer leaves nothing of, end the row."""
+        limit = min(filter(None, (self.max_length, max_length)))
+        given = self.tokenizer([list(row) for row in rows], is_split_into_words=True, truncation=True, max_length=limit)
+        ids, firsts = given["input_ids"], []
+        for n, row in enumerate(rows):
+            begins: dict[int, int] = {}
+            for at, word in enumerate(given.word_ids(n)):
+                if word is not None:
+                    begins.setdefault(word, at)
+            firsts.append([begins[w] for w in range(next((w for w in range(len(row)) if w not in begins), len(row)))])
+        return ids, firsts
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        ids, firsts = self.encode_words([e["words"] for e in examples])
+        batch = self.padded(ids)
+        width = batch["input_ids"].shape[1]
+        # Of what both models can see: a row may have fewer words than this one alone would take.
+        at = [n * width + first for n, row in enumerate(firsts) for first in row[: len(examples[n]["words"])]]
+        return {**batch, "at": torch.tensor(at, dtype=torch.long)}
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, list[np.ndarray]]:
+        flat = super().signals(examples, kind)[kind]
+        ends = np.cumsum([len(e["words"]) for e in examples])
+        return {kind: np.split(flat, ends[:-1])}
 
 
 def load(folder: Path, *, name: str | None = None) -> Classifier:
@@ -209,7 +278,8 @@ def load(folder: Path, *, name: str | None = None) -> Classifier:
     except (OSError, ValueError) as error:
         raise UntrustedError(f"{name or folder} has no readable config.json ({error})") from error
     if "network" not in config:
-        return TextClassifier.load(folder, name=name)
+        of_tokens = any(str(n).endswith("ForTokenClassification") for n in config.get("architectures") or ())
+        return (TokenClassifier if of_tokens else TextClassifier).load(folder, name=name)
     if config["network"] not in networks.NETWORKS:
         raise UntrustedError(f"{name or folder}: no network is called {config['network']!r}")
     return NetworkClassifier.load(folder, config)

@@ -27,6 +27,17 @@ def macro_f1(out: Predictions) -> float:
     return float(f1_score(out.labels, out.chosen, average="macro", zero_division=0))
 
 
+def entity_f1(out: Predictions) -> float | None:
+    """F1 of whole entities, right in both ends and kind (CoNLL-2003, by seqeval); None unless classes are BIO."""
+    if out.lengths is None or not any(name.startswith("B-") for name in out.classes):
+        return None
+    from seqeval.metrics import f1_score
+
+    names, ends = np.array(out.classes), np.cumsum(out.lengths)[:-1]
+    rows = [[part.tolist() for part in np.split(names[of], ends)] for of in (out.labels, out.chosen)]
+    return float(f1_score(*rows, zero_division=0))
+
+
 def nll(out: Predictions) -> float:
     """Mean -log p(true class), in nats."""
     return float(-out.log_probabilities[np.arange(out.examples), out.labels].mean())

@@ -5,7 +5,8 @@ from pathlib import Path
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 
 IMAGE, TABLE, TEXT = "image-classification", "tabular-classification", "text-classification"
-TASKS = (IMAGE, TABLE, TEXT)
+TOKEN = "token-classification"
+TASKS = (IMAGE, TABLE, TEXT, TOKEN)
 SURVEY = "arXiv:2402.13116"
 SIGNALS = ("logits", "features")
 
@@ -18,6 +19,7 @@ def kdhub_tasks():
     yield task(IMAGE, "ImageClassification", "images to one class of a list", (*SIGNALS, "tokens"))
     yield task(TABLE, "TabularClassification", "rows of numbers to one class of a list")
     yield task(TEXT, "TextClassification", "texts to one class of a list")
+    yield task(TOKEN, "TokenClassification", "each word of a text to one class of a list")
 
 
 @hookimpl
@@ -98,7 +100,7 @@ def kdhub_teachers():
     yield TeacherSpec(
         name="hf",
         target="kdhub_logits.teachers:hub",
-        tasks=(TEXT,),
+        tasks=(TEXT, TOKEN),
         gives=SIGNALS,
         argument="org/name[@revision]",
         live=True,
@@ -131,9 +133,13 @@ def kdhub_students():
     )  # fmt: skip
     yield builder("kernel", "kernel", arrays, "", "a kernel machine, which self-distillation fits", ("logits",))
     yield builder("path", "path", TASKS, "FOLDER", "a classifier folder", tokens)
-    yield builder("hf", "hub", (TEXT,), "org/name[@revision]", "a transformers text model on the Hub")
+    yield builder("hf", "hub", (TEXT, TOKEN), "org/name[@revision]", "a transformers text model on the Hub")
     yield builder(
-        "layers", "layers", (TEXT,), "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True
+        "packaged", "packaged", (TEXT, TOKEN), "NAME", "an encoder that an installed package carries",
+        example="all-minilm-l6-v2",
+    )  # fmt: skip
+    yield builder(
+        "layers", "layers", (TEXT, TOKEN), "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True
     )
 
 
@@ -169,6 +175,12 @@ def kdhub_metrics():
     yield metric("accuracy", "accuracy", "share of rows whose most probable class is right")
     yield metric("accuracy@5", "top_5", "share of rows whose class is among the five most probable")
     yield metric("macro-f1", "macro_f1", "F1 of each class, unweighted mean")
+    yield MetricSpec(
+        name="entity-f1",
+        target="kdhub_logits.metrics:entity_f1",
+        tasks=(TOKEN,),
+        summary="F1 of whole entities, where the classes are BIO",
+    )
     yield metric("nll", "nll", "mean -log probability of the right class, nats", better=False)
     yield metric("brier", "brier", "mean squared error of the probabilities, summed over classes", better=False)
     yield metric("ece", "calibration_error", "gap between confidence and accuracy, 15 bins", better=False)

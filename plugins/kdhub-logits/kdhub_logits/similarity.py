@@ -55,7 +55,7 @@ class _Features(_Likeness):
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         from torch import nn
 
-        (mine,), (theirs,) = student.width("features"), teacher.layout("features")["features"]
+        (mine,), theirs = student.width("features"), teacher.layout("features")["features"][-1]
         return {"projector": nn.Linear(mine, theirs, bias=False)}
 
 

@@ -101,10 +101,12 @@ def kernel(argument: str, context: BuildContext) -> NetworkClassifier:
 
 
 def path(argument: str, context: BuildContext) -> Classifier:
-    """A classifier folder as it is."""
+    """A folder: a classifier as it is, or a transformers encoder, which gets a fresh classifier."""
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
+    if _headless(folder):
+        return _with_head(folder, context, {"how": "a local folder with a fresh classifier"})
     student = context.task.load(folder)
     student.start = {"how": "from a local folder"}
     return student
@@ -112,23 +114,41 @@ def path(argument: str, context: BuildContext) -> Classifier:
 
 def hub(argument: str, context: BuildContext) -> TextClassifier:
     """A transformers text model of the Hub; its classifier is made anew when it has other classes."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
-
     from kdhub.hub.fetch import fetch_model
-    from kdhub.hub.trust import check_model_folder
-    from kdhub_logits.classifiers import TextClassifier
 
     folder, repo, commit = fetch_model(argument)
-    check_model_folder(folder, name=repo)
-    classes = _classes(context)
-    names = dict(enumerate(classes))
-    config = AutoConfig.from_pretrained(folder, id2label=names, label2id={v: k for k, v in names.items()})
-    set_seed(context.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, config=config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return TextClassifier(model, tokenizer, {"base_model": repo, "revision": commit, "how": "as it is"})
+    return _with_head(folder, context, {"base_model": repo, "revision": commit, "how": "as it is"}, name=repo)
+
+
+def packaged(argument: str, context: BuildContext) -> TextClassifier:
+    """An encoder that an installed package carries, with a fresh classifier; its weights' digest is checked."""
+    from kdhub.recipe import Ref
+    from kdhub.resolve import Resolver
+
+    encoder = Resolver().teacher(Ref(source=f"packaged:{argument}"), "text-embedding")
+    how = {"how": "a packaged encoder with a fresh classifier", "base_model": encoder.provenance.get("id")}
+    return _with_head(encoder.folder, context, how)
+
+
+def _headless(folder: Path) -> bool:
+    """Whether it is a transformers model without a classifier."""
+    import json
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    names = config.get("architectures") or [""]
+    return "network" not in config and not str(names[0]).endswith("Classification")
+
+
+def _with_head(folder: Path, context: BuildContext, start: dict[str, Any], name: str | None = None) -> TextClassifier:
+    from kdhub.hub.trust import check_model_folder
+    from kdhub_logits.classifiers import TextClassifier, TokenClassifier
+
+    check_model_folder(folder, name=name)
+    kind = {c.task_name: c for c in (TextClassifier, TokenClassifier)}[context.task.name]
+    return kind.with_head(folder, _classes(context), context.seed, start)
 
 
 def layers(argument: str, context: BuildContext) -> TextClassifier:
@@ -159,7 +179,7 @@ def layers(argument: str, context: BuildContext) -> TextClassifier:
     known = context.teacher.known
     how = f"layers {', '.join(str(i + 1) for i in chosen)} of {have}"
     base = known.get("id") if known.get("revision") else None
-    return TextClassifier(model, teacher.tokenizer, {"base_model": base, "revision": known.get("revision"), "how": how})
+    return type(teacher)(model, teacher.tokenizer, {"base_model": base, "revision": known.get("revision"), "how": how})
 
 
 def _network(context: BuildContext, config: dict[str, Any], how: str) -> NetworkClassifier:

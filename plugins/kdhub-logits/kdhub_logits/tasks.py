@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,14 @@ class Predictions:
     Attributes:
         logits: (n, classes) float32.
         labels: (n,) positions of the true classes.
+        classes: their names.
+        lengths: words of each row, where n counts words.
     """
 
     logits: np.ndarray
     labels: np.ndarray
+    classes: list[str] = field(default_factory=list)
+    lengths: np.ndarray | None = None
 
     @property
     def examples(self) -> int:
@@ -62,11 +66,12 @@ class Classification(Task):
     """Rows have `label`, a number or a name, and an input column. In training a label may be missing (null or -1).
 
     Attributes:
-        column: the input.
+        column: the input; target: the classes of a row.
         classes: of the models at hand, set when rows are prepared for them.
     """
 
     column: str
+    target: str = "label"
     classes: list[str]
     primary = {"rows": "accuracy", "texts": "accuracy"}
     primary_signal = "logits"
@@ -87,19 +92,22 @@ class Classification(Task):
         if self.column not in table.column_names:
             raise DataError(
                 f"{data.name}, split {split!r}, has no column {self.column!r}, only {', '.join(table.column_names)}",
-                hint=f"map it: columns: {{{self.column}: THEIRS, label: THEIRS}}",
+                hint=f"map it: columns: {{{self.column}: THEIRS, {self.target}: THEIRS}}",
             )
-        return table.select_columns([c for c in (self.column, "label") if c in table.column_names])
+        return table.select_columns([c for c in (self.column, self.target) if c in table.column_names])
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         """`classes`; for numbers every one up to the largest, for names in alphabetical order."""
         if not parts:
             return {}
         table = self.training_table(parts)
-        labels = set(table.unique("label")) - {None, -1} if "label" in table.column_names else set()
+        labels = self._labels(table) - {None, -1} if self.target in table.column_names else set()
         if labels and all(isinstance(v, int) for v in labels):
             return {"classes": [str(i) for i in range(max(labels) + 1)]}
         return {"classes": sorted(map(str, labels))}
+
+    def _labels(self, table: datasets.Dataset) -> set[Any]:
+        return set(table.unique(self.target))
 
     def agree(self, student: Any, teacher: Any) -> list[str]:
         """The classes both have, in one order.
@@ -143,7 +151,7 @@ class Classification(Task):
         labels = np.asarray([label_index(v, self.classes) for v in table["label"]])
         if (labels < 0).any():
             raise DataError(f"{data.name}, split {split!r}: row {int((labels < 0).argmax()) + 1} has no label")
-        return Predictions(np.asarray(given, np.float32), labels)
+        return Predictions(np.asarray(given, np.float32), labels, self.classes)
 
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
         rows = data.split(split)[:n][self.column]
@@ -274,6 +282,87 @@ class TextClassification(Classification):
         from kdhub_logits import tiny
 
         return tiny.text_recipe(folder)
+
+
+class TokenClassification(Classification):
+    """Rows of words as `tokens`, and a class for each of them as `tags` (numbers or names; missing: null or -1).
+
+    Signals and labels are those of words, one row after the other: a loss over rows is here one over words.
+    """
+
+    name = "token-classification"
+    column = "tokens"
+    target = "tags"
+    primary = {"rows": "entity-f1"}
+    pipeline_tag = "token-classification"
+
+    def _labels(self, table: datasets.Dataset) -> set[Any]:
+        import pyarrow.compute as pc
+
+        return set(pc.unique(pc.list_flatten(table.with_format("arrow")[:][self.target])).to_pylist())
+
+    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
+        """Settings: max_length, tokens at most, beside the models' own limits. A row ends with the last word that
+        every model sees."""
+        from kdhub_logits.classifiers import label_index
+
+        limit, classes = settings.get("max_length"), self.agree(student, teacher)
+        models = [model for model in (student, teacher) if model is not None]
+
+        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            words = [[str(w) for w in row["tokens"]] for row in rows]
+            seen = [model.encode_words(words, limit) for model in models]
+            made = []
+            for n, row in enumerate(rows):
+                kept = min(len(firsts[n]) for _, firsts in seen)
+                given = row.get("tags")
+                if given is not None and len(given) != len(words[n]):
+                    raise DataError(f"a row has {len(words[n])} tokens and {len(given)} tags: {' '.join(words[n][:8])}")
+                labels = [-1] * kept if given is None else [label_index(v, classes) for v in given[:kept]]
+                own = words[n][:kept]
+                made.append(
+                    {
+                        "words": own,
+                        "labels": labels,
+                        "content": "\x1f".join(own).encode(),
+                        "length": len(seen[0][0][n]),
+                        "cut": kept < len(words[n]),
+                    }
+                )
+            return made
+
+        return prepare
+
+    def collate(self, examples: Sequence[Example], student: Classifier) -> dict[str, torch.Tensor]:
+        import torch
+
+        labels = [label for e in examples for label in e["labels"]]
+        return {**student.collate(examples), "labels": torch.tensor(labels, dtype=torch.long)}
+
+    def outputs(self, encode: Encoder, data: Data, split: str) -> Predictions:
+        """Words that a model did not see count as of the class O, else as of the first."""
+        from kdhub_logits.classifiers import label_index
+
+        table = self._columns(data, split)
+        if "tags" not in table.column_names:
+            raise DataError(f"{data.name}, split {split!r}, has no column 'tags' to score against")
+        given, tags = encode(table, "logits")["logits"], table["tags"]
+        lengths = np.array([len(row) for row in tags])
+        unseen = np.full(len(self.classes), -30.0, np.float32)
+        unseen[self.classes.index("O") if "O" in self.classes else 0] = 0.0
+        logits = [
+            np.concatenate([np.asarray(row, np.float32), np.tile(unseen, (n - len(row), 1))])
+            for row, n in zip(given, lengths)
+        ]
+        labels = np.array([label_index(v, self.classes) for row in tags for v in row])
+        if (labels < 0).any():
+            raise DataError(f"{data.name}, split {split!r}: a word has no tag to score against")
+        return Predictions(np.concatenate(logits), labels, self.classes, lengths)
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        from kdhub_logits import tiny
+
+        return tiny.token_recipe(folder)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -53,7 +53,9 @@ class LocalClassifier(Teacher):
     def probe(self) -> Mapping[str, Any]:
         return {
             "classes": self.model.classes,
-            "widths": {kind: list(self.model.width(kind)) for kind in self.model.kinds},
+            "widths": {
+                kind: [*([None] if self.model.ragged else []), *self.model.width(kind)] for kind in self.model.kinds
+            },
         }
 
     @property
@@ -66,6 +68,9 @@ class LocalClassifier(Teacher):
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> Any:
         return self.model.encode(texts, max_length)
+
+    def encode_words(self, rows: Sequence[Sequence[str]], max_length: int | None = None) -> Any:
+        return self.model.encode_words(rows, max_length)
 
     def layout(self, kind: str) -> dict[str, tuple[int | None, ...]]:
         widths = self.facts["widths"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,25 @@ def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
     return [{"text": text, "label": label} for text, label in made.items()]
 
 
-def text_classifier(folder: Path, *, hidden: int = 16, layers: int = 2, seed: int = 0) -> Path:
-    """A transformers folder with a fresh BERT classifier over the classes bad and good."""
+def token_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The same texts as words with tags: the word that tells the class is an entity of its kind."""
+    made = []
+    for row in rows(n, seed):
+        words = row["text"].split()
+        tags = [next((f"B-{kind}" for kind, of in WORDS.items() if word in of), "O") for word in words]
+        made.append({"tokens": words, "tags": tags})
+    return made
+
+
+def text_classifier(
+    folder: Path, *, hidden: int = 16, layers: int = 2, seed: int = 0, classes: Sequence[str] = ("bad", "good"),
+    of: str = "BertForSequenceClassification",
+) -> Path:  # fmt: skip
+    """A transformers folder with a fresh BERT classifier."""
     import torch
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertConfig, PreTrainedTokenizerFast
 
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *FILLER, *(w for words in WORDS.values() for w in words)]
     ids = {token: i for i, token in enumerate(vocabulary)}
@@ -48,20 +63,31 @@ def text_classifier(folder: Path, *, hidden: int = 16, layers: int = 2, seed: in
         intermediate_size=2 * hidden,
         max_position_embeddings=64,
         initializer_range=0.3,
-        id2label={0: "bad", 1: "good"},
-        label2id={"bad": 0, "good": 1},
+        id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
     )
-    BertForSequenceClassification(config).save_pretrained(folder)
+    getattr(transformers, of)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def text_recipe(folder: Path) -> dict[str, Any]:
     """`TextClassification.tiny_recipe`."""
-    teacher = text_classifier(folder / "teacher")
-    student = text_classifier(folder / "student", layers=1, seed=1)  # not from the teacher: not every method has one
+    return _recipe(folder, rows)
+
+
+def token_recipe(folder: Path) -> dict[str, Any]:
+    """`TokenClassification.tiny_recipe`."""
+    tags = sorted({tag for row in token_rows(64) for tag in row["tags"]})
+    return _recipe(folder, token_rows, classes=tags, of="BertForTokenClassification")
+
+
+def _recipe(folder: Path, make: Callable[[int, int], list[dict[str, Any]]], **how: Any) -> dict[str, Any]:
+    teacher = text_classifier(folder / "teacher", **how)
+    # Not from the teacher: not every method has one.
+    student = text_classifier(folder / "student", layers=1, seed=1, **how)
     for name, n, seed in (("train", 64, 1), ("test", 32, 2)):
-        lines = "".join(json.dumps(row) + "\n" for row in rows(n, seed))
+        lines = "".join(json.dumps(row) + "\n" for row in make(n, seed))
         (folder / f"{name}.jsonl").write_text(lines)
     return {
         "teacher": {"source": f"path:{teacher}"},
