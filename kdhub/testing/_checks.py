@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import SkipTest
 
+import numpy as np
+
 from kdhub.errors import UnknownNameError
 from kdhub.plugins import PluginRecord, canonical
 from kdhub.registry import Entry, Registry
@@ -236,3 +238,8 @@ def describe_options(model: Any) -> list[str]:
     if model.model_config.get("extra") != "forbid":
         problems.append('unknown options are accepted; set extra="forbid"')
     return problems
+
+
+def flat(values: Any) -> np.ndarray:
+    """Signals of some rows as numbers, those of ragged rows one after the other."""
+    return np.concatenate([np.asarray(row, float).ravel() for row in values])

@@ -22,7 +22,7 @@ from kdhub.testing._bench import (
     module_state,
     reversed_signals,
 )
-from kdhub.testing._checks import check, describe_options
+from kdhub.testing._checks import check, describe_options, flat
 from kdhub.verbs.distill import resolve_recipe
 
 
@@ -227,7 +227,7 @@ def saves_and_loads_to_the_same_output(bench: Bench) -> None:
     kind = task.primary_signal
     for name, values in student.signals(some, kind).items():
         other = loaded.signals(some, kind)[name]
-        worst = float(np.abs(np.asarray(values, float) - np.asarray(other, float)).max())
+        worst = float(np.abs(flat(values) - flat(other)).max())
         assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from the trained one's"
 
 

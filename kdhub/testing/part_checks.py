@@ -22,7 +22,7 @@ from kdhub.specs import SPECS
 from kdhub.student import BuildContext
 from kdhub.task import Signals
 from kdhub.testing._bench import Bench
-from kdhub.testing._checks import check, describe_options
+from kdhub.testing._checks import check, describe_options, flat
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "datasets", "sklearn", "pandas", "jax")
 """What declaring may not import: `kdhub list` would wait for it."""
@@ -176,7 +176,7 @@ def student_saves_and_loads_to_the_same_output(bench: Bench) -> None:
         return
     kind = task.primary_signal
     for name, values in student.signals(rows, kind).items():
-        worst = float(np.abs(np.asarray(values, float) - np.asarray(loaded.signals(rows, kind)[name], float)).max())
+        worst = float(np.abs(flat(values) - flat(loaded.signals(rows, kind)[name])).max())
         assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from what was saved"
 
 

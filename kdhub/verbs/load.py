@@ -46,7 +46,11 @@ def load(
     return resolver.task(task or guess_task(folder)).load(folder)
 
 
-_HEADS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
+_HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForCausalLM": "causal-lm",
+}
 """What the classes of the transformers library end with."""
 
 

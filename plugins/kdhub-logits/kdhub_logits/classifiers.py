@@ -28,12 +28,14 @@ class Classifier(Student):
     Attributes:
         classes: their names, in the order of the logits.
         kinds: the signals it gives.
-        ragged: whether an example has several of each (words).
+        ragged: whether an example has several of each (words): as many as it has `labels`.
+        batch: examples that are run at once.
     """
 
     classes: list[str]
     kinds: tuple[str, ...] = ("logits", "features")
     ragged = False
+    batch = BATCH
     max_length: int | None = None
 
     def __init__(self, task: str, module: nn.Module, classes: Sequence[str], start: Mapping[str, Any] | None = None):
@@ -44,16 +46,19 @@ class Classifier(Student):
         """What `module` takes, for some examples."""
         raise NotImplementedError
 
-    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
         device = self.device
         was, parts = self.module.training, []
         self.module.eval()
         with torch.no_grad():
-            for start in range(0, len(examples), BATCH):
-                batch = {k: v.to(device) for k, v in self.collate(examples[start : start + BATCH]).items()}
+            for start in range(0, len(examples), self.batch):
+                batch = {k: v.to(device) for k, v in self.collate(examples[start : start + self.batch]).items()}
                 parts.append(self.module(batch)[kind].float().cpu().numpy())
         self.module.train(was)
-        return {kind: np.concatenate(parts)}
+        values = np.concatenate(parts)
+        if not self.ragged:
+            return {kind: values}
+        return {kind: np.split(values, np.cumsum([len(e["labels"]) for e in examples])[:-1])}
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +132,7 @@ class NetworkClassifier(Classifier):
         return self._shapes[kind]
 
 
-class _Transformer(nn.Module):
+class Transformer(nn.Module):
     """A transformers classifier with our names: `logits`, and `features` as the mean of its last states.
 
     Of a classifier of tokens both are those of the positions `at` of the batch's tokens, one row after the other.
@@ -156,7 +161,7 @@ class TextClassifier(Classifier):
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         labels = model.config.id2label
         classes = [str(labels[i]) for i in range(len(labels))]
-        super().__init__(self.task_name, _Transformer(model), classes, start)
+        super().__init__(self.task_name, Transformer(model), classes, start)
         self.tokenizer = tokenizer
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
@@ -174,15 +179,7 @@ class TextClassifier(Classifier):
         ids = [e["ids"] if e.get("by") is self.tokenizer else None for e in examples]
         if None in ids:  # prepared for another model
             ids = self.encode([e["text"] for e in examples])[0]
-        return self.padded(ids)
-
-    def padded(self, ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """Token ids of some rows as one batch with its mask."""
-        longest = max(map(len, ids))
-        pad = self.tokenizer.pad_token_id or 0
-        rows = [list(i) + [pad] * (longest - len(i)) for i in ids]
-        mask = [[1] * len(i) + [0] * (longest - len(i)) for i in ids]
-        return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
+        return padded(ids, self.tokenizer.pad_token_id or 0)
 
     def save(self, folder: Path) -> None:
         self.module.model.save_pretrained(folder, safe_serialization=True)
@@ -254,16 +251,19 @@ class TokenClassifier(TextClassifier):
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         ids, firsts = self.encode_words([e["words"] for e in examples])
-        batch = self.padded(ids)
+        batch = padded(ids, self.tokenizer.pad_token_id or 0)
         width = batch["input_ids"].shape[1]
         # Of what both models can see: a row may have fewer words than this one alone would take.
         at = [n * width + first for n, row in enumerate(firsts) for first in row[: len(examples[n]["words"])]]
         return {**batch, "at": torch.tensor(at, dtype=torch.long)}
 
-    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, list[np.ndarray]]:
-        flat = super().signals(examples, kind)[kind]
-        ends = np.cumsum([len(e["words"]) for e in examples])
-        return {kind: np.split(flat, ends[:-1])}
+
+def padded(ids: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Token ids of some rows as one batch with its mask."""
+    longest = max(map(len, ids))
+    rows = [list(i) + [pad] * (longest - len(i)) for i in ids]
+    mask = [[1] * len(i) + [0] * (longest - len(i)) for i in ids]
+    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
 
 
 def load(folder: Path, *, name: str | None = None) -> Classifier:

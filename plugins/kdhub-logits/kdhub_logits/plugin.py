@@ -7,6 +7,7 @@ from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, Te
 IMAGE, TABLE, TEXT = "image-classification", "tabular-classification", "text-classification"
 TOKEN = "token-classification"
 TASKS = (IMAGE, TABLE, TEXT, TOKEN)
+LM = "causal-lm"  # of kdhub-lm
 SURVEY = "arXiv:2402.13116"
 SIGNALS = ("logits", "features")
 
@@ -30,7 +31,7 @@ def kdhub_methods():
             target=f"kdhub_logits.{target}",
             summary=summary,
             paper=paper,
-            **{"tasks": TASKS, "needs": ("logits",), "recipe": name} | spec,
+            **{"tasks": (*TASKS, LM), "needs": ("logits",), "recipe": name} | spec,
         )
 
     soft = "soft_targets"
@@ -72,6 +73,10 @@ def kdhub_methods():
         "arXiv:2506.00910", tasks=(IMAGE, TABLE), labels=True, uses=("logits", "features"), aliases=("activekd",),
     )  # fmt: skip
     yield method("pld", "pld:Pld", "the teacher's ranking, true class first", "arXiv:2506.12542", labels=True)
+    yield method(
+        "swing", "swing:Swing", "soft targets, the warmer the likelier a token is private", "arXiv:2212.08349",
+        tasks=(LM, TOKEN), live=True,
+    )  # fmt: skip
 
 
 @hookimpl

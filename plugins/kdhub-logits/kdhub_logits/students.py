@@ -160,8 +160,15 @@ def layers(argument: str, context: BuildContext) -> TextClassifier:
     """
     from kdhub_logits.classifiers import TextClassifier
 
+    model, start = keep_layers(argument, context, TextClassifier)
+    teacher = context.teacher.model
+    return type(teacher)(model, teacher.tokenizer, start)
+
+
+def keep_layers(argument: str, context: BuildContext, kind: type) -> tuple[Any, dict[str, Any]]:
+    """A copy of a transformer teacher with N of its layers, and where it came from; errors as `layers`."""
     teacher = getattr(context.teacher, "model", None)
-    if not isinstance(teacher, TextClassifier):
+    if not isinstance(teacher, kind):
         raise CompatibilityError("student layers: is made from a transformer teacher; this one has no layers")
     model = copy.deepcopy(teacher.module.model)
     stack = next((m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) > 0), None)
@@ -179,7 +186,7 @@ def layers(argument: str, context: BuildContext) -> TextClassifier:
     known = context.teacher.known
     how = f"layers {', '.join(str(i + 1) for i in chosen)} of {have}"
     base = known.get("id") if known.get("revision") else None
-    return type(teacher)(model, teacher.tokenizer, {"base_model": base, "revision": known.get("revision"), "how": how})
+    return model, {"base_model": base, "revision": known.get("revision"), "how": how}
 
 
 def _network(context: BuildContext, config: dict[str, Any], how: str) -> NetworkClassifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,13 +35,14 @@ class Predictions:
         logits: (n, classes) float32.
         labels: (n,) positions of the true classes.
         classes: their names.
-        lengths: words of each row, where n counts words.
+        lengths: words of each row, where n counts words; bytes: of whole texts, where n counts their tokens.
     """
 
     logits: np.ndarray
     labels: np.ndarray
     classes: list[str] = field(default_factory=list)
     lengths: np.ndarray | None = None
+    bytes: int | None = None
 
     @property
     def examples(self) -> int:
@@ -287,7 +289,8 @@ class TextClassification(Classification):
 class TokenClassification(Classification):
     """Rows of words as `tokens`, and a class for each of them as `tags` (numbers or names; missing: null or -1).
 
-    Signals and labels are those of words, one row after the other: a loss over rows is here one over words.
+    Signals and labels are those of words, one row after the other: a loss over rows is here one over words. A batch
+    also has `counts`, words of each row, `keys`, a number that a row's content gives, and, where asked for, `private`.
     """
 
     name = "token-classification"
@@ -302,11 +305,12 @@ class TokenClassification(Classification):
         return set(pc.unique(pc.list_flatten(table.with_format("arrow")[:][self.target])).to_pylist())
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        """Settings: max_length, tokens at most, beside the models' own limits. A row ends with the last word that
-        every model sees."""
+        """Settings: max_length, tokens at most, beside the models' own limits; private, a pattern that marks words (see
+        `privacy`). A row ends with the last word that every model sees."""
         from kdhub_logits.classifiers import label_index
+        from kdhub_logits.privacy import marked
 
-        limit, classes = settings.get("max_length"), self.agree(student, teacher)
+        limit, pattern, classes = settings.get("max_length"), settings.get("private"), self.agree(student, teacher)
         models = [model for model in (student, teacher) if model is not None]
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
@@ -320,6 +324,9 @@ class TokenClassification(Classification):
                     raise DataError(f"a row has {len(words[n])} tokens and {len(given)} tags: {' '.join(words[n][:8])}")
                 labels = [-1] * kept if given is None else [label_index(v, classes) for v in given[:kept]]
                 own = words[n][:kept]
+                ends = np.cumsum([len(word) + 1 for word in own]).tolist()
+                spans = [(end - len(word) - 1, end - 1) for word, end in zip(own, ends)]
+                private = {"private": marked(" ".join(own), spans, pattern)} if pattern else {}
                 made.append(
                     {
                         "words": own,
@@ -327,6 +334,7 @@ class TokenClassification(Classification):
                         "content": "\x1f".join(own).encode(),
                         "length": len(seen[0][0][n]),
                         "cut": kept < len(words[n]),
+                        **private,
                     }
                 )
             return made
@@ -337,7 +345,12 @@ class TokenClassification(Classification):
         import torch
 
         labels = [label for e in examples for label in e["labels"]]
-        return {**student.collate(examples), "labels": torch.tensor(labels, dtype=torch.long)}
+        batch = {**student.collate(examples), "labels": torch.tensor(labels, dtype=torch.long)}
+        batch["counts"] = torch.tensor([len(e["labels"]) for e in examples])
+        batch["keys"] = torch.tensor([zlib.crc32(e["content"]) for e in examples])
+        if "private" in examples[0]:
+            batch["private"] = torch.tensor([p for e in examples for p in e["private"]], dtype=torch.float32)
+        return batch
 
     def outputs(self, encode: Encoder, data: Data, split: str) -> Predictions:
         """Words that a model did not see count as of the class O, else as of the first."""

@@ -20,6 +20,14 @@ class LocalClassifier(Teacher):
     """A classifier folder, ours or the transformers library's; its identity is read from its files."""
 
     group_rows = 512
+    kind = "classifier"
+
+    @staticmethod
+    def read(folder: Path, name: str | None) -> Any:
+        """The model of a folder."""
+        from kdhub_logits import classifiers
+
+        return classifiers.load(folder, name=name)
 
     def __init__(self, argument: str, options: Any = None, *, folder: Path, known: Mapping[str, Any]):
         super().__init__(argument, options)
@@ -31,7 +39,7 @@ class LocalClassifier(Teacher):
     def identity(self) -> Mapping[str, Any]:
         kept = (".safetensors", ".json", ".txt", ".model")
         files = [p.name for p in sorted(self.folder.iterdir()) if p.is_file() and p.suffix in kept]
-        return {"kind": "classifier", "files": sha256_files(self.folder, files)}
+        return {"kind": self.kind, "files": sha256_files(self.folder, files)}
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -40,10 +48,8 @@ class LocalClassifier(Teacher):
 
     @cached_property
     def model(self) -> Any:
-        from kdhub_logits import classifiers
-
-        model = classifiers.load(self.folder, name=self.known.get("id"))
-        model.module.requires_grad_(False)
+        model = self.read(self.folder, self.known.get("id"))
+        model.module.eval().requires_grad_(False)
         return model
 
     @property

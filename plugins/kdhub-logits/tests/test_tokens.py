@@ -58,7 +58,7 @@ def test_a_word_has_the_logits_of_its_first_token(models):
         given = split.module(batch)["logits"]
         plain = split.module.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.equal(given, torch.cat([plain[0, [1, 2]], plain[1, [1, 4, 8]]]))
-    rows = split.signals([{"words": row} for row in words], "logits")["logits"]
+    rows = split.signals([{"words": row, "labels": [-1] * len(row)} for row in words], "logits")["logits"]
     assert [row.shape for row in rows] == [(2, 3), (3, 3)]
     assert np.allclose(np.concatenate(rows), given.numpy(), atol=1e-5)
     assert whole.encode_words(words)[1] == [[1, 2], [1, 2, 3]]

@@ -1,0 +1,1 @@
+"""Distillation of causal language models, for kdhub."""

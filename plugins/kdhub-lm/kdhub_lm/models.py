@@ -1,0 +1,212 @@
+"""Causal language models of the transformers library, as students and as teachers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from kdhub_logits.classifiers import Classifier, Transformer, padded
+from kdhub_logits.students import keep_layers
+from kdhub_logits.teachers import LocalClassifier
+from torch import nn
+
+from kdhub._files import canonical_json
+from kdhub.errors import UsageError
+from kdhub.hub.trust import check_model_folder
+from kdhub.student import BuildContext
+from kdhub.task import Example
+
+BATCH = 32
+
+
+class CausalLm(Classifier):
+    """A causal language model with its tokenizer, in the library's own format. Signals are those of the positions from
+    which a token is predicted: one less than the tokens of a text."""
+
+    ragged = True
+    batch = BATCH
+
+    def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
+        super().__init__("causal-lm", Transformer(model), [], start)
+        self.tokenizer = tokenizer
+        limit = getattr(model.config, "max_position_embeddings", None) or 2048
+        self.max_length = min(n for n in (limit, tokenizer.model_max_length) if n)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        batch = padded([e["ids"] for e in examples], self.tokenizer.pad_token_id or 0)
+        width = batch["input_ids"].shape[1]
+        at = [n * width + i for n, e in enumerate(examples) for i in range(len(e["labels"]))]
+        return {**batch, "at": torch.tensor(at, dtype=torch.long)}
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Digest of the tokens and their numbers."""
+        return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
+
+    def width(self, kind: str) -> tuple[int, ...]:
+        config = self.module.model.config
+        return (config.vocab_size if kind == "logits" else config.hidden_size,)
+
+    def save(self, folder: Path) -> None:
+        self.module.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+    def usage(self) -> str:
+        return (
+            "from transformers import pipeline\n\n"
+            'write = pipeline("text-generation", model="{path}")\n'
+            'print(write("Once upon a time", max_new_tokens=40))'
+        )
+
+    @property
+    def library(self) -> str:
+        return "transformers"
+
+
+def load(folder: Path, *, name: str | None = None, start: Mapping[str, Any] | None = None) -> CausalLm:
+    """A language model from its folder; safetensors alone, no code of its own.
+
+    Raises:
+        UntrustedError: pickled weights, or code.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_model_folder(Path(folder), name=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return CausalLm(model.eval(), tokenizer, start)
+
+
+def byte_tokenizer(max_length: int = 1024) -> Any:
+    """A tokenizer whose tokens are the 256 bytes, and a begin and an end of text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=max_length, pad_token="<pad>", bos_token="<s>", eos_token="<s>"
+    )
+
+
+# -- teachers -------------------------------------------------------------------------------------------------
+
+
+class LocalLm(LocalClassifier):
+    """A language model whose weights are at hand; its identity is read from its files."""
+
+    group_rows = 64
+    kind = "causal-lm"
+
+    @staticmethod
+    def read(folder: Path, name: str | None) -> CausalLm:
+        return load(folder, name=name)
+
+    def probe(self) -> Mapping[str, Any]:
+        widths = {kind: [None, *self.model.width(kind)] for kind in self.model.kinds}
+        return {"vocabulary": self.model.vocabulary, "widths": widths}
+
+    @property
+    def vocabulary(self) -> str:
+        return self.facts["vocabulary"]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        check_model_folder(self.folder, name=self.known.get("id"))
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    @property
+    def max_length(self) -> int:
+        return self.model.max_length
+
+
+def path_teacher(argument: str, options: Any = None) -> LocalLm:
+    """A folder; so also the student of another recipe."""
+    folder = Path(argument).expanduser()
+    return LocalLm(argument, options, folder=folder, known={"source": f"path:{argument}", "id": folder.name})
+
+
+def hub_teacher(argument: str, options: Any = None) -> LocalLm:
+    """A model of the Hub, at a pinned commit."""
+    from kdhub.hub.fetch import fetch_model
+
+    folder, repo, commit = fetch_model(argument)
+    known = {"source": f"hf:{repo}@{commit}", "id": repo, "revision": commit}
+    return LocalLm(argument, options, folder=folder, known=known)
+
+
+for _build in (path_teacher, hub_teacher):
+    _build.Options = LocalLm.Options
+
+
+# -- students -------------------------------------------------------------------------------------------------
+
+
+def llama(argument: str, context: BuildContext) -> CausalLm:
+    """`llama:width=64,layers=2,heads=4`: a fresh one with the teacher's tokenizer, without a teacher with bytes.
+
+    Raises:
+        UsageError: an unknown setting, or heads that do not divide the width.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    settings = {"width": 64, "layers": 2, "heads": 4, "length": 512}
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if name not in settings or not value.isdigit() or not int(value):
+            raise UsageError(f"student llama:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
+        settings[name] = int(value)
+    width, heads = settings["width"], settings["heads"]
+    if width % (2 * heads):
+        raise UsageError(f"student llama:{argument}: {heads} heads of an even width do not divide {width}")
+    tokenizer = context.teacher.tokenizer if context.teacher is not None else byte_tokenizer(settings["length"])
+    wide = context.teacher.layout("logits")["logits"][-1] if context.teacher is not None else len(tokenizer)
+    config = LlamaConfig(
+        vocab_size=wide,
+        hidden_size=width,
+        intermediate_size=-(-8 * width // 24) * 8,
+        num_hidden_layers=settings["layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=settings["length"],
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    set_seed(context.seed)
+    return CausalLm(LlamaForCausalLM(config), tokenizer, {"how": f"fresh llama:{argument}"})
+
+
+def path_student(argument: str, context: BuildContext) -> CausalLm:
+    folder = Path(argument).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"student folder {folder} does not exist")
+    return load(folder, start={"how": "from a local folder"})
+
+
+def hub_student(argument: str, context: BuildContext) -> CausalLm:
+    from kdhub.hub.fetch import fetch_model
+
+    folder, repo, commit = fetch_model(argument)
+    return load(folder, name=repo, start={"base_model": repo, "revision": commit, "how": "as it is"})
+
+
+def layers(argument: str, context: BuildContext) -> CausalLm:
+    """N evenly spaced layers of the teacher, first and last among them, with its embeddings and head.
+
+    Raises:
+        UsageError: N is no number from 1 to the teacher's layers.
+        CompatibilityError: the teacher's weights are not at hand.
+    """
+    model, start = keep_layers(argument, context, CausalLm)
+    return CausalLm(model, context.teacher.tokenizer, start)

@@ -1,0 +1,97 @@
+"""What kdhub-lm provides. No torch, no transformers here."""
+
+from pathlib import Path
+
+from kdhub import DatasetSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
+
+TASKS = ("causal-lm",)
+SIGNALS = ("logits", "features")
+
+
+@hookimpl
+def kdhub_tasks():
+    yield TaskSpec(
+        name="causal-lm",
+        target="kdhub_lm.task:CausalLanguage",
+        signals=SIGNALS,
+        summary="texts, each token from those before it",
+    )
+
+
+@hookimpl
+def kdhub_teachers():
+    def teacher(name, function, argument, summary):
+        return TeacherSpec(
+            name=name,
+            target=f"kdhub_lm.models:{function}",
+            tasks=TASKS,
+            gives=SIGNALS,
+            argument=argument,
+            live=True,
+            summary=summary,
+        )
+
+    yield teacher("path", "path_teacher", "FOLDER", "a folder of a transformers language model")
+    yield teacher("hf", "hub_teacher", "org/name[@revision]", "a transformers language model on the Hugging Face Hub")
+
+
+@hookimpl
+def kdhub_students():
+    def builder(name, function, argument, summary, **spec):
+        return StudentSpec(
+            name=name,
+            target=f"kdhub_lm.models:{function}",
+            tasks=TASKS,
+            exposes=SIGNALS,
+            argument=argument,
+            summary=summary,
+            **spec,
+        )
+
+    yield builder(
+        "llama", "llama", "width=N,layers=N,heads=N", "a fresh Llama, with the teacher's tokens or with bytes",
+        example="width=16,layers=1,heads=2",
+    )  # fmt: skip
+    yield builder("path", "path_student", "FOLDER", "a folder of a transformers language model")
+    yield builder("hf", "hub_student", "org/name[@revision]", "a transformers language model on the Hugging Face Hub")
+    yield builder("layers", "layers", "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True)
+
+
+@hookimpl
+def kdhub_datasets():
+    yield DatasetSpec(
+        name="canaries",
+        target="kdhub_lm.canaries:canaries",
+        argument="DATA",
+        example="pydoc",
+        summary="texts of another data set in blocks, with secrets put in, whose exposure can be measured",
+    )
+
+
+@hookimpl
+def kdhub_metrics():
+    def metric(name, target, summary, better=True, form="texts", **spec):
+        return MetricSpec(
+            name=name, target=target, tasks=TASKS, summary=summary, higher_is_better=better, form=form, **spec
+        )
+
+    logits = "kdhub_logits.metrics"
+    yield metric("perplexity", "kdhub_lm.task:perplexity", "exp of the mean -log probability of a token", False)
+    yield metric("bits-per-byte", "kdhub_lm.task:bits_per_byte", "-log2 probability of the text for each byte", False)
+    yield metric("nll", f"{logits}:nll", "mean -log probability of a token, nats", False)
+    yield metric("accuracy", f"{logits}:accuracy", "share of tokens that are the most probable one")
+    yield metric("agreement", f"{logits}:agreement", "share of tokens where both choose one", fidelity=True)
+    yield metric("kl", f"{logits}:divergence", "mean KL(teacher || student) of a token, nats", False, fidelity=True)
+    yield metric(
+        "exposure", "kdhub_lm.canaries:exposure", "log2 of candidates over the secret's rank, mean of canaries", False,
+        form="rows",
+    )  # fmt: skip
+    yield metric(
+        "extraction", "kdhub_lm.canaries:extraction", "share of canaries whose secret is the most probable", False,
+        form="rows",
+    )  # fmt: skip
+
+
+@hookimpl
+def kdhub_catalogs():
+    yield Path(__file__).parent / "registry"

@@ -1,0 +1,121 @@
+"""The task causal-lm: texts, each token from those before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from kdhub_logits.privacy import marked
+from kdhub_logits.tasks import Predictions, TokenClassification
+
+from kdhub.errors import CompatibilityError
+from kdhub.task import Encoder, Example, Prepare, plain_rows
+
+if TYPE_CHECKING:
+    from kdhub.data import Data
+    from kdhub_lm.models import CausalLm
+
+
+class CausalLanguage(TokenClassification):
+    """Rows of `text`. A row's labels are its tokens but the first; signals are those of the positions before them.
+
+    All arithmetic of classification holds for tokens as it does for rows: a mean over rows is here one over tokens.
+    """
+
+    name = "causal-lm"
+    column = "text"
+    target = ""  # a text is its own
+    primary = {"texts": "perplexity", "rows": "exposure"}
+    pipeline_tag = "text-generation"
+
+    def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
+        return {}
+
+    def agree(self, student: Any, teacher: Any) -> list[str]:
+        """Both must have the same tokens.
+
+        Raises:
+            CompatibilityError: they have others; says how many they share.
+        """
+        if student is not None and teacher is not None and student.vocabulary != teacher.vocabulary:
+            mine, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+            shared = sum(theirs.get(token) == i for token, i in mine.items())
+            raise CompatibilityError(
+                f"student and teacher have other tokens: {shared} of {len(mine)} and {len(theirs)} are the same",
+                hint="start the student from the teacher's tokens (llama:, layers:)",
+            )
+        return []
+
+    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
+        """Settings: max_length, tokens at most; private, a pattern that marks tokens (see `kdhub_logits.privacy`)."""
+        self.agree(student, teacher)
+        tokenizer = (student or teacher).tokenizer
+        limits = [model.max_length for model in (student, teacher) if model is not None]
+        limit = min(filter(None, [*limits, settings.get("max_length")]))
+        pattern = settings.get("private")
+        begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+
+        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            texts = [row["text"] for row in rows]
+            given = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=bool(pattern), verbose=False)
+            made = []
+            for n, text in enumerate(texts):
+                whole = [*begin, *given["input_ids"][n]]
+                ids = whole[:limit]
+                example = {
+                    "ids": ids,
+                    "labels": ids[1:],
+                    "content": text.encode(),
+                    "length": len(ids),
+                    "cut": len(whole) > limit,
+                    "bytes": len(text.encode()),
+                }
+                if pattern:
+                    of_tokens = marked(text, given["offset_mapping"][n], pattern)
+                    example["private"] = [*([0.0] * len(begin)), *of_tokens][1 : len(ids)]
+                made.append(example)
+            return made
+
+        self._prepare, self._tokenizer = prepare, tokenizer
+        return prepare
+
+    def load(self, folder: Path) -> CausalLm:
+        from kdhub_lm import models
+
+        return models.load(folder)
+
+    def outputs(self, encode: Encoder, data: Data, split: str) -> Any:
+        from kdhub_lm import canaries
+
+        table = data.split(split)
+        if "secret" in table.column_names:
+            return canaries.measure(encode, table, self._tokenizer)
+        table = self._columns(data, split)
+        given = encode(table, "logits")["logits"]
+        examples = self._prepare(plain_rows(table, range(len(table))))
+        labels = np.array([i for e in examples for i in e["labels"]])
+        logits = np.concatenate([np.asarray(row, np.float32) for row in given])
+        whole = None if any(e["cut"] for e in examples) else sum(e["bytes"] for e in examples)
+        return Predictions(logits, labels, bytes=whole)
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        from kdhub_lm import tiny
+
+        return tiny.recipe(folder)
+
+
+def perplexity(out: Predictions) -> float:
+    """exp of the mean -log p of a token."""
+    from kdhub_logits.metrics import nll
+
+    return math.exp(nll(out))
+
+
+def bits_per_byte(out: Predictions) -> float | None:
+    """-log2 p of all tokens over all bytes of the texts, comparable between tokenizers; None where a text was cut."""
+    from kdhub_logits.metrics import nll
+
+    return nll(out) * out.examples / math.log(2) / out.bytes if out.bytes else None

@@ -1,0 +1,142 @@
+"""Causal language models: tokens and their places, other vocabularies, and secrets that can be ranked."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdhub_lm import canaries, models, task
+from kdhub_lm.canaries import Ranks
+from kdhub_lm.models import byte_tokenizer, llama
+
+import kdhub
+from kdhub.errors import CompatibilityError, DataError, UsageError
+from kdhub.student import BuildContext
+from kdhub.verbs.load import guess_task
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return llama("width=16,layers=2,heads=2,length=64", BuildContext(None, None, 3))
+
+
+def prepared(model, texts, **settings):
+    return task.CausalLanguage().preparer(model, None, **settings)([{"text": text} for text in texts])
+
+
+def test_bytes_are_tokens():
+    tokenizer = byte_tokenizer()
+    for text in ("code 42\n", "naïve 漢 🙂", ""):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
+    assert len(tokenizer) == 258 and tokenizer.pad_token_id == 0 and tokenizer.bos_token_id == 1
+
+
+def test_signals_stand_where_a_token_is_predicted(tiny):
+    examples = prepared(tiny, ["abc", "defgh"])
+    assert [e["labels"] for e in examples] == [e["ids"][1:] for e in examples] and len(examples[0]["labels"]) == 3
+    rows = tiny.signals(examples, "logits")["logits"]
+    assert [row.shape for row in rows] == [(3, 258), (5, 258)]
+    with torch.no_grad():
+        alone = tiny.module.model(torch.tensor([examples[0]["ids"]])).logits[0, :-1]
+    assert np.allclose(rows[0], alone.numpy(), atol=1e-5), "padding changes nothing"
+    batch = task.CausalLanguage().collate(examples, tiny)
+    assert batch["labels"].tolist() == [*examples[0]["labels"], *examples[1]["labels"]]
+    assert batch["counts"].tolist() == [3, 5]
+    (long,) = prepared(tiny, ["x" * 100])
+    assert long["cut"] and len(long["ids"]) == 64
+    (marked,) = prepared(tiny, ["ab 42 cd"], private=r"\d+")
+    # of the tokens a b _ 4 2 _ c d: the digits and what stands beside them
+    assert marked["private"] == [0, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_other_tokens_are_refused_with_what_is_shared(tiny, tmp_path):
+    tiny.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    told = json.loads(file.read_text())
+    vocabulary = told["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(told))
+    other = models.load(tmp_path)
+    with pytest.raises(CompatibilityError, match="256 of 258 and 258 are the same"):
+        task.CausalLanguage().preparer(tiny, other)
+
+
+def test_perplexity_and_bits_by_hand():
+    out = task.Predictions(np.log(np.array([[0.5, 0.5], [0.25, 0.75]])), np.array([0, 0]), bytes=3)
+    assert task.perplexity(out) == pytest.approx(math.sqrt(8)) and task.bits_per_byte(out) == pytest.approx(1.0)
+    out.bytes = None
+    assert task.bits_per_byte(out) is None
+
+
+def test_exposure_by_hand():
+    assert canaries.exposure(Ranks(np.array([1]), 10**6)) == pytest.approx(19.931569)
+    assert canaries.exposure(Ranks(np.array([1000]), 10**6)) == pytest.approx(9.965784)
+    assert canaries.exposure(Ranks(np.array([1, 50]), 10**4)) == pytest.approx((13.287712 + 7.643856) / 2)
+    assert canaries.extraction(Ranks(np.array([1, 50]), 10**4)) == 0.5
+
+
+def test_ranks_are_those_of_scoring_every_candidate(tiny):
+    """By one text for each ten candidates, against the probability of each whole line."""
+    import datasets
+
+    from kdhub.evaluation import encoder_of
+
+    prepare = task.CausalLanguage().preparer(tiny, None)
+    table = datasets.Dataset.from_dict({"words": ["code "], "secret": ["042"]})
+    found = canaries.measure(encoder_of(tiny, prepare), table, tiny.tokenizer)
+    scores = []
+    for example in prepare([{"text": f"code {n:03d}"} for n in range(1000)]):
+        (row,) = tiny.signals([example], "logits")["logits"]
+        log_p = torch.log_softmax(torch.from_numpy(row).double(), -1)
+        scores.append(log_p[range(len(row)), example["labels"]].sum().item())
+    assert found.candidates == 1000 and found.ranks.tolist() == [1 + sum(s > scores[42] for s in scores)]
+
+
+def test_canaries_are_whole_and_in_training_alone():
+    data = canaries.canaries("pydoc", limit=20_000, repeats=7, count=3, digits=5)
+    train = [row["text"] for row in data.split("train")]
+    whole, test = "".join(train), "".join(row["text"] for row in data.split("test"))
+    for row in data.split("secrets"):
+        line = f"{row['words']}{row['secret']}\n"
+        assert whole.count(line) == 7 and sum(text.count(line) for text in train) == 7, "not torn between blocks"
+        assert row["words"] not in test and len(row["secret"]) == 5
+    assert max(map(len, train)) < 700
+    again = canaries.canaries("pydoc", limit=20_000, repeats=7, count=3, digits=5, seed=1)
+    assert [r["secret"] for r in again.split("secrets")] != [r["secret"] for r in data.split("secrets")]
+    for wrong in ({"digits": 9}, {"count": 0}, {"block": 3}):
+        with pytest.raises(UsageError, match="canaries of 1 to 6 digits"):
+            canaries.canaries("pydoc", **wrong)
+
+
+def test_numbers_that_are_one_token_cannot_be_ranked():
+    class Whole:
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": text.split(" ")}
+
+    with pytest.raises(DataError, match="single digits"):
+        canaries._digit_tokens(Whole(), "the code is", 4)
+
+
+def test_a_student_is_a_plain_transformers_model(tmp_path):
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    teacher = made["teacher"]["source"]
+    run = kdhub.distill(
+        {"task": "causal-lm", "method": "kd", **made, "student": "layers:1",
+         "options": {"epochs": 1, "precision": "float32"}}, out=tmp_path / "run")  # fmt: skip
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run.student_folder)
+    ids = AutoTokenizer.from_pretrained(run.student_folder)("a film", return_tensors="pt")["input_ids"]
+    loaded = kdhub.load(run.folder)
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, loaded.module.model(ids).logits, atol=1e-5)
+    assert model.config.num_hidden_layers == 1 and guess_task(run.student_folder) == "causal-lm"
+    assert run.provenance["signals"]["logits"]["computed"] and teacher.startswith("path:")
+    for wrong in ("width=15", "depth=2", "width=0"):
+        with pytest.raises(UsageError, match="student llama"):
+            llama(wrong, BuildContext(None, None, 0))

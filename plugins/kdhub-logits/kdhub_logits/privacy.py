@@ -1,0 +1,77 @@
+"""Where a text is likely to hold something private: patterns, and what only a teacher that saw it can know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+PATTERN = (
+    r"\d+"  # numbers: codes, phones, cards, dates
+    r"|[\w.+-]+@[\w-]+\.[\w.]+"  # e-mail addresses
+    r"|\b(?=\w*\d)(?=\w*[A-Za-z])\w{6,}\b"  # identifiers of letters and digits
+)
+"""What the scorer `pattern` looks for. Names are no pattern: see the scorer `memorisation`."""
+
+
+def marked(text: str, spans: Sequence[tuple[int, int]], pattern: str) -> list[float]:
+    """1 for each token that overlaps a match of the pattern, or stands beside one that does; else 0.
+
+    Args:
+        spans: begin and end of each token in the text.
+    """
+    found = [match.span() for match in re.finditer(pattern, text)]
+    inside = [any(a < end and b > start for start, end in found) for a, b in spans]
+    wide = [any(inside[max(0, i - 1) : i + 2]) for i in range(len(inside))]
+    return [float(hit) for hit in wide]
+
+
+class Ngrams:
+    """A language model of token counts, for what a model could know without having seen the private texts.
+
+    p_k(y | last k tokens) = (count + weight p_{k-1}) / (count of the context + weight), from p_{-1} = 1 / vocabulary.
+
+    Args:
+        texts: token ids of public texts.
+        vocabulary: how many tokens there are.
+        order: tokens of the longest context and the next one.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[int]], vocabulary: int, order: int = 5, weight: float = 2.0):
+        self.vocabulary, self.order, self.weight = vocabulary, order, weight
+        self._counts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._contexts: list[tuple[np.ndarray, np.ndarray]] = []
+        for k in range(order):
+            both = [self._codes(np.asarray(ids, np.uint64), k) for ids in texts]
+            context, code = (np.concatenate(part) if part else np.zeros(0, np.uint64) for part in zip(*both))
+            self._counts.append(np.unique(code, return_counts=True))
+            self._contexts.append(np.unique(context, return_counts=True))
+
+    def _codes(self, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """One number for the k tokens before each token that has so many, and one with the token itself."""
+        base, context = np.uint64(2 * self.vocabulary + 1), np.zeros(max(0, len(ids) - k), np.uint64)
+        with np.errstate(over="ignore"):  # beyond 64 bits two contexts may share a number, rarely
+            for i in range(k):
+                context = context * base + ids[i : len(ids) - k + i] + np.uint64(1)
+            return context, context * base + ids[k:] + np.uint64(1)
+
+    def log_probabilities(self, ids: Sequence[int]) -> np.ndarray:
+        """log p of each token from those before it, as far as the order reaches; (tokens,)."""
+        x = np.asarray(ids, np.uint64)
+        p = np.full(len(x), 1.0 / self.vocabulary)
+        for k in range(self.order):
+            if len(x) <= k:
+                break
+            context, code = self._codes(x, k)
+            seen, of_context = _look(self._counts[k], code), _look(self._contexts[k], context)
+            p[k:] = (seen + self.weight * p[k:]) / (of_context + self.weight)
+        return np.log(p)
+
+
+def _look(table: tuple[np.ndarray, np.ndarray], codes: np.ndarray) -> np.ndarray:
+    known, counts = table
+    if not len(known):
+        return np.zeros(len(codes))
+    at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+    return np.where(known[at] == codes, counts[at], 0).astype(float)

@@ -1,0 +1,162 @@
+"""Swing distillation: the numbers of its design, what is marked private, and noise that does not average out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdhub_logits.privacy import PATTERN, Ngrams, marked
+from kdhub_logits.soft_targets import Kd
+from kdhub_logits.swing import Swing, laplace, renormalised, temperature
+from pydantic import ValidationError
+
+from kdhub.method import Progress
+from kdhub.task import Signals
+
+NOW = Progress(0, 1, 0.0)
+
+
+def batch(labels, private=None, keys=(7,), counts=None):
+    made = {"labels": torch.tensor(labels), "keys": torch.tensor(keys)}
+    made["counts"] = torch.tensor(counts or [len(labels)])
+    if private is not None:
+        made["private"] = torch.tensor(private)
+    return made
+
+
+def swing(**options) -> Swing:
+    method = Swing(Swing.Options(**options))
+    method.redraws = 0
+    return method
+
+
+def near(value, expected, abs=2e-6):
+    assert np.asarray(torch.as_tensor(value).tolist()) == pytest.approx(np.asarray(expected), abs=abs)
+
+
+def test_targets_flatten_with_the_temperature():
+    z = torch.tensor([4.0, 2.0, 0.0])
+    expected = {
+        1: [0.866813, 0.117310, 0.015876],
+        5: [0.471776, 0.316241, 0.211983],
+        20: [0.367165, 0.332225, 0.300610],
+    }
+    for t, p in expected.items():
+        near(torch.softmax(z / t, -1), p)
+    entropies = [-(q * q.log()).sum().item() for q in (torch.softmax(z / t, -1) for t in expected)]
+    assert entropies == pytest.approx([0.441057, 1.047333, 1.095287], abs=2e-6)
+    near(temperature(torch.tensor([0.0, 0.5, 1.0]), 1, 10), [1, 5.5, 10])
+    near(temperature(torch.tensor([0.5]), 1, 10, gamma=2.0), [3.25])
+
+
+def test_without_anything_private_it_is_kd_without_the_square():
+    torch.manual_seed(0)
+    s, z, labels = torch.randn(6, 5), torch.randn(6, 5), [0, 1, 2, 3, 4, 0]
+    plain = {"noise": "none", "gate_hard": False, "t_min": 3.0, "t_max": 3.0}
+    mine = swing(**plain).objective(Signals(logits=s), Signals(logits=z), batch(labels, [0.0] * 6), NOW)
+    theirs = Kd(Kd.Options(temperature=3.0, alpha=0.5, scale_t2=False)).objective(
+        Signals(logits=s), Signals(logits=z), batch(labels), NOW
+    )
+    for name in ("teacher", "labels"):
+        near(mine[name], theirs[name].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "how, expected",
+    [("matched", [-0.01198, 0.00257, 0.00470, 0.00470]), ("teacher_only", [-0.1198, 0.0257, 0.0470, 0.0470])],
+)
+def test_gradients_of_both_temperatures(how, expected):
+    z, s = torch.tensor([[6.0, 1.0, 0.0, 0.0]]), torch.zeros(1, 4, requires_grad=True)
+    method = swing(noise="none", alpha=0.0, t_max=10.0, student_temperature=how)
+    sum(method.objective(Signals(logits=s), Signals(logits=z), batch([0], [1.0]), NOW).values()).backward()
+    near(s.grad[0], expected, abs=6e-5)
+
+
+def test_where_the_loss_is_least():
+    """With the student's own temperature the target itself, almost flat; matched, the teacher's logits."""
+    z = torch.tensor([[6.0, 1.0, 0.0, 0.0]])
+
+    def value(how, s):
+        method = swing(noise="none", alpha=0.0, student_temperature=how)
+        return sum(method.objective(Signals(logits=s), Signals(logits=z), batch([0], [1.0]), NOW).values()).item()
+
+    for how, best in (("teacher_only", z / 20), ("matched", z)):
+        assert value(how, best) == pytest.approx(0, abs=1e-6)
+        assert value(how, best + torch.tensor([[0.5, 0, 0, 0]])) > 1e-5
+
+
+def test_labels_count_less_where_a_token_is_private():
+    z, s = torch.zeros(2, 3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    terms = swing(noise="none", alpha=1.0).objective(
+        Signals(logits=s), Signals(logits=z), batch([0, 0], [0.0, 1.0]), NOW
+    )
+    near(terms["labels"], -math.log(math.e / (math.e + 2)) / 2)
+    open_ = swing(noise="none", alpha=1.0, gate_hard=False).objective(
+        Signals(logits=s), Signals(logits=z), batch([0, 0], [0.0, 1.0]), NOW
+    )
+    assert open_["labels"] > terms["labels"]
+
+
+def test_noise_belongs_to_a_text_and_a_place():
+    z, rho = torch.zeros(5, 4), torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0])
+    both = batch([0] * 5, keys=(3, 9), counts=[2, 3])
+    method = swing()
+    first, again = method.noised(z, rho, both), method.noised(z, rho, both)
+    assert torch.equal(first, again), "drawn once"
+    other = method.noised(z, rho[[2, 3, 4, 0, 1]], batch([0] * 5, keys=(9, 3), counts=[3, 2]))
+    assert torch.equal(other, torch.cat([first[2:], first[:2]])), "wherever the text stands in a batch"
+    assert first[1].abs().mean() > 3 * first[0].abs().mean(), "more where it is private"
+    redrawn = swing(noise_redraw=True)
+    assert not torch.equal(redrawn.noised(z, rho, both), redrawn.noised(z, rho, both))
+    near(renormalised(torch.tensor([0.7, 0.2, 0.1]) + torch.tensor([-0.05, 0.1, -0.15])), [0.684211, 0.315789, 0.0])
+
+
+def test_laplace_keeps_a_distribution_and_shares_what_is_beyond_the_top():
+    logits = torch.randn(20, 100, generator=torch.Generator().manual_seed(1))
+    p = laplace(logits, 0.05, torch.Generator().manual_seed(2)).exp()
+    near(p.sum(-1), [1.0] * 20, abs=1e-5)
+    top = logits.topk(32, -1).indices
+    rest = torch.ones(20, 100, dtype=torch.bool).scatter(1, top, False)
+    assert all(len(set(row[mask].tolist())) == 1 for row, mask in zip(p, rest)), "the others share one number"
+    small = laplace(torch.tensor([[1.0, 0.0]]), 1e-9, torch.Generator().manual_seed(0)).exp()
+    near(small[0], torch.softmax(torch.tensor([1.0, 0.0]), -1).tolist(), abs=1e-5)
+
+
+def test_what_the_pattern_marks():
+    text = "call 555 or anna@x.org, code a1b2c3"
+    words, at = text.split(" "), 0
+    spans = []
+    for word in words:
+        spans.append((at, at + len(word)))
+        at += len(word) + 1
+    found = marked(text, spans, PATTERN)
+    # call, 555, or, anna@x.org, code, a1b2c3: and what stands beside one
+    assert found == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert marked("a b c d 5 e f", [(i, i + 1) for i in range(0, 13, 2)], PATTERN) == [0, 0, 0, 1, 1, 1, 0]
+
+
+def test_ngrams_by_hand_and_a_memory_beyond_them():
+    model = Ngrams([[1, 2, 1, 2, 3]], 4, order=2, weight=2.0)
+    # p_0(1) = (2 + 2/4) / (5 + 2); behind 2 comes 1 once and 3 once: p_1(3 | 2) = (1 + 2 p_0(3)) / (2 + 2)
+    p0 = {1: 2.5 / 7, 2: 2.5 / 7, 3: 1.5 / 7}
+    found = np.exp(model.log_probabilities([1, 2, 3]))
+    assert found == pytest.approx([p0[1], (2 + 2 * p0[2]) / (2 + 2), (1 + 2 * p0[3]) / (2 + 2)])
+    whole = sum(math.exp(model.log_probabilities([2, y])[1]) for y in range(4))
+    assert whole == pytest.approx(1.0), "a distribution"
+    method = swing(privacy_scorer="memorisation", public="x")
+    method._public = model
+    at = {**batch([2, 3]), "input_ids": torch.tensor([[1, 2, 3, 0]])}
+    sure = torch.full((2, 4), -20.0)
+    sure[[0, 1], [2, 3]] = 20.0
+    rho = method.likelihood(sure, at)
+    public = model.log_probabilities([1, 2, 3])[1:]
+    near(rho, 1 / (1 + np.exp(public + 3.0)), abs=1e-5)
+    assert rho[1] > rho[0], "what public texts make less likely is likelier a memory"
+
+
+def test_options_that_do_not_fit():
+    for wrong, words in (({"t_max": 0.5}, "t_max is at least"), ({"noise": "laplace_prob"}, "needs eps")):
+        with pytest.raises(ValidationError, match=words):
+            Swing.Options(**wrong)
