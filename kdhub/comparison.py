@@ -440,18 +440,19 @@ def plus_minus(mean: float, std: float | None) -> str:
     return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
 
 
-def values_of(report: Report, data: str) -> tuple[dict[str, dict[str, float]], dict[str, bool]]:
-    """Subject -> metric -> value, plain views alone, and metric -> whether higher is better.
+def values_of(report: Report, data: str) -> tuple[dict[str, dict[str, float]], dict[str, bool], dict[str, str]]:
+    """Subject -> metric -> value, plain views alone; by metric, whether higher is better; and where it was measured.
 
     A metric has its plain name on `data` (`NAME SPLIT`), and where else it is measured once.
     """
     found: dict[str, dict[str, float]] = {}
     directions: dict[str, bool] = {}
+    places: dict[str, str] = {}
     lines = [line for line in report.lines() if not line.variant]
     for line in sorted(lines, key=lambda line: line.where != data):
         name = line.metric if line.metric not in directions else f"{line.metric} on {line.where}"
-        directions[name] = line.any.higher_is_better
+        directions[name], places[name] = line.any.higher_is_better, line.where
         for subject, measure in line.measures.items():
             if measure.value is not None:
                 found.setdefault(subject, {})[name] = measure.value
-    return found, directions
+    return found, directions, places

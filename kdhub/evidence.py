@@ -53,7 +53,6 @@ def _entry(result: Result, claims: list[dict[str, Any]]) -> dict[str, Any]:
         "versions": env["versions"],
         "machine": f"{hardware.get('processor')}, {hardware.get('cores')} cores",
         "threads": env.get("threads_each"),
-        "wall_seconds": env.get("wall_seconds"),
         "metric": result.metric,
         "data": result.data,
         "values": values,

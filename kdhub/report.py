@@ -194,7 +194,7 @@ class Report:
         varied = [line for line in lines if line.variant and (line.dataset, line.split, line.metric) in head]
         places = list(dict.fromkeys((line.dataset, line.split) for line in varied))
         varied.sort(key=lambda line: places.index((line.dataset, line.split)))
-        tables = [_quality("Quality", plain), _quality("Quality, vectors stored or cut otherwise", varied)]
+        tables = [_quality("Quality", plain), _quality("Quality, looked at otherwise", varied)]
         tables.append(_cost(self.costs()))
         return [table for table in tables if table.rows]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import kdhub
 from kdhub import evidence
 from kdhub.catalog import Catalog, default_catalog
 from kdhub.comparison import Budget, Cell, Claim, Result, judge, read_comparison
+from kdhub.comparison_page import page, write_page
 from kdhub.errors import RecipeError, RunError, UnknownNameError, UsageError
 from kdhub.report import aligned
 from kdhub.resolve import Resolver
@@ -289,6 +292,27 @@ def test_the_ledger_keeps_one_entry_a_comparison(tmp_path):
     (tmp_path / "evidence/kd.json").write_text('{"schema": 9}')
     with pytest.raises(RunError, match="schema 9"):
         evidence.of_method("kd", catalog)
+
+
+def test_the_page_is_whole_and_tells_nothing_to_anybody(tmp_path):
+    result = ledger(LEDGER)
+    for cell in result.cells:
+        cell.facts = {"train_seconds": 2.0 + cell.seed, "parameters": 75_000}
+        cell.curve = [[1, 0.2], [2, 0.4]]
+    result.plan["summary"] = "</script><script>alert(1)</script> & more"
+    text = page(result, "/* the library */")
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
+    assert not re.search(r"(?:src|href)\s*=|url\(|@import", text), "nothing is fetched"
+    assert "0.6100 ± 0.0158" in text and 'data-value="75000"' in text and "seed 4" in text
+    for name in ("seeds", "cost", "learning"):
+        assert f'id="{name}" role="img" aria-label=' in text
+    path = write_page(result, tmp_path)
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no browser to look with")
+    args = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom"]
+    seen = subprocess.run([*args, path.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert seen.count('class="main-svg"') >= 3, "the plots were drawn"
 
 
 # -- what comes with kdhub ------------------------------------------------------------------------------------

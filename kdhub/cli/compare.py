@@ -26,6 +26,7 @@ def compare(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted comparison.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
     record: Annotated[Path | None, typer.Option(help="Write what came of its claims into this ledger.")] = None,
+    page: Annotated[bool, typer.Option("--page", help="Also write page.html, which needs no network.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be compared and stop.")] = False,
     json: Json = False,
 ) -> None:
@@ -43,7 +44,7 @@ def compare(
         else:
             print(plan.to_yaml(), end="")
         return
-    result = verb.compare(comparison, **what, out=out, resume=resume, jobs=jobs, record=record)
+    result = verb.compare(comparison, **what, out=out, resume=resume, jobs=jobs, record=record, page=page)
     if json:
         _output.emit({"folder": str(result.folder), **result.to_dict()})
     else:
@@ -51,6 +52,8 @@ def compare(
         for note in result.notes():
             print(f"note: {note}")
         print(f"\nnumbers  {result.folder / 'comparison.json'}\nplots    {result.folder / 'plots'}")
+        if page:
+            print(f"page     {result.folder / 'page.html'}")
         best = result.best()
         if best is not None:
             place = result.folder / "cells" / best[0] / f"seed-{best[1]}"

@@ -54,6 +54,7 @@ def compare(
     resume: str | Path | None = None,
     jobs: int | None = None,
     record: str | Path | None = None,
+    page: bool = False,
     resolver: Resolver | None = None,
 ) -> Result:
     """Run several methods on equal terms: start, order of rows, updates and arithmetic are the same under one seed.
@@ -70,6 +71,7 @@ def compare(
         out: a folder, new or empty; `comparisons/<name>-<date>` by default.
         resume: the folder of a comparison that was interrupted or had failures: finished cells are kept.
         jobs: processes; by default one a core, without a GPU, as far as memory reaches.
+        page: also write `page.html`, one file with tables and plots that needs no network (`kdhub[page]`).
         record: a ledger's folder, where what came out of the comparison's claims is written.
 
     Returns:
@@ -93,6 +95,10 @@ def compare(
     recipes = cell_recipes(plan, resolver)
     with _locked(folder, new=resume is None):
         result = _run(plan, recipes, folder, jobs, resolver)
+    if page:
+        from kdhub.comparison_page import write_page
+
+        write_page(result, folder)
     if record is not None:
         from kdhub import evidence
 
@@ -445,8 +451,8 @@ def _told(run: Run) -> dict[str, Any]:
     report, known = Report.from_dict(run.report), run.provenance
     head = next(iter(report.headline()), None)
     training, student, signals = (known.get(key, {}) for key in ("training", "student", "signals"))
-    training = {**known["distilled"], **training}  # a method that trains in its own way is timed as a whole
-    values, directions = values_of(report, head.where if head else "")
+    training = {**known.get("distilled", {}), **training}  # a method that trains in its own way is timed as a whole
+    values, directions, places = values_of(report, head.where if head else "")
     facts = {
         "train_seconds": training.get("seconds"),
         "steps": training.get("steps"),
@@ -462,6 +468,7 @@ def _told(run: Run) -> dict[str, Any]:
         "curve": [[r["step"], r["measured"]] for r in logged],
         "head": head and {"metric": head.metric, "data": head.where},
         "directions": directions,
+        "places": places,
     }
 
 
@@ -494,7 +501,8 @@ def _result(
     folder: Path,
 ) -> Result:
     cells = [
-        Cell(*key, **{k: v for k, v in each.items() if k not in ("head", "directions")}) for key, each in told.items()
+        Cell(*key, **{k: v for k, v in each.items() if k not in ("head", "directions", "places")})
+        for key, each in told.items()
     ]
     head = next((each["head"] for each in told.values() if each.get("head")), None)
     if head is None:
@@ -503,9 +511,10 @@ def _result(
             f"no cell of {folder} could be measured: {errors[0]}", hint=f"kdhub compare --resume {folder} tries again"
         )
     directions = {k: v for each in told.values() for k, v in each.get("directions", {}).items()}
+    places = {k: v for each in told.values() for k, v in each.get("places", {}).items()}
     metric = plan.metric or head["metric"]
     if metric not in directions:
         raise UsageError(f"nothing measured {metric!r}", hint=f"measured were: {', '.join(directions)}")
     kept = {**plan.to_dict(), "arms": {name: recipes[name, plan.seeds[0]].to_dict() for name in plan.arms}}
     reference = plan.reference or ("supervised" if "supervised" in plan.arms else next(iter(plan.arms)))
-    return Result(kept, metric, head["data"], directions, reference, cells, environment(), folder)
+    return Result(kept, metric, places[metric], directions, reference, cells, environment(), folder)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import CompatibilityError, DataError
-from kdhub.task import Encoder, Example, Prepare, Signals, Task, plain_rows
+from kdhub.task import Encoder, Example, Prepare, Signals, Task, View, plain_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -80,6 +80,7 @@ class Classification(Task):
 
     class EvaluationOptions(BaseModel):
         model_config = ConfigDict(extra="forbid")
+        per_class: bool = Field(False, description="also the accuracy of the rows of each class, its recall")
 
     # -- rows -------------------------------------------------------------------------------------------------
 
@@ -154,6 +155,12 @@ class Classification(Task):
         if (labels < 0).any():
             raise DataError(f"{data.name}, split {split!r}: row {int((labels < 0).argmax()) + 1} has no label")
         return Predictions(np.asarray(given, np.float32), labels, self.classes)
+
+    def views(self, outputs: Predictions, options: Any, subject: str) -> Iterator[View]:
+        yield View()
+        if options.per_class:
+            for c in np.unique(outputs.labels).tolist():
+                yield View({"class": outputs.classes[c]}, partial(_rows_of_class, c))
 
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
         rows = data.split(split)[:n][self.column]
@@ -299,6 +306,12 @@ class TokenClassification(Classification):
     primary = {"rows": "entity-f1"}
     pipeline_tag = "token-classification"
 
+    class EvaluationOptions(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    def views(self, outputs: Any, options: Any, subject: str) -> Iterator[View]:
+        yield View()
+
     def _labels(self, table: datasets.Dataset) -> set[Any]:
         import pyarrow.compute as pc
 
@@ -376,6 +389,11 @@ class TokenClassification(Classification):
         from kdhub_logits import tiny
 
         return tiny.token_recipe(folder)
+
+
+def _rows_of_class(c: int, out: Predictions) -> Predictions:
+    rows = out.labels == c
+    return Predictions(out.logits[rows], out.labels[rows], out.classes)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -278,3 +278,17 @@ def test_a_bare_student_folder_says_its_task(tmp_path):
     (tmp_path / "config.json").write_text('{"network": "mlp"}')
     with pytest.raises(UsageError, match="task"):
         kdhub.load(tmp_path)
+
+
+def test_accuracy_of_each_class(tmp_path):
+    recipe = {
+        "task": "image-classification", "method": "supervised", "student": "mlp:8", "options": {"epochs": 3},
+        "data": {"train": [{"source": "digits", "split": "train", "limit": 200}]},
+        "evaluation": {"data": [{"source": "digits", "split": "test"}], "options": {"per_class": True}, "cost": False},
+    }  # fmt: skip
+    run = kdhub.distill(recipe, out=tmp_path / "run")
+    measures = [m for m in run.report["measures"] if m["subject"] == "student"]
+    classes = {m["variant"]["class"]: m for m in measures if m["variant"]}
+    assert sorted(classes) == [str(i) for i in range(10)] and {m["metric"] for m in classes.values()} == {"accuracy"}
+    whole = next(m["value"] for m in measures if m["metric"] == "accuracy" and not m["variant"])
+    assert sum(m["value"] * m["examples"] for m in classes.values()) == pytest.approx(whole * 397)
