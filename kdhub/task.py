@@ -171,6 +171,10 @@ class Task(ABC):
             DataError: a split cannot be trained on, with the columns it has and those that are needed.
         """
 
+    def labelled(self, table: datasets.Dataset) -> bool:
+        """Whether such rows can be learnt from without a teacher."""
+        return False
+
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         """What a fresh model must know of the training rows (classes, the shape of an input), as JSON values. A student
         builder finds it at `context.facts`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -28,7 +31,7 @@ from kdhub.report import STUDENT, Report
 from kdhub.resolve import Resolver
 from kdhub.run import Run, environment
 from kdhub.verbs import chain
-from kdhub.verbs.distill import _catalogue_layer, execute
+from kdhub.verbs.distill import execute, recipe_layer
 
 logger = logging.getLogger("kdhub")
 
@@ -88,13 +91,14 @@ def compare(
         if comparison or out or any(told.values()):
             raise UsageError("--resume takes everything from the folder; leave out the other options")
         folder = Path(resume)
-        plan, jobs = _kept(folder, jobs)
+        plan, before = _kept(folder, jobs)
     else:
+        before = {}
         plan = resolve_comparison(comparison, resolver=resolver, **told)
         folder = Path(out) if out else Path("comparisons") / f"{plan.name or 'methods'}-{datetime.now():%Y%m%d-%H%M%S}"
     recipes = cell_recipes(plan, resolver)
     with _locked(folder, new=resume is None):
-        result = _run(plan, recipes, folder, jobs, resolver)
+        result = _run(plan, recipes, folder, {"jobs": jobs or _jobs(len(recipes)), **before}, resolver)
     if page:
         from kdhub.comparison_page import write_page
 
@@ -151,24 +155,19 @@ def _plan(comparison: Any, methods: Any, recipe: Any, resolver: Resolver) -> Com
 
 def _has_labels(shared: Mapping[str, Any], resolver: Resolver) -> bool:
     """Whether the task knows training by labels, and the data have them."""
-    if "supervised" not in {e.name for e in resolver.registry.all("method", shared["task"])}:
+    recipe = build([Layer("recipe", {"method": "supervised", **shared})])
+    refs = recipe.data.get("train", [])
+    if not refs or "supervised" not in {e.name for e in resolver.registry.all("method", recipe.task)}:
         return False
-    recipe = Recipe.model_validate(shared)
-    parts = [resolver.data(ref, recipe.on_bad_rows) for ref in recipe.data.get("train", [])]
-    splits = [data.pick(*([ref.split] if ref.split else ["train"])) for data, ref in zip(parts, recipe.data["train"])]
-    return "label" in resolver.task(recipe.task).training_table(list(zip(parts, splits))).column_names
+    opened = [(resolver.data(ref, recipe.on_bad_rows), ref.split) for ref in refs]
+    task = resolver.task(recipe.task)
+    return task.labelled(task.training_table([(data, data.pick(split or "train")) for data, split in opened]))
 
 
 def _shared(recipe: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolver) -> dict[str, Any]:
     """The keys of the recipe that all arms share."""
-    if isinstance(recipe, Mapping):
-        layer = Layer("recipe", dict(recipe))
-    else:
-        path = Path(recipe)
-        is_file = path.suffix in (".yaml", ".yml") or "/" in str(recipe)
-        layer = Layer(str(path), read_yaml(path)) if is_file else _catalogue_layer(str(recipe), resolver)
     texts = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else set
-    return combine([layer, *(parse_set(text) for text in texts)])
+    return combine([recipe_layer(recipe, resolver), *(parse_set(text) for text in texts)])
 
 
 # -- cells ----------------------------------------------------------------------------------------------------
@@ -228,8 +227,7 @@ def _training_options(shared: Mapping[str, Any], method: str, resolver: Resolver
     given = dict(shared.get("options") or {})
     common = TrainingOptions.model_fields
     if "method" in shared:
-        of_recipe = resolver.method(Recipe.model_validate({**shared, "student": shared.get("student", "-")})).options
-        given = of_recipe.model_dump()
+        given = resolver.method(build([Layer("recipe", {"student": "-", **shared})])).options.model_dump()
     entry = resolver.registry.find("method", method, shared.get("task"))
     fields = resolver.registry.load(entry).Options.model_fields
     return {key: value for key, value in given.items() if key in common and key in fields}
@@ -256,35 +254,51 @@ def _locked(folder: Path, *, new: bool) -> Iterator[None]:
         raise RunError(f"{folder} is in use by another kdhub job") from None
 
 
-def _kept(folder: Path, jobs: int | None) -> tuple[Comparison, int | None]:
-    """The plan of a folder, and the processes it was begun with: another number of threads is another arithmetic."""
+def _kept(folder: Path, jobs: int | None) -> tuple[Comparison, dict[str, Any]]:
+    """The plan of a folder, and how it was begun: `jobs`, as another number of threads is another arithmetic, and
+    `timed`, the steps that a budget of seconds came to.
+
+    Raises:
+        RunError: there is none. UsageError: other processes are asked for.
+    """
     if not (folder / PLAN).is_file():
         raise RunError(f"{folder} holds no comparison: it has no {PLAN}")
     values = read_yaml(folder / PLAN)
-    before = values.pop("jobs", None)
-    if jobs is not None and before is not None and jobs != before:
-        raise UsageError(f"{folder} was begun with {before} processes", hint=f"--jobs {before}, or leave it out")
+    before = {key: values.pop(key) for key in ("jobs", "timed") if key in values}
+    if jobs is not None and jobs != before.get("jobs", jobs):
+        begun = before["jobs"]
+        raise UsageError(f"{folder} was begun with {begun} processes", hint=f"--jobs {begun}, or leave it out")
     return read_comparison(values, str(folder / PLAN)), before
 
 
 def _run(
-    plan: Comparison, recipes: Mapping[tuple[str, int], Recipe], folder: Path, jobs: int | None, resolver: Resolver
+    plan: Comparison,
+    recipes: Mapping[tuple[str, int], Recipe],
+    folder: Path,
+    begun: dict[str, Any],
+    resolver: Resolver,
 ) -> Result:
-    jobs = jobs or _jobs(len(recipes))
-    atomic_write(folder / PLAN, plan.to_yaml() + f"jobs: {jobs}\n")
+    def keep() -> None:
+        text = yaml.safe_dump({**plan.to_dict(), **begun}, sort_keys=False, allow_unicode=True, width=100)
+        atomic_write(folder / PLAN, text)
+
+    keep()
     began = time.monotonic()
     for recipe in recipes.values():  # what they stand on is made here, before several want it at once
         chain.unchained(recipe, resolver)
-    with _Workers(jobs) as workers:
-        if plan.budget and Budget.parse(plan.budget).unit == "s":
-            recipes = _with_time(plan, recipes, folder, workers)
-        # Seed after seed, so that a comparison that is stopped early has compared something.
-        todo = sorted(recipes, key=lambda key: plan.seeds.index(key[1]))
-        told = _all_cells(workers, {key: (recipes[key].to_yaml(), _place(folder, *key)) for key in todo})
+    workers = _Workers(begun["jobs"])
+    if plan.budget and Budget.parse(plan.budget).unit == "s":
+        if "timed" not in begun:
+            begun["timed"] = _steps_in_time(plan, recipes, folder, workers)
+            keep()
+        recipes = {key: _with_steps(recipe, begun["timed"][key[0]]) for key, recipe in recipes.items()}
+    # Seed after seed, so that a comparison that is stopped early has compared something.
+    todo = sorted(recipes, key=lambda key: plan.seeds.index(key[1]))
+    told = _all_cells(workers, {key: (recipes[key].to_yaml(), _place(folder, *key)) for key in todo})
     result = _result(plan, {key: told[key] for key in recipes}, recipes, folder)
     result.environment |= {
         "wall_seconds": round(time.monotonic() - began, 1),
-        "jobs": jobs,
+        "jobs": workers.jobs,
         "threads_each": workers.threads,
     }
     write_json(folder / RESULT, result.to_dict())
@@ -304,33 +318,37 @@ def _jobs(cells: int) -> int:
 
     if torch.cuda.is_available():
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, cells, psutil.virtual_memory().available // WORKER_BYTES))
+    return max(1, min(_cores(), cells, psutil.virtual_memory().available // WORKER_BYTES))
 
 
-def _with_time(
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _with_steps(recipe: Recipe, steps: int) -> Recipe:
+    return Recipe.model_validate(merge(recipe.to_dict(), {"options": {"max_steps": steps}}))
+
+
+def _steps_in_time(
     plan: Comparison, recipes: Mapping[tuple[str, int], Recipe], folder: Path, workers: _Workers
-) -> dict[tuple[str, int], Recipe]:
-    """Recipes with as many steps as fit into the time, by a probe of each arm."""
+) -> dict[str, int]:
+    """How many steps of each arm fit into the time, by a probe of each."""
     budget, probes = Budget.parse(plan.budget), {}
     for name in plan.arms:
-        values = recipes[name, plan.seeds[0]].to_dict()
-        probe = merge(values, {"options": {"max_steps": PROBE_STEPS}, "evaluation": {"data": [], "curve": 0}})
+        probe = _with_steps(recipes[name, plan.seeds[0]], PROBE_STEPS).to_dict()
+        probe = merge(probe, {"evaluation": {"data": [], "curve": 0}})
         place = Path(_place(folder, name, plan.seeds[0])).parent / "probe"
         shutil.rmtree(place, ignore_errors=True)
         probes[name, -1] = (Recipe.model_validate(probe).to_yaml(), str(place))
     found = _all_cells(workers, probes)
-    timed = dict(recipes)
+    steps = {}
     for name in plan.arms:
         told = found[name, -1]
-        if not (seconds := told.get("facts", {}).get("train_seconds")):
+        if not (seconds := told.get("facts", {}).get("step_seconds")):
             raise UsageError(f"arm {name} cannot be timed: {told.get('error', 'it trains nothing')}")
-        steps = budget.steps(1, seconds / PROBE_STEPS)
-        logger.info("%s: %d steps in %g s", name, steps, budget.amount)
-        for seed in plan.seeds:
-            values = merge(recipes[name, seed].to_dict(), {"options": {"max_steps": steps}})
-            timed[name, seed] = Recipe.model_validate(values)
-    return timed
+        steps[name] = budget.steps(1, seconds)
+        logger.info("%s: %d steps in %g s", name, steps[name], budget.amount)
+    return steps
 
 
 # -- processes ------------------------------------------------------------------------------------------------
@@ -340,15 +358,7 @@ class _Workers:
     """Processes that stay, so that torch is imported once in each; one that dies is replaced."""
 
     def __init__(self, jobs: int):
-        self.jobs = jobs
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = max(1, cores // jobs)
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
+        self.jobs, self.threads = jobs, max(1, _cores() // jobs)
 
     def each(self, work: Mapping[Any, tuple[Any, ...]], done: Callable[[Any, dict[str, Any]], None]) -> None:
         """Call `run_cell` for each; `done` is told, in this thread, with what it gave."""
@@ -381,7 +391,8 @@ class _Workers:
                     1, get_context("spawn"), initializer=_begin, initargs=(self.threads, os.getpid())
                 )
                 try:
-                    waiting = pool.submit(run_cell, *arguments)
+                    with _without_main():
+                        waiting = pool.submit(run_cell, *arguments)
                     while not stop.is_set():
                         try:
                             told.put((key, waiting.result(timeout=0.5)))
@@ -398,6 +409,22 @@ class _Workers:
                     for process in list(pool._processes.values()):
                         process.terminate()
                 pool.shutdown(cancel_futures=True)
+
+
+_MAIN = threading.Lock()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """While a worker is started: it needs nothing of the program that compares, which would otherwise be run again in
+    it, down to its own call of `compare`."""
+    with _MAIN:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _begin(threads: int, parent: int) -> None:
@@ -461,7 +488,12 @@ def _told(run: Run) -> dict[str, Any]:
         "start": student.get("start_sha256"),
         "teacher_rows": sum(s["computed"] for s in signals.values()) + training.get("live_teacher_rows", 0),
     }
-    logged = [r for r in run.metrics() if "measured" in r]
+    records = list(run.metrics())
+    logged = [r for r in records if "measured" in r]
+    speeds = [r["rows_per_second"] for r in records if "rows_per_second" in r]
+    if speeds:  # the first steps are slower: memory is asked for, caches are filled
+        size = Resolver().method(run.recipe).options.batch_size
+        facts["step_seconds"] = size / statistics.median(speeds[len(speeds) // 2 :])
     return {
         "values": values,
         "facts": {k: v for k, v in facts.items() if v is not None},

@@ -92,7 +92,7 @@ def recipe_layers(
         if value is not None
     ]
     texts = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else list(set)
-    given = [] if recipe is None else [_recipe_layer(recipe, resolver)]
+    given = [] if recipe is None else [recipe_layer(recipe, resolver)]
     sets = [parse_set(text) for text in texts]
     method = combine([*given, *flags, *sets]).get("method")
     if method is None:
@@ -120,7 +120,8 @@ def _shorthand(layer: Layer, resolver: Resolver, method: Any) -> Layer:
     return Layer(layer.label, {"options": layer.values})
 
 
-def _recipe_layer(recipe: Any, resolver: Resolver) -> Layer:
+def recipe_layer(recipe: Any, resolver: Resolver) -> Layer:
+    """The keys of a recipe: a `Recipe`, a mapping, a file, or a name of the catalogue."""
     if isinstance(recipe, Recipe):
         return Layer("recipe", recipe.model_dump(by_alias=True, exclude_unset=True))
     if isinstance(recipe, Mapping):

@@ -15,6 +15,8 @@ from kdhub.errors import CompatibilityError
 from kdhub.task import Encoder, Example, Prepare, plain_rows
 
 if TYPE_CHECKING:
+    import datasets
+
     from kdhub.data import Data
     from kdhub_lm.models import CausalLm
 
@@ -30,6 +32,9 @@ class CausalLanguage(TokenClassification):
     target = ""  # a text is its own
     primary = {"texts": "perplexity", "rows": "exposure"}
     pipeline_tag = "text-generation"
+
+    def labelled(self, table: datasets.Dataset) -> bool:
+        return True  # the next token is the label
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         return {}

@@ -99,6 +99,9 @@ class Classification(Task):
             )
         return table.select_columns([c for c in (self.column, self.target) if c in table.column_names])
 
+    def labelled(self, table: datasets.Dataset) -> bool:
+        return self.target in table.column_names
+
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         """`classes`; for numbers every one up to the largest, for names in alphabetical order."""
         if not parts:
