@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement
+from statistics import NormalDist
 
 import numpy as np
 
@@ -84,20 +85,36 @@ def verdict(difference: Difference, p: float | None, higher_is_better: bool = Tr
 
 
 def _t_test(values: np.ndarray) -> float:
-    from scipy.stats import t
-
     mean, error = values.mean(), values.std(ddof=1) / math.sqrt(len(values))
     # Differences that are one number but for rounding have no chance in them.
     if error <= 1e-12 * max(1.0, np.abs(values).max()):
         return 1.0 if abs(mean) <= 1e-12 else 0.0
-    return float(2 * t.sf(abs(mean) / error, len(values) - 1))
+    return 1 - _within(abs(mean) / error, len(values) - 1)
+
+
+def _within(t: float, degrees: int) -> float:
+    """P(|T| <= t) of Student's t with whole degrees of freedom: a finite sum (Abramowitz and Stegun 26.7.3, 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine, odd = math.sin(angle), math.cos(angle), degrees % 2
+    term = total = (cosine if odd else 1.0) if degrees > 1 else 0.0
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def _quantile(degrees: int) -> float:
+    """The t that |T| stays within on all but `LEVEL` of the cases, by halving."""
+    low, high = 0.0, 1e4
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < 1 - LEVEL else (low, middle)
+    return low
 
 
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    from scipy.stats import norm, t
-
     n = len(values)
-    tail = norm.cdf(-math.sqrt(n / (n - 1)) * t.isf(LEVEL / 2, n - 1))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _quantile(n - 1))
     if n <= _ENUMERATED:  # every resample there is, each with its probability
         counts, chances = _resamples(n)
         means = counts @ values / n

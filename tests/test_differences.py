@@ -22,6 +22,17 @@ def test_hand_computed():
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
+def test_students_t_is_that_of_scipy():
+    from scipy.stats import t
+
+    from kdhub.differences import _quantile, _within
+
+    for degrees in (1, 2, 3, 4, 5, 9, 10, 29, 100):
+        for x in (0.0, 0.3, 1.0, 2.7764451, 12.0):
+            assert _within(x, degrees) == pytest.approx(1 - 2 * t.sf(x, degrees), abs=1e-12)
+        assert _quantile(degrees) == pytest.approx(t.isf(LEVEL / 2, degrees), rel=1e-9)
+
+
 def test_the_bootstrap_is_that_of_every_resample():
     values = np.array([0.1, -0.2, 0.4, 0.3, 0.05])
     found = paired(values, np.zeros(5))
