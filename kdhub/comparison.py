@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +24,9 @@ from kdhub.report import BEFORE, STUDENT, TEACHER, Report, Table, number
 SCHEMA = 1
 START = "untrained"
 """What tables call the student before training."""
+
+SUBJECTS = ((BEFORE, START), (TEACHER, TEACHER))
+"""What stands beside the arms, and what tables call it."""
 
 OUTCOMES = ("as expected", "a tie", "otherwise")
 
@@ -157,9 +160,9 @@ class Cell:
         status: done or failed.
         error: of a failed one: what was wrong, and what to do.
         values: subject -> metric -> value, on the comparison's data.
-        facts: `train_seconds`, `steps`, `batch_size`, `parameters`, `peak_memory_bytes`, `teacher_rows` (the teacher's
-            forward passes, in rows: newly stored ones and those of a live teacher), `start` (digest of the student's
-            weights before training).
+        facts: `train_seconds`, `step_seconds`, `steps`, `parameters`, `peak_memory_bytes`, `teacher_rows` (the
+            teacher's forward passes, in rows: newly stored ones and those of a live teacher), `start` (digest of the
+            student's weights before training).
         curve: (step, value of the metric) while it learned.
     """
 
@@ -226,6 +229,17 @@ class Result:
         name, _, subject = arm.partition("@")
         found = {c.seed: c.value(metric or self.metric, subject or STUDENT) for c in self.cells if c.arm == name}
         return {seed: value for seed, value in found.items() if value is not None}
+
+    def of_subject(self, subject: str) -> dict[int, float]:
+        """Seed -> value of what is no arm's own: the teacher, the untrained student."""
+        return {c.seed: v for c in self.cells if (v := c.value(self.metric, subject)) is not None}
+
+    def curve(self, arm: str) -> list[tuple[int, float]]:
+        """(step, mean over seeds) while an arm learned, at the steps that all its cells measured; [] below two."""
+        # A run that was interrupted may have measured twice, or at other steps.
+        curves = [dict(map(tuple, c.curve)) for c in self.cells if c.arm == arm and len(c.curve) > 1]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        return [(step, spread([each[step] for each in curves])[0]) for step in steps] if len(steps) > 1 else []
 
     def difference(self, arm: str, against: str, metric: str | None = None) -> Difference | None:
         """Over the seeds that both have; None when there is none."""
@@ -345,19 +359,16 @@ class Result:
             )
             costs = self._costs(arm)
             cost.append([arm, *(number(costs[name], unit) for name, unit in _COSTS.values())])
-        for subject, title in ((BEFORE, START), (TEACHER, TEACHER)):
-            found = {c.seed: v for c in self.cells if (v := c.value(self.metric, subject)) is not None}
-            if found:
-                quality.append([title, plus_minus(*spread(list(found.values()))), *[""] * 4])
+        for subject, title in SUBJECTS:
+            if found := list(self.of_subject(subject).values()):
+                quality.append([title, plus_minus(*spread(found)), *[""] * 4])
         columns = ["arm", self.metric, "seeds", f"against {self.reference}", "95 % interval", "verdict"]
         tables = [
             Table(f"{self.metric} on {self.data}", columns, quality),
             Table("Cost of a training, mean over seeds; teacher rows in all", ["arm", *_COSTS], cost),
         ]
-        claims = [[f"{claim['method']}: {claim['text']}", *claim_cells(claim)] for claim in self.claims()]
-        if claims:
-            columns = ["claim", "measured", "against", "difference", "95 % interval", "seeds", "came out"]
-            tables.append(Table("Claims", columns, claims))
+        if self.plan.get("claims"):
+            tables.append(claim_table(self.claims(), "Claims", of_methods=True))
         return tables
 
 
@@ -419,8 +430,15 @@ def _outcome(claim: Claim, sides: Sequence[Sequence[float]]) -> str:
     return OUTCOMES[0] if tests[0] else OUTCOMES[2] if tests[1] else OUTCOMES[1]
 
 
-def claim_cells(claim: Mapping[str, Any]) -> list[str]:
-    """The measured part of a claim for a table."""
+def claim_table(claims: Iterable[Mapping[str, Any]], title: str, *, of_methods: bool = False) -> Table:
+    """A row a claim; `of_methods` says whose each is."""
+    columns = ["claim", "measured", "against", "difference", "95 % interval", "seeds", "came out"]
+    text = lambda claim: f"{claim['method']}: {claim['text']}" if of_methods else claim["text"]  # noqa: E731
+    return Table(title, columns, [[text(claim), *_claim_cells(claim)] for claim in claims])
+
+
+def _claim_cells(claim: Mapping[str, Any]) -> list[str]:
+    """What was measured of it."""
     if "difference" not in claim:
         return ["", "", "", "", "0", claim["outcome"]]
     d = claim["difference"]

@@ -15,10 +15,10 @@ import numpy as np
 import yaml
 
 from kdhub._files import atomic_write
-from kdhub.comparison import START, Result
+from kdhub.comparison import START, SUBJECTS, Result
 from kdhub.comparison_plots import interval, look, ranked
 from kdhub.errors import UsageError
-from kdhub.report import BEFORE, TEACHER, Table
+from kdhub.report import TEACHER, Table
 
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "p": "pentagon"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
@@ -192,8 +192,8 @@ def _seeds(result: Result) -> dict[str, Any]:
              "hovertemplate": "%{y}: mean %{x:.4f}<extra></extra>"}
         )  # fmt: skip
     lines = []
-    for subject, title in ((TEACHER, TEACHER), (BEFORE, START)):
-        found = [v for cell in result.cells if (v := cell.value(result.metric, subject)) is not None]
+    for subject, title in SUBJECTS:
+        found = list(result.of_subject(subject).values())
         lines += [(float(np.mean(found)), title)] if found else []
     everything = [x for trace in data for x in trace["x"]]
     near = [(x, t) for x, t in lines if everything and abs(x - np.mean(everything)) < 2 * np.ptp(everything)]
@@ -225,13 +225,11 @@ def _cost(result: Result) -> dict[str, Any]:
 def _learning(result: Result) -> dict[str, Any]:
     data = []
     for arm in ranked(result):
-        curves = [dict(map(tuple, c.curve)) for c in result.cells if c.arm == arm and len(c.curve) > 1]
-        steps = sorted(set.intersection(*map(set, curves))) if curves else []
-        if len(steps) > 1:
+        if curve := result.curve(arm):
+            steps, means = zip(*curve)
             own = look(result, arm)
             data.append(
-                {"type": "scatter", "mode": "lines+markers", "x": steps, "name": arm, "marker": _marks(result, arm, 7),
-                 "y": [float(np.mean([curve[step] for curve in curves])) for step in steps],
-                 "line": {"color": own["color"], "dash": DASHES[own["linestyle"]]}}
+                {"type": "scatter", "mode": "lines+markers", "x": steps, "y": means, "name": arm,
+                 "marker": _marks(result, arm, 7), "line": {"color": own["color"], "dash": DASHES[own["linestyle"]]}}
             )  # fmt: skip
     return {"data": data, "layout": _layout("optimiser step", f"{result.metric} on {result.data}", 440)}

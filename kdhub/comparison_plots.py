@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdhub.comparison import START, Result
+from kdhub.comparison import SUBJECTS, Result
 from kdhub.differences import paired
-from kdhub.plots import _STYLE, GREY, INK, TERMS, _figure, _save, tick
-from kdhub.report import BEFORE, TEACHER, printable
+from kdhub.plots import GREY, INK, STYLE, TERMS, new_figure, save_figure, tick
+from kdhub.report import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,9 +24,9 @@ def plot_comparison(result: Result, folder: Path) -> list[Path]:
     """Draw what there are numbers for into `plots/`. Returns the files, whole each."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = {"seeds": seeds(result), "cost": cost(result), "learning": learning(result)}
-        return [_save(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items() if figure]
+        return [save_figure(figure, folder / "plots" / f"{name}.png") for name, figure in figures.items() if figure]
 
 
 def ranked(result: Result) -> list[str]:
@@ -56,7 +56,7 @@ def seeds(result: Result) -> Figure | None:
     arms = ranked(result)
     if not arms:
         return None
-    figure = _figure(7.6, 1.6 + 0.42 * len(arms))
+    figure = new_figure(7.6, 1.6 + 0.42 * len(arms))
     axes = figure.subplots()
     for y, arm in enumerate(reversed(arms)):
         values, own = list(result.of(arm).values()), look(result, arm)
@@ -65,8 +65,8 @@ def seeds(result: Result) -> Figure | None:
             axes.plot(bounds, [y, y], color=own["color"], linewidth=2.2)
         axes.plot([np.mean(values)], [y], color=INK, marker="|", markersize=16, markeredgewidth=2.2)
     low, high = axes.get_xlim()
-    for subject, title in ((TEACHER, TEACHER), (BEFORE, START)):
-        found = [v for cell in result.cells if (v := cell.value(result.metric, subject)) is not None]
+    for subject, title in SUBJECTS:
+        found = list(result.of_subject(subject).values())
         # A line far away would press the arms together.
         if found and low - (high - low) < np.mean(found) < high + (high - low):
             axes.axvline(np.mean(found), color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -89,7 +89,7 @@ def cost(result: Result) -> Figure | None:
             points.append((arm, float(np.mean(seconds)), list(result.of(arm).values())))
     if len(points) < 2:
         return None
-    figure = _figure(7.6, 4.2)
+    figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
     for arm, seconds, values in points:
         own, mean = look(result, arm), float(np.mean(values))
@@ -108,16 +108,11 @@ def cost(result: Result) -> Figure | None:
 
 def learning(result: Result) -> Figure | None:
     """The metric while each arm learned, mean over seeds."""
-    figure = _figure(7.6, 4.2)
+    figure = new_figure(7.6, 4.2)
     axes, drawn = figure.subplots(), 0
     for arm in ranked(result):
-        curves = [cell.curve for cell in result.cells if cell.arm == arm and len(cell.curve) > 1]
-        # A run that was interrupted may have measured twice, or at other steps.
-        by_step = [dict(map(tuple, curve)) for curve in curves]
-        steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
-        if len(steps) > 1:
-            means = [np.mean([each[step] for each in by_step]) for step in steps]
-            axes.plot(steps, means, **look(result, arm), markersize=5, label=printable(arm))
+        if curve := result.curve(arm):
+            axes.plot(*zip(*curve), **look(result, arm), markersize=5, label=printable(arm))
             drawn += 1
     if not drawn:
         return None

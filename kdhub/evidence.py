@@ -12,7 +12,7 @@ from typing import Any
 
 from kdhub._files import write_json
 from kdhub.catalog import Catalog
-from kdhub.comparison import SCHEMA, Result, claim_cells
+from kdhub.comparison import SCHEMA, Result, claim_table
 from kdhub.errors import RunError
 from kdhub.report import Table
 
@@ -94,6 +94,4 @@ def methods(catalog: Catalog) -> list[str]:
 
 def table(entries: Iterable[Mapping[str, Any]], title: str = "Evidence") -> Table:
     """A row a claim."""
-    columns = ["claim", "measured", "against", "difference", "95 % interval", "seeds", "came out"]
-    rows = [[claim["text"], *claim_cells(claim)] for entry in entries for claim in entry["claims"]]
-    return Table(title, columns, rows)
+    return claim_table((claim for entry in entries for claim in entry["claims"]), title)

@@ -25,7 +25,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     ASYMMETRIC: {"label": "asymmetric", "color": "#009e73", "marker": "D", "linestyle": "--"},
 }
 TERMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_STYLE = {
+STYLE = {
     "font.size": 12,
     "font.family": "sans-serif",
     "text.parse_math": False,
@@ -64,7 +64,7 @@ def plot_run(run: Any) -> list[Path]:
     report = Report.from_dict(run.report) if run.report else Report()
     folder = Path(run.folder) / "plots"
     files = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = {
             "loss": loss_curve(list(run.metrics())),
             "retention": retention(report),
@@ -72,7 +72,7 @@ def plot_run(run: Any) -> list[Path]:
         }
         for name, figure in figures.items():
             if figure is not None:
-                files.append(_save(figure, folder / f"{name}.png"))
+                files.append(save_figure(figure, folder / f"{name}.png"))
     return files
 
 
@@ -89,7 +89,7 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     rates = [_number(r.get("lr")) for r in records]
     with_rate = any(not math.isnan(rate) for rate in rates)
 
-    figure = _figure(7.6, 4.4 if with_rate else 3.4)
+    figure = new_figure(7.6, 4.4 if with_rate else 3.4)
     upper, *lower = figure.subplots(
         2 if with_rate else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 1] if with_rate else [1]
     )[:, 0]
@@ -132,7 +132,7 @@ def retention(report: Report) -> Figure | None:
     chosen = [line for line in (size, costs.get("latency-p50")) if line is not None]
     if not chosen:
         return None
-    figure = _figure(4.0 * len(chosen) + 0.6, 4.0)
+    figure = new_figure(4.0 * len(chosen) + 0.6, 4.0)
     figure.get_layout_engine().set(wspace=0.06)
     panels = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]
     for axes, cost in zip(panels, chosen):
@@ -173,7 +173,7 @@ def truncation(report: Report) -> Figure | None:
     places = list(cut)[:_PANELS]
     columns = min(2, len(places))
     rows = math.ceil(len(places) / columns)
-    figure = _figure(4.4 * columns + (1.2 if columns == 1 else 0), 3.3 * rows + 0.4)
+    figure = new_figure(4.4 * columns + (1.2 if columns == 1 else 0), 3.3 * rows + 0.4)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, place in zip(panels, places):
         ticks: set[int] = set()
@@ -257,7 +257,7 @@ def tick(value: float, unit: str) -> str:
     return f"{float(figure.replace(',', '')):g} {rest}".rstrip()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     # Without pyplot: no display is looked for, and nothing stays in a global list of figures.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -267,7 +267,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     import io
 
     from kdhub._files import atomic_write

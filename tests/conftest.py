@@ -5,33 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kdhub.testing.fixtures import SESSION_HOME
+from kdhub.testing.fixtures import home as isolated
+
 ROOT = Path(__file__).parents[1]
-
-# Before anything imports huggingface_hub, which reads these once. No test uses the network or the user's own cache.
-_session_home = tempfile.TemporaryDirectory(prefix="kdhub-tests-")
-os.environ["HF_HOME"] = _session_home.name
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture(autouse=True)
-def isolated(tmp_path_factory, monkeypatch) -> Iterator[Path]:
-    """A kdhub home of the test's own, no switch from outside, strict plugins, and nothing left for the next test."""
-    from kdhub import plugins
-
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("KDHUB_HOME", str(home))
-    monkeypatch.setenv("KDHUB_STRICT", "1")
-    for name in ("KDHUB_PLUGINS", "KDHUB_CATALOG"):
-        monkeypatch.delenv(name, raising=False)
-    plugins.set_plugins(None)
-    yield home
-    plugins.set_plugins(None)
 
 
 @pytest.fixture
@@ -161,7 +143,7 @@ def no_token_anywhere(tmp_path_factory) -> Iterator[None]:
     from fake_hub import TOKEN
 
     yield
-    folders = (tmp_path_factory.getbasetemp(), Path(_session_home.name))
+    folders = (tmp_path_factory.getbasetemp(), SESSION_HOME)
     files = [p for folder in folders for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
     assert not _told and not [str(p) for p in files if TOKEN.encode() in p.read_bytes()]
 

@@ -442,7 +442,7 @@ def _begin(threads: int, parent: int) -> None:
 
 
 def run_cell(recipe: str, place: str) -> dict[str, Any]:
-    """In a worker: one training and its evaluation, begun, continued, or found. What it says goes to `log.txt`."""
+    """In a worker: one training and its evaluation, begun, continued, or found. Its log is beside its folder."""
     folder = Path(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = logging.FileHandler(folder.parent / f"{folder.name}.log", encoding="utf-8")

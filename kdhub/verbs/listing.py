@@ -129,14 +129,12 @@ def _evidence(entry: Entry) -> dict[str, Any]:
     """What was measured of a method's claims."""
     from kdhub.catalog import default_catalog
 
-    catalog = default_catalog()
-    if entry.spec.kind != "method" or not any(
-        (f / "evidence" / f"{entry.name}.json").is_file() for f in catalog.folders
-    ):
+    if entry.spec.kind != "method":
         return {}
     from kdhub import evidence
 
-    return {"evidence": evidence.of_method(entry.name, catalog)}
+    found = evidence.of_method(entry.name, default_catalog())
+    return {"evidence": found} if found else {}
 
 
 def _options(registry: Registry, entry: Entry) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from kdhub_logits.classifiers import Classifier, Transformer, padded
 from kdhub_logits.students import keep_layers
-from kdhub_logits.teachers import LocalClassifier
+from kdhub_logits.teachers import LocalClassifier, local
 from torch import nn
 
 from kdhub._files import canonical_json
@@ -129,23 +129,7 @@ class LocalLm(LocalClassifier):
         return self.model.max_length
 
 
-def path_teacher(argument: str, options: Any = None) -> LocalLm:
-    """A folder; so also the student of another recipe."""
-    folder = Path(argument).expanduser()
-    return LocalLm(argument, options, folder=folder, known={"source": f"path:{argument}", "id": folder.name})
-
-
-def hub_teacher(argument: str, options: Any = None) -> LocalLm:
-    """A model of the Hub, at a pinned commit."""
-    from kdhub.hub.fetch import fetch_model
-
-    folder, repo, commit = fetch_model(argument)
-    known = {"source": f"hf:{repo}@{commit}", "id": repo, "revision": commit}
-    return LocalLm(argument, options, folder=folder, known=known)
-
-
-for _build in (path_teacher, hub_teacher):
-    _build.Options = LocalLm.Options
+path_teacher, hub_teacher = local(LocalLm)
 
 
 # -- students -------------------------------------------------------------------------------------------------

@@ -227,20 +227,24 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b.T
 
 
-def path(argument: str, options: Any = None) -> LocalClassifier:
-    """A classifier folder; so also the student of another recipe."""
-    folder = Path(argument).expanduser()
-    return LocalClassifier(argument, options, folder=folder, known={"source": f"path:{argument}", "id": folder.name})
+def local(cls: type[LocalClassifier]) -> tuple[Any, Any]:
+    """What builds such a teacher from a folder, and from a repository of the Hub."""
+
+    def path(argument: str, options: Any = None) -> LocalClassifier:
+        """A folder; so also the student of another recipe."""
+        folder = Path(argument).expanduser()
+        return cls(argument, options, folder=folder, known={"source": f"path:{argument}", "id": folder.name})
+
+    def hub(argument: str, options: Any = None) -> LocalClassifier:
+        """A transformers model of the Hub, at a pinned commit."""
+        from kdhub.hub.fetch import fetch_model
+
+        folder, repo, commit = fetch_model(argument)
+        known = {"source": f"hf:{repo}@{commit}", "id": repo, "revision": commit}
+        return cls(argument, options, folder=folder, known=known)
+
+    path.Options = hub.Options = cls.Options
+    return path, hub
 
 
-def hub(argument: str, options: Any = None) -> LocalClassifier:
-    """A transformers classifier of the Hub, at a pinned commit."""
-    from kdhub.hub.fetch import fetch_model
-
-    folder, repo, commit = fetch_model(argument)
-    known = {"source": f"hf:{repo}@{commit}", "id": repo, "revision": commit}
-    return LocalClassifier(argument, options, folder=folder, known=known)
-
-
-for _build in (path, hub):
-    _build.Options = LocalClassifier.Options
+path, hub = local(LocalClassifier)

@@ -1,0 +1,34 @@
+"""Pytest fixtures for kdhub and its plugins: `from kdhub.testing.fixtures import home` in a `conftest.py`.
+
+Importing this gives the whole session a Hub cache of its own and no network, so import it before anything imports
+huggingface_hub, which reads these switches once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_session = tempfile.TemporaryDirectory(prefix="kdhub-tests-")
+SESSION_HOME = Path(_session.name)
+os.environ["HF_HOME"] = _session.name
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch) -> Iterator[Path]:
+    """A kdhub home of the test's own, no switch from outside, strict plugins, and nothing left for the next test."""
+    from kdhub import plugins
+
+    folder = tmp_path_factory.mktemp("home")
+    for name in [n for n in os.environ if n.startswith("KDHUB_") and n != "KDHUB_DATA"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KDHUB_HOME", str(folder))
+    monkeypatch.setenv("KDHUB_STRICT", "1")
+    plugins.set_plugins(None)
+    yield folder
+    plugins.set_plugins(None)
