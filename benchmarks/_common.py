@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results.jsonl"
+PEERS = Path(__file__).parents[1] / "build" / "peers" / "bin" / "python"
+"""The interpreter that has other programs to compare with; `make bench-peers` makes it."""
 PACKAGES = ("kdhub", "torch", "transformers", "sentence-transformers", "accelerate")
 
 
-def child(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
+def child(script: str, *arguments: str, python: str = sys.executable, **environment: str) -> dict[str, Any]:
     """Run `script ARGUMENTS` in a process of its own; its last line of stdout is one JSON object."""
     done = subprocess.run(
-        [sys.executable, script, *arguments],
+        [python, script, *arguments],
         env={
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -37,13 +39,15 @@ def child(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
 
 
 def in_turns(
-    script: str, jobs: Mapping[str, Sequence[str]], rounds: int, **environment: str
+    script: str, jobs: Mapping[str, Sequence[str]], rounds: int, *, peers: Sequence[str] = (), **environment: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Each job `rounds` times, in alternating order, so that a busy moment hits all of them."""
+    """Each job `rounds` times, in alternating order, so that a busy moment hits all of them. Those of `peers` run with
+    the interpreter that has them."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
     for turn in range(rounds):
         for name in list(jobs) if turn % 2 == 0 else list(jobs)[::-1]:
-            found[name].append(child(script, *jobs[name], **environment))
+            python = str(PEERS) if name in peers else sys.executable
+            found[name].append(child(script, *jobs[name], python=python, **environment))
             print(f"  {name}: {found[name][-1]}", file=sys.stderr)
     return found
 

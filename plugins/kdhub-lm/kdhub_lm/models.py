@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdhub_logits.classifiers import Classifier, Transformer, padded
+from kdhub_logits.classifiers import Classifier, padded
+from kdhub_logits.positions import Head, TokenSignals
 from kdhub_logits.students import keep_layers
 from kdhub_logits.teachers import LocalClassifier, local
 from torch import nn
@@ -18,9 +19,57 @@ from kdhub._files import canonical_json
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import BuildContext
-from kdhub.task import Example
+from kdhub.task import Example, Signals
 
 BATCH = 32
+
+
+class LanguageModel(nn.Module):
+    """A transformers language model that gives its last states and its head, from which logits are made when they are
+    asked for (see `kdhub_logits.positions`), at the positions `at` of a batch.
+
+    Args:
+        classes: columns of the head that are tokens. Others are padding; they are cut, for a logit of theirs would get
+            a share of the probability.
+    """
+
+    def __init__(self, model: nn.Module, classes: int):
+        super().__init__()
+        self.model, self.classes = model, classes
+        config = model.config
+        self._scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._head: bool | None = None
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> Signals:
+        ids, mask, at = inputs["input_ids"], inputs["attention_mask"], inputs["at"]
+        if not self.has_head(ids):
+            given = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            logits, states = given.logits[..., : self.classes], given.hidden_states[-1]
+            return Signals(logits=logits.flatten(0, 1)[at].float(), features=states.flatten(0, 1)[at].float())
+        states = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return TokenSignals(head=self._of(states.flatten(0, 1)[at]))
+
+    def _of(self, states: torch.Tensor) -> Head:
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        return Head(states, head.weight[: self.classes], None if bias is None else bias[: self.classes],
+                    float(self._scale), self._cap)  # fmt: skip
+
+    def has_head(self, ids: torch.Tensor) -> bool:
+        """Whether states and head make the model's own logits, tried once. Some models do more between the two."""
+        if self._head is None:
+            self._head = False
+            head = self.model.get_output_embeddings()
+            if isinstance(head, nn.Linear) and self.model.base_model is not self.model:
+                was = self.model.training
+                self.model.eval()
+                with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+                    own = self.model(input_ids=ids[:1]).logits[0, :, : self.classes].float()
+                    made = self._of(self.model.base_model(input_ids=ids[:1]).last_hidden_state[0])[:]
+                self.model.train(was)
+                self._head = torch.allclose(own, made, rtol=1e-2, atol=1e-3 * float(own.abs().max()))
+        return self._head
 
 
 class CausalLm(Classifier):
@@ -31,7 +80,8 @@ class CausalLm(Classifier):
     batch = BATCH
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
-        super().__init__("causal-lm", Transformer(model), [], start)
+        classes = min(len(tokenizer), model.config.vocab_size)
+        super().__init__("causal-lm", LanguageModel(model, classes), [], start)
         self.tokenizer = tokenizer
         limit = getattr(model.config, "max_position_embeddings", None) or 2048
         self.max_length = min(n for n in (limit, tokenizer.model_max_length) if n)
@@ -48,8 +98,7 @@ class CausalLm(Classifier):
         return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
 
     def width(self, kind: str) -> tuple[int, ...]:
-        config = self.module.model.config
-        return (config.vocab_size if kind == "logits" else config.hidden_size,)
+        return (self.module.classes if kind == "logits" else self.module.model.config.hidden_size,)
 
     def save(self, folder: Path) -> None:
         self.module.model.save_pretrained(folder, safe_serialization=True)

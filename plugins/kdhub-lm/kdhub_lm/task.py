@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ from kdhub_logits.privacy import marked
 from kdhub_logits.tasks import Predictions, TokenClassification
 
 from kdhub.errors import CompatibilityError
-from kdhub.task import Encoder, Example, Prepare, plain_rows
+from kdhub.task import Encoder, Example, Prepare, Signals, plain_rows
 
 if TYPE_CHECKING:
     import datasets
+    import torch
+    from torch import nn
 
     from kdhub.data import Data
     from kdhub_lm.models import CausalLm
@@ -86,6 +88,9 @@ class CausalLanguage(TokenClassification):
 
         self._prepare, self._tokenizer = prepare, tokenizer
         return prepare
+
+    def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
+        return module(inputs)
 
     def load(self, folder: Path) -> CausalLm:
         from kdhub_lm import models

@@ -140,3 +140,47 @@ def test_a_student_is_a_plain_transformers_model(tmp_path):
     for wrong in ("width=15", "depth=2", "width=0"):
         with pytest.raises(UsageError, match="student llama"):
             llama(wrong, BuildContext(None, None, 0))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "gpt2"])
+def test_states_and_head_make_the_models_own_logits(kind):
+    """Soft-caps and scales too; what comes behind the vocabulary is padding and cut."""
+    import transformers
+
+    sizes = {"vocab_size": 264, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    if kind == "llama":
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **more))
+    elif kind == "gemma2":
+        config = transformers.Gemma2Config(**sizes, **more, head_dim=8, final_logit_softcapping=0.05)
+        model = transformers.Gemma2ForCausalLM(config)
+    elif kind == "granite":
+        model = transformers.GraniteForCausalLM(transformers.GraniteConfig(**sizes, **more, logits_scaling=8.0))
+    else:
+        config = transformers.GPT2Config(vocab_size=264, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+        model = transformers.GPT2LMHeadModel(config)
+    student = models.CausalLm(model.eval(), byte_tokenizer(64))
+    examples = prepared(student, ["abc", "a longer text"])
+    batch = task.CausalLanguage().collate(examples, student)
+    with torch.no_grad():
+        given = student.module(batch)
+        own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert "head" in given and given.logits.shape == (sum(len(e["labels"]) for e in examples), 258)
+    assert torch.allclose(given.logits, own.flatten(0, 1)[batch["at"], :258], atol=1e-5)
+    assert student.width("logits") == (258,) and student.signals(examples, "logits")["logits"][0].shape == (3, 258)
+
+
+def test_a_model_that_does_more_behind_its_states_gives_its_own_logits(tiny):
+    class Louder(type(tiny.module.model)):
+        def forward(self, *arguments, **named):
+            given = super().forward(*arguments, **named)
+            given.logits = given.logits * 3
+            return given
+
+    tiny.module.model.__class__ = Louder
+    batch = task.CausalLanguage().collate(prepared(tiny, ["abc"]), tiny)
+    with torch.no_grad():
+        given = tiny.module(batch)
+        own = tiny.module.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert "head" not in given and torch.allclose(given.logits, own[0, :-1], atol=1e-6)

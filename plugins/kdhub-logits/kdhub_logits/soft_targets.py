@@ -57,24 +57,38 @@ class SoftTargets(ObjectiveMethod):
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
         from kdhub_logits import divergences
+        from kdhub_logits.positions import over_positions
 
-        o = self.options
+        o, labels = self.options, batch["labels"]
         t, settings = o.temperature, {name: getattr(o, name) for name in self.passes}
-        apart = getattr(divergences, self.function)(student.logits / t, teacher.logits.float() / t, **settings)
-        terms = {"teacher": o.alpha * (t * t if o.scale_t2 else 1) * apart.mean()}
-        if o.alpha < 1:
-            terms["labels"] = (1 - o.alpha) * cross_entropy(student.logits, batch["labels"])
-        return terms
+        apart = getattr(divergences, self.function)
+        weight, labelled = o.alpha * (t * t if o.scale_t2 else 1), labels_in(labels)
+
+        def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
+            terms = {"teacher": weight * apart(s / t, z.float() / t, **settings).sum() / len(labels)}
+            if o.alpha < 1:
+                terms["labels"] = (1 - o.alpha) * cross_entropies(s, y).sum() / labelled
+            return terms
+
+        return over_positions(sums, student, teacher, labels)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log q(label) of each row, 0 where there is no label: logits (n, classes), labels (n,) or -1."""
+    from torch.nn.functional import cross_entropy
+
+    each = cross_entropy(logits.float(), labels.clamp_min(0), reduction="none", label_smoothing=smoothing)
+    return each.masked_fill(labels < 0, 0)
+
+
+def labels_in(labels: Tensor) -> Tensor:
+    """How many rows have a label, at least 1: what a mean over them is divided by."""
+    return (labels >= 0).sum().clamp_min(1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean -log q(label) over the rows that have one, 0 when none has: logits (n, classes), labels (n,) or -1."""
-    from torch.nn.functional import cross_entropy
-
-    from kdhub_logits import divergences
-
-    each = cross_entropy(logits.float(), labels.clamp_min(0), reduction="none", label_smoothing=smoothing)
-    return divergences.masked_mean(each, labels >= 0)
+    """Mean -log q(label) over the rows that have one, 0 when none has."""
+    return cross_entropies(logits, labels, smoothing).sum() / labels_in(labels)
 
 
 class Kd(SoftTargets):
@@ -148,14 +162,19 @@ class Dkd(ObjectiveMethod):
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
-        from kdhub_logits import divergences
+        from kdhub_logits.divergences import decoupled_kd
+        from kdhub_logits.positions import over_positions
 
-        o, labels, given = self.options, batch["labels"], teacher.logits.float()
-        target = labels.where(labels >= 0, given.argmax(-1))
-        t = o.temperature
-        apart = divergences.decoupled_kd(student.logits / t, given / t, target, o.target_weight, o.others_weight)
+        o, labels, t = self.options, batch["labels"], self.options.temperature
         share = min(progress.epoch / o.warmup_epochs, 1.0) if o.warmup_epochs else 1.0
-        return {
-            "labels": o.ce_weight * cross_entropy(student.logits, labels),
-            "teacher": share * (t * t if o.scale_t2 else 1) * apart.mean(),
-        }
+        weight, labelled = share * (t * t if o.scale_t2 else 1), labels_in(labels)
+
+        def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
+            target = y.where(y >= 0, z.argmax(-1))
+            apart = decoupled_kd(s / t, z.float() / t, target, o.target_weight, o.others_weight)
+            return {
+                "labels": o.ce_weight * cross_entropies(s, y).sum() / labelled,
+                "teacher": weight * apart.sum() / len(labels),
+            }
+
+        return over_positions(sums, student, teacher, labels)

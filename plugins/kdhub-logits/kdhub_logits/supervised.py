@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kdhub.method import ObjectiveMethod, Progress
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropy
+from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labels_in
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from kdhub.task import Signals
 
@@ -27,4 +28,12 @@ class Supervised(ObjectiveMethod):
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
-        return {"labels": cross_entropy(student.logits, batch["labels"], self.options.label_smoothing)}
+        from kdhub_logits.positions import over_positions
+
+        labels, smoothing = batch["labels"], self.options.label_smoothing
+        labelled = labels_in(labels)
+
+        def sums(s: Tensor, _: None, y: Tensor) -> dict[str, Tensor]:
+            return {"labels": cross_entropies(s, y, smoothing).sum() / labelled}
+
+        return over_positions(sums, student, teacher, labels)
