@@ -147,7 +147,7 @@ def exposes_what_it_declares(bench: Bench) -> None:
     if student.module is None:
         raise SkipTest("it is no network")
     outputs = task.forward(student.module.train(), task.collate(rows, student))
-    missing = set(bench.spec.exposes) - set(outputs)
+    missing = [name for name in bench.spec.exposes if name not in outputs]
     assert not missing, f"it does not give {', '.join(sorted(missing))}, only {', '.join(sorted(outputs))}"
     assert isinstance(outputs, Signals)
     for kind in bench.spec.exposes:

@@ -62,6 +62,9 @@ class Head:
 class TokenSignals(Signals):
     """Signals of a model with a `head`; `logits` and `features` are made when they are asked for."""
 
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name in ("logits", "features") and super().__contains__("head"))
+
     def __missing__(self, name: str) -> Any:
         if name == "logits" and "head" in self:
             return self["head"][:]
