@@ -129,6 +129,11 @@ class ObjectiveMethod(Method):
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
     options: TrainingOptions
 
+    @property
+    def partial_signals(self) -> tuple[str, ...]:
+        """Forms of stored signals in part that it can learn from (`signals.keep`): the names before the number."""
+        return ()
+
     def settings(self) -> dict[str, Any]:
         """How rows are prepared (`max_length`, prompts, ...), passed to the task's `preparer`."""
         return {}

@@ -91,6 +91,7 @@ DataRefs = Annotated[list[Annotated[DataRef, BeforeValidator(_as_mapping)]], Bef
 
 class SignalOptions(_Model):
     dtype: Literal["float16", "float32", "int8"] = Field("float16", description="how stored teacher vectors are kept")
+    keep: str = Field("all", description="how much of each training signal: all, or what its teacher knows (top-32)")
 
 
 class Evaluation(_Model):

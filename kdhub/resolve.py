@@ -190,6 +190,7 @@ class Resolver:
                 problems += error.problems
         if problems:
             raise RecipeError(problems)
+        self._check_kept(recipe)
         needs = set(method.needs)
         uses = set(needs if method.uses is None else method.uses)
         if recipe.teacher is None and needs:
@@ -234,6 +235,15 @@ class Resolver:
     def _weights_at_hand(self, recipe: Recipe) -> bool:
         teacher = recipe.teacher
         return teacher is not None and self.target("teacher", teacher.source, recipe.task).entry.spec.live
+
+    def _check_kept(self, recipe: Recipe) -> None:
+        keep = recipe.signals.keep
+        takes = ("all", *getattr(self.method(recipe), "partial_signals", ()))
+        if keep.partition("-")[0] not in takes:
+            raise CompatibilityError(
+                f"method {recipe.method}, with these options, does not learn from signals.keep: {keep}",
+                hint=f"it takes {', '.join(name if name == 'all' else f'{name}-N' for name in takes)}",
+            )
 
     def _check_teacher(self, recipe: Recipe, method: Any, needs: set[str]) -> None:
         spec = self.target("teacher", recipe.teacher.source, recipe.task).entry.spec

@@ -158,6 +158,12 @@ class SignalStore:
         """Distinct rows that can be read."""
         return len(self._position)
 
+    @property
+    def item_bytes(self) -> int:
+        """What one row takes, or one item (token) of a ragged one, without keys and offsets."""
+        parts = (n for f in self.fields for n in (f.name, f.name + ".scale") if n in self._layout)
+        return sum(row_bytes(*self._layout[name]) for name in parts)
+
     # Index: every chunk's keys, sorted; 20 bytes a row.
 
     def refresh(self) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from kdhub.signals import Field
     from kdhub.task import Example
 
 
@@ -67,8 +68,10 @@ class Teacher(ABC):
         """
 
     @abstractmethod
-    def layout(self, kind: str) -> dict[str, tuple[int | None, ...]]:
-        """Fields of one row of a signal and their shapes (`{"embedding": (384,)}`); a leading None is a ragged one."""
+    def layout(self, kind: str) -> dict[str, tuple[int | None, ...] | Field]:
+        """Fields of one row of a signal and their shapes (`{"embedding": (384,)}`); a leading None is a ragged one. A
+        `kdhub.signals.Field` where the storage is its own. A kind is a signal's name; `logits:top-32` when a recipe
+        asks for a part of it (`signals.keep`), which a teacher may refuse."""
 
     def probe(self) -> Mapping[str, Any]:
         """Facts that cost a call, such as the width of its vectors. See `facts`."""

@@ -49,7 +49,9 @@ class Stored:
 def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored:
     """A teacher's signals of these rows through the store: what is missing is computed, by all ranks together."""
     fields = [
-        Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
+        shape
+        if isinstance(shape, Field)
+        else Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
         for name, shape in teacher.layout(kind).items()
     ]
     key = {"teacher": teacher.identity, "signal": kind}
@@ -173,7 +175,8 @@ class Session:
 
         rows = self.rows("train", **method.settings())
         live = self.teacher if method.spec.live else None
-        given = {} if live else {kind: self.signals(rows, kind) for kind in method.needs(self.teacher)}
+        keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
+        given = {} if live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
         # A teacher whose outputs are stored is not built and draws nothing; what is made anew must not depend on it.
         set_seed(self.seed)
         method.adapt(student, self.teacher)
@@ -305,7 +308,8 @@ class Session:
         before = self.run.provenance.get("signals", {}).get(kind, {})
         facts = {n: v + before.get(n, 0) for n, v in asdict(report).items() if n in ("computed", "found", "calls")}
         facts["seconds"] = round(report.seconds + before.get("seconds", 0.0), 2)
-        self.run.add_provenance(signals={kind: {"store": store.name, "rows": len(store), **facts}})
+        facts |= {"store": store.name, "rows": len(store), "item_bytes": store.item_bytes}
+        self.run.add_provenance(signals={kind: facts})
 
 
 def weights_digest(student: Any) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kdhub.task import Signals
+from kdhub_logits.sparse import kept
 
 CHUNK = 2**23
 """Numbers of a chunk of logits, for which one matrix product is made."""
@@ -26,7 +27,8 @@ BLOCK = 2**18
 """Numbers of a block of logits, which stay in the cache of a core while its terms are computed."""
 
 Sums = Callable[..., Mapping[str, Tensor]]
-"""(student's logits, teacher's logits or None, *others), of some positions -> named terms, sums over them."""
+"""(student's logits, teacher's logits, what is kept of them, or None, *others), of some positions -> named terms, sums
+over them."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,16 @@ def over_positions(sums: Sums, student: Signals, teacher: Signals, *others: Tens
         sums: terms of some positions, each divided by what the mean is over: `{"teacher": kl(s, z).sum() / n}`. It may
             depend on nothing that is trained but the student's logits.
         student: with `head`, or with `logits` (positions, classes).
-        teacher: likewise; nothing for methods without one.
+        teacher: likewise, or with a part of its logits (`sparse`); nothing for methods without one.
         others: tensors (positions, ...) that `sums` gets its part of (labels).
 
     Returns:
         Scalars. Of a `head` their gradient is known already, so they can be added, but not weighted one by one.
     """
-    given = teacher["head"] if "head" in teacher else teacher.get("logits")
     head = student.get("head")
+    given = teacher["head"] if dict.__contains__(teacher, "head") else teacher.get("logits")
+    if given is None and teacher:
+        given = kept(teacher, len(head.weight) if head is not None else student.logits.shape[-1])
     if head is None or not torch.is_grad_enabled():
         return dict(sums(student.logits, None if given is None else given[:], *others))
     names: list[str] = []

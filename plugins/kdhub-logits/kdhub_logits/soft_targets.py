@@ -12,6 +12,7 @@ takes a function there, three lines here, and a `MethodSpec`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -53,19 +54,24 @@ class SoftTargets(ObjectiveMethod):
     function: ClassVar[str]
     passes: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def partial_signals(self) -> tuple[str, ...]:
+        return ("top",)
+
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
         from kdhub_logits import divergences
         from kdhub_logits.positions import over_positions
+        from kdhub_logits.sparse import divergence
 
         o, labels = self.options, batch["labels"]
         t, settings = o.temperature, {name: getattr(o, name) for name in self.passes}
-        apart = getattr(divergences, self.function)
+        apart = partial(getattr(divergences, self.function), **settings)
         weight, labelled = o.alpha * (t * t if o.scale_t2 else 1), labels_in(labels)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
-            terms = {"teacher": weight * apart(s / t, z.float() / t, **settings).sum() / len(labels)}
+            terms = {"teacher": weight * divergence(apart, s, z, t).sum() / len(labels)}
             if o.alpha < 1:
                 terms["labels"] = (1 - o.alpha) * cross_entropies(s, y).sum() / labelled
             return terms
@@ -96,6 +102,10 @@ class Kd(SoftTargets):
     same gradient, another value."""
 
     function = "forward_kl"
+
+    @property
+    def partial_signals(self) -> tuple[str, ...]:
+        return ("top", "sampled") if self.options.temperature == 1 else ("top",)
 
 
 class ReverseKl(SoftTargets):

@@ -14,6 +14,7 @@ from kdhub._files import sha256_files
 from kdhub.errors import TeacherError, UsageError
 from kdhub.task import Example
 from kdhub.teacher import Teacher
+from kdhub_logits.sparse import Form, packed
 
 
 class LocalClassifier(Teacher):
@@ -78,14 +79,24 @@ class LocalClassifier(Teacher):
     def encode_words(self, rows: Sequence[Sequence[str]], max_length: int | None = None) -> Any:
         return self.model.encode_words(rows, max_length)
 
-    def layout(self, kind: str) -> dict[str, tuple[int | None, ...]]:
-        widths = self.facts["widths"]
-        if kind not in widths:
-            raise TeacherError(f"{self.argument} gives {', '.join(widths)}, not {kind!r}")
-        return {kind: tuple(widths[kind])}
+    def layout(self, kind: str) -> dict[str, Any]:
+        widths, (kind, _, keep) = self.facts["widths"], kind.partition(":")
+        if kind not in widths or (keep and kind != "logits"):
+            raise TeacherError(f"{self.argument} gives {', '.join(widths)}, and of logits a part, not {kind!r}")
+        shape = tuple(widths[kind])
+        if not keep:
+            return {kind: shape}
+        field = Form.parse(keep, shape[-1]).field(kind, ragged=shape[0] is None)
+        return {field.name: field}
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
-        return self.model.signals(examples, kind)
+        kind, _, keep = kind.partition(":")
+        given = self.model.signals(examples, kind)
+        if not keep:
+            return given
+        ragged, form = self.model.ragged, Form.parse(keep, self.facts["widths"][kind][-1])
+        contents = [example["content"] for example in examples]
+        return {form.field(kind, ragged).name: packed(given[kind], form, contents, ragged)}
 
 
 class Prototypes(Teacher):
