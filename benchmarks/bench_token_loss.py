@@ -62,9 +62,11 @@ def liger(states, head, theirs, their_head):
 
 
 def trl(states, head, theirs, their_head):
+    import torch
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-    return _chunked_divergence_loss(states, head, theirs, their_head)
+    counted = torch.ones(1, len(states), dtype=torch.long)
+    return _chunked_divergence_loss(states[None], theirs[None], head, their_head, counted, 0.0)[0]
 
 
 def job(name: str, tokens: int, threads: int, repeats: int) -> dict[str, float]:

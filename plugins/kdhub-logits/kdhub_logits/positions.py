@@ -12,7 +12,7 @@ differentiation runs on blocks that stay in the processor's cache, where it cost
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,6 +129,8 @@ class _InChunks(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             h, w = states.detach().to(dtype), weight.detach().to(dtype)
             b = None if bias is None else bias.detach()
+            if isinstance(given, Head):
+                given = replace(given, states=given.states.to(dtype), weight=given.weight.to(dtype))
             buffer = torch.empty(min(chunk, len(h)), classes, dtype=dtype, device=h.device)
             for start in range(0, len(h), chunk):
                 part = slice(start, min(start + chunk, len(h)))
