@@ -181,6 +181,10 @@ class ObjectiveMethod(Method):
         """Change a batch before a live teacher and the student see it (mixup, crops)."""
         return batch
 
+    def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
+        """Told after each optimiser step: the means of its terms over accumulated batches and ranks, alike on all
+        ranks. Schedules that follow the loss move here; `progress` is that of the step, so its first `step` is 0."""
+
     def state(self) -> dict[str, Any]:
         """State of schedules and estimates that a checkpoint must keep, as JSON values."""
         return {}

@@ -176,9 +176,12 @@ def pydoc(argument: str = "") -> Data:
             "queries": lambda: ({"id": p.id, "text": p.query} for p in _held_out()[0]),
             "validation": lambda: judgements("validation"),
             "test": lambda: judgements("test"),
+            # Held out too, as plain texts: for language models.
+            "validation-texts": lambda: ({"text": p.document} for p in _held_out()[0] if p.split == "validation"),
+            "test-texts": lambda: ({"text": p.document} for p in _held_out()[0] if p.split == "test"),
         },
         key=key,
-        format={"train": "texts"},
+        format={"train": "texts", "validation-texts": "texts", "test-texts": "texts"},
         licence="the licences of Python and of the packages read",
     )
 

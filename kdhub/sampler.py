@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Mean losses that a sampler asks for: of student and teacher, on `rows` rows of each data set's validation data,
+    before training and `every` so many optimiser steps."""
+
+    every: int
+    rows: int
 
 
 class Sampler(ABC):
@@ -47,8 +57,13 @@ class Sampler(ABC):
         draws the epoch again up to where it was.
         """
 
+    def probes(self, steps: int) -> Probe | None:
+        """What it wants to be told beside loss terms, of a training of `steps` optimiser steps."""
+        return None
+
     def observe(self, step: int, terms: Mapping[str, float]) -> None:
-        """Told the loss terms after each logged step; samplers with state (domain mixtures) learn from them.
+        """Told the loss terms after each logged step; samplers with state (domain mixtures) learn from them. What a
+        probe found comes as `student:0`, `teacher:0`, ... by the place of the data set in `parts`.
 
         Rows are drawn about one batch ahead of training, so what is told here counts from the next batch but one.
         """
@@ -79,13 +94,15 @@ class ShuffledSampler(Sampler):
         rng = np.random.default_rng([self.seed, number])
         order = self.draw(rng)
         order = np.resize(order, -(-len(order) // self.batch) * self.batch)
-        if self.options.group_by_length:
-            block = self.batch * self.blocks
-            pieces = [order[i : i + block] for i in range(0, len(order), block)]
-            order = np.concatenate([p[np.argsort(-self.lengths[p], kind="stable")] for p in pieces])
-            batches = order.reshape(-1, self.batch)
-            order = batches[rng.permutation(len(batches))].reshape(-1)
-        return order
+        return self.grouped(order, rng) if self.options.group_by_length else order
+
+    def grouped(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Whole batches of rows of like length, in random order."""
+        block = self.batch * self.blocks
+        pieces = [order[i : i + block] for i in range(0, len(order), block)]
+        order = np.concatenate([p[np.argsort(-self.lengths[p], kind="stable")] for p in pieces])
+        batches = order.reshape(-1, self.batch)
+        return batches[rng.permutation(len(batches))].reshape(-1)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """The rows of one epoch, in random order."""

@@ -224,6 +224,16 @@ class Task(ABC):
         """Floating-point operations of one forward pass, or None when they cannot be counted."""
         return None
 
+    def label_losses(self, outputs: Signals, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """-log probability of each label of a batch, (labels,); for samplers that follow how far models are.
+
+        Raises:
+            CompatibilityError: labels have no probability in this task.
+        """
+        from kdhub.errors import CompatibilityError
+
+        raise CompatibilityError(f"in task {self.name} labels have no probability that a sampler could follow")
+
     # -- trying methods ---------------------------------------------------------------------------------------
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any] | None:

@@ -25,11 +25,11 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from kdhub._files import write_json
-from kdhub._ranks import barrier, rank, world_size
+from kdhub._ranks import barrier, of_first, rank, world_size
 from kdhub.errors import TrainingError, UsageError
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals
 from kdhub.run import Run
-from kdhub.sampler import Sampler, ShuffledSampler
+from kdhub.sampler import Probe, Sampler, ShuffledSampler
 from kdhub.student import Student
 from kdhub.task import Rows, Signals, Task, as_tensor
 from kdhub.teacher import Teacher
@@ -289,6 +289,7 @@ class _Watch(TrainerCallback):
         if self.began is None:
             self.began = (now, state.global_step)
             self.logged_step = state.global_step - 1
+        engine.stepped(state.global_step - 1)
         options = engine.method.options
         if options.checkpoint_steps:
             save = state.global_step % options.checkpoint_steps == 0
@@ -316,6 +317,8 @@ class _Watch(TrainerCallback):
             "lr": engine.method.options.lr * engine.method.learning_rate(state.global_step - 1, engine.steps),
             "rows_per_second": round(steps * engine.method.options.batch_size / seconds, 2),
         }
+        if scalars := {k: v for k, v in engine.method.state().items() if isinstance(v, (int, float))}:
+            record["state"] = scalars
         engine.run.log(**record)
         engine.order.observe(state.global_step, terms)
         engine.logged(record)
@@ -344,6 +347,7 @@ class Engine:
         signals: stored teacher signals by kind; empty with a live teacher or none.
         teacher: a live teacher, or None.
         sampler: order of the rows; shuffled when None.
+        probe: what the sampler asks for -> a function that measures it now (see `kdhub.sampler.Probe`).
     """
 
     def __init__(
@@ -358,6 +362,7 @@ class Engine:
         signals: Mapping[str, StoredSignals],
         teacher: Teacher | None = None,
         sampler: Sampler | None = None,
+        probe: Callable[[Probe], Callable[[], dict[str, float]]] | None = None,
         seed: int = 0,
     ):
         options = method.options
@@ -381,12 +386,15 @@ class Engine:
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.order = _Order(self.sampler, self.steps * options.batch_size)
+        wanted = self.sampler.probes(self.steps)
+        self._probe, self._probe_every = (probe(wanted), wanted.every) if wanted else (None, 0)
         self.staging = run.checkpoints / ".staging"
         self.log_every = max(1, min(50, self.steps // 50))
         self.logged: Callable[[dict[str, Any]], None] = lambda record: None  # told of each logged record
         self.precision = resolve_precision(options.precision)
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._sums, self._count = {}, 0  # of the terms since the last log
+        self._step_sums, self._step_count = {}, 0  # and since the last step, where the method wants to know
+        self._follows = type(method).stepped is not ObjectiveMethod.stepped
         self.resumed_from: Path | None = None
         self._first_terms: list[dict[str, float]] = []
         data = _TrainingRows(rows, signals)
@@ -448,19 +456,31 @@ class Engine:
             )
         for name, term in terms.items():
             self._sums[name] = self._sums.get(name, 0) + term.float()
+            if self._follows:
+                self._step_sums[name] = self._step_sums.get(name, 0) + term.float()
         self._count += 1
+        self._step_count += 1
 
     def mean_terms(self) -> dict[str, float]:
         """Means of the loss terms since the last call, over all ranks."""
-        names = list(self._sums)
-        values = torch.stack([self._sums[n] / max(1, self._count) for n in names])
-        if world_size() > 1:
-            torch.distributed.all_reduce(values)
-            values /= world_size()
+        terms = _means(self._sums, self._count)
         self._sums, self._count = {}, 0
-        terms = dict(zip(names, values.tolist()))
         self._warn_about_scales(terms)
         return terms
+
+    def stepped(self, step: int) -> None:
+        """An optimiser step is done, the one that began after `step` others."""
+        if self._follows:
+            progress = Progress(step, self.steps, step / self.steps_per_epoch)
+            self.method.stepped(_means(self._step_sums, self._step_count), progress)
+        self._step_sums, self._step_count = {}, 0
+        if self._probe and (step + 1) % self._probe_every == 0 and step + 1 < self.steps:
+            self._tell_sampler(step + 1)
+
+    def _tell_sampler(self, step: int) -> None:
+        found = of_first(self._probe())
+        self.run.log(step=step, probe=found)
+        self.order.observe(step, found)
 
     def _warn_about_scales(self, terms: dict[str, float]) -> None:
         if len(terms) < 2 or len(self._first_terms) >= 5:
@@ -515,6 +535,8 @@ class Engine:
         set_seed(self.seed)
         began = time.monotonic()
         first = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        if self._probe and not first:
+            self._tell_sampler(0)
         with _without_dropout(self.student.module, self.method.options.dropout):
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - began
@@ -537,6 +559,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Path | None:
     found = list_checkpoints(folder)
     return found[-1] if found else None
+
+
+def _means(sums: Mapping[str, torch.Tensor], count: int) -> dict[str, float]:
+    """Means over `count` batches, and over all ranks."""
+    values = torch.stack([total / max(1, count) for total in sums.values()])
+    if world_size() > 1:
+        torch.distributed.all_reduce(values)
+        values /= world_size()
+    return dict(zip(sums, values.tolist()))
 
 
 @contextmanager

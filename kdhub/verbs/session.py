@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ from kdhub.recipe import Recipe
 from kdhub.report import Report
 from kdhub.resolve import Resolver
 from kdhub.run import Run
+from kdhub.sampler import Probe
 from kdhub.signals import Field, FillReport, SignalStore, row_key
 from kdhub.student import BuildContext, Student
 from kdhub.task import Rows
 from kdhub.teacher import Teacher
 
 logger = logging.getLogger("kdhub")
+
+PROBE_BATCH = 32
+"""Rows that are measured at once for a sampler."""
 
 
 class Stored:
@@ -197,6 +201,7 @@ class Session:
             signals=given,
             teacher=live,
             sampler=self._sampler(rows, method),
+            probe=partial(self._prober, method, student),
             seed=self.seed,
         )
         engine.logged = self._logged(student, engine.steps)
@@ -297,6 +302,55 @@ class Session:
         counts = [len(self.task.training_table([part])) for part in self.training_data["train"]]
         parts = list(zip(sources, counts))
         return cls(rows.lengths, method.options.batch_size, self.seed, parts=parts, **options)
+
+    def _prober(self, method: ObjectiveMethod, student: Student, wanted: Probe) -> Callable[[], dict[str, float]]:
+        """What a sampler asks for. The teacher's losses are computed once; it does not change.
+
+        Raises:
+            UsageError: no teacher, or not one validation data set for each of the training data.
+        """
+        import torch
+
+        from kdhub.task import Signals, as_tensor
+
+        train, kept = self.training_data["train"], self.training_data.get("validation", [])
+        if self.teacher is None or len(kept) != len(train):
+            raise UsageError(
+                f"sampler {self.recipe.sampler.source} compares student and teacher on validation data of each data "
+                f"set: data.train has {len(train)}, data.validation {len(kept)}"
+                + ("" if self.teacher else ", and there is no teacher"),
+                hint="give data.validation one entry for each of data.train, in the same order",
+            )
+        prepare = self.task.preparer(student, self.teacher, **method.settings())
+        domains = []
+        for data, split in kept:
+            table = self.task.training_table([(data, split)])
+            domains.append(Rows.build(table.select(range(min(wanted.rows, len(table)))), prepare, row_key))
+
+        def mean(rows: Rows, outputs: Callable[[np.ndarray, Any], Signals]) -> float:
+            losses = []
+            for start in range(0, len(rows), PROBE_BATCH):
+                some = np.arange(start, min(start + PROBE_BATCH, len(rows)))
+                batch = self.task.collate(rows[some], student)
+                losses.append(self.task.label_losses(outputs(some, batch), batch))
+            return float(torch.cat(losses).double().mean())
+
+        signal, found = self.task.primary_signal, {}
+        for i, rows in enumerate(domains):
+            stored = self.signals(rows, signal)
+            given = lambda some, _, stored=stored: Signals({k: as_tensor(v) for k, v in stored[some].items()})  # noqa: E731
+            found[f"teacher:{i}"] = mean(rows, given)
+
+        def now() -> dict[str, float]:
+            was = student.module.training
+            student.module.eval()
+            with torch.no_grad():
+                forward = lambda _, batch: self.task.forward(student.module, batch)  # noqa: E731
+                told = {f"student:{i}": mean(rows, forward) for i, rows in enumerate(domains)}
+            student.module.train(was)
+            return found | told
+
+        return now
 
     def _note_data(self, used: list[dict[str, Any]]) -> None:
         known = self.run.provenance.get("data", {}).get("use", [])

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from kdhub import DatasetSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
+from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 
 TASKS = ("causal-lm",)
+CLASSIFIERS = ("image-classification", "tabular-classification", "text-classification", "token-classification")
 SIGNALS = ("logits", "features")
 
 
@@ -15,6 +16,38 @@ def kdhub_tasks():
         target="kdhub_lm.task:CausalLanguage",
         signals=SIGNALS,
         summary="texts, each token from those before it",
+    )
+
+
+@hookimpl
+def kdhub_methods():
+    yield MethodSpec(
+        name="taid",
+        target="kdhub_lm.taid:Taid",
+        summary="a target that moves from the student to the teacher",
+        paper="arXiv:2501.16937",
+        tasks=(*TASKS, *CLASSIFIERS),
+        needs=("logits",),
+        recipe="taid",
+    )
+    yield MethodSpec(
+        name="ddk",
+        target="kdhub_lm.ddk:Ddk",
+        summary="labels and a little of the teacher, on domains drawn by how far the student lags",
+        paper="arXiv:2407.16154",
+        tasks=(*TASKS, *CLASSIFIERS),
+        needs=("logits",),
+        labels=True,
+        recipe="ddk",
+    )
+
+
+@hookimpl
+def kdhub_samplers():
+    yield SamplerSpec(
+        name="ddk",
+        target="kdhub_lm.ddk:DomainSampler",
+        summary="data sets in shares that follow the perplexity ratio of student and teacher",
     )
 
 
@@ -66,6 +99,13 @@ def kdhub_datasets():
         example="pydoc",
         summary="texts of another data set in blocks, with secrets put in, whose exposure can be measured",
     )
+    yield DatasetSpec(
+        name="synthetic",
+        target="kdhub_lm.synthetic:synthetic",
+        argument="additions|integers",
+        example="additions",
+        summary="texts that are made: additions, rows of integers",
+    )
 
 
 @hookimpl
@@ -77,6 +117,9 @@ def kdhub_metrics():
 
     logits = "kdhub_logits.metrics"
     yield metric("perplexity", "kdhub_lm.task:perplexity", "exp of the mean -log probability of a token", False)
+    yield metric(
+        "perplexity-ratio", "kdhub_lm.task:perplexity_ratio", "perplexity over the teacher's", False, fidelity=True
+    )
     yield metric("bits-per-byte", "kdhub_lm.task:bits_per_byte", "-log2 probability of the text for each byte", False)
     yield metric("nll", f"{logits}:nll", "mean -log probability of a token, nats", False)
     yield metric("accuracy", f"{logits}:accuracy", "share of tokens that are the most probable one")

@@ -124,6 +124,13 @@ def perplexity(out: Predictions) -> float:
     return math.exp(nll(out))
 
 
+def perplexity_ratio(out: Predictions, teacher: Predictions) -> float:
+    """Perplexity over the teacher's, with the same tokens: how far a student lags on one kind of text."""
+    from kdhub_logits.metrics import nll
+
+    return math.exp(nll(out) - nll(teacher))
+
+
 def bits_per_byte(out: Predictions) -> float | None:
     """-log2 p of all tokens over all bytes of the texts, comparable between tokenizers; None where a text was cut."""
     from kdhub_logits.metrics import nll

@@ -47,7 +47,7 @@ def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class _ForwardKl(torch.autograd.Function):
-    """KL(p || q) to a constant p with its gradient q - p: a third of the memory traffic, for losses over many tokens."""
+    """KL(p || q) to a constant p with its gradient q - p: a third of the memory traffic, which many tokens feel."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class Classification(Task):
         if self.column not in table.column_names:
             raise DataError(
                 f"{data.name}, split {split!r}, has no column {self.column!r}, only {', '.join(table.column_names)}",
-                hint=f"map it: columns: {{{self.column}: THEIRS, {self.target}: THEIRS}}",
+                hint=f"map it: columns: {{{', '.join(f'{c}: THEIRS' for c in (self.column, self.target) if c)}}}",
             )
         return table.select_columns([c for c in (self.column, self.target) if c in table.column_names])
 
@@ -136,6 +136,12 @@ class Classification(Task):
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return Signals({name: value.float() for name, value in module(inputs).items()})
+
+    def label_losses(self, outputs: Signals, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        from kdhub_logits.soft_targets import cross_entropies
+
+        labels = batch["labels"]
+        return cross_entropies(outputs.logits, labels)[labels >= 0]
 
     def load(self, folder: Path) -> Classifier:
         from kdhub_logits import classifiers
