@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 NPM_CLIENT := 2.17.5
 
-.PHONY: install demo test test-slow hub-clients lint docs bench evidence clean
+.PHONY: install demo test test-slow hub-clients lint docs bench bench-peers evidence clean
 
 install: $(STAMP)
 
@@ -45,6 +45,13 @@ docs: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Other programs for the same jobs, in an environment of their own, and the measurements beside them.
+bench-peers: install
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers datasets
+	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 liger-kernel==0.8.5
+	$(BIN)/python -m benchmarks token_loss
 
 # What is claimed of a method, measured again: make evidence METHOD=pld; all methods without it.
 evidence: install
