@@ -62,7 +62,7 @@ class DataSplit(Model):
     sources: list[DataSource] = Field(min_length=1, description="tried in this order")
     columns: dict[str, str] = Field(default_factory=dict, description="our column name: theirs; no others are read")
     fingerprint: Sha256 | None = Field(None, description="of the rows, whichever source they come from")
-    format: Literal["texts", "sts", "retrieval", "rows"] | None = None
+    format: Literal["texts", "sts", "responses", "retrieval", "rows"] | None = None
 
 
 class CatalogEntry(Model):
@@ -72,7 +72,7 @@ class CatalogEntry(Model):
 
 
 class DatasetEntry(CatalogEntry):
-    format: Literal["texts", "sts", "retrieval", "rows"] | None = None
+    format: Literal["texts", "sts", "responses", "retrieval", "rows"] | None = None
     language: str | None = None
     citation: str | None = None
     splits: dict[str, DataSplit] = Field(min_length=1)

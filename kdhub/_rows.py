@@ -31,6 +31,7 @@ PAIR = ("sentence1", "sentence2")
 NEEDED = {
     "texts": ("text",),
     "sts": (*PAIR, "score"),
+    "responses": ("prompt", "response"),
     "corpus": ("id", "text"),
     "queries": ("id", "text"),
     "judgements": ("query_id", "corpus_id", "score"),
@@ -302,6 +303,9 @@ class _Check:
     def _sts(self, row: dict[str, Any]) -> str | None:
         return _text(row, "sentence1") or _text(row, "sentence2") or _number(row, "score")
 
+    def _responses(self, row: dict[str, Any]) -> str | None:
+        return _text(row, "prompt") or _text(row, "response")
+
     def _corpus(self, row: dict[str, Any]) -> str | None:
         title = row.pop("title", None)
         if isinstance(title, str) and title.strip() and isinstance(row.get("text"), str):
@@ -381,7 +385,7 @@ def _kind(value: Any) -> str:
 
 def form_of(columns: Iterable[str]) -> str:
     have = set(columns)
-    return next((form for form in ("texts", "sts") if set(NEEDED[form]) <= have), "rows")
+    return next((form for form in ("texts", "sts", "responses") if set(NEEDED[form]) <= have), "rows")
 
 
 def _missing(needed: Sequence[str], columns: Iterable[str], label: str) -> DataError:

@@ -109,7 +109,7 @@ class Evaluator:
         for view in self.task.views(outputs, self.options, subject):
             seen = view.apply(outputs)
             for spec, function in self._metrics:
-                if spec.form and spec.form != form:
+                if spec.forms and form not in spec.forms:
                     continue
                 plain = not view.variant
                 if spec.fidelity and (given is None or not plain):

@@ -139,15 +139,20 @@ class MetricSpec(Spec):
     Attributes:
         unit: "" for a plain ratio or correlation, else "ms", "bytes", "%", ...
         higher_is_better: the direction.
-        form: the form of data it reads (a task says which it has: "retrieval", "sts", ...).
+        form: the form of data it reads, or several (a task says which it has: "retrieval", "sts", ...); all when empty.
         fidelity: True when it compares with the teacher's outputs on the same rows.
     """
 
     kind: ClassVar[str] = "metric"
     unit: str = ""
     higher_is_better: bool = True
-    form: str = ""
+    form: str | tuple[str, ...] = ""
     fidelity: bool = False
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """`form` as a tuple, empty for all."""
+        return (self.form,) if isinstance(self.form, str) and self.form else tuple(self.form)
 
 
 SPECS: dict[str, type[Spec]] = {

@@ -284,7 +284,7 @@ def scores_are_numbers(bench: Bench) -> None:
     spec, found = bench.spec, False
     for task in bench.task_names:
         for outputs, form in _outputs(bench, task) if bench.tiny(task) else ():
-            if spec.form and spec.form != form:
+            if spec.forms and form not in spec.forms:
                 continue
             values = [bench.target(outputs, outputs) if spec.fidelity else bench.target(outputs) for _ in range(2)]
             if values[0] is None:

@@ -134,6 +134,7 @@ class Ddk(ObjectiveMethod):
         divergence: Literal["forward", "reverse"] = Field("forward", description="KL(teacher || student), or contrary")
 
     options: Options
+    tiny_recipe = {"sampler": None, "data": {"validation": []}}  # the loss alone; tiny data has one domain
 
     @property
     def partial_signals(self) -> tuple[str, ...]:

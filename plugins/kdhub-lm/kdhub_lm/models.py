@@ -89,7 +89,9 @@ class CausalLm(Classifier):
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         batch = padded([e["ids"] for e in examples], self.tokenizer.pad_token_id or 0)
         width = batch["input_ids"].shape[1]
-        at = [n * width + i for n, e in enumerate(examples) for i in range(len(e["labels"]))]
+        # the last labels of a row: those before them, if any, are a prompt's
+        starts = [n * width + len(e["ids"]) - 1 - len(e["labels"]) for n, e in enumerate(examples)]
+        at = [start + i for start, e in zip(starts, examples) for i in range(len(e["labels"]))]
         return {**batch, "at": torch.tensor(at, dtype=torch.long)}
 
     @cached_property

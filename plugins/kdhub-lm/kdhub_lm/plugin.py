@@ -110,7 +110,7 @@ def kdhub_datasets():
 
 @hookimpl
 def kdhub_metrics():
-    def metric(name, target, summary, better=True, form="texts", **spec):
+    def metric(name, target, summary, better=True, form=("texts", "responses"), **spec):
         return MetricSpec(
             name=name, target=target, tasks=TASKS, summary=summary, higher_is_better=better, form=form, **spec
         )

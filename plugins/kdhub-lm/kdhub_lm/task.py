@@ -11,7 +11,7 @@ import numpy as np
 from kdhub_logits.privacy import marked
 from kdhub_logits.tasks import Predictions, TokenClassification
 
-from kdhub.errors import CompatibilityError
+from kdhub.errors import CompatibilityError, DataError
 from kdhub.task import Encoder, Example, Prepare, Signals, plain_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class CausalLanguage(TokenClassification):
-    """Rows of `text`. A row's labels are its tokens but the first; signals are those of the positions before them.
+    """Rows of `text`, or of `prompt` and `response`. A text's labels are its tokens but the first, a response's its
+    tokens and the end; signals are those of the positions before them, so that nothing else counts in any loss.
 
     All arithmetic of classification holds for tokens as it does for rows: a mean over rows is here one over tokens.
     """
@@ -32,11 +33,22 @@ class CausalLanguage(TokenClassification):
     name = "causal-lm"
     column = "text"
     target = ""  # a text is its own
-    primary = {"texts": "perplexity", "rows": "exposure"}
+    primary = {"texts": "perplexity", "responses": "perplexity", "rows": "exposure"}
     pipeline_tag = "text-generation"
 
     def labelled(self, table: datasets.Dataset) -> bool:
         return True  # the next token is the label
+
+    def _columns(self, data: Data, split: str) -> datasets.Dataset:
+        table = data.split(split)
+        for columns in (["text"], ["prompt", "response"]):
+            if set(columns) <= set(table.column_names):
+                return table.select_columns(columns)
+        raise DataError(
+            f"{data.name}, split {split!r}, has no column 'text', nor 'prompt' and 'response', only "
+            f"{', '.join(table.column_names)}",
+            hint="map them: columns: {text: THEIRS}, or {prompt: THEIRS, response: THEIRS}",
+        )
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         return {}
@@ -64,8 +76,34 @@ class CausalLanguage(TokenClassification):
         limit = min(filter(None, [*limits, settings.get("max_length")]))
         pattern = settings.get("private")
         begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+
+        def responses(rows: list[dict[str, Any]]) -> list[Example]:
+            encode = lambda name: tokenizer([r[name] for r in rows], add_special_tokens=False)["input_ids"]  # noqa: E731
+            made = []
+            for row, prompt, response in zip(rows, encode("prompt"), encode("response")):
+                before, after = [*begin, *prompt], [*response, *end]
+                # A long prompt loses its beginning: what stands nearest to the response says most of it.
+                room = max(1, limit - len(after))
+                ids = [*before[-room:], *after][:limit]
+                first = max(1, min(len(before), room))
+                made.append(
+                    {
+                        "ids": ids,
+                        "labels": ids[first:],
+                        "content": f"{row['prompt']}\0{row['response']}".encode(),
+                        "length": len(ids),
+                        "cut": len(before) + len(after) > limit,
+                        "bytes": None,  # the end is a token of no byte
+                    }
+                )
+            return made
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            if rows and "prompt" in rows[0]:
+                if pattern:
+                    raise CompatibilityError("what is private is marked in plain texts, not in prompts and responses")
+                return responses(rows)
             texts = [row["text"] for row in rows]
             given = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=bool(pattern), verbose=False)
             made = []
@@ -108,7 +146,8 @@ class CausalLanguage(TokenClassification):
         examples = self._prepare(plain_rows(table, range(len(table))))
         labels = np.array([i for e in examples for i in e["labels"]])
         logits = np.concatenate([np.asarray(row, np.float32) for row in given])
-        whole = None if any(e["cut"] for e in examples) else sum(e["bytes"] for e in examples)
+        unknown = any(e["cut"] or e["bytes"] is None for e in examples)
+        whole = None if unknown else sum(e["bytes"] for e in examples)
         return Predictions(logits, labels, bytes=whole)
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:

@@ -203,3 +203,45 @@ def test_tokens_are_learnt_from_a_part_of_the_teachers_logits(keep, tmp_path):
     assert stored["item_bytes"] == {"top-8": 9 + 8 + 6, "sampled-12": 14}[keep] and stored["computed"]
     kl = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "kl"}
     assert kl["student"] < kl["student-before"]
+
+
+def test_of_a_response_only_its_tokens_and_the_end_count(tiny):
+    """Prompts lose their beginning where both do not fit, never the words nearest to the response."""
+    prepare = task.CausalLanguage().preparer(tiny, None)
+    (short, long, longer) = prepare(
+        [{"prompt": "2+3=", "response": "5"}, {"prompt": "x" * 80 + "?", "response": "yes"},
+         {"prompt": "why", "response": "y" * 90}])  # fmt: skip
+    one = lambda text: tiny.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    assert short["ids"] == [1, *one("2+3=5"), 1] and short["labels"] == [*one("5"), 1] and not short["cut"]
+    assert long["cut"] and len(long["ids"]) == 64 and long["ids"] == [*one("x" * 59 + "?yes"), 1]
+    assert long["labels"] == [*one("yes"), 1]
+    assert longer["cut"] and longer["ids"] == one("y" * 64), "the prompt's last token is left"
+    assert longer["labels"] == one("y" * 63)
+    batch = task.CausalLanguage().collate([short, long], tiny)
+    with torch.no_grad():
+        given = tiny.module(batch).logits
+        alone = tiny.module.model(torch.tensor([short["ids"]])).logits[0, 4:6, :258]
+    assert batch["labels"].tolist() == [*short["labels"], *long["labels"]] and len(given) == 2 + 4
+    assert torch.allclose(given[:2], alone, atol=1e-5), "those of the places from which the response is predicted"
+
+
+def test_prompts_and_responses_train_and_are_measured(tmp_path):
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(6) for b in range(6)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made |= {"data": {"train": [f"path:{path}"]}, "evaluation": {"data": [f"path:{path}"], "cost": False}}
+    run = kdhub.distill(
+        {"task": "causal-lm", "method": "supervised", **made, "teacher": None,
+         "options": {"epochs": 15, "batch_size": 12, "lr": 0.02, "precision": "float32"}},
+        out=tmp_path / "run")  # fmt: skip
+    values = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "perplexity"}
+    assert values["student"] < 6 < values["student-before"]
+    assert {m["examples"] for m in run.report["measures"]} == {sum(len(r["response"]) + 1 for r in rows)}
+
+    path.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": " "}\n')
+    with pytest.raises(DataError, match=r"1 with empty text in 'response' \(row 2\)"):
+        kdhub.distill({"task": "causal-lm", "method": "supervised", **made, "teacher": None}, out=tmp_path / "bad")
+    path.write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(DataError, match="no column 'text', nor 'prompt' and 'response'"):
+        kdhub.distill({"task": "causal-lm", "method": "supervised", **made, "teacher": None}, out=tmp_path / "no")
