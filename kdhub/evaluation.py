@@ -161,12 +161,16 @@ def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Enc
         parts: dict[str, list[Any]] = {}
         for start in range(0, len(rows), BATCH):
             for name, values in stored[np.arange(start, min(start + BATCH, len(rows)))].items():
-                ragged = isinstance(values, list)
-                wide = [np.asarray(v, np.float32) for v in values] if ragged else np.asarray(values, np.float32)
+                wide = [_wide(v) for v in values] if isinstance(values, list) else _wide(values)
                 parts.setdefault(name, []).append(wide)
         return {name: _joined(values) for name, values in parts.items()}
 
     return encode
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """Stored fractions as float32; whole numbers (bytes of a text) as they are."""
+    return values.astype(np.float32) if np.issubdtype(values.dtype, np.floating) else values
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -138,6 +138,10 @@ class ObjectiveMethod(Method):
         """How rows are prepared (`max_length`, prompts, ...), passed to the task's `preparer`."""
         return {}
 
+    def rows(self, run: Run) -> Rows:
+        """The rows it trains on: those of `data.train`, unless it has some of its own made."""
+        return run.rows("train", **self.settings())
+
     def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
         """The stored signals this run trains on; by default those of the method's spec."""
         return self.spec.needs

@@ -15,9 +15,10 @@ from kdhub.recipe import Layer, Recipe, build, parse_set
 from kdhub.report import Report
 from kdhub.resolve import Resolver
 from kdhub.run import Run
+from kdhub.stored import stored_signals
 from kdhub.verbs.chain import unchained
 from kdhub.verbs.distill import COST_ROWS
-from kdhub.verbs.session import cost_subjects, stored_signals
+from kdhub.verbs.session import cost_subjects
 
 
 def evaluate(

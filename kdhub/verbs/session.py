@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kdhub._files import home
-from kdhub._ranks import barrier, rank, world_size
+from kdhub._ranks import barrier, rank
 from kdhub.data import Data
 from kdhub.errors import UsageError
 from kdhub.evaluation import Evaluator, describe_data, encoder_of, stored_encoder
@@ -25,7 +24,8 @@ from kdhub.report import Report
 from kdhub.resolve import Resolver
 from kdhub.run import Run
 from kdhub.sampler import Probe
-from kdhub.signals import Field, FillReport, SignalStore, row_key
+from kdhub.signals import FillReport, SignalStore, row_key
+from kdhub.stored import Stored, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.task import Rows
 from kdhub.teacher import Teacher
@@ -34,42 +34,6 @@ logger = logging.getLogger("kdhub")
 
 PROBE_BATCH = 32
 """Rows that are measured at once for a sampler."""
-
-
-class Stored:
-    """Stored signals of some rows, read by row number."""
-
-    def __init__(self, store: SignalStore, keys: np.ndarray, report: FillReport):
-        self.store, self.report = store, report
-        self.positions = store.locate(keys)
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
-        return self.store.read(self.positions[indices])
-
-
-def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored:
-    """A teacher's signals of these rows through the store: what is missing is computed, by all ranks together."""
-    fields = [
-        shape
-        if isinstance(shape, Field)
-        else Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
-        for name, shape in teacher.layout(kind).items()
-    ]
-    key = {"teacher": teacher.identity, "signal": kind}
-    store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
-    report = store.fill(
-        rows.keys,
-        rows.lengths,
-        lambda indices: teacher.signals(rows[indices], kind),
-        rank=rank(),
-        world_size=world_size(),
-        workers=teacher.concurrent_groups,
-        progress=_progress(f"teacher {kind}"),
-    )
-    return Stored(store, rows.keys, report)
 
 
 class Session:
@@ -177,7 +141,7 @@ class Session:
         from kdhub.task import Signals, as_tensor
         from kdhub.training import Engine
 
-        rows = self.rows("train", **method.settings())
+        rows = method.rows(self)
         live = self.teacher if method.spec.live else None
         keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
         given = {} if live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
@@ -386,21 +350,6 @@ def parameters(student: Any) -> int | None:
     """Parameters of a student's (or teacher's) network, None when it has none."""
     module = getattr(student, "module", None)
     return sum(p.numel() for p in module.parameters()) if module is not None else None
-
-
-def _progress(what: str, every: float = 5.0) -> Callable[[int, int], None]:
-    """Says how far a fill is, every few seconds."""
-    began = last = time.monotonic()
-
-    def say(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if rank() == 0 and now - last >= every and done < total:
-            speed = done / (now - began)
-            logger.info("%s  %d/%d  %.0f rows/s  %.0f s left", what, done, total, speed, (total - done) / speed)
-            last = now
-
-    return say
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ from kdhub.metric import Measure
 from kdhub.recipe import DataRef, Layer, Recipe, Ref, build
 from kdhub.report import ASYMMETRIC, STUDENT, Report, printable
 from kdhub.resolve import Resolver
+from kdhub.stored import stored_signals
 from kdhub.verbs.load import load
-from kdhub.verbs.session import stored_signals
 
 RELATIVE, ABSOLUTE = 0.01, 0.002
 """How far a figure may be from the card's, whichever is more: other hardware rounds otherwise, and one row that falls

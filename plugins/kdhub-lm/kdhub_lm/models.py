@@ -20,6 +20,7 @@ from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import BuildContext
 from kdhub.task import Example, Signals
+from kdhub_lm.generation import Generation, encoded, is_text, layout
 
 BATCH = 32
 
@@ -89,10 +90,65 @@ class CausalLm(Classifier):
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         batch = padded([e["ids"] for e in examples], self.tokenizer.pad_token_id or 0)
         width = batch["input_ids"].shape[1]
-        # the last labels of a row: those before them, if any, are a prompt's
-        starts = [n * width + len(e["ids"]) - 1 - len(e["labels"]) for n, e in enumerate(examples)]
-        at = [start + i for start, e in zip(starts, examples) for i in range(len(e["labels"]))]
+        at = [n * width + place for n, e in enumerate(examples) for place in e["at"]]
         return {**batch, "at": torch.tensor(at, dtype=torch.long)}
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        if not is_text(kind):
+            return super().signals(examples, kind)
+        how = Generation.parse(kind)
+        contents = hashlib.sha256(b"".join(e["content"] for e in examples)).digest()
+        seed = int.from_bytes(contents[:6], "big") + how.seed
+        written = self.generate([e["ids"] for e in examples], how, seed)
+        ends = {self.tokenizer.eos_token_id}
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return encoded(texts, [bool(ids) and ids[-1] in ends for ids in written])
+
+    def generate(self, prompts: Sequence[Sequence[int]], how: Generation, seed: int) -> list[list[int]]:
+        """What it writes after some prompts: token ids, with the end where it came to one.
+
+        Args:
+            prompts: token ids, at least one each; those of like length are run together.
+            seed: of sampling, for these prompts together; the generators of the process are left as they are.
+        """
+        model, device, pad = self.module.model, self.device, self.tokenizer.pad_token_id or 0
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        written: list[list[int]] = [[] for _ in prompts]
+        sampling = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
+        cards = [device] if device.type == "cuda" else []
+        was = model.training
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(cards):
+            torch.manual_seed(seed)
+            for start in range(0, len(order), self.batch):
+                some = order[start : start + self.batch]
+                width = max(1, len(prompts[some[0]]))
+                # on the left, so that all go on at the same place
+                ids = [[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in some]
+                mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in some]
+                given = model.generate(
+                    input_ids=torch.tensor(ids, device=device),
+                    attention_mask=torch.tensor(mask, device=device),
+                    max_new_tokens=max(1, min(how.max_new_tokens, self.max_length - width)),
+                    do_sample=bool(how.temperature),
+                    pad_token_id=pad,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    logits_processor=[self._real_tokens],
+                    **sampling,
+                )
+                for i, row in zip(some, given[:, width:].tolist()):
+                    written[i] = self._ended(row)
+        model.train(was)
+        return written
+
+    def _real_tokens(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """No token of the padding of a vocabulary."""
+        scores[:, self.module.classes :] = -torch.inf
+        return scores
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return ids[: ids.index(end) + 1] if end in ids else ids
 
     @cached_property
     def vocabulary(self) -> str:
@@ -159,6 +215,12 @@ class LocalLm(LocalClassifier):
     @staticmethod
     def read(folder: Path, name: str | None) -> CausalLm:
         return load(folder, name=name)
+
+    def layout(self, kind: str) -> dict[str, Any]:
+        return layout() if is_text(kind) else super().layout(kind)
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        return self.model.signals(examples, kind) if is_text(kind) else super().signals(examples, kind)
 
     def probe(self) -> Mapping[str, Any]:
         widths = {kind: [None, *self.model.width(kind)] for kind in self.model.kinds}

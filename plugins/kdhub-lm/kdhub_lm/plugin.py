@@ -7,6 +7,7 @@ from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec,
 TASKS = ("causal-lm",)
 CLASSIFIERS = ("image-classification", "tabular-classification", "text-classification", "token-classification")
 SIGNALS = ("logits", "features")
+GIVES = (*SIGNALS, "text")
 
 
 @hookimpl
@@ -14,7 +15,7 @@ def kdhub_tasks():
     yield TaskSpec(
         name="causal-lm",
         target="kdhub_lm.task:CausalLanguage",
-        signals=SIGNALS,
+        signals=GIVES,
         summary="texts, each token from those before it",
     )
 
@@ -40,6 +41,16 @@ def kdhub_methods():
         labels=True,
         recipe="ddk",
     )
+    yield MethodSpec(
+        name="seqkd",
+        target="kdhub_lm.seqkd:SeqKd",
+        summary="what the teacher writes, as labels",
+        paper="arXiv:1606.07947",
+        tasks=TASKS,
+        needs=("text",),
+        uses=("logits",),
+        recipe="seqkd",
+    )
 
 
 @hookimpl
@@ -58,7 +69,7 @@ def kdhub_teachers():
             name=name,
             target=f"kdhub_lm.models:{function}",
             tasks=TASKS,
-            gives=SIGNALS,
+            gives=GIVES,
             argument=argument,
             live=True,
             summary=summary,
@@ -98,6 +109,13 @@ def kdhub_datasets():
         argument="DATA",
         example="pydoc",
         summary="texts of another data set in blocks, with secrets put in, whose exposure can be measured",
+    )
+    yield DatasetSpec(
+        name="continuations",
+        target="kdhub_lm.continuations:continuations",
+        argument="DATA",
+        example="synthetic:additions",
+        summary="texts of another data set, cut into prompt and response",
     )
     yield DatasetSpec(
         name="synthetic",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kdhub_logits.privacy import marked
 from kdhub_logits.tasks import Predictions, TokenClassification
 
 from kdhub.errors import CompatibilityError, DataError
-from kdhub.task import Encoder, Example, Prepare, Signals, plain_rows
+from kdhub.task import Encoder, Prepare, Signals, plain_rows
+from kdhub_lm.rows import COLUMNS, Encoding, form_of
 
 if TYPE_CHECKING:
     import datasets
@@ -41,14 +41,14 @@ class CausalLanguage(TokenClassification):
 
     def _columns(self, data: Data, split: str) -> datasets.Dataset:
         table = data.split(split)
-        for columns in (["text"], ["prompt", "response"]):
-            if set(columns) <= set(table.column_names):
-                return table.select_columns(columns)
-        raise DataError(
-            f"{data.name}, split {split!r}, has no column 'text', nor 'prompt' and 'response', only "
-            f"{', '.join(table.column_names)}",
-            hint="map them: columns: {text: THEIRS}, or {prompt: THEIRS, response: THEIRS}",
-        )
+        if (form := form_of(table.column_names)) is None:
+            raise DataError(
+                f"{data.name}, split {split!r}, has no column 'text', nor 'prompt' and 'response', only "
+                f"{', '.join(table.column_names)}",
+                hint="map them: columns: {text: THEIRS}, or {prompt: THEIRS, response: THEIRS}",
+            )
+        kept = {*COLUMNS[form], "sample"}
+        return table.select_columns([name for name in table.column_names if name in kept])
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         return {}
@@ -69,63 +69,17 @@ class CausalLanguage(TokenClassification):
         return []
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        """Settings: max_length, tokens at most; private, a pattern that marks tokens (see `kdhub_logits.privacy`)."""
-        self.agree(student, teacher)
-        tokenizer = (student or teacher).tokenizer
-        limits = [model.max_length for model in (student, teacher) if model is not None]
-        limit = min(filter(None, [*limits, settings.get("max_length")]))
-        pattern = settings.get("private")
-        begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-
-        def responses(rows: list[dict[str, Any]]) -> list[Example]:
-            encode = lambda name: tokenizer([r[name] for r in rows], add_special_tokens=False)["input_ids"]  # noqa: E731
-            made = []
-            for row, prompt, response in zip(rows, encode("prompt"), encode("response")):
-                before, after = [*begin, *prompt], [*response, *end]
-                # A long prompt loses its beginning: what stands nearest to the response says most of it.
-                room = max(1, limit - len(after))
-                ids = [*before[-room:], *after][:limit]
-                first = max(1, min(len(before), room))
-                made.append(
-                    {
-                        "ids": ids,
-                        "labels": ids[first:],
-                        "content": f"{row['prompt']}\0{row['response']}".encode(),
-                        "length": len(ids),
-                        "cut": len(before) + len(after) > limit,
-                        "bytes": None,  # the end is a token of no byte
-                    }
-                )
-            return made
-
-        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            if rows and "prompt" in rows[0]:
-                if pattern:
-                    raise CompatibilityError("what is private is marked in plain texts, not in prompts and responses")
-                return responses(rows)
-            texts = [row["text"] for row in rows]
-            given = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=bool(pattern), verbose=False)
-            made = []
-            for n, text in enumerate(texts):
-                whole = [*begin, *given["input_ids"][n]]
-                ids = whole[:limit]
-                example = {
-                    "ids": ids,
-                    "labels": ids[1:],
-                    "content": text.encode(),
-                    "length": len(ids),
-                    "cut": len(whole) > limit,
-                    "bytes": len(text.encode()),
-                }
-                if pattern:
-                    of_tokens = marked(text, given["offset_mapping"][n], pattern)
-                    example["private"] = [*([0.0] * len(begin)), *of_tokens][1 : len(ids)]
-                made.append(example)
-            return made
-
-        self._prepare, self._tokenizer = prepare, tokenizer
-        return prepare
+        """See `rows`. Settings: max_length, tokens at most; private, a pattern that marks tokens; prompts, the tokens
+        that an answer may have: then rows are prompts for the teacher, which may have other tokens than the student.
+        """
+        prompts = settings.get("prompts")
+        models = [model for model in ((teacher,) if prompts and teacher else (student, teacher)) if model is not None]
+        if not prompts:
+            self.agree(student, teacher)
+        limits = [n for n in (*(model.max_length for model in models), settings.get("max_length")) if n]
+        self._tokenizer = models[0].tokenizer
+        self._prepare = Encoding(self._tokenizer, min(limits, default=None), settings.get("private"), prompts)
+        return self._prepare
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return module(inputs)

@@ -1,0 +1,69 @@
+"""A teacher's signals of some rows, through the store: what is missing is computed, what is there is read."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kdhub._files import home
+from kdhub._ranks import rank, world_size
+from kdhub.signals import Field, FillReport, SignalStore
+from kdhub.task import Rows
+from kdhub.teacher import Teacher
+
+logger = logging.getLogger("kdhub")
+
+
+class Stored:
+    """Stored signals of some rows, read by row number."""
+
+    def __init__(self, store: SignalStore, keys: np.ndarray, report: FillReport):
+        self.store, self.report = store, report
+        self.positions = store.locate(keys)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return self.store.read(self.positions[indices])
+
+
+def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored:
+    """A teacher's signals of these rows; what is missing is computed, by all ranks together."""
+    fields = [
+        shape
+        if isinstance(shape, Field)
+        else Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
+        for name, shape in teacher.layout(kind).items()
+    ]
+    key = {"teacher": teacher.identity, "signal": kind}
+    store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
+    report = store.fill(
+        rows.keys,
+        rows.lengths,
+        lambda indices: teacher.signals(rows[indices], kind),
+        rank=rank(),
+        world_size=world_size(),
+        workers=teacher.concurrent_groups,
+        progress=_progress(f"teacher {kind}"),
+    )
+    return Stored(store, rows.keys, report)
+
+
+def _progress(what: str, every: float = 5.0) -> Callable[[int, int], None]:
+    """Says how far a fill is, every few seconds."""
+    began = last = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if rank() == 0 and now - last >= every and done < total:
+            speed = done / (now - began)
+            logger.info("%s  %d/%d  %.0f rows/s  %.0f s left", what, done, total, speed, (total - done) / speed)
+            last = now
+
+    return say
