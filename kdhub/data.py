@@ -132,7 +132,8 @@ class Data:
         format: one of `FORMATS` for every split, {split: format}, or None: by the columns.
         licence: of the rows, as stated by their owner.
         fingerprints: split -> the fingerprint its rows must have (a catalogue entry states them).
-        ref: the text that names the same rows again, when `name` does not.
+        ref: the text that names the same rows again, when `name` does not; `made:...` for those that a method makes
+            itself, which no text names.
     """
 
     def __init__(

@@ -349,14 +349,16 @@ def _spoil(student: Any) -> None:
 
 
 def _splits_read(bench: Bench) -> list[str]:
-    """Splits read while the method distils without evaluation data, beyond those of the recipe's `data`."""
+    """Splits read while the method distils without evaluation data, beyond those of the recipe's `data`; rows that it
+    makes itself (a teacher's answers) are none of anybody's splits."""
     from kdhub.data import Data
 
     read: set[tuple[str, str]] = set()
     own = Data.split
 
     def split(self: Data, name: str, *arguments: Any, **how: Any) -> Any:
-        read.add((self.name, name))
+        if not self.ref.startswith("made:"):
+            read.add((self.name, name))
         return own(self, name, *arguments, **how)
 
     Data.split = split

@@ -18,6 +18,7 @@ from kdhub.plugins import CORE
 from kdhub.recipe import Recipe, Ref
 from kdhub.resolve import Resolver
 from kdhub.sampler import Sampler
+from kdhub.signals import Field
 from kdhub.specs import SPECS
 from kdhub.student import BuildContext
 from kdhub.task import Signals
@@ -92,7 +93,7 @@ def gives_what_it_declares(bench: Bench) -> None:
                 if isinstance(value, str):
                     continue
                 value = np.asarray(value)
-                fixed = tuple(n for n in shape if n is not None)
+                fixed = shape.shape if isinstance(shape, Field) else tuple(n for n in shape if n is not None)
                 assert value.shape[-len(fixed) or value.ndim :] == fixed, (
                     f"{kind}: {name} has the shape {value.shape}, its layout says {shape}"
                 )

@@ -142,4 +142,5 @@ def answered(
                 raise TeacherError(what, hint="is it a model that answers, and are the prompts what it knows?")
             logger.warning("%s, and left out", what)
 
-    return Data.from_rows(f"answers to {name}", {"train": rows}, key={**key, "version": 1})
+    name = f"answers to {name}"
+    return Data.from_rows(name, {"train": rows}, key={**key, "version": 1}, ref=f"made:{name}")

@@ -108,11 +108,13 @@ class CausalLm(Classifier):
         """What it writes after some prompts: token ids, with the end where it came to one.
 
         Args:
-            prompts: token ids, at least one each; those of like length are run together.
+            prompts: token ids, at least one each; those of like length are run together, where they have the same room
+                for an answer, so that no answer depends on its neighbours.
             seed: of sampling, for these prompts together; the generators of the process are left as they are.
         """
         model, device, pad = self.module.model, self.device, self.tokenizer.pad_token_id or 0
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        room = [min(how.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
+        order = [i for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])) if room[i] > 0]
         written: list[list[int]] = [[] for _ in prompts]
         sampling = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
         cards = [device] if device.type == "cuda" else []
@@ -120,16 +122,17 @@ class CausalLm(Classifier):
         model.eval()
         with torch.no_grad(), torch.random.fork_rng(cards):
             torch.manual_seed(seed)
-            for start in range(0, len(order), self.batch):
-                some = order[start : start + self.batch]
-                width = max(1, len(prompts[some[0]]))
+            while order:
+                some = [i for i in order[: self.batch] if room[i] == room[order[0]]]
+                order = order[len(some) :]
+                width = len(prompts[some[0]])
                 # on the left, so that all go on at the same place
                 ids = [[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in some]
                 mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in some]
                 given = model.generate(
                     input_ids=torch.tensor(ids, device=device),
                     attention_mask=torch.tensor(mask, device=device),
-                    max_new_tokens=max(1, min(how.max_new_tokens, self.max_length - width)),
+                    max_new_tokens=room[some[0]],
                     do_sample=bool(how.temperature),
                     pad_token_id=pad,
                     eos_token_id=self.tokenizer.eos_token_id,

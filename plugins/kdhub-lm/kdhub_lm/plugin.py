@@ -114,7 +114,7 @@ def kdhub_datasets():
         name="continuations",
         target="kdhub_lm.continuations:continuations",
         argument="DATA",
-        example="synthetic:additions",
+        example="pydoc",
         summary="texts of another data set, cut into prompt and response",
     )
     yield DatasetSpec(
