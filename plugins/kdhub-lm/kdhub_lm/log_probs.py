@@ -1,0 +1,123 @@
+"""Log-probabilities of labels, for losses that are no sum over positions: of whole sequences, of ratios, of ranks.
+
+Losses that are sums over positions do better with `kdhub_logits.positions.over_positions`, which goes forward and
+backward in one pass. Here what is made of the values may be anything, so logits are made a few positions at a time in
+the forward pass, and once more in the backward pass: memory grows neither with the positions nor with the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from kdhub_logits import positions
+from kdhub_logits.positions import Head
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdhub.task import Signals
+
+
+def label_log_probs(signals: Signals, labels: Tensor) -> Tensor:
+    """log q(label) of each position, nats, with gradient for whatever is made of it.
+
+    Args:
+        signals: of a student or teacher, with `head`, or with `logits` (positions, classes).
+        labels: (positions,) classes; where it is negative the value is 0, and the gradient too.
+
+    Returns:
+        (positions,) <= 0, float32 at least.
+    """
+    return each_position(_log_probs, signals, labels)
+
+
+def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return -F.cross_entropy(exact, labels.clamp_min(-1), reduction="none", ignore_index=-1)
+
+
+def each_position(function: Callable[..., Tensor], signals: Signals, *others: Tensor) -> Tensor:
+    """A value of each position's logits, with gradient for whatever is made of it.
+
+    Args:
+        function: (logits (n, classes), *others) of some positions -> (n,). It may depend on nothing that is trained
+            but the logits.
+        signals: with `head`, or with `logits` (positions, classes).
+        others: tensors (positions, ...), of which `function` gets its part.
+
+    Returns:
+        (positions,), float32 at least.
+    """
+    head = signals.get("head")
+    if head is None:
+        return function(signals.logits, *others)
+    return _Each.apply(head.states, head.weight, head.bias, head, function, others)
+
+
+def per_row(values: Tensor, counts: Tensor, mean: bool = False) -> Tensor:
+    """Sums of the positions of each row, or means; 0 for a row without any.
+
+    Args:
+        values: (positions,), one row after the other; counts: (rows,) positions of each.
+    """
+    rows = torch.repeat_interleave(counts)
+    sums = values.new_zeros(len(counts)).index_add(0, rows, values)
+    return sums / counts.clamp_min(1) if mean else sums
+
+
+class _Each(torch.autograd.Function):
+    """Values chunk by chunk; the logits are made again in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        function: Callable[..., Tensor],
+        others: tuple[Tensor, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(states, weight, bias)
+        ctx.head, ctx.function, ctx.others = head, function, others
+        device = states.device.type
+        bfloat16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        ctx.dtype = torch.bfloat16 if bfloat16 else states.dtype
+        values = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
+        with torch.autocast(device, enabled=False):
+            for at, made in _products(states, weight, ctx.dtype):
+                products = made if bias is None else made + bias
+                values[at] = function(head.finish(products), *(x[at] for x in others))
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        of_states = torch.empty_like(states) if wanted[0] else None
+        of_weight = torch.zeros_like(weight) if wanted[1] else None
+        of_bias = torch.zeros_like(bias) if wanted[2] else None
+        with torch.autocast(states.device.type, enabled=False):
+            for at, made in _products(states, weight, ctx.dtype):
+                with torch.enable_grad():
+                    products = (made if bias is None else made + bias).detach().requires_grad_()
+                    values = ctx.function(ctx.head.finish(products), *(x[at] for x in ctx.others))
+                    (slope,) = torch.autograd.grad(values, products, outer[at].to(values.dtype))
+                slope = slope.to(ctx.dtype)
+                if of_states is not None:
+                    of_states[at] = (slope @ weight.to(ctx.dtype)).to(states.dtype)
+                if of_weight is not None:
+                    of_weight += slope.T @ states[at].to(ctx.dtype)
+                if of_bias is not None:
+                    of_bias += slope.sum(0)
+        return of_states, of_weight, of_bias, None, None, None
+
+
+def _products(states: Tensor, weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """States times head, a chunk of positions at a time."""
+    h, w = states.detach().to(dtype), weight.detach().to(dtype)
+    size = max(1, (positions.CHUNK if h.device.type == "cpu" else 16 * positions.CHUNK) // len(w))
+    for start in range(0, len(h), size):
+        at = slice(start, min(start + size, len(h)))
+        yield at, h[at] @ w.T
