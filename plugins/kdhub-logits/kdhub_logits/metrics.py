@@ -1,4 +1,7 @@
-"""Metrics of classification; those of scikit-learn where it has them. All read `tasks.Predictions`."""
+"""Metrics of classification, by scikit-learn. All read `tasks.Predictions`.
+
+Only `nll` is written here: scikit-learn clips probabilities, which lets models off that are very sure and wrong.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,18 @@ from kdhub_logits.tasks import Predictions
 
 def accuracy(out: Predictions) -> float:
     """Share of rows whose most probable class is the true one."""
-    return float((out.chosen == out.labels).mean())
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(out.labels, out.chosen))
 
 
 def top_5(out: Predictions) -> float | None:
     """Share of rows whose true class is among the five most probable; None with five classes or fewer."""
     if out.logits.shape[1] <= 5:
         return None
-    ranked = np.argsort(-out.logits, axis=1, kind="stable")[:, :5]
-    return float((ranked == out.labels[:, None]).any(axis=1).mean())
+    from sklearn.metrics import top_k_accuracy_score
+
+    return float(top_k_accuracy_score(out.labels, out.logits, k=5, labels=_positions(out)))
 
 
 def macro_f1(out: Predictions) -> float:
@@ -43,23 +49,24 @@ def nll(out: Predictions) -> float:
     return float(-out.log_probabilities[np.arange(out.examples), out.labels].mean())
 
 
-def brier(out: Predictions) -> float:
-    """Mean over rows of sum over classes (p - 1[true])^2, in [0, 2]."""
-    p = out.probabilities.copy()
-    p[np.arange(out.examples), out.labels] -= 1
-    return float(np.square(p).sum(axis=1).mean())
+def brier(out: Predictions) -> float | None:
+    """Mean over rows of sum over classes (p - 1[true])^2, in [0, 2]; None with one class."""
+    from sklearn.metrics import brier_score_loss
+
+    if out.logits.shape[1] == 1:
+        return None
+    return float(brier_score_loss(out.labels, out.probabilities, labels=_positions(out), scale_by_half=False))
 
 
 def calibration_error(out: Predictions, bins: int = 15) -> float:
     """ECE: sum over 15 equal bins of confidence of (share of rows) |accuracy - mean confidence| (arXiv:1706.04599)."""
-    sure = out.probabilities.max(axis=1)
-    right = out.chosen == out.labels
-    which = np.minimum((sure * bins).astype(int), bins - 1)
-    total = 0.0
-    for b in np.unique(which):
-        rows = which == b
-        total += rows.mean() * abs(right[rows].mean() - sure[rows].mean())
-    return float(total)
+    from sklearn.calibration import calibration_curve
+
+    sure, right = out.probabilities.max(axis=1).clip(0, 1), out.chosen == out.labels
+    accuracies, confidences = calibration_curve(right, sure, n_bins=bins)
+    # It gives the bins that have rows; how many those are, by its own edges.
+    rows = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], sure))
+    return float((rows[rows > 0] * abs(accuracies - confidences)).sum() / len(sure))
 
 
 def auroc(out: Predictions) -> float | None:
@@ -92,6 +99,25 @@ def probability_loyalty(out: Predictions, teacher: Predictions) -> float:
     from scipy.spatial.distance import jensenshannon
 
     return float(1 - jensenshannon(teacher.probabilities, out.probabilities, axis=1, base=2).mean())
+
+
+def regression_loyalty(out: Predictions, teacher: Predictions) -> float | None:
+    """Pearson's correlation of student's and teacher's scores over rows, mean over classes (arXiv:2112.12650).
+
+    A class's score is its logit less the row's mean, so that constants in the logits say nothing; with two classes it
+    is the correlation of the margins. Blind to a scale and a constant. None where a side gives all rows the same.
+    """
+    from scipy.stats import pearsonr
+
+    mine, theirs = (x.logits - x.logits.mean(axis=1, keepdims=True) for x in (out, teacher))
+    varies = [c for c in range(mine.shape[1]) if np.ptp(mine[:, c]) > 0 and np.ptp(theirs[:, c]) > 0]
+    if not varies:
+        return None
+    return float(np.mean([pearsonr(mine[:, c], theirs[:, c]).statistic for c in varies]))
+
+
+def _positions(out: Predictions) -> range:
+    return range(out.logits.shape[1])
 
 
 def _binary(out: Predictions) -> bool:

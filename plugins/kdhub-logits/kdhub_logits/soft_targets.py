@@ -56,7 +56,7 @@ class SoftTargets(ObjectiveMethod):
 
     @property
     def partial_signals(self) -> tuple[str, ...]:
-        return ("top",)
+        return ("top", "renormalised")
 
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
@@ -105,7 +105,7 @@ class Kd(SoftTargets):
 
     @property
     def partial_signals(self) -> tuple[str, ...]:
-        return ("top", "sampled") if self.options.temperature == 1 else ("top",)
+        return (*super().partial_signals, *(("sampled",) if self.options.temperature == 1 else ()))
 
 
 class ReverseKl(SoftTargets):

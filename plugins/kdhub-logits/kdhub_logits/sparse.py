@@ -4,6 +4,10 @@
 divergence is taken of these K + 1 cells on both sides. It is at most that of all classes, 0 where they agree, and
 exact for K = C but for the 8 bits: an error of at most 1/508 of the span between the K values, in nats.
 
+`renormalised-K`: the same K classes, and a divergence among them alone, each side made to sum to 1. What either side
+gives to all others counts nothing, so it is 0 for some students that differ from the teacher. The survey
+(arXiv:2402.13116) has both; programs that know no rest beside the K log-probabilities of a teacher have only this.
+
 `sampled-N`: N classes drawn from the teacher, of equal weight (arXiv:2503.16870 with the teacher itself as the
 proposal, so that no importance weights are needed). The draws are systematic, p's cumulative sum cut at (u + i) / N:
 each class comes N p times on average, as with independent draws, with less spread. The cross-entropy to them has the
@@ -30,7 +34,7 @@ from kdhub.signals import Field
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMS = ("top", "sampled")
+FORMS = ("top", "renormalised", "sampled")
 LOWEST = -25.0
 """Log-probability below which a class counts as impossible."""
 SMALLEST = 1e-7
@@ -39,7 +43,7 @@ SMALLEST = 1e-7
 
 @dataclass(frozen=True)
 class Form:
-    """How much of a distribution over `classes` is kept: `top` or `sampled`, and how many."""
+    """How much of a distribution over `classes` is kept: `top`, `renormalised` or `sampled`, and how many."""
 
     name: str
     count: int
@@ -47,15 +51,17 @@ class Form:
 
     @classmethod
     def parse(cls, text: str, classes: int) -> Form:
-        """`top-32`, `sampled-22`.
+        """`top-32`, `renormalised-32`, `sampled-22`.
 
         Raises:
             UsageError: anything else, or more than there are classes.
         """
         name, _, count = text.partition("-")
         if name not in FORMS or not count.isdecimal() or not int(count):
-            raise UsageError(f"signals.keep is {text!r}", hint="all, top-32 or sampled-22, with any number")
-        if name == "top" and int(count) > classes:
+            raise UsageError(
+                f"signals.keep is {text!r}", hint="all, or with a number: top-32, renormalised-32, sampled-22"
+            )
+        if name != "sampled" and int(count) > classes:
             raise UsageError(f"signals.keep is {text!r}, and there are {classes} classes")
         return cls(name, int(count), classes)
 
@@ -67,7 +73,7 @@ class Form:
     @property
     def bytes(self) -> int:
         """Of a position."""
-        return math.ceil(self.count * self.bits / 8) + (self.count + 6 if self.name == "top" else 0)
+        return math.ceil(self.count * self.bits / 8) + (0 if self.name == "sampled" else self.count + 6)
 
     def field(self, name: str, ragged: bool) -> Field:
         """Of the store."""
@@ -81,7 +87,7 @@ class Form:
         x = np.asarray(logits, np.float64)
         shifted = x - x.max(-1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-        if self.name == "top":
+        if self.name != "sampled":
             return self._pack_top(log_p)
         rng = np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key).digest()[:16], "little")))
         edges = (rng.random((len(x), 1)) + np.arange(self.count)) / self.count
@@ -127,31 +133,34 @@ class Form:
         low, high, rest = ends.unbind(-1)
         kept = low[:, None] + (codes - 1) / 254 * (high - low)[:, None]
         kept = kept.masked_fill(codes == 0, -torch.inf)
-        return Top(at, torch.cat([kept, rest[:, None]], -1))
+        return Top(at, torch.cat([kept, rest[:, None]], -1), alone=self.name == "renormalised")
 
 
 @dataclass(frozen=True)
 class Top:
     """Attributes:
     at: (n, k) classes; log_p: (n, k + 1) their log-probabilities, and that of all others.
+    alone: the others count nothing, and both sides are made to sum to 1 over these classes.
     """
 
     at: Tensor
     log_p: Tensor
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.at)
 
     def __getitem__(self, part: slice) -> Top:
-        return Top(self.at[part], self.log_p[part])
+        return Top(self.at[part], self.log_p[part], self.alone)
 
     def apart(self, function: Callable[..., Tensor], student: Tensor, temperature: float) -> Tensor:
-        """The divergence of the cells, each side's log-probabilities at temperature 1 divided by `temperature`."""
+        """The divergence of the cells, each side's log-probabilities at temperature 1 divided by `temperature`. Every
+        divergence begins with a softmax, which makes cells sum to 1."""
         import torch
 
         s = student if student.dtype == torch.float64 else student.float()
-        if self.at.shape[-1] == s.shape[-1]:  # nothing is left
-            return function(s / temperature, self.log_p[:, :-1] / temperature)
+        if self.alone or self.at.shape[-1] == s.shape[-1]:  # nothing is left
+            return function(s.gather(-1, self.at) / temperature, self.log_p[:, :-1] / temperature)
         lowest = torch.finfo(s.dtype).min / 4  # where all others are impossible, -inf would have no gradient but nan
         rest = s.clamp_min(lowest).scatter(-1, self.at, lowest).logsumexp(-1, keepdim=True)
         cells = torch.cat([s.gather(-1, self.at), rest], -1) - s.logsumexp(-1, keepdim=True)

@@ -42,6 +42,18 @@ def test_metrics_by_hand():
     assert metrics.top_5(OUT) is None and metrics.auroc(OUT) is None
 
 
+def test_metrics_of_many_classes_and_of_hopeless_models():
+    """Five of six are the most probable five; models that are sure and wrong, or right; one class."""
+    out = Predictions(np.tile(np.arange(6.0), (4, 1)), np.array([0, 1, 5, 0]))
+    assert metrics.top_5(out) == 0.5
+    sure = Predictions(np.array([[200.0, 0.0, 0.0]] * 2), np.array([0, 1]))
+    assert metrics.nll(sure) == 100 and metrics.brier(sure) == 1 and metrics.calibration_error(sure) == 0.5
+    right = Predictions(sure.logits, np.array([0, 0]))
+    assert [f(right) for f in (metrics.nll, metrics.brier, metrics.calibration_error)] == pytest.approx([0] * 3)
+    one = Predictions(np.ones((2, 1)), np.array([0, 0]))
+    assert metrics.accuracy(one) == 1 and metrics.brier(one) is None and metrics.calibration_error(one) == 0
+
+
 def test_metrics_of_two_classes():
     scores = np.array([0.1, 0.4, 0.35, 0.8])
     out = Predictions(np.stack([np.zeros(4), scores], 1), np.array([0, 0, 1, 1]))
@@ -58,6 +70,27 @@ def test_fidelity_by_hand():
     m = (p + q) / 2
     js = 0.5 * (p * np.log2(p / m)).sum() + 0.5 * (q * np.log2(q / m)).sum()
     assert metrics.probability_loyalty(one, two) == pytest.approx(1 - js**0.5), "the root once"
+
+
+def test_loyalties_of_the_specification():
+    """Numbers of section 7 of the specification of arXiv:2112.12650; probability loyalty to base 2."""
+
+    def given(rows, of=LOG):
+        with np.errstate(divide="ignore"):
+            return Predictions(of(np.array(rows, np.float64)), np.zeros(len(rows), int))
+
+    p, q = given([[0.75, 0.2, 0.05]]), given([[0.8, 0.1, 0.1]])
+    assert metrics.probability_loyalty(q, p) == pytest.approx(0.862286, abs=2e-6)
+    assert metrics.probability_loyalty(given([[1, 0]]), given([[0, 1]])) == pytest.approx(0, abs=1e-6)
+    labels = [given(np.eye(4)[chosen], of=np.array) for chosen in ([0, 2, 1, 3], [0, 1, 2, 3])]
+    assert metrics.agreement(*labels) == 0.5
+    scores = [[1, 2, 3, 5], [1.1, 1.9, 3.2, 4.0]]
+    one, two = (given([[0, s] for s in row], of=np.array) for row in scores)
+    assert metrics.regression_loyalty(one, two) == pytest.approx(0.970309, abs=2e-6)
+    moved = given([[7 - 2 * s, 7 + s] for s in scores[0]], of=np.array)
+    assert metrics.regression_loyalty(moved, two) == pytest.approx(0.970309, abs=2e-6)
+    assert metrics.regression_loyalty(one, one) == pytest.approx(1)
+    assert metrics.regression_loyalty(given([[0, 1]] * 4, of=np.array), two) is None
 
 
 # -- networks -------------------------------------------------------------------------------------------------

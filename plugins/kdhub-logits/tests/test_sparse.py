@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from kdhub_logits import divergences as d
-from kdhub_logits.sparse import Form, Sampled, divergence
+from kdhub_logits.sparse import Form, Sampled, Top, divergence
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
@@ -21,12 +21,26 @@ def stored(logits, text, key=b"row"):
     return form.unpack(torch.from_numpy(form.pack(logits.numpy(), key)))
 
 
-def test_numbers_of_the_specification():
-    """The top-2 cache with an other-bucket is exact here: one class alone is left out."""
-    assert divergence(d.forward_kl, S, stored(Z, "top-2")).item() == pytest.approx(0.239401, abs=2e-3)
+def exactly(logits, k, alone):
+    """What is kept of some logits, without bits."""
+    log_p = torch.log_softmax(logits, -1)
+    at = log_p.topk(k).indices
+    kept = log_p.gather(-1, at)
+    return Top(at, torch.cat([kept, (1 - kept.exp().sum(-1, keepdim=True)).log()], -1), alone)
+
+
+@pytest.mark.parametrize(("name", "value"), [("renormalised", 0.257403), ("top", 0.239401)])
+def test_numbers_of_the_specification(name, value):
+    """Of a top-2 cache. With a cell for the others it is exact here: one class alone is left out."""
+    assert divergence(d.forward_kl, S, exactly(Z, 2, name == "renormalised")).item() == pytest.approx(value, abs=2e-6)
+    assert divergence(d.forward_kl, S, stored(Z, f"{name}-2")).item() == pytest.approx(value, abs=2e-3)
     for function in (d.forward_kl, d.reverse_kl, d.total_variation):
-        full = function(S, Z).item()
-        assert divergence(function, S, stored(Z, "top-3")).item() == pytest.approx(full, abs=2e-3)
+        for t in (1.0, 2.0):
+            full = function(S / t, Z / t).item()
+            assert divergence(function, S, exactly(Z, 3, name == "renormalised"), t).item() == pytest.approx(
+                full, abs=1e-6
+            )
+            assert divergence(function, S, stored(Z, f"{name}-3"), t).item() == pytest.approx(full, abs=2e-3)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 257, 128_256])
@@ -49,6 +63,7 @@ def test_bytes_of_a_position():
     assert Form.parse("sampled-22", 128_256).bytes == 47 <= 48
     assert Form.parse("top-32", 128_256).bytes == 106 <= 121
     assert Form.parse("top-1", 2).bytes == 1 + 1 + 6
+    assert Form.parse("renormalised-32", 128_256).bytes == 106
 
 
 def test_draws_are_unbiased_and_their_gradient_too():
@@ -79,7 +94,7 @@ def test_one_example_is_always_drawn_alike():
 
 def test_equal_sides_are_zero_apart_and_impossible_classes_do_no_harm():
     hard = torch.tensor([[50.0, -torch.inf, 0.0, -torch.inf], [0.0, 1e4, 0.0, -1e4]])
-    for text in ("top-1", "top-4"):
+    for text in ("top-1", "top-4", "renormalised-2", "renormalised-4"):
         both = stored(hard, text)
         student = hard.clone().requires_grad_()
         value = divergence(d.forward_kl, student, both)
@@ -88,7 +103,7 @@ def test_equal_sides_are_zero_apart_and_impossible_classes_do_no_harm():
 
 
 def test_wrong_forms_are_named():
-    for wrong in ("top", "top-x", "half-3", "top-0", "top-99"):
+    for wrong in ("top", "top-x", "half-3", "top-0", "top-99", "renormalised-11"):
         with pytest.raises(UsageError, match="signals.keep"):
             Form.parse(wrong, 10)
     for method, keep in (("dkd", "top-3"), ("reverse-kl", "sampled-4"), ("kd", "sampled-4")):  # kd: at T = 2
@@ -97,7 +112,7 @@ def test_wrong_forms_are_named():
         assert "it takes all" in told.value.hint
 
 
-@pytest.mark.parametrize("keep", ["top-3", "sampled-8"])
+@pytest.mark.parametrize("keep", ["top-3", "renormalised-3", "sampled-8"])
 def test_a_student_learns_from_a_part(keep, tmp_path):
     """From the store, in training alone: what is measured against has everything."""
     run = kdhub.distill(
