@@ -12,7 +12,6 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from kdhub_text.task import PROBES
 from kdhub._files import home
 from kdhub.errors import CompatibilityError, DataError, HubError, TeacherError, UsageError
 from kdhub.signals import Field, SignalStore, row_keys
+from kdhub.testing.server import cut, failing, serving, slow
 
 WIDTH = 8
 KEY = "test-51f0c0ffee"
@@ -33,92 +33,11 @@ def vector_of(text: str) -> np.ndarray:
     return (values / np.linalg.norm(values)).astype(np.float32)
 
 
-class Server(ThreadingHTTPServer):
-    """A faked /v1/embeddings.
-
-    Attributes:
-        faults: functions taken one a request, from the front; each gets (handler, request body) and answers, or
-            gives None to let the request go on.
-        always: the fault of every request without one of its own.
-        seen: the texts of each request that arrived.
-        answered: the texts of each request that was answered well.
-    """
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.faults: list = []
-        self.always = None
-        self.seen: list[list[str]] = []
-        self.answered: list[list[str]] = []
-        self.bodies: list[dict] = []
-        self.keys: set[str | None] = set()
-        self.paths: set[str] = set()
-        self.delay = 0.0
-        self.now = self.most = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request, address):
-        pass  # clients of these tests are killed and cut off
-
-    @property
-    def texts(self) -> list[str]:
-        return [text for texts in self.seen for text in texts]
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def log_message(self, *args):
-        pass
-
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.seen.append(body["input"])
-            server.bodies.append(body)
-            server.keys.add(self.headers["Authorization"])
-            server.paths.add(self.path)
-            fault = server.faults.pop(0) if server.faults else server.always
-            server.now += 1
-            server.most = max(server.most, server.now)
-        try:
-            time.sleep(server.delay)
-            if fault is None or fault(self, body) is None:
-                self.answer(200, {"object": "list", "data": good(body)})
-                with server.lock:
-                    server.answered.append(body["input"])
-        finally:
-            with server.lock:
-                server.now -= 1
-
-    def answer(self, status, body, **headers) -> bool:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(content)
-        return True
-
-
 def good(body) -> list[dict]:
     return [
         {"object": "embedding", "index": i, "embedding": vector_of(text)[: body.get("dimensions")].tolist()}
         for i, text in enumerate(body["input"])
     ]
-
-
-def failing(status, message="out of order", code=None, **headers):
-    return lambda handler, body: handler.answer(status, {"error": {"message": message, "code": code}}, **headers)
 
 
 def answering(change):
@@ -132,38 +51,14 @@ def answering(change):
     return fault
 
 
-def cut(handler, body):
-    """Promise more than is sent, and close."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"data": [')
-    handler.wfile.flush()
-    handler.connection.shutdown(socket.SHUT_RDWR)
-    handler.close_connection = True
-    return True
-
-
-def slow(seconds):
-    def fault(handler, body):
-        time.sleep(seconds)
-
-    return fault
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(OpenAI, "backoff", 0.01)
-    server = Server()
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(lambda path, body: {"object": "list", "data": good(body)}) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
+        yield server
 
 
 def teacher(**options) -> OpenAI:
@@ -172,6 +67,10 @@ def teacher(**options) -> OpenAI:
 
 def embed(teacher, texts) -> np.ndarray:
     return teacher.signals([{"text": text} for text in texts], "embedding")["embedding"]
+
+
+def sent(server) -> list[str]:
+    return [text for body in server.bodies for text in body["input"]]
 
 
 def some(n) -> list[str]:
@@ -191,7 +90,7 @@ def test_vectors_come_back_in_order_with_each_text_sent_once(server):
     vectors = embed(model, texts)
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, expected(texts))
-    assert sorted(server.texts) == sorted(some(70))
+    assert sorted(sent(server)) == sorted(some(70))
     assert (model.requests, model.texts) == (5, 70)
     assert server.keys == {f"Bearer {KEY}"} and server.paths == {"/v1/embeddings"}
     assert all(body["model"] == "toy" and body["encoding_format"] == "float" for body in server.bodies)
@@ -223,7 +122,7 @@ def test_facts_are_measured_once_for_all_processes_to_come(server):
     first = teacher()
     assert (first.width, first.normalised) == (WIDTH, True)
     assert first.layout("embedding") == {"embedding": (WIDTH,)}
-    assert server.texts == list(PROBES)
+    assert sent(server) == list(PROBES)
     again = teacher(prompts={"query": "search: "})
     assert (again.width, again.normalised, again.requests) == (WIDTH, True, 0)
     assert (again.prompts, again.max_length, again.cutter, again.module) == ({"query": "search: "}, None, None, None)
@@ -275,7 +174,7 @@ def test_passing_faults_are_survived(server, fault):
 def test_a_timeout_is_tried_again(server):
     server.faults = [slow(0.5)]
     np.testing.assert_array_equal(embed(teacher(timeout=0.15), ["a"]), expected(["a"]))
-    assert len(server.seen) == 2
+    assert len(server.bodies) == 2
 
 
 def test_retry_after_holds_for_all_threads(server):
@@ -300,7 +199,7 @@ def test_retry_after_may_be_a_date_and_an_absurd_one_ends_the_run(server):
     server.always = failing(429, Retry_After=format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True))
     with pytest.raises(HubError, match="429 Too Many Requests") as error:
         embed(teacher(), ["a"])
-    assert len(server.seen) == 1 and "tried again in 7" in error.value.hint
+    assert len(server.bodies) == 1 and "tried again in 7" in error.value.hint
     server.faults, server.always = [failing(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")], None
     embed(teacher(), ["a"])
 
@@ -313,7 +212,7 @@ def test_a_server_that_stays_broken_is_the_hubs_fault(server):
     with pytest.raises(HubError) as error:
         embed(teacher(retries=2), some(3))
     text = f"{error.value} {error.value.hint}"
-    assert len(server.seen) == 3 and error.value.exit_code == 4
+    assert len(server.bodies) == 3 and error.value.exit_code == 4
     assert f"embedding 3 texts with openai:toy at 127.0.0.1:{server.server_port}" in text
     assert "500 Internal Server Error (internal error), after 3 tries" in text and "later may help" in text
 
@@ -348,7 +247,7 @@ def test_what_retrying_does_not_help_is_tried_once(server, fault, hint):
     server.always = fault
     with pytest.raises(HubError) as error:
         embed(teacher(), ["a"])
-    assert len(server.seen) == 1 and hint in error.value.hint
+    assert len(server.bodies) == 1 and hint in error.value.hint
 
 
 def test_one_failure_stops_the_others(server):
@@ -357,7 +256,7 @@ def test_one_failure_stops_the_others(server):
     began = time.monotonic()
     with pytest.raises(HubError, match="401"):
         embed(teacher(batch=1, concurrency=4), some(100))
-    assert time.monotonic() - began < 5 and len(server.seen) <= 8
+    assert time.monotonic() - began < 5 and len(server.bodies) <= 8
 
 
 def test_a_refused_text_is_found_and_named(server):
@@ -418,7 +317,7 @@ def test_wrong_answers_name_batch_and_row(server, name):
     ) as error:
         embed(teacher(batch=5, retries=1), some(10))
     assert "texts 6 to 10" in str(error.value) and KEY not in str(error.value)
-    assert len(server.seen) == (3 if name in ("half", "nested") else 2)  # what may have been cut is tried again
+    assert len(server.bodies) == (3 if name in ("half", "nested") else 2)  # what may have been cut is tried again
 
 
 def test_another_width_than_before(server):
@@ -432,7 +331,7 @@ def test_another_width_than_before(server):
 def test_empty_texts_are_refused_before_anything_is_sent(server):
     with pytest.raises(DataError, match="text 2 of the 3") as error:
         embed(teacher(), ["a", " \n", ""])
-    assert error.value.rows == [2, 3] and not server.seen
+    assert error.value.rows == [2, 3] and not server.bodies
 
 
 def test_only_embeddings(server):
@@ -548,12 +447,12 @@ def test_killed_while_labelling_it_asks_only_for_the_rest(server):
         time.sleep(0.005)
     child.kill()
     child.communicate()
-    assert len(server.texts) < n
+    assert len(sent(server)) < n
     server.delay = 0.01
     report, model, vectors = fill(n, batch, concurrency)
     assert server.most == concurrency and 0 < report.computed == model.texts < n
     # Every request that was lost was in flight, or just answered and not yet committed, when the kill came.
-    assert n <= len(server.texts) <= n + concurrency * batch
+    assert n <= len(sent(server)) <= n + concurrency * batch
     np.testing.assert_array_equal(vectors, expected(some(n)))
     report, model, _ = fill(n, batch, concurrency)
     assert (report.computed, report.calls, model.requests) == (0, 0, 0)
@@ -566,8 +465,8 @@ def test_what_was_answered_before_a_failure_is_kept(server):
     server.delay, server.always = 0.01, fails_on_one
     with pytest.raises(HubError, match="500"):
         fill(60, 3, 4)
-    paid = sum(map(len, server.answered))
-    server.always, server.seen[:] = None, []
+    paid = sum(len(body["input"]) for body in server.answered)
+    server.always, server.bodies[:] = None, []
     report, model, vectors = fill(60, 3, 4)
-    assert 0 < paid < 60 and report.computed == model.texts == len(server.texts) == 60 - paid
+    assert 0 < paid < 60 and report.computed == model.texts == len(sent(server)) == 60 - paid
     np.testing.assert_array_equal(vectors, expected(some(60)))
