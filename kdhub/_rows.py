@@ -32,6 +32,8 @@ NEEDED = {
     "texts": ("text",),
     "sts": (*PAIR, "score"),
     "responses": ("prompt", "response"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "rankings": ("prompt", "responses", "scores"),
     "corpus": ("id", "text"),
     "queries": ("id", "text"),
     "judgements": ("query_id", "corpus_id", "score"),
@@ -306,6 +308,17 @@ class _Check:
     def _responses(self, row: dict[str, Any]) -> str | None:
         return _text(row, "prompt") or _text(row, "response")
 
+    def _preferences(self, row: dict[str, Any]) -> str | None:
+        return _text(row, "prompt") or _text(row, "chosen") or _text(row, "rejected")
+
+    def _rankings(self, row: dict[str, Any]) -> str | None:
+        texts, scores = row.get("responses"), row.get("scores")
+        if not isinstance(texts, list) or not isinstance(scores, list) or not 2 <= len(texts) == len(scores):
+            return "without two responses or more, and as many scores"
+        causes = [_text({"responses": text}, "responses") for text in texts]
+        causes += [_number({"scores": score}, "scores") for score in scores]
+        return _text(row, "prompt") or next(filter(None, causes), None)
+
     def _corpus(self, row: dict[str, Any]) -> str | None:
         title = row.pop("title", None)
         if isinstance(title, str) and title.strip() and isinstance(row.get("text"), str):
@@ -385,7 +398,8 @@ def _kind(value: Any) -> str:
 
 def form_of(columns: Iterable[str]) -> str:
     have = set(columns)
-    return next((form for form in ("texts", "sts", "responses") if set(NEEDED[form]) <= have), "rows")
+    forms = ("texts", "sts", "responses", "preferences", "rankings")
+    return next((form for form in forms if set(NEEDED[form]) <= have), "rows")
 
 
 def _missing(needed: Sequence[str], columns: Iterable[str], label: str) -> DataError:

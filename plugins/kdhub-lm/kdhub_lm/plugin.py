@@ -51,6 +51,26 @@ def kdhub_methods():
         uses=("logits",),
         recipe="seqkd",
     )
+    yield MethodSpec(
+        name="dpo",
+        target="kdhub_lm.dpo:Dpo",
+        summary="the better of two responses more probable, the worse one less, as against the start",
+        paper="arXiv:2305.18290",
+        tasks=TASKS,
+        uses=("logits",),
+        labels=True,
+        recipe="dpo",
+    )
+    yield MethodSpec(
+        name="rrhf",
+        target="kdhub_lm.rrhf:Rrhf",
+        summary="responses ranked by their probability as a teacher ranks them",
+        paper="arXiv:2304.05302",
+        tasks=TASKS,
+        uses=("logits",),
+        labels=True,
+        recipe="rrhf",
+    )
 
 
 @hookimpl
@@ -116,6 +136,20 @@ def kdhub_datasets():
         argument="DATA",
         example="pydoc",
         summary="texts of another data set, cut into prompt and response",
+    )
+    yield DatasetSpec(
+        name="arithmetic",
+        target="kdhub_lm.arithmetic:arithmetic",
+        argument="add,larger,twice",
+        example="add",
+        summary="small problems with one right answer each",
+    )
+    yield DatasetSpec(
+        name="preferences",
+        target="kdhub_lm.judged:preferences",
+        argument="DATA",
+        example="arithmetic:add",
+        summary="responses to the prompts of another data set, and a score for each",
     )
     yield DatasetSpec(
         name="synthetic",

@@ -4,6 +4,7 @@
 | --- | --- |
 | `text` | each token but the first |
 | `prompt`, `response` | the response's tokens, and the end |
+| `prompt`, `chosen`, `rejected`; `prompt`, `responses`, `scores` | the best response, or all (see `preferences`) |
 
 Asked for prompts (the setting `prompts`, the tokens that an answer may have, or a row that says so itself), a row is
 what stands before the response.
@@ -20,6 +21,7 @@ from kdhub_logits.privacy import marked
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.task import Example
+from kdhub_lm import preferences
 
 Row = Mapping[str, Any]
 
@@ -33,12 +35,14 @@ class Encoding:
         limit: tokens that a row may have; None where nobody knows.
         private: a pattern that marks tokens of plain texts (see `kdhub_logits.privacy`).
         prompts: None, or the tokens that an answer may have: then examples are prompts.
+        groups: an example of preferences has all responses, not the best alone.
     """
 
     tokenizer: Any
     limit: int | None
     private: str | None = None
     prompts: int | None = None
+    groups: bool = False
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.limit is not None and self.prompts >= self.limit:
@@ -140,10 +144,18 @@ class Encoding:
 FORMS: dict[str, Callable[[Encoding, Sequence[Row]], list[Example]]] = {
     "texts": Encoding.texts,
     "responses": Encoding.responses,
+    "preferences": preferences.examples,
+    "rankings": preferences.examples,
 }
 """Form of rows -> what prepares them."""
 
-COLUMNS: dict[str, tuple[str, ...]] = {"texts": ("text",), "responses": ("prompt", "response"), "prompts": ("prompt",)}
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "texts": ("text",),
+    "responses": ("prompt", "response"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "rankings": ("prompt", "responses", "scores"),
+    "prompts": ("prompt",),
+}
 """Form of rows -> the columns that it needs, the form that is tried first at the top."""
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from kdhub_logits.tasks import Predictions, TokenClassification
 
 from kdhub.errors import CompatibilityError, DataError
-from kdhub.task import Encoder, Prepare, Signals, plain_rows
+from kdhub.task import Encoder, Example, Prepare, Signals, plain_rows
+from kdhub_lm.preferences import of_groups
 from kdhub_lm.rows import COLUMNS, Encoding, form_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class CausalLanguage(TokenClassification):
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """See `rows`. Settings: max_length, tokens at most; private, a pattern that marks tokens; prompts, the tokens
-        that an answer may have: then rows are prompts for the teacher, which may have other tokens than the student.
+        that an answer may have: then rows are prompts for the teacher, which may have other tokens than the student;
+        groups, whether rows of preferences have all their responses.
         """
         prompts = settings.get("prompts")
         models = [model for model in ((teacher,) if prompts and teacher else (student, teacher)) if model is not None]
@@ -78,8 +80,15 @@ class CausalLanguage(TokenClassification):
             self.agree(student, teacher)
         limits = [n for n in (*(model.max_length for model in models), settings.get("max_length")) if n]
         self._tokenizer = models[0].tokenizer
-        self._prepare = Encoding(self._tokenizer, min(limits, default=None), settings.get("private"), prompts)
+        groups = bool(settings.get("groups"))
+        self._prepare = Encoding(self._tokenizer, min(limits, default=None), settings.get("private"), prompts, groups)
         return self._prepare
+
+    def collate(self, examples: Sequence[Example], student: CausalLm) -> dict[str, torch.Tensor]:
+        """As of words; a batch of groups is one of their sequences (see `preferences`)."""
+        sequences = [sequence for e in examples for sequence in e.get("sequences", [e])]
+        batch = super().collate(sequences, student)
+        return batch | of_groups(examples) if "sequences" in examples[0] else batch
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return module(inputs)
