@@ -29,6 +29,7 @@ _PEEK = 100  # rows looked at to tell the form
 _SHOWN = 5
 PAIR = ("sentence1", "sentence2")
 NEEDED = {
+    "conversations": ("messages",),
     "texts": ("text",),
     "sts": (*PAIR, "score"),
     "responses": ("prompt", "response"),
@@ -308,6 +309,12 @@ class _Check:
     def _responses(self, row: dict[str, Any]) -> str | None:
         return _text(row, "prompt") or _text(row, "response")
 
+    def _conversations(self, row: dict[str, Any]) -> str | None:
+        turns = row.get("messages")
+        if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns) or not turns:
+            return "without a list of role and content in 'messages'"
+        return next(filter(None, (_text(turn, name) for turn in turns for name in ("role", "content"))), None)
+
     def _preferences(self, row: dict[str, Any]) -> str | None:
         return _text(row, "prompt") or _text(row, "chosen") or _text(row, "rejected")
 
@@ -398,7 +405,7 @@ def _kind(value: Any) -> str:
 
 def form_of(columns: Iterable[str]) -> str:
     have = set(columns)
-    forms = ("texts", "sts", "responses", "preferences", "rankings")
+    forms = ("conversations", "texts", "sts", "responses", "preferences", "rankings")
     return next((form for form in forms if set(NEEDED[form]) <= have), "rows")
 
 

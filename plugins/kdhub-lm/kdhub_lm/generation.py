@@ -89,15 +89,27 @@ def answers(
             answers to one prompt.
         signals: what gives stored signals of rows; the store itself by default, `run.signals` inside a run.
     """
-    from kdhub.signals import row_key
+    from kdhub.signals import distinct, row_key
     from kdhub.stored import stored_signals
     from kdhub_lm.task import CausalLanguage
 
     prepare = CausalLanguage().preparer(None, teacher, prompts=how.max_new_tokens)
     rows = Rows.build(table, prepare, row_key)
     stored = (signals or partial(stored_signals, teacher))(rows, how.kind)
+    once = distinct(rows.keys)
+    counts = np.zeros((len(rows), 2), np.int64)
     for start in range(0, len(rows), READ):
-        yield from decoded(stored[np.arange(start, min(start + READ, len(rows)))])
+        some = np.arange(start, min(start + READ, len(rows)))
+        values = stored[some]
+        if "tokens" in values:
+            counts[some] = np.maximum(values["tokens"], 0)  # below 0 where the server did not count
+        yield from decoded(values)
+    if counts.any():
+        asked, written = counts[once].sum(0).tolist()
+        cost = "".join(f", {name} {value:g}" for name, value in teacher.priced(asked, written).items())
+        logger.info(
+            "%d answers of %s: %d tokens of prompts, %d of answers%s", len(once), teacher.argument, asked, written, cost
+        )
 
 
 def answered(
@@ -109,8 +121,8 @@ def answered(
     samples: int = 1,
     signals: Callable[[Rows, str], Any] | None = None,
 ) -> Data:
-    """The rows of a table with a teacher's answers as `response`; `ended` says whether one came to an end, `sample`
-    which answer to its prompt it is. Empty answers are left out, and counted.
+    """The rows of a table with a teacher's answers as `response`, or as the last of `messages`; `ended` says whether
+    one came to an end, `sample` which answer to its prompt it is. Empty answers are left out, and counted.
 
     Args:
         table, signals: see `answers`.
@@ -125,6 +137,8 @@ def answered(
     def rows() -> Iterator[dict[str, Any]]:
         import datasets
 
+        from kdhub_lm.rows import prompt_of
+
         numbered = [table.add_column("sample", [n] * len(table)) for n in range(samples)]
         asked = datasets.concatenate_datasets(numbered)
         empty = 0
@@ -133,14 +147,18 @@ def answered(
                 empty += 1
                 continue
             row = table[n % len(table)]
-            prompt = row["prompt"] if row.get("prompt") is not None else row["text"]
-            kept = {k: v for k, v in row.items() if k not in ("text", "prompt", "response")}
-            yield {**kept, "prompt": prompt, "response": text, "ended": ended, "sample": n // len(table)}
+            *before, prompt = prompt_of(row)
+            kept = {k: v for k, v in row.items() if k not in ("text", "prompt", "response", "messages")}
+            if row.get("messages"):
+                made = {"messages": [*before, prompt, {"role": "assistant", "content": text}]}
+            else:
+                made = {"prompt": prompt["content"], "response": text}
+            yield {**kept, **made, "ended": ended, "sample": n // len(table)}
         if empty:
             what = f"{empty} of {samples * len(table)} answers of {teacher.argument} to {name} are empty"
             if empty == samples * len(table):
                 raise TeacherError(what, hint="is it a model that answers, and are the prompts what it knows?")
             logger.warning("%s, and left out", what)
 
-    name = f"answers to {name}"
-    return Data.from_rows(name, {"train": rows}, key={**key, "version": 1}, ref=f"made:{name}")
+    made = f"answers to {name}"
+    return Data.from_rows(made, {"train": rows}, key={**key, "version": 1}, ref=f"made:{made}")

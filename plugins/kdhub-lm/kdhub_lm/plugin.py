@@ -52,6 +52,16 @@ def kdhub_methods():
         recipe="seqkd",
     )
     yield MethodSpec(
+        name="grpo",
+        target="kdhub_lm.grpo:Grpo",
+        summary="the student's own answers, those that a verifier finds right more probable",
+        paper="arXiv:2402.03300",
+        tasks=TASKS,
+        uses=("logits",),
+        labels=True,
+        recipe="grpo",
+    )
+    yield MethodSpec(
         name="dpo",
         target="kdhub_lm.dpo:Dpo",
         summary="the better of two responses more probable, the worse one less, as against the start",
@@ -97,6 +107,14 @@ def kdhub_teachers():
 
     yield teacher("path", "path_teacher", "FOLDER", "a folder of a transformers language model")
     yield teacher("hf", "hub_teacher", "org/name[@revision]", "a transformers language model on the Hugging Face Hub")
+    yield TeacherSpec(
+        name="openai",
+        target="kdhub_lm.openai:OpenAI",
+        tasks=TASKS,
+        gives=("text", "logits"),
+        argument="MODEL",
+        summary="a language model behind any OpenAI-compatible API",
+    )
 
 
 @hookimpl
@@ -138,6 +156,12 @@ def kdhub_datasets():
         summary="texts of another data set, cut into prompt and response",
     )
     yield DatasetSpec(
+        name="python-source",
+        target="kdhub_lm.python_source:python_source",
+        splits=("train", "validation", "test"),
+        summary="source code of the running Python's standard library",
+    )
+    yield DatasetSpec(
         name="arithmetic",
         target="kdhub_lm.arithmetic:arithmetic",
         argument="add,larger,twice",
@@ -152,17 +176,30 @@ def kdhub_datasets():
         summary="responses to the prompts of another data set, and a score for each",
     )
     yield DatasetSpec(
+        name="chat",
+        target="kdhub_lm.conversations:conversations",
+        argument="DATA",
+        example="synthetic:sums",
+        summary="prompts and responses of another data set as conversations; long conversations in pieces",
+    )
+    yield DatasetSpec(
+        name="mixture",
+        target="kdhub_lm.mixture:mixture",
+        splits=("train",),
+        summary="instruction sets of several sources in stated shares, each row with its source and who wrote it",
+    )
+    yield DatasetSpec(
         name="synthetic",
         target="kdhub_lm.synthetic:synthetic",
-        argument="additions|integers",
+        argument="additions|integers|sums|reversals",
         example="additions",
-        summary="texts that are made: additions, rows of integers",
+        summary="texts that are made: additions, rows of integers, sums worked out, words turned round",
     )
 
 
 @hookimpl
 def kdhub_metrics():
-    def metric(name, target, summary, better=True, form=("texts", "responses"), **spec):
+    def metric(name, target, summary, better=True, form=("texts", "responses", "conversations"), **spec):
         return MetricSpec(
             name=name, target=target, tasks=TASKS, summary=summary, higher_is_better=better, form=form, **spec
         )

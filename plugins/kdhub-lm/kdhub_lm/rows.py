@@ -1,10 +1,15 @@
-"""Rows of language as tokens. An example has `ids`, and `at`: the places from which its `labels` are predicted.
+"""Rows of language as tokens. An example has `ids`, and `at`: the places from which its `labels` are predicted; `bytes`
+of what they write, None where something was cut.
 
 | columns | what counts |
 | --- | --- |
 | `text` | each token but the first |
 | `prompt`, `response` | the response's tokens, and the end |
+| `messages` (role, content) | what the assistant says, and its ends (see `chat`); with `loss_on: all` every token |
 | `prompt`, `chosen`, `rejected`; `prompt`, `responses`, `scores` | the best response, or all (see `preferences`) |
+
+Prompts and responses stay plain for a model with a chat template too; `chat:DATA` makes conversations of them. A row
+of which nothing is left to learn, once it was cut, has length 0: training leaves it out.
 
 Asked for prompts (the setting `prompts`, the tokens that an answer may have, or a row that says so itself), a row is
 what stands before the response.
@@ -12,6 +17,7 @@ what stands before the response.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +27,7 @@ from kdhub_logits.privacy import marked
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.task import Example
-from kdhub_lm import preferences
+from kdhub_lm import chat, preferences
 
 Row = Mapping[str, Any]
 
@@ -36,6 +42,7 @@ class Encoding:
         private: a pattern that marks tokens of plain texts (see `kdhub_logits.privacy`).
         prompts: None, or the tokens that an answer may have: then examples are prompts.
         groups: an example of preferences has all responses, not the best alone.
+        beside: the tokenizer of a teacher that sees the same rows.
     """
 
     tokenizer: Any
@@ -43,6 +50,7 @@ class Encoding:
     private: str | None = None
     prompts: int | None = None
     groups: bool = False
+    beside: Any = None
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.limit is not None and self.prompts >= self.limit:
@@ -67,7 +75,11 @@ class Encoding:
         form = form_of(rows[0])
         if self.private and form != "texts":
             raise CompatibilityError("what is private is marked in plain texts, not in prompts and responses")
-        return FORMS[form](self, rows)
+        made = FORMS[form](self, rows)
+        for example in made:
+            if not example.get("labels", True):
+                example["length"] = 0
+        return made
 
     def tokens(self, texts: Sequence[str], **how: Any) -> Any:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **how)
@@ -88,7 +100,7 @@ class Encoding:
                 "content": text.encode(),
                 "length": len(ids),
                 "cut": len(whole) > len(ids),
-                "bytes": len(text.encode()),
+                "bytes": len(text.encode()) if len(whole) == len(ids) else None,
             }
             if self.private:
                 of_tokens = marked(text, given["offset_mapping"][n], self.private)
@@ -99,14 +111,17 @@ class Encoding:
     def responses(self, rows: Sequence[Row]) -> list[Example]:
         prompts = self.tokens([row["prompt"] for row in rows])["input_ids"]
         given = self.tokens([row["response"] for row in rows])["input_ids"]
-        return [
-            {**self.response(prompt, tokens), "content": f"{row['prompt']}\0{row['response']}".encode()}
-            for row, prompt, tokens in zip(rows, prompts, given)
-        ]
+        made = []
+        for row, prompt, tokens in zip(rows, prompts, given):
+            example = self.response(prompt, tokens)
+            if len(example["labels"]) >= len(tokens):
+                example["bytes"] = len(row["response"].encode())
+            made.append({**example, "content": f"{row['prompt']}\0{row['response']}".encode()})
+        return made
 
     def response(self, prompt: Sequence[int], response: Sequence[int], ended: bool = True) -> Example:
-        """An example of tokens, without `content`. A long prompt loses its beginning: what stands nearest to the
-        response says most of it."""
+        """An example of tokens, without `content` and `bytes`. A long prompt loses its beginning: what stands nearest
+        to the response says most of it."""
         before, after = [*self.begin, *prompt], [*response, *(self.end if ended else [])]
         room = len(before) if self.limit is None else max(1, self.limit - len(after))
         ids = [*before[-room:], *after][: self.limit]
@@ -117,24 +132,63 @@ class Encoding:
             "labels": ids[first:],
             "length": len(ids),
             "cut": len(before) + len(after) > len(ids),
-            "bytes": None,  # the end is a token of no byte
+            "bytes": None,
         }
+
+    def conversations(self, rows: Sequence[Row]) -> list[Example]:
+        """What an assistant says may stand in several places, so `at` is no end of the row."""
+        chat.require_places(self.tokenizer)
+        chat.agree(self.tokenizer, self.beside)
+        everything = [row.get("loss_on") == "all" for row in rows]
+        told = [chat.learnt(self.tokenizer, row["messages"], everything=e) for row, e in zip(rows, everything)]
+        given = self.tokens([text for text, _ in told], return_offsets_mapping=True)
+        made = []
+        for row, (text, spans), ids, offsets in zip(rows, told, given["input_ids"], given["offset_mapping"]):
+            kept = ids[: self.limit]
+            learnt = [n for n in chat.tokens_in(offsets, spans) if 0 < n < len(kept)]
+            made.append(
+                {
+                    "ids": kept,
+                    "at": [n - 1 for n in learnt],
+                    "labels": [kept[n] for n in learnt],
+                    "content": f"{text}\0{spans}".encode(),
+                    "length": len(kept),
+                    "cut": len(ids) > len(kept),
+                    "bytes": self._said(row, spans) if len(ids) == len(kept) else None,
+                }
+            )
+        return made
+
+    @staticmethod
+    def _said(row: Row, spans: chat.Spans) -> int | None:
+        """Bytes of what the assistant says in a conversation; None unless that is just what is learnt."""
+        turns = [message["content"].strip() for message in row["messages"] if message["role"] == "assistant"]
+        just = row.get("loss_on") != "all" and len(turns) == len(spans)
+        return sum(len(text.encode()) for text in turns) if just else None
 
     # -- prompts ----------------------------------------------------------------------------------------------
 
     def as_prompts(self, rows: Sequence[Row], answer: int) -> list[Example]:
         """What a model is asked for an answer of so many tokens; `messages` for one behind an API. The content does not
         know the response, but which `sample` of the answers is meant."""
-        texts = [row["prompt"] if row.get("prompt") is not None else row["text"] for row in rows]
+        messages = [prompt_of(row) for row in rows]
+        plain = not rows[0].get("messages")
+        if plain:
+            texts = [only["content"] for (only,) in messages]
+        elif self.tokenizer is None:
+            texts = [json.dumps(each, ensure_ascii=False) for each in messages]
+        else:
+            texts = [chat.written(self.tokenizer, each, asked=True) for each in messages]
         ids = self.tokens(texts)["input_ids"] if self.tokenizer is not None else [None] * len(texts)
+        begin = self.begin if plain and self.tokenizer is not None else []  # a chat template writes it itself
         made = []
-        for row, text, tokens in zip(rows, texts, ids):
+        for row, asked, text, tokens in zip(rows, messages, texts, ids):
             content = f"{text}\0{row.get('sample') or 0}".encode()
-            example = {"messages": [{"role": "user", "content": text}], "content": content, "labels": []}
+            example = {"messages": asked, "content": content, "labels": []}
             if tokens is None:
                 example |= {"length": len(text), "cut": False}
             else:
-                whole = [*self.begin, *tokens]
+                whole = [*begin, *tokens]
                 room = len(whole) if self.limit is None else max(1, self.limit - answer)
                 example |= {"ids": whole[-room:], "length": min(len(whole), room), "cut": len(whole) > room}
             made.append(example)
@@ -144,12 +198,14 @@ class Encoding:
 FORMS: dict[str, Callable[[Encoding, Sequence[Row]], list[Example]]] = {
     "texts": Encoding.texts,
     "responses": Encoding.responses,
+    "conversations": Encoding.conversations,
     "preferences": preferences.examples,
     "rankings": preferences.examples,
 }
 """Form of rows -> what prepares them."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
+    "conversations": ("messages",),
     "texts": ("text",),
     "responses": ("prompt", "response"),
     "preferences": ("prompt", "chosen", "rejected"),
@@ -157,6 +213,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompt",),
 }
 """Form of rows -> the columns that it needs, the form that is tried first at the top."""
+
+
+def prompt_of(row: Row) -> list[dict[str, str]]:
+    """What a model is asked by a row, as messages: those before its last answer, or one with its prompt or text."""
+    if row.get("messages"):
+        return chat.asked(row["messages"])
+    return [{"role": "user", "content": row["prompt"] if row.get("prompt") is not None else row["text"]}]
 
 
 def form_of(columns: Any) -> str | None:

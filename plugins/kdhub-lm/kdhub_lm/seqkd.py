@@ -35,7 +35,8 @@ class SeqKd(Supervised):
         how = self.options.answers
         prompts = run.rows("train", prompts=how.max_new_tokens)
         data = answered(run.teacher, prompts.table, how, name="the training rows", signals=run.signals)
-        return Rows.build(data.split("train"), run.task.preparer(run.student, None, **self.settings()), row_key)
+        prepare = run.task.preparer(run.student, None, **self.settings())
+        return Rows.build(data.split("train"), prepare, row_key).learnable()
 
     def needs(self, teacher: Any) -> tuple[str, ...]:
         return ()  # what the teacher wrote stands in the rows

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from kdhub_logits.tasks import Predictions, TokenClassification
+from kdhub_logits.tasks import TokenClassification
+from pydantic import BaseModel, ConfigDict, Field
 
-from kdhub.errors import CompatibilityError, DataError
-from kdhub.task import Encoder, Example, Prepare, Signals, plain_rows
+from kdhub.errors import DataError
+from kdhub.task import Encoder, Example, Prepare, Signals, View, plain_rows
+from kdhub_lm.generation import Generation
+from kdhub_lm.judge import Judged
+from kdhub_lm.outputs import Outputs, require_same_tokens
 from kdhub_lm.preferences import of_groups
 from kdhub_lm.rows import COLUMNS, Encoding, form_of
 
@@ -34,7 +36,7 @@ class CausalLanguage(TokenClassification):
     name = "causal-lm"
     column = "text"
     target = ""  # a text is its own
-    primary = {"texts": "perplexity", "responses": "perplexity", "rows": "exposure"}
+    primary = {"texts": "perplexity", "responses": "perplexity", "conversations": "perplexity", "rows": "exposure"}
     pipeline_tag = "text-generation"
 
     def labelled(self, table: datasets.Dataset) -> bool:
@@ -48,7 +50,7 @@ class CausalLanguage(TokenClassification):
                 f"{', '.join(table.column_names)}",
                 hint="map them: columns: {text: THEIRS}, or {prompt: THEIRS, response: THEIRS}",
             )
-        kept = {*COLUMNS[form], "sample"}
+        kept = {*COLUMNS[form], "sample", "loss_on"}
         return table.select_columns([name for name in table.column_names if name in kept])
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
@@ -61,12 +63,7 @@ class CausalLanguage(TokenClassification):
             CompatibilityError: they have others; says how many they share.
         """
         if student is not None and teacher is not None and student.vocabulary != teacher.vocabulary:
-            mine, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-            shared = sum(theirs.get(token) == i for token, i in mine.items())
-            raise CompatibilityError(
-                f"student and teacher have other tokens: {shared} of {len(mine)} and {len(theirs)} are the same",
-                hint="start the student from the teacher's tokens (llama:, layers:)",
-            )
+            require_same_tokens(student.tokenizer, teacher.tokenizer)
         return []
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
@@ -80,14 +77,22 @@ class CausalLanguage(TokenClassification):
             self.agree(student, teacher)
         limits = [n for n in (*(model.max_length for model in models), settings.get("max_length")) if n]
         self._tokenizer = models[0].tokenizer
-        groups = bool(settings.get("groups"))
-        self._prepare = Encoding(self._tokenizer, min(limits, default=None), settings.get("private"), prompts, groups)
+        self._prepare = Encoding(
+            self._tokenizer,
+            min(limits, default=None),
+            settings.get("private"),
+            prompts,
+            bool(settings.get("groups")),
+            models[1].tokenizer if len(models) > 1 else None,
+        )
         return self._prepare
 
     def collate(self, examples: Sequence[Example], student: CausalLm) -> dict[str, torch.Tensor]:
         """As of words; a batch of groups is one of their sequences (see `preferences`)."""
         sequences = [sequence for e in examples for sequence in e.get("sequences", [e])]
         batch = super().collate(sequences, student)
+        if "gold" in examples[0]:  # right answers, which stay texts
+            batch["gold"] = [e["gold"] for e in examples]
         return batch | of_groups(examples) if "sequences" in examples[0] else batch
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
@@ -99,42 +104,31 @@ class CausalLanguage(TokenClassification):
         return models.load(folder)
 
     def outputs(self, encode: Encoder, data: Data, split: str) -> Any:
-        from kdhub_lm import canaries
+        from kdhub_lm import canaries, harness
 
         table = data.split(split)
         if "secret" in table.column_names:
-            return canaries.measure(encode, table, self._tokenizer)
+            return canaries.measure(encode, table)
+        if "harness" in table.column_names:
+            return harness.measure(encode, table)
+        return Outputs(encode, self._columns(data, split))
+
+    def views(self, outputs: Any, options: Any, subject: str) -> Iterator[View]:
+        """With `generate`, the plain view has texts; with `judge`, a view of its own has a judge's word on them."""
+        if not isinstance(outputs, Outputs) or not options.generate or not outputs.answerable:
+            yield View()
+            return
+        how = Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
+        written = outputs.writing(how, options.generate)
+        yield View(apply=lambda _: written)
+        if options.judge is not None:
+            yield View({"judge": options.judge}, lambda _: Judged(written.texts, options.judge), ("judge",))
+
+    def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
         table = self._columns(data, split)
-        given = encode(table, "logits")["logits"]
-        examples = self._prepare(plain_rows(table, range(len(table))))
-        labels = np.array([i for e in examples for i in e["labels"]])
-        logits = np.concatenate([np.asarray(row, np.float32) for row in given])
-        unknown = any(e["cut"] or e["bytes"] is None for e in examples)
-        whole = None if unknown else sum(e["bytes"] for e in examples)
-        return Predictions(logits, labels, bytes=whole)
+        return plain_rows(table, range(min(n, len(table))))
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         from kdhub_lm import tiny
 
         return tiny.recipe(folder)
-
-
-def perplexity(out: Predictions) -> float:
-    """exp of the mean -log p of a token."""
-    from kdhub_logits.metrics import nll
-
-    return math.exp(nll(out))
-
-
-def perplexity_ratio(out: Predictions, teacher: Predictions) -> float:
-    """Perplexity over the teacher's, with the same tokens: how far a student lags on one kind of text."""
-    from kdhub_logits.metrics import nll
-
-    return math.exp(nll(out) - nll(teacher))
-
-
-def bits_per_byte(out: Predictions) -> float | None:
-    """-log2 p of all tokens over all bytes of the texts, comparable between tokenizers; None where a text was cut."""
-    from kdhub_logits.metrics import nll
-
-    return nll(out) * out.examples / math.log(2) / out.bytes if out.bytes else None

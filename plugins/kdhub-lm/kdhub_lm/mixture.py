@@ -1,0 +1,170 @@
+"""Instruction sets of several sources as one (arXiv:2306.04751), each row with where it comes from and who wrote it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kdhub.data import Data
+from kdhub.errors import DataError, RecipeError, UsageError
+from kdhub.recipe import DataRef, explain
+from kdhub.resolve import Resolver
+from kdhub.task import plain_rows
+from kdhub_lm import chat
+
+logger = logging.getLogger("kdhub")
+
+KEPT = {
+    "conversations": ("messages", "loss_on"),
+    "responses": ("prompt", "response"),
+    "texts": ("text",),
+}
+"""Form of a mixture -> the columns of its sources that it has."""
+
+
+class Part(DataRef):
+    """One source of a mixture; `sample` is how many rows of it there may be at most."""
+
+    weight: float = Field(1.0, gt=0, description="how often its rows come, relative to the others")
+    by: str | None = Field(
+        None, pattern="^(human|teacher:.+)$", description="who wrote it: human, or teacher:NAME; else what its rows say"
+    )
+
+
+class Mixture(BaseModel):
+    """Options of `mixture`."""
+
+    model_config = ConfigDict(extra="forbid")
+    sources: list[Annotated[Part, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)]] = Field(
+        min_length=1, description="data sets, as `data.train` has them, with weight and by"
+    )
+    strategy: Literal["concat", "equal", "temperature"] = Field(
+        "concat", description="rows of a source: as many as it has, as many of each, or between the two"
+    )
+    tau: float = Field(2.0, ge=1, description="of strategy temperature: shares follow the tau-th root of the sizes")
+    block: str | list[str] = Field(
+        default_factory=list,
+        description="leave out rows that hold one of these words; a file with one a line, or a list",
+    )
+    seed: int = Field(0, ge=0, description="which rows are taken of a source that gives fewer than it has")
+
+
+def mixture(**options: Any) -> Data:
+    """Split `train`: the rows of each source, one source after the other (training shuffles them), with the columns
+    `dataset`, `id` and `source` (human, or teacher:NAME).
+
+    Sources of one form keep it; prompts and responses beside conversations become conversations. Rows without an answer
+    are left out, and counted.
+
+    Raises:
+        RecipeError: a wrong option. DataError: sources that have no form in common.
+    """
+    try:
+        plan = Mixture.model_validate(options)
+    except ValidationError as error:
+        raise RecipeError(explain(error, Mixture, (), ("options",))) from error
+    words = _blocked(plan.block)
+    opened = [(data := Resolver().data(part, "skip"), data.pick(part.split or "train")) for part in plan.sources]
+    form = _common_form(opened)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        kept = [_allowed(data, split, words) for data, split in opened]
+        for part, numbers in zip(plan.sources, kept):
+            if not numbers:
+                raise DataError(f"mixture: of {part.source} no row is left once those with blocked words are gone")
+        counts = shares([len(k) for k in kept], [p.weight for p in plan.sources], plan.strategy, plan.tau)
+        for part, (data, split), numbers, count in zip(plan.sources, opened, kept, counts):
+            skipped = sum(data.skipped.get(split, {}).values())
+            told = f", {skipped} bad ones left out" if skipped else ""
+            logger.info("mixture: %d rows of %s (%.3f)%s", count, part.source, count / sum(counts), told)
+            table = data.split(split)
+            for start in range(0, len(taken := drawn(numbers, count, f"{plan.seed} {part.source}")), 1000):
+                some = taken[start : start + 1000]
+                for number, row in zip(some, plain_rows(table, some)):
+                    yield _row(row, form, part, number)
+
+    key = {
+        "of": [data.fingerprint(split) for data, split in opened],
+        "plan": plan.model_dump(mode="json", exclude={"block"}),
+        "block": words,
+        "version": 1,
+    }
+    licences = dict.fromkeys(data.licence for data, _ in opened if data.licence)
+    return Data.from_rows("mixture", {"train": rows}, key=key, licence="; ".join(licences))
+
+
+def shares(sizes: Sequence[int], weights: Sequence[float], strategy: str, tau: float = 2.0) -> list[int]:
+    """Rows of each source: in proportion to `weight size^(1/tau)`, where concat has tau = 1 and equal an infinite one.
+    As many in all as there are; the largest remainders are rounded up.
+
+    Concat with equal weights takes each row once. Otherwise a source may give fewer rows than it has, or some twice.
+    """
+    power = {"concat": 1.0, "equal": 0.0, "temperature": 1 / tau}[strategy]
+    parts = [weight * size**power for size, weight in zip(sizes, weights)]
+    exact = [part / sum(parts) * sum(sizes) for part in parts]
+    counts = [int(value + 1e-9) for value in exact]
+    last = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
+    for i in last[: sum(sizes) - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def drawn(numbers: Sequence[int], count: int, seed: str) -> list[int]:
+    """So many of some rows, in their order: all as often as they go in, and the rest chosen at random."""
+    times, rest = divmod(count, len(numbers))
+    return [*numbers] * times + sorted(random.Random(seed).sample(list(numbers), rest))
+
+
+def _row(row: Mapping[str, Any], form: str, part: Part, number: int) -> dict[str, Any]:
+    made = {name: row[name] for name in KEPT[form] if row.get(name) is not None}
+    if form == "conversations" and "messages" not in made:
+        made["messages"] = chat.of_response(row)
+    given = row.get("id")
+    about = {"dataset": part.source, "id": str(number if given is None else given)}
+    return {**made, **about, "source": part.by or row.get("source") or "unknown"}
+
+
+def _common_form(opened: Sequence[tuple[Data, str]]) -> str:
+    forms = {data.name: data.form(split) for data, split in opened}
+    found = set(forms.values())
+    if found <= {"conversations", "responses"}:
+        return "responses" if found == {"responses"} else "conversations"
+    if found == {"texts"}:
+        return "texts"
+    raise DataError(
+        f"mixture: its sources have no form in common: {', '.join(f'{name} {form}' for name, form in forms.items())}",
+        hint="all of texts, or all of prompts and responses or messages; map columns where they have other names",
+    )
+
+
+def _allowed(data: Data, split: str, words: Sequence[str]) -> list[int]:
+    """The numbers of the rows in which no turn holds a blocked word."""
+    table = data.split(split)
+    if not words:
+        return list(range(len(table)))
+    kept = []
+    for start in range(0, len(table), 1000):
+        numbers = range(start, min(start + 1000, len(table)))
+        kept += [n for n, row in zip(numbers, plain_rows(table, numbers)) if not chat.names_one_of(_turns(row), words)]
+    return kept
+
+
+def _turns(row: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    if row.get("messages") is not None:
+        return row["messages"]
+    return [{"content": row[name]} for name in ("text", "prompt", "response") if row.get(name) is not None]
+
+
+def _blocked(block: str | list[str]) -> list[str]:
+    if isinstance(block, list):
+        return block
+    try:
+        lines = Path(block).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"mixture: the list of blocked words {block} cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
