@@ -20,6 +20,7 @@ from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import BuildContext
 from kdhub.task import Example, Signals
+from kdhub_lm.decoding import draws, write
 from kdhub_lm.generation import Generation, encoded, is_text, layout
 
 BATCH = 32
@@ -97,61 +98,50 @@ class CausalLm(Classifier):
         if not is_text(kind):
             return super().signals(examples, kind)
         how = Generation.parse(kind)
-        contents = hashlib.sha256(b"".join(e["content"] for e in examples)).digest()
-        seed = int.from_bytes(contents[:6], "big") + how.seed
-        written = self.generate([e["ids"] for e in examples], how, seed)
+        rows = [int.from_bytes(hashlib.sha256(e["content"]).digest()[:8], "big") for e in examples]
+        written = self.generate([e["ids"] for e in examples], how, how.seed, rows)
         ends = {self.tokenizer.eos_token_id}
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return encoded(texts, [bool(ids) and ids[-1] in ends for ids in written])
 
-    def generate(self, prompts: Sequence[Sequence[int]], how: Generation, seed: int) -> list[list[int]]:
-        """What it writes after some prompts: token ids, with the end where it came to one.
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        how: Generation,
+        seed: int,
+        rows: Sequence[int] | None = None,
+        mixed: tuple[CausalLm, float] | None = None,
+    ) -> list[list[int]]:
+        """What it writes after some prompts: token ids, with the end where it came to one. No generator of the process
+        is drawn from.
 
         Args:
-            prompts: token ids, at least one each; those of like length are run together, where they have the same room
-                for an answer, so that no answer depends on its neighbours.
-            seed: of sampling, for these prompts together; the generators of the process are left as they are.
+            prompts: token ids, at least one each; those of like length are run together.
+            seed: of sampling.
+            rows: a number of each prompt, which with the seed gives its draws; its place by default.
+            mixed: a model with the same tokens, and its share in the mixture that each token is drawn from.
         """
-        model, device, pad = self.module.model, self.device, self.tokenizer.pad_token_id or 0
+        models = [(self.module, 1.0)] if mixed is None else [(self.module, 1 - mixed[1]), (mixed[0].module, mixed[1])]
+        rows = range(len(prompts)) if rows is None else rows
         room = [min(how.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
         order = [i for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])) if room[i] > 0]
         written: list[list[int]] = [[] for _ in prompts]
-        sampling = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
-        cards = [device] if device.type == "cuda" else []
-        was = model.training
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(cards):
-            torch.manual_seed(seed)
-            while order:
-                some = [i for i in order[: self.batch] if room[i] == room[order[0]]]
-                order = order[len(some) :]
-                width = len(prompts[some[0]])
-                # on the left, so that all go on at the same place
-                ids = [[pad] * (width - len(prompts[i])) + list(prompts[i]) for i in some]
-                mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in some]
-                given = model.generate(
-                    input_ids=torch.tensor(ids, device=device),
-                    attention_mask=torch.tensor(mask, device=device),
-                    max_new_tokens=room[some[0]],
-                    do_sample=bool(how.temperature),
-                    pad_token_id=pad,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    logits_processor=[self._real_tokens],
-                    **sampling,
-                )
-                for i, row in zip(some, given[:, width:].tolist()):
-                    written[i] = self._ended(row)
-        model.train(was)
+        were = [model.model.training for model, _ in models]
+        for model, _ in models:
+            model.model.eval()
+        for start in range(0, len(order), self.batch):
+            some = order[start : start + self.batch]
+            longest = max(room[i] for i in some)
+            numbers = draws(seed, [rows[i] for i in some], longest) if how.temperature else None
+            given = write(
+                models, [prompts[i] for i in some], [room[i] for i in some], numbers, how,
+                self.tokenizer.eos_token_id, self.tokenizer.pad_token_id or 0,
+            )  # fmt: skip
+            for i, ids in zip(some, given):
+                written[i] = ids
+        for (model, _), was in zip(models, were):
+            model.model.train(was)
         return written
-
-    def _real_tokens(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """No token of the padding of a vocabulary."""
-        scores[:, self.module.classes :] = -torch.inf
-        return scores
-
-    def _ended(self, ids: list[int]) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        return ids[: ids.index(end) + 1] if end in ids else ids
 
     @cached_property
     def vocabulary(self) -> str:
@@ -268,8 +258,9 @@ def llama(argument: str, context: BuildContext) -> CausalLm:
     width, heads = settings["width"], settings["heads"]
     if width % (2 * heads):
         raise UsageError(f"student llama:{argument}: {heads} heads of an even width do not divide {width}")
-    tokenizer = context.teacher.tokenizer if context.teacher is not None else byte_tokenizer(settings["length"])
-    wide = context.teacher.layout("logits")["logits"][-1] if context.teacher is not None else len(tokenizer)
+    teacher = context.teacher
+    tokenizer = (teacher.tokenizer if teacher is not None else None) or byte_tokenizer(settings["length"])
+    wide = teacher.layout("logits")["logits"][-1] if isinstance(teacher, LocalLm) else len(tokenizer)
     config = LlamaConfig(
         vocab_size=wide,
         hidden_size=width,
