@@ -92,6 +92,12 @@ class Teacher(ABC):
         return facts
 
     @property
+    def spent(self) -> Mapping[str, float]:
+        """What this object has asked of somebody else's server so far (`requests`, tokens, `cost`); empty for a model
+        at hand."""
+        return {}
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
         """What a card and `provenance.json` say of it: name, revision, licence, digests."""
         return dict(self.identity)
