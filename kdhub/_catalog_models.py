@@ -103,6 +103,10 @@ class PublishedEntry(CatalogEntry):
     method: str = Field(min_length=1)
     teacher: str | None = None
     results: dict[str, float] = Field(default_factory=dict, description="`metric on data split`: value")
+    parameters: int | None = Field(None, ge=0, description="of the student")
+    size: int | None = Field(None, ge=0, description="bytes on disk")
+    latency: float | None = Field(None, ge=0, description="ms for one example, where its maker measured it")
+    updated: str | None = Field(None, description="when it was published, in ISO 8601")
 
 
 MODELS: dict[str, type[CatalogEntry]] = {

@@ -15,15 +15,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdhub._files import config_home
+from kdhub._files import config_home, home
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from kdhub._catalog_index import Index
     from kdhub._catalog_models import CatalogEntry
     from kdhub.data import Data, DataOptions
+
+INDEXED = ("published",)
+"""Sections that programs write: there may be so many entries that a copy in one file is asked."""
 
 SECTIONS = ("teachers", "students", "datasets", "recipes", "comparisons", "published")
 _KIND = {"datasets": "data set", "published": "published student"}
@@ -77,6 +82,17 @@ class Catalog:
         stack = [Path(folder).expanduser() for folder, _ in named]
         return cls([*stack, config_home() / "registry", *plugins, builtin_folder()])
 
+    def index(self, section: str) -> Index:
+        """What may be asked of one of `INDEXED`, however many entries it has."""
+        return self._indices[section]
+
+    @cached_property
+    def _indices(self) -> dict[str, Index]:
+        from kdhub._catalog_index import Index
+
+        at = home() / "catalogue.sqlite"
+        return {section: Index(at, [folder / section for folder in self.folders], read) for section in INDEXED}
+
     def files(self, section: str) -> dict[str, Path]:
         """Name -> file, in alphabetical order; nothing is opened."""
         if section not in self._files:
@@ -95,11 +111,18 @@ class Catalog:
         return self._files[section]
 
     def names(self, section: str) -> list[str]:
-        return list(self.files(section))
+        return self.index(section).names() if section in INDEXED else list(self.files(section))
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         section, name = key
-        return name in self.files(section)
+        return self._file(section, name) is not None
+
+    def _file(self, section: str, name: str) -> Path | None:
+        return self.index(section).file(name) if section in INDEXED else self.files(section).get(name)
+
+    def near(self, section: str, name: str) -> list[str]:
+        """Names that `name` may have been meant to be: all, but of very many only those that begin alike."""
+        return self.index(section).near(name) if section in INDEXED else self.names(section)
 
     def path(self, section: str, name: str) -> Path:
         """The file of an entry.
@@ -107,11 +130,11 @@ class Catalog:
         Raises:
             UnknownNameError: no such name; with close matches.
         """
-        files = self.files(section)
-        if name not in files:
+        file = self._file(section, name)
+        if file is None:
             kind = _KIND.get(section, section[:-1])
-            raise UnknownNameError(kind, name, files, how_to_list=f"kdhub list {section}")
-        return files[name]
+            raise UnknownNameError(kind, name, self.near(section, name), how_to_list=f"kdhub list {section}")
+        return file
 
     def get(self, section: str, name: str) -> dict[str, Any]:
         """The keys of an entry as they stand in its file, not validated.
@@ -127,6 +150,8 @@ class Catalog:
 
     def entries(self, section: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """All entries that can be read, and one sentence for each that cannot: one broken file spoils no list."""
+        if section in INDEXED:
+            return self.index(section).entries()
         entries, problems = {}, []
         for name in self.names(section):
             try:

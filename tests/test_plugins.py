@@ -154,6 +154,18 @@ def test_no_plugins_leaves_only_our_own(run_python):
     assert records["kdhub-good"]["cause"] == "switched off by --no-plugins"
 
 
+def test_no_plugins_holds_for_the_processes_of_a_command_too(run_python):
+    """Workers of a comparison and measurements of cost are started while the program runs, and discover again."""
+    code = """
+import subprocess, sys
+from kdhub.cli.app import app
+app(["--no-plugins", "list", "methods", "--json"], standalone_mode=False)
+ask = "from kdhub.plugins import get_plugins as p; print({r.distribution for r in p().records if r.usable})"
+subprocess.run([sys.executable, "-c", ask], check=True)
+"""
+    assert run_python(code, FOLDERS / "good").stdout.split() == ["[]", "{'kdhub'}"]
+
+
 def test_repeats_and_shadows_count_once(run_python, make_distribution, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     twice = {"one": "kdhub_repeated.plugin", "two": "kdhub_repeated.plugin"}

@@ -59,6 +59,7 @@ def common(
         from kdhub.plugins import discover, set_plugins
 
         set_plugins(discover(third_party=False))
+        os.environ["KDHUB_PLUGINS"] = ""  # for processes started from here: workers, measurements of cost
     _output.set_up(quiet=quiet, verbose=verbose, traceback=traceback)
 
 

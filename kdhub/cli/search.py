@@ -21,20 +21,30 @@ def search(
         str | None, typer.Option(help="A metric, or parameters, size, latency, updated, downloads.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    local: Annotated[
+        bool, typer.Option("--local", help="Search the catalogue (kdhub list published), offline.")
+    ] = False,
     endpoint: Endpoint = None,
     json: Json = False,
 ) -> None:
-    """Find published students on a hub."""
+    """Find published students, on a hub or in the catalogue."""
     from kdhub.verbs import search as verb
 
-    found = verb.search(text, method=method, task=task, teacher=teacher, sort=sort, limit=limit, endpoint=endpoint)
+    wanted = {"method": method, "task": task, "teacher": teacher}
+    found = verb.search(text, **wanted, sort=sort, limit=limit, endpoint=endpoint, local=local)
     if json:
         _output.emit([f.to_dict() for f in found])
         return
     metric = sort if sort and sort not in verb.SORTS else None
     headers = ["NAME", "TASK", "METHOD", "TEACHER", (metric or "RESULT").upper(), "PARAMETERS", "SIZE", "LATENCY"]
     rows = [
-        [f.repo if f.kind == "model" else f"{f.kind}s/{f.repo}", f.task, f.method, f.teacher, _result(f, metric)]
+        [
+            f.name or (f.repo if f.kind == "model" else f"{f.kind}s/{f.repo}"),
+            f.task,
+            f.method,
+            f.teacher,
+            _result(f, metric),
+        ]
         + [f"{f.parameters / 1e6:.1f} M" if f.parameters else "", size_text(f.size) if f.size else ""]
         + [f"{f.latency:.3g} ms" if f.latency else ""]
         for f in found

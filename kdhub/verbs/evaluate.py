@@ -15,7 +15,7 @@ from kdhub.recipe import Layer, Recipe, build, parse_set
 from kdhub.report import Report
 from kdhub.resolve import Resolver
 from kdhub.run import Run
-from kdhub.stored import stored_signals
+from kdhub.stored import measured_signals
 from kdhub.verbs.chain import unchained
 from kdhub.verbs.distill import COST_ROWS
 from kdhub.verbs.session import cost_subjects
@@ -59,7 +59,7 @@ def evaluate(
     if recipe.teacher is not None:
         model = resolver.teacher(recipe.teacher, recipe.task)
         against = stored_encoder(
-            partial(stored_signals, model, dtype=recipe.signals.dtype), task_object.preparer(None, model)
+            partial(measured_signals, model, dtype=recipe.signals.dtype), task_object.preparer(None, model)
         )
         report.measures += evaluator.measure("teacher", against)
     loaded = student(model)
@@ -106,7 +106,7 @@ def _here(subject: str | Path, resolver: Resolver) -> Path:
     from kdhub.verbs.pull import pull
 
     folder, name = Path(subject).expanduser(), str(subject)
-    if not folder.exists() and name in resolver.catalog.names("published"):
+    if not folder.exists() and ("published", name) in resolver.catalog:
         return pull(name, catalog=resolver.catalog).folder
     repo, _, revision = name.partition("@")
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", repo) and (found := cached(repo, revision or None)):

@@ -89,19 +89,18 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 
 def _catalogued(what: str, task: str | None) -> list[dict[str, Any]]:
-    from kdhub.catalog import default_catalog
+    from kdhub.catalog import INDEXED, default_catalog
 
     catalog = default_catalog()
-    found = []
-    for name in catalog.names(what):
-        value = catalog.get(what, name)
-        if task is not None and value.get("task") not in (None, task):
-            continue
-        record = {"kind": what.removesuffix("s"), "name": name, **value}
-        if what == "datasets":
-            record = {**record, "form": value.get("format"), "splits": list(value.get("splits") or ())}
-        found.append(record)
-    return found
+    entries = catalog.entries(what)[0] if what in INDEXED else {n: catalog.get(what, n) for n in catalog.names(what)}
+    return [_record(what, name, v) for name, v in entries.items() if task is None or v.get("task") in (None, task)]
+
+
+def _record(what: str, name: str, value: dict[str, Any]) -> dict[str, Any]:
+    record = {"kind": what.removesuffix("s"), "name": name, **value}
+    if what == "datasets":
+        record = {**record, "form": value.get("format"), "splits": list(value.get("splits") or ())}
+    return record
 
 
 def show(name: str) -> list[dict[str, Any]]:
@@ -110,17 +109,19 @@ def show(name: str) -> list[dict[str, Any]]:
     Raises:
         UnknownNameError: it means nothing.
     """
-    registry, found = Registry(), []
+    from kdhub.catalog import default_catalog
+
+    registry, catalog, found = Registry(), default_catalog(), []
     bare, _, distribution = name.partition("@")
     for kind in SPECS:
         for entry in registry.all(kind):
             if name == entry.name or (bare == entry.name and distribution in ("", entry.distribution)):
                 found.append(_entry(entry) | {"options": _options(registry, entry)} | _evidence(entry))
-    for section in (*KINDS, *SECTIONS):
-        found += [r for r in (_catalogued(section, None) if section != "methods" else []) if r["name"] == name]
+    sections = [section for section in ALL if section != "methods"]
+    found += [_record(s, name, catalog.get(s, name)) for s in sections if (s, name) in catalog]
     if not found:
         known = [e.name for kind in SPECS for e in registry.all(kind)]
-        known += [r["name"] for s in ALL if s != "methods" for r in _catalogued(s, None)]
+        known += [near for section in sections for near in catalog.near(section, name)]
         raise UnknownNameError("entry", name, known, how_to_list=f"kdhub list WHAT, with WHAT one of {', '.join(ALL)}")
     return found
 

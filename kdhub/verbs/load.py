@@ -75,7 +75,7 @@ def _pulled(name: str, endpoint: str | None, resolver: Resolver) -> Path:
     from kdhub.verbs.pull import pull
 
     local = name.startswith((".", "/", "~")) or name.count("/") > 2
-    if local or ("/" not in name and name not in resolver.catalog.names("published")):
+    if local or ("/" not in name and ("published", name) not in resolver.catalog):
         raise UsageError(f"{name} is no folder", hint="give a run folder, a student folder, or org/name on a hub")
     return pull(name, endpoint=endpoint, catalog=resolver.catalog).folder
 

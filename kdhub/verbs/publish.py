@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from kdhub.report import STUDENT, Report
 from kdhub.resolve import Resolver
 from kdhub.run import Run
 from kdhub.verbs.distill import page
+from kdhub.verbs.search import COSTS_OF
 
 logger = logging.getLogger("kdhub")
 
@@ -430,6 +432,7 @@ def _register(done: Publication, staging: Path) -> Path:
     facts = manifest.read(staging / MANIFEST, done.repo)
     report = Report.from_dict(_json(staging / REPORT), REPORT)
     front = split_card(done.card)[0]
+    cost = (front.get("kdhub") or {}).get("cost") or {}
     organisation, _, name = re.sub(r"[^a-z0-9./-]", "-", done.repo.lower()).partition("/")
     path = folder / f"{name}.yaml"
     if path.exists() and read(path).get("repo") != done.repo:  # another student of that name
@@ -449,6 +452,8 @@ def _register(done: Publication, staging: Path) -> Path:
             for line in report.headline()
             if line.value(STUDENT) is not None
         },
+        **{name: cost.get(metric) for name, metric in COSTS_OF.items()},
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     entry = {key: value for key, value in entry.items() if value}
     validate("published", path.stem, entry, str(path))

@@ -36,7 +36,7 @@ def pull(
     """
     catalog = catalog or default_catalog()
     kind = None
-    if repo in catalog.names("published"):
+    if ("published", repo) in catalog:
         entry = catalog.check("published", repo)
         name, revision, kind, endpoint = entry.repo, entry.commit, entry.kind, endpoint or entry.endpoint
     else:

@@ -1,17 +1,17 @@
-"""`kdhub.search`: published students on a hub, by the plain tags that their cards carry."""
+"""`kdhub.search`: published students on a hub, by the plain tags that their cards carry, or in the catalogue."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from kdhub.card import TOGETHER
-from kdhub.errors import HubError, UnknownNameError
-from kdhub.hub.client import Hub
-from kdhub.report import COSTS, printable
+from kdhub.errors import HubError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from kdhub.hub.client import Hub
 
 TAG = "kdhub"
 KINDS = ("model", "dataset")
@@ -21,7 +21,8 @@ MOST = 10_000
 SORTS = {"parameters": False, "size": False, "latency": False, "updated": True, "downloads": True}
 """What students can be sorted by besides metrics, and whether more is better."""
 
-_COSTS = {"size": "disk", "latency": "latency-p50"}
+COSTS_OF = {"parameters": "parameters", "size": "disk", "latency": "latency-p50"}
+"""The measure each of these is."""
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Found:
     """One published student.
 
     Attributes:
+        name: in the catalogue, where it was found there.
         results: `metric` and `metric on data split` -> value, of the student.
         parameters, size, latency: of the student, as reported by its maker: number, bytes, ms; None when unknown.
     """
@@ -46,6 +48,7 @@ class Found:
     updated: str | None = None
     downloads: int | None = None
     results: dict[str, float] = field(default_factory=dict)
+    name: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +63,7 @@ def search(
     sort: str | None = None,
     limit: int = 20,
     endpoint: str | None = None,
+    local: bool = False,
 ) -> list[Found]:
     """Published students, best first.
 
@@ -69,15 +73,24 @@ def search(
         sort: a metric (`ndcg@10`, or `ndcg@10 on scifact test`), or one of parameters, size, latency, updated,
             downloads; the newest first by default. What has no such number comes last.
         limit: how many at most.
+        local: of the published students of the catalogue, without a network.
 
     Raises:
+        UsageError: both `local` and an endpoint.
         HubError: the hub cannot be reached or does not answer as one.
         UnknownNameError: nothing that was found has the metric.
     """
-    hub = Hub(endpoint)
     wanted = {"method": method, "task": task, "teacher": teacher}
-    tags = [TAG, *(f"kdhub-{name}:{value}" for name, value in wanted.items() if value)]
+    wanted = {name: value for name, value in wanted.items() if value}
     words = text.lower().split()
+    if local:
+        if endpoint:
+            raise UsageError("--local searches the catalogue, --endpoint a hub", hint="leave out one of them")
+        return _local(words, wanted, sort or "updated", limit)
+    from kdhub.hub.client import Hub
+
+    hub = Hub(endpoint)
+    tags = [TAG, *(f"kdhub-{name}:{value}" for name, value in wanted.items())]
     found = [
         one
         for kind in KINDS
@@ -85,6 +98,19 @@ def search(
         if (one := parse_row(row, kind, tags)) is not None and _has(one, words)
     ]
     return _sorted(found, sort or "updated")[:limit]
+
+
+def _local(words: list[str], wanted: dict[str, str], sort: str, limit: int) -> list[Found]:
+    """The same from the catalogue's entries. How often they were downloaded is not known there."""
+    from kdhub.catalog import default_catalog
+
+    index = default_catalog().index("published")
+    by = "updated" if sort == "downloads" else sort
+    more = SORTS[by] if by in SORTS else _higher_is_better(by.partition(" on ")[0])
+    found = index.search(words, wanted, by, more, limit)
+    if found and by not in SORTS and found[0]["sorted"] is None and by not in (known := index.metrics()):
+        raise UnknownNameError("metric", by, [*known, *SORTS], how_to_list="kdhub search --json shows all results")
+    return [Found(**{k: v for k, v in one.items() if k != "sorted"}) for one in found]
 
 
 def _rows(hub: Hub, kind: str, tags: list[str]) -> Iterator[Any]:
@@ -102,6 +128,8 @@ def _rows(hub: Hub, kind: str, tags: list[str]) -> Iterator[Any]:
 
 def parse_row(row: Any, kind: str, tags: list[str]) -> Found | None:
     """A row as a student; None when it is none, or lacks one of the tags. Everything in it may be missing or wrong."""
+    from kdhub.report import printable
+
     if not isinstance(row, Mapping) or not isinstance(repo := row.get("id") or row.get("modelId"), str):
         return None
     card = row.get("cardData") if isinstance(row.get("cardData"), Mapping) else {}
@@ -122,8 +150,7 @@ def parse_row(row: Any, kind: str, tags: list[str]) -> Found | None:
         commit=row.get("sha") if isinstance(row.get("sha"), str) else None,
         licence=printable(licence) if isinstance(licence, str) else None,
         **{name: printable(value) if value else None for name, value in said.items()},
-        parameters=_number(cost.get("parameters")),
-        **{name: _number(cost.get(metric)) for name, metric in _COSTS.items()},
+        **{name: _number(cost.get(metric)) for name, metric in COSTS_OF.items()},
         updated=row.get("lastModified") if isinstance(row.get("lastModified"), str) else None,
         downloads=row.get("downloads") if isinstance(row.get("downloads"), int) else None,
         results=_results(row.get("model-index") or card.get("model-index")),
@@ -135,6 +162,9 @@ _SAID = ("task", "method", "teacher")
 
 def _results(index: Any) -> dict[str, float]:
     """Results of a `model-index`: each once by metric and data, and the first of a metric by its bare name."""
+    from kdhub.card import TOGETHER
+    from kdhub.report import printable
+
     found: dict[str, float] = {}
     for model in index if isinstance(index, list) else []:
         for result in _items(model, "results"):
@@ -179,6 +209,7 @@ def _sorted(found: list[Found], by: str) -> list[Found]:
 def _higher_is_better(metric: str) -> bool:
     """As the plugin that provides it says; a metric that nobody here provides is taken for a score."""
     from kdhub.registry import Registry
+    from kdhub.report import COSTS
 
     if metric in COSTS:
         return COSTS[metric][3]
