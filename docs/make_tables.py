@@ -44,23 +44,12 @@ def paper(text: str) -> str:
 
 def methods() -> str:
     rows = [
-        [f"`{e.name}`", _tasks(e.spec.tasks), ", ".join(e.spec.needs), e.spec.summary, paper(e.spec.paper)]
+        [f"`{e.name}`", listing.tasks_in_short(e.spec.tasks), ", ".join(e.spec.needs), e.spec.summary, paper(e.spec.paper)]
         + [f"`{e.distribution}`", _measured(e.name)]
         for e in entries("method")
     ]
     heads = ["method", "task", "needs of the teacher", "what it does", "paper", "comes with", "claims that came out"]
     return markdown(heads, rows)
-
-
-def _tasks(names: Sequence[str]) -> str:
-    """Task names; the end that several share is said once."""
-    ending = "-classification"
-    several = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-    others = [name for name in names if not name.endswith(ending)]
-    if len(several) < 2:
-        return ", ".join(names)
-    shared = ", ".join(several)
-    return "; ".join([f"classification of {shared}", *others])
 
 
 def method_options() -> str:

@@ -33,6 +33,9 @@ def list_(
         _output.emit(rows)
         return
     columns = listing.COLUMNS[what]
+    for row in rows:
+        if "tasks" in row:
+            row["tasks"] = listing.tasks_in_short(row["tasks"])
     _output.table([c.upper() for c in columns], [[_cell(r.get(c)) for c in columns] for r in rows], f"no {what} found")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,16 @@ def plural(what: str) -> str:
     """The name of a list; "method", "data" and the like are understood too."""
     lists = {"data": "datasets"} | {name.removesuffix("s"): name for name in (*KINDS, "recipes", "comparisons")}
     return lists.get(what, what)
+
+
+def tasks_in_short(names: Sequence[str]) -> str:
+    """Task names in one line; the end that several share is said once."""
+    ending = "-classification"
+    several = [name.removesuffix(ending) for name in names if name.endswith(ending)]
+    others = [name for name in names if not name.endswith(ending)]
+    if len(several) < 2:
+        return ", ".join(names)
+    return "; ".join([f"classification of {', '.join(several)}", *others])
 
 
 def rows(what: str, *, task: str | None = None, teacher: str | None = None) -> list[dict[str, Any]]:
