@@ -44,8 +44,8 @@ def paper(text: str) -> str:
 
 def methods() -> str:
     rows = [
-        [f"`{e.name}`", listing.tasks_in_short(e.spec.tasks), ", ".join(e.spec.needs), e.spec.summary, paper(e.spec.paper)]
-        + [f"`{e.distribution}`", _measured(e.name)]
+        [f"`{e.name}`", listing.tasks_in_short(e.spec.tasks), ", ".join(e.spec.needs), e.spec.summary]
+        + [paper(e.spec.paper), f"`{e.distribution}`", _measured(e.name)]
         for e in entries("method")
     ]
     heads = ["method", "task", "needs of the teacher", "what it does", "paper", "comes with", "claims that came out"]
