@@ -182,7 +182,8 @@ class ObjectiveMethod(Method):
         return {"linear": 1 - share, "cosine": 0.5 * (1 + cos(pi * share)), "constant": 1.0}[o.schedule]
 
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Change a batch before a live teacher and the student see it (mixup, crops)."""
+        """Change a batch before a live teacher and the student see it (mixup, crops, responses of the student's own).
+        All batches of an optimiser step are changed before the first of them is seen."""
         return batch
 
     def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:

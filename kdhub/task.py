@@ -188,6 +188,15 @@ class Task(ABC):
     def collate(self, examples: Sequence[Example], student: Student) -> dict[str, torch.Tensor]:
         """A padded batch for `forward`."""
 
+    def counts(self, batch: Mapping[str, Any]) -> Mapping[str, int]:
+        """How many there are in a batch of what losses are means over and batches have not alike (tokens, labels).
+
+        In training an objective finds at `batch["mean_counts"]` what a batch has on average, over all ranks and
+        accumulated batches of an optimiser step. Sums divided by that are, all together, the mean over the whole step,
+        however its rows are shared out.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         """Run a student's (or a live teacher's) network on a batch; gradient flows."""

@@ -196,12 +196,12 @@ class _Trainer(Trainer):
         if self.engine.resumed_from is not None:  # making the loader's iterator has drawn from the generators
             self._load_rng_state(str(self.engine.resumed_from))
             self.engine.resumed_from = None
-        return batch
+        batches, items = batch
+        with self.compute_loss_context_manager():
+            return self.engine.prepared(batches, self.state.global_step), items
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         engine, state = self.engine, self.state
-        engine.module.progress = Progress(state.global_step, engine.steps, state.global_step / engine.steps_per_epoch)
-        inputs = {**inputs, "inputs": engine.method.prepare_batch(inputs["inputs"], engine.generator)}
         outputs = model(**inputs)
         engine.observe(state.global_step, outputs["loss"], outputs["terms"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -441,6 +441,19 @@ class Engine:
         examples, given = batch[0]
         teacher = {name: as_tensor(values) for name, values in given.items()}
         return {"inputs": self.task.collate(examples, self.student), "teacher": teacher}
+
+    def prepared(self, batches: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+        """The batches of an optimiser step as the method changes them, with what means are over (`Task.counts`)."""
+        self.module.progress = Progress(step, self.steps, step / self.steps_per_epoch)
+        made = [{**b, "inputs": self.method.prepare_batch(b["inputs"], self.generator)} for b in batches]
+        each = [self.task.counts(b["inputs"]) for b in made]
+        if not each or not each[0]:
+            return made
+        sums = torch.tensor([sum(c[name] for c in each) for name in each[0]], device=self.trainer.args.device)
+        if world_size() > 1:
+            torch.distributed.all_reduce(sums)
+        means = {n: max(1, total) / (len(made) * world_size()) for n, total in zip(each[0], sums.tolist())}
+        return [{**b, "inputs": {**b["inputs"], "mean_counts": means}} for b in made]
 
     # -- watching ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labels_in
+from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labelled_in, positions_in
 from pydantic import Field
 
 from kdhub.method import ObjectiveMethod, Progress
@@ -150,12 +150,12 @@ class Ddk(ObjectiveMethod):
 
         o, labels, t = self.options, batch["labels"], self.options.temperature
         function = forward_kl if o.divergence == "forward" else reverse_kl
-        weight, labelled = o.gamma * (t * t if o.scale_t2 else 1), labels_in(labels)
+        weight, labelled = o.gamma * (t * t if o.scale_t2 else 1), labelled_in(batch)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
             return {
                 "labels": cross_entropies(s, y).sum() / labelled,
-                "teacher": weight * divergence(function, s, z, t).sum() / len(labels),
+                "teacher": weight * divergence(function, s, z, t).sum() / positions_in(batch),
             }
 
         return over_positions(sums, student, teacher, labels)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labels_in
+from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labelled_in, positions_in
 from pydantic import Field, model_validator
 
 from kdhub.method import ObjectiveMethod, Progress
@@ -79,10 +79,10 @@ class Taid(ObjectiveMethod):
         from kdhub_logits.sparse import divergence
 
         o, labels = self.options, batch["labels"]
-        target, labelled = partial(interpolated, t=self.curriculum.t, space=o.mix_space), labels_in(labels)
+        target, labelled = partial(interpolated, t=self.curriculum.t, space=o.mix_space), labelled_in(batch)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
-            terms = {"teacher": o.distil_ratio * divergence(target, s, z, o.temperature).sum() / len(labels)}
+            terms = {"teacher": o.distil_ratio * divergence(target, s, z, o.temperature).sum() / positions_in(batch)}
             if o.distil_ratio < 1:
                 terms["labels"] = (1 - o.distil_ratio) * cross_entropies(s, y).sum() / labelled
             return terms

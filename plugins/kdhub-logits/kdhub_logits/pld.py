@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from kdhub.method import ObjectiveMethod, Progress
-from kdhub_logits.soft_targets import ClassifierOptions
+from kdhub_logits.soft_targets import ClassifierOptions, labelled_in, positions_in
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,8 @@ class Pld(ObjectiveMethod):
         each = plackett_luce(
             logits, given, labels, temperature=o.teacher_temperature, weighting=o.weighting, topk=o.topk
         )
-        return {"ranking": each.sum() / max(1, len(each))}
+        counted = labelled_in(batch) if o.force_label_first else positions_in(batch)
+        return {"ranking": each.sum() / counted}
 
 
 def plackett_luce(

@@ -132,11 +132,11 @@ class _InChunks(torch.autograd.Function):
             if isinstance(given, Head):
                 given = replace(given, states=given.states.to(dtype), weight=given.weight.to(dtype))
             buffer = torch.empty(min(chunk, len(h)), classes, dtype=dtype, device=h.device)
-            for start in range(0, len(h), chunk):
+            for start in range(0, max(1, len(h)), chunk):  # once without positions too: terms have names
                 part = slice(start, min(start + chunk, len(h)))
                 made = torch.mm(h[part], w.T, out=buffer[: part.stop - start])
                 theirs = None if given is None else given[part]
-                for first in range(0, len(made), block):
+                for first in range(0, max(1, len(made)), block):
                     rows = slice(first, min(first + block, len(made)))
                     at = slice(start + rows.start, start + rows.stop)
                     products = (made[rows] if b is None else made[rows] + b).detach()

@@ -68,10 +68,10 @@ class SoftTargets(ObjectiveMethod):
         o, labels = self.options, batch["labels"]
         t, settings = o.temperature, {name: getattr(o, name) for name in self.passes}
         apart = partial(getattr(divergences, self.function), **settings)
-        weight, labelled = o.alpha * (t * t if o.scale_t2 else 1), labels_in(labels)
+        weight, labelled = o.alpha * (t * t if o.scale_t2 else 1), labelled_in(batch)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
-            terms = {"teacher": weight * divergence(apart, s, z, t).sum() / len(labels)}
+            terms = {"teacher": weight * divergence(apart, s, z, t).sum() / positions_in(batch)}
             if o.alpha < 1:
                 terms["labels"] = (1 - o.alpha) * cross_entropies(s, y).sum() / labelled
             return terms
@@ -85,6 +85,17 @@ def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> T
 
     each = cross_entropy(logits.float(), labels.clamp_min(0), reduction="none", label_smoothing=smoothing)
     return each.masked_fill(labels < 0, 0)
+
+
+def positions_in(batch: Mapping[str, Any]) -> float:
+    """What a sum over the positions of a batch is divided by for their mean: in training how many a batch has on
+    average, over all ranks and accumulated batches of the step, so that no position counts more than another."""
+    return batch.get("mean_counts", {}).get("positions") or max(1, len(batch["labels"]))
+
+
+def labelled_in(batch: Mapping[str, Any]) -> float:
+    """The same for a sum over the positions with a label."""
+    return batch.get("mean_counts", {}).get("labels") or labels_in(batch["labels"])
 
 
 def labels_in(labels: Tensor) -> Tensor:
@@ -177,14 +188,14 @@ class Dkd(ObjectiveMethod):
 
         o, labels, t = self.options, batch["labels"], self.options.temperature
         share = min(progress.epoch / o.warmup_epochs, 1.0) if o.warmup_epochs else 1.0
-        weight, labelled = share * (t * t if o.scale_t2 else 1), labels_in(labels)
+        weight, labelled = share * (t * t if o.scale_t2 else 1), labelled_in(batch)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
             target = y.where(y >= 0, z.argmax(-1))
             apart = decoupled_kd(s / t, z.float() / t, target, o.target_weight, o.others_weight)
             return {
                 "labels": o.ce_weight * cross_entropies(s, y).sum() / labelled,
-                "teacher": weight * apart.sum() / len(labels),
+                "teacher": weight * apart.sum() / positions_in(batch),
             }
 
         return over_positions(sums, student, teacher, labels)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kdhub.method import ObjectiveMethod, Progress
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labels_in
+from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labelled_in
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class Supervised(ObjectiveMethod):
         from kdhub_logits.positions import over_positions
 
         labels, smoothing = batch["labels"], self.options.label_smoothing
-        labelled = labels_in(labels)
+        labelled = labelled_in(batch)
 
         def sums(s: Tensor, _: None, y: Tensor) -> dict[str, Tensor]:
             return {"labels": cross_entropies(s, y, smoothing).sum() / labelled}

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import ObjectiveMethod, Progress
-from kdhub_logits.soft_targets import ClassifierOptions
+from kdhub_logits.soft_targets import ClassifierOptions, labelled_in, positions_in
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ class Swing(ObjectiveMethod):
         import torch
         from torch.nn.functional import cross_entropy
 
-        from kdhub_logits.divergences import forward_kl, masked_mean
+        from kdhub_logits.divergences import forward_kl
 
         o, labels, z = self.options, batch["labels"], teacher.logits.float()
         real = labels >= 0
@@ -127,9 +127,9 @@ class Swing(ObjectiveMethod):
         each = cross_entropy(student.logits.float(), labels.clamp_min(0), reduction="none")
         each = each * (1 - rho) if o.gate_hard else each
         # A word without a label has a teacher all the same; a mean over labelled ones is what the labels' part is.
-        terms = {"teacher": (1 - o.alpha) * apart.mean()}
+        terms = {"teacher": (1 - o.alpha) * apart.sum() / positions_in(batch)}
         if o.alpha:
-            terms["labels"] = o.alpha * masked_mean(each, real)
+            terms["labels"] = o.alpha * each.masked_fill(~real, 0).sum() / labelled_in(batch)
         return terms
 
     def likelihood(self, z: Tensor, batch: Mapping[str, Any]) -> Tensor:

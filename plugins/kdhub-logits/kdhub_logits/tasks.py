@@ -134,6 +134,10 @@ class Classification(Task):
 
         return {**student.collate(examples), "labels": torch.tensor([e["label"] for e in examples])}
 
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
+        """`positions`, rows or words, and how many of them have `labels`."""
+        return {"positions": len(batch["labels"]), "labels": int((batch["labels"] >= 0).sum())}
+
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return Signals({name: value.float() for name, value in module(inputs).items()})
 
