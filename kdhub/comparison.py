@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,9 @@ START = "untrained"
 
 SUBJECTS = ((BEFORE, START), (TEACHER, TEACHER))
 """What stands beside the arms, and what tables call it."""
+
+MEAN = "mean "
+"""Before the name of a metric: its mean over the data sets that it is measured on."""
 
 OUTCOMES = ("as expected", "a tie", "otherwise")
 
@@ -337,6 +341,29 @@ class Result:
         costs = {name: mean(name) for name, _ in _COSTS.values()}
         return costs | {"teacher_rows": sum(self.fact(arm, "teacher_rows"))}
 
+    def _by_data(self, arms: Sequence[str]) -> list[Table]:
+        """Where the compared metric is a mean over data sets: its value on each, whether an arm helps or hurts there
+        against the untrained student, and the means of the recipe's other metrics."""
+        plain = self.metric.removeprefix(MEAN)
+        if plain == self.metric:
+            return []
+        spots = [name for name in self.directions if name.startswith(f"{plain} on ")]
+        others = [name for name in self.directions if name.startswith(MEAN) and name != self.metric]
+        columns = [*spots, self.metric, *others]
+
+        def cell(arm: str, name: str) -> str:
+            if not (values := list(self.of(arm, name).values())):
+                return "–"
+            moved = self.difference(arm, f"{arm}@{BEFORE}", name) if name in spots and "@" not in arm else None
+            told = verdict(moved, moved.p, self.directions[name]) if moved else ""
+            return number(spread(values)[0]) + {"better": " helps", "worse": " hurts"}.get(told, "")
+
+        beside = [(f"{arms[0]}@{subject}", title) for subject, title in SUBJECTS]
+        named = [(arm, arm) for arm in arms] + [(arm, title) for arm, title in beside if self.of(arm)]
+        rows = [[title, *(cell(arm, name) for name in columns)] for arm, title in named]
+        heads = [name.removeprefix(f"{plain} on ") for name in columns]
+        return [Table(f"{plain} on each data set; helps and hurts: against {START}, at 5 %", ["arm", *heads], rows)]
+
     def tables(self) -> list[Table]:
         """Quality, one row an arm, the best first; what each cost; claims, where there are some."""
         verdicts = self.verdicts()
@@ -365,6 +392,7 @@ class Result:
         columns = ["arm", self.metric, "seeds", f"against {self.reference}", "95 % interval", "verdict"]
         tables = [
             Table(f"{self.metric} on {self.data}", columns, quality),
+            *self._by_data(ranked),
             Table("Cost of a training, mean over seeds; teacher rows in all", ["arm", *_COSTS], cost),
         ]
         if self.plan.get("claims"):
@@ -461,16 +489,28 @@ def plus_minus(mean: float, std: float | None) -> str:
 def values_of(report: Report, data: str) -> tuple[dict[str, dict[str, float]], dict[str, bool], dict[str, str]]:
     """Subject -> metric -> value, plain views alone; by metric, whether higher is better; and where it was measured.
 
-    A metric has its plain name on `data` (`NAME SPLIT`), and where else it is measured once.
+    A metric has its plain name on `data` (`NAME SPLIT`), and where else it is measured once. One that is measured in
+    several places is `METRIC on NAME SPLIT` in each, and `mean METRIC` over them, of subjects that have all.
     """
     found: dict[str, dict[str, float]] = {}
     directions: dict[str, bool] = {}
     places: dict[str, str] = {}
     lines = [line for line in report.lines() if not line.variant]
+    spots = Counter(line.metric for line in lines)
     for line in sorted(lines, key=lambda line: line.where != data):
-        name = line.metric if line.metric not in directions else f"{line.metric} on {line.where}"
-        directions[name], places[name] = line.any.higher_is_better, line.where
-        for subject, measure in line.measures.items():
-            if measure.value is not None:
-                found.setdefault(subject, {})[name] = measure.value
+        names = [] if line.metric in directions else [line.metric]
+        if spots[line.metric] > 1:
+            names.append(f"{line.metric} on {line.where}")
+        for name in names:
+            directions[name], places[name] = line.any.higher_is_better, line.where
+            for subject, measure in line.measures.items():
+                if measure.value is not None:
+                    found.setdefault(subject, {})[name] = measure.value
+    for metric, n in spots.items():
+        if n > 1:
+            names = [name for name in directions if name.startswith(f"{metric} on ")]
+            directions[f"{MEAN}{metric}"], places[f"{MEAN}{metric}"] = directions[metric], f"{n} data sets"
+            for values in found.values():
+                if all(name in values for name in names):
+                    values[f"{MEAN}{metric}"] = sum(values[name] for name in names) / n
     return found, directions, places

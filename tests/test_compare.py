@@ -21,10 +21,11 @@ import yaml
 import kdhub
 from kdhub import evidence
 from kdhub.catalog import Catalog, default_catalog
-from kdhub.comparison import Budget, Cell, Claim, Result, judge, read_comparison
+from kdhub.comparison import Budget, Cell, Claim, Result, judge, read_comparison, values_of
 from kdhub.comparison_page import page, write_page
 from kdhub.errors import RecipeError, RunError, UnknownNameError, UsageError
-from kdhub.report import aligned
+from kdhub.metric import Measure
+from kdhub.report import BEFORE, STUDENT, Report, aligned
 from kdhub.resolve import Resolver
 from kdhub.verbs.compare import _shared, cell_recipes
 
@@ -237,6 +238,44 @@ def test_labels_are_what_the_task_calls_so():
     assert not TokenClassification().labelled(Table)
     with pytest.raises(RecipeError, match="'task' is missing"):
         kdhub.compare(methods="kd", recipe={"student": "mlp:8"})
+
+
+# -- several data sets ---------------------------------------------------------------------------------------
+
+TULU = {  # arXiv:2306.04751, table 3, LLaMA 13B: facts, mathematics, reasoning, languages, code, open answers
+    "human+gpt": ([49.3, 40.5, 43.3, 45.6, 35.9, 56.5], 45.183),
+    "human": ([50.2, 38.5, 39.6, 47.0, 25.0, 35.0], 39.217),
+    "sharegpt": ([49.3, 27.0, 40.4, 30.5, 34.1, 70.5], 41.967),
+}
+
+
+def test_a_metric_is_compared_in_the_mean_over_data_sets():
+    def report(shift: float, of: list[float]) -> Report:
+        scores = [("exact-match", value + shift, f"skill{i}") for i, value in enumerate(of)]
+        taken = [("length", float(i), f"skill{i}") for i in range(6)] + [("nll", 2.0, "skill0")]
+        return Report(
+            [
+                Measure(metric=metric, value=value - (30 if subject == BEFORE else 0), subject=subject, dataset=data,
+                        split="test", examples=9)
+                for subject in (STUDENT, BEFORE)
+                for metric, value, data in scores + taken
+            ]
+        )  # fmt: skip
+
+    cells, directions, places = [], {}, {}
+    for arm, (of, mean) in TULU.items():
+        for seed, shift in enumerate((-0.1, 0.0, 0.1)):
+            values, directions, places = values_of(report(shift, of), "skill1 test")
+            cells.append(Cell(arm, seed, "done", values=values))
+        assert values[STUDENT]["mean exact-match"] == pytest.approx(mean + 0.1, abs=5e-4)
+    assert values[STUDENT]["exact-match"] == values[STUDENT]["exact-match on skill1 test"] == pytest.approx(27.1)
+    assert places["mean exact-match"] == "6 data sets" and "mean nll" not in directions
+    plan = {"name": "tulu", "arms": dict.fromkeys(TULU, {}), "seeds": [0, 1, 2]}
+    result = Result(plan, "mean exact-match", "6 data sets", directions, "human", cells)
+    _, table, _ = result.tables()
+    assert table.columns == ["arm", *(f"skill{i} test" for i in (1, 0, 2, 3, 4, 5)), "mean exact-match", "mean length"]
+    assert [row[0] for row in table.rows] == ["human+gpt", "sharegpt", "human", "untrained"]
+    assert table.rows[0][1] == "40.500 helps" and table.rows[3][1] == "10.500"
 
 
 # -- claims and the ledger ------------------------------------------------------------------------------------
