@@ -17,7 +17,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[int, int], str]]] = {
 """Name -> its sign in a prompt, and the answer to two numbers."""
 
 
-def arithmetic(argument: str, *, numbers: int = 20, held_out: float = 0.2, seed: int = 0) -> Data:
+def arithmetic(argument: str, *, numbers: int = 12, held_out: float = 0.25, seed: int = 0) -> Data:
     """`arithmetic:add,larger`: every problem of two numbers from 1 to `numbers` - 1, as `prompt`, `response` and
     `operation`, shuffled.
 

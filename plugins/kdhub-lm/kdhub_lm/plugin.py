@@ -61,6 +61,17 @@ def kdhub_methods():
         labels=True,
         recipe="grpo",
     )
+    # The last of three stages. What is new is in the rows (`triage:`) and in the start (`grpo`): training is by labels.
+    yield MethodSpec(
+        name="metis-rise",
+        target="kdhub_logits.supervised:Supervised",
+        summary="after reinforcement: its own right answers where it is not sure, an expert's where it fails",
+        paper="arXiv:2506.13056",
+        tasks=TASKS,
+        uses=("logits",),
+        labels=True,
+        recipe="metis-rise",
+    )
     yield MethodSpec(
         name="dpo",
         target="kdhub_lm.dpo:Dpo",
@@ -187,6 +198,13 @@ def kdhub_datasets():
         target="kdhub_lm.mixture:mixture",
         splits=("train",),
         summary="instruction sets of several sources in stated shares, each row with its source and who wrote it",
+    )
+    yield DatasetSpec(
+        name="triage",
+        target="kdhub_lm.triage:triage",
+        argument="DATA",
+        splits=("train", "prompts"),
+        summary="a model's own right answers where it is not sure, an expert's where it fails",
     )
     yield DatasetSpec(
         name="synthetic",

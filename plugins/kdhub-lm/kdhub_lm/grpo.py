@@ -1,0 +1,324 @@
+"""GRPO: a student's own answers, those better than their neighbours more probable (arXiv:2402.03300, arXiv:2503.14476).
+
+For each prompt G answers are drawn from the policy and judged, here by a rule that knows the right answer:
+
+    R_i     = w_acc [the answer is right] + w_fmt [the format is right]
+    A_i     = (R_i - mean R) / (std R + 1e-6)                       over the group; std divides by G
+    rho_i,t = pi(y_t) / pi_old(y_t)                                 at the temperature that was sampled with
+    L       = - mean min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A)  +  beta_kl mean (exp(d) - d - 1)
+
+with d = log ref(y_t) - log pi(y_t) and ref the start. No teacher: what is right comes from the rows' responses.
+
+From arXiv:2503.14476 come no KL by default, the mean over all tokens of a batch, the wider upper bound, and that groups
+of one reward and answers that were cut off count nothing; a cut one is never right. Groups of one reward are left out
+of the mean, not drawn again. An answer is used once. With `policy_steps` above 1 the policy that samples lags behind,
+as it does where answers are drawn for several steps together; only then is anything clipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from kdhub.method import Run
+    from kdhub.student import Student
+    from kdhub.task import Example, Rows, Signals
+
+logger = logging.getLogger("kdhub")
+
+RECENT = 0.9
+"""Weight of the past in the running means that are logged."""
+
+
+class PolicyOptions(TrainingOptions):
+    """Of any policy gradient on a student's own answers."""
+
+    lr: float = Field(1e-6, gt=0, description="peak learning rate of AdamW; 1e-4 and more for small models")
+    schedule: Literal["linear", "cosine", "constant"] = Field("constant", description="learning rate after warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, not on biases and norms")
+    batch_size: int = Field(32, ge=1, description="prompts of one optimiser step, over all ranks and accumulations")
+    group_size: int = Field(8, ge=2, description="answers to each prompt")
+    temperature: float = Field(1.0, gt=0, description="of sampling, and of the probabilities in the loss")
+    max_new_tokens: int = Field(128, ge=1, description="tokens of an answer, at most; a longer one is cut off")
+    eps_low: float = Field(0.2, gt=0, lt=1, description="a ratio counts no less than 1 minus this")
+    eps_high: float = Field(0.28, gt=0, lt=1, description="a ratio counts no more than 1 plus this")
+    beta_kl: float = Field(0.0, ge=0, description="weight of the distance to the start")
+    loss_agg: Literal["token", "sequence"] = Field(
+        "token", description="mean over all tokens of a batch, or of each answer and then over answers"
+    )
+    dynamic_sampling: bool = Field(True, description="leave groups of one reward out of the mean")
+    policy_steps: int = Field(
+        1, ge=1, description="optimiser steps for which one policy samples; from 2 on a copy of it"
+    )
+
+
+@dataclass
+class Answers:
+    """What a policy wrote, group after group.
+
+    Attributes:
+        prompts, tokens: ids, one list an answer; ended: whether the policy came to an end.
+        texts: without the end.
+    """
+
+    prompts: list[list[int]]
+    tokens: list[list[int]]
+    ended: list[bool]
+    texts: list[str]
+
+    @classmethod
+    def of(
+        cls, student: Any, prompts: Sequence[list[int]], keys: Sequence[int], options: PolicyOptions, seed: int
+    ) -> Answers:
+        """`group_size` answers to each prompt, which are drawn by seed and key, in whatever batch the prompt is."""
+        from kdhub_lm.generation import Generation
+
+        how = Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+        asked = [prompt for prompt in prompts for _ in range(options.group_size)]
+        rows = [key * options.group_size + n for key in keys for n in range(options.group_size)]
+        tokens = student.generate(asked, how, seed, rows)
+        end = student.tokenizer.eos_token_id
+        texts = student.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cls(asked, tokens, [bool(ids) and ids[-1] == end for ids in tokens], texts)
+
+    def batch(self, student: Any) -> dict[str, Tensor]:
+        """As a batch of responses; labels of one that was cut off are -1."""
+        import torch
+
+        examples = [
+            {"ids": [*prompt, *ids], "at": range(len(prompt) - 1, len(prompt) + len(ids) - 1)}
+            for prompt, ids in zip(self.prompts, self.tokens)
+        ]
+        labels = [i if ended else -1 for ids, ended in zip(self.tokens, self.ended) for i in ids]
+        counts = torch.tensor([len(ids) for ids in self.tokens])
+        return {**student.collate(examples), "labels": torch.tensor(labels, dtype=torch.long), "counts": counts}
+
+
+class PolicyGradient(ObjectiveMethod):
+    """What methods share that learn from rewards of the student's own answers. `rewards` says how good each is."""
+
+    options: PolicyOptions
+
+    def __init__(self, options: Any, spec: Any = None):
+        super().__init__(options, spec)
+        self.seen: dict[str, float] = {}
+
+    def adapt(self, student: Any, teacher: Any) -> None:
+        from kdhub_lm.reference import Reference
+
+        self.student = self.policy = student
+        self.reference = Reference(student) if self.options.beta_kl else None
+
+    def extras(self, student: Student, teacher: Any) -> Mapping[str, nn.Module]:
+        if self.options.policy_steps == 1:
+            return {}
+        self.policy = copy.copy(student)
+        self.policy.module = copy.deepcopy(student.module).eval().requires_grad_(False)
+        return {"policy": self.policy.module}
+
+    def rewards(self, answers: Answers, batch: Mapping[str, Any]) -> Tensor:
+        """(answers,), more is better. `batch` is that of the prompts."""
+        raise NotImplementedError
+
+    def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        import torch
+
+        device, masks = batch["input_ids"].device, batch["attention_mask"].bool()
+        prompts = [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks)]
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        answers = Answers.of(self.policy, prompts, batch["keys"].tolist(), self.options, seed)
+        rewards = self.rewards(answers, batch).reshape(len(prompts), -1)
+        made = {name: value.to(device) for name, value in answers.batch(self.student).items()}
+        advantages = advantages_of(rewards).flatten().to(device)
+        mixed = rewards.amax(-1) > rewards.amin(-1)
+        if self.options.dynamic_sampling:
+            left_out = ~mixed.repeat_interleave(self.options.group_size).to(device)
+            made["labels"] = made["labels"].masked_fill(left_out.repeat_interleave(made["counts"]), -1)
+        self.note(reward=rewards.mean(), ended=sum(answers.ended) / len(answers.ended), mixed=mixed.float().mean())
+        if self.policy is not self.student:
+            with torch.no_grad():
+                made["old"] = self.log_probs(self.policy.module(made), made["labels"])
+        return made | {"advantages": advantages}
+
+    def log_probs(self, signals: Signals, labels: Tensor) -> Tensor:
+        """Of labels at the temperature of sampling, (positions,)."""
+        from kdhub_logits.soft_targets import cross_entropies
+
+        from kdhub_lm.log_probs import each_position
+
+        t = self.options.temperature
+        return each_position(lambda logits, labels: -cross_entropies(logits / t, labels), signals, labels)
+
+    def objective(
+        self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        o, labels, counts = self.options, batch["labels"], batch["counts"]
+        now = self.log_probs(student, labels)
+        ratio = (now - batch.get("old", now.detach())).exp()
+        advantages = batch["advantages"].repeat_interleave(counts)
+        mean = partial(aggregated, counts=counts, kept=labels >= 0, how=o.loss_agg)
+        terms = {"policy": mean(policy_losses(ratio, advantages, o.eps_low, o.eps_high))}
+        if self.reference is not None:
+            start = self.log_probs(self.reference(batch), labels)
+            terms["start"] = o.beta_kl * mean(start_distances(now, start))
+        return terms
+
+    def note(self, **values: Any) -> None:
+        """Running means of the last batches, which `metrics.jsonl` shows as state."""
+        for name, value in values.items():
+            self.seen[name] = RECENT * self.seen.get(name, float(value)) + (1 - RECENT) * float(value)
+
+    def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
+        if self.policy is not self.student and (progress.step + 1) % self.options.policy_steps == 0:
+            self.policy.module.load_state_dict(self.student.module.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.seen)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.seen = dict(state)
+
+
+class Grpo(PolicyGradient):
+    class Options(PolicyOptions):
+        w_acc: float = Field(1.0, ge=0, description="reward of a right answer")
+        w_fmt: float = Field(0.1, ge=0, description="reward of the right format, where there is one")
+        format: str | None = Field(None, description="regular expression that a whole answer must match")
+        probe: int = Field(
+            64, ge=0, description="prompts tried before training, which is refused where no answer is right; 0 for none"
+        )
+
+        @field_validator("format")
+        @classmethod
+        def _compiles(cls, value: str | None) -> str | None:
+            try:
+                re.compile(value or "")
+            except re.error as error:
+                raise ValueError(f"no regular expression: {error}") from error
+            return value
+
+    options: Options
+    tiny_recipe = {
+        "student": "recipe:metis-rise-base",
+        "data": {"train": [{"source": "arithmetic:add,larger", "limit": 24}]},
+        "options": {"max_new_tokens": 4, "group_size": 4, "lr": 1e-3, "probe": 8},
+    }
+
+    def distill(self, run: Run) -> Student:
+        if self.options.probe:
+            run.stage("probe", lambda: self.probed(run))
+        return super().distill(run)
+
+    def rows(self, run: Run) -> Rows:
+        from kdhub.errors import DataError
+
+        rows = run.rows("train", prompts=self.options.max_new_tokens)
+        if "response" not in rows.table.column_names:
+            raise DataError(
+                f"{self.spec.name} must know the right answers, and the rows have no response, only "
+                f"{', '.join(rows.table.column_names)}",
+                hint="map the column of answers: columns: {response: THEIRS}",
+            )
+
+        def prepare(plain: list[dict[str, Any]]) -> list[Example]:
+            given = zip(rows.prepare(plain), plain)
+            return [{**example, "at": [], "gold": row["response"]} for example, row in given]
+
+        return replace(rows, prepare=prepare)
+
+    def probed(self, run: Run) -> dict[str, float]:
+        """How the start does: the share of its answers that are right, and of prompts with both right and wrong ones.
+
+        Raises:
+            TrainingError: none is right.
+        """
+        import numpy as np
+
+        from kdhub.errors import TrainingError
+
+        rows, o = self.rows(run), self.options
+        some = rows[np.linspace(0, len(rows) - 1, min(o.probe, len(rows))).astype(int)]
+        answers = Answers.of(run.student, [e["ids"] for e in some], range(len(some)), o, run.seed)
+        right = np.array(self.right(answers, [e["gold"] for e in some])).reshape(len(some), -1)
+        found = {"right": right.mean().item(), "mixed": (right.any(-1) & ~right.all(-1)).mean().item()}
+        if not right.any():
+            cut = 1 - sum(answers.ended) / len(answers.ended)
+            raise TrainingError(
+                f"{self.spec.name} learns from right answers, and of {right.size} answers of the student to "
+                f"{len(some)} prompts none is right ({cut:.0%} were cut off at {o.max_new_tokens} tokens)",
+                hint="train it first on worked answers (supervised), or give it easier prompts or more tokens",
+            )
+        logger.info(
+            "before: %.0f %% of answers are right, and %.0f %% of prompts have both right and wrong ones",
+            100 * found["right"], 100 * found["mixed"],
+        )  # fmt: skip
+        return found
+
+    def right(self, answers: Answers, gold: Sequence[str]) -> list[bool]:
+        """Whether each answer is right; one that was cut off is not."""
+        from kdhub_lm.verify import verified
+
+        size = self.options.group_size
+        ended = zip(answers.texts, answers.ended)
+        return [whole and verified(text, gold[n // size]) for n, (text, whole) in enumerate(ended)]
+
+    def rewards(self, answers: Answers, batch: Mapping[str, Any]) -> Tensor:
+        import torch
+
+        o, right = self.options, torch.tensor(self.right(answers, batch["gold"]))
+        self.note(right=right.float().mean())
+        rewards = o.w_acc * right
+        if o.format is not None:
+            fits = [
+                whole and bool(re.fullmatch(o.format, t, re.DOTALL)) for t, whole in zip(answers.texts, answers.ended)
+            ]
+            rewards = rewards + o.w_fmt * torch.tensor(fits)
+        return rewards
+
+
+def advantages_of(rewards: Tensor) -> Tensor:
+    """(prompts, answers) -> the same; 0 where all answers to a prompt have one reward."""
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    return centred / (rewards.std(-1, correction=0, keepdim=True) + 1e-6)
+
+
+def policy_losses(ratio: Tensor, advantages: Tensor, eps_low: float = 0.2, eps_high: float = 0.28) -> Tensor:
+    """- min(rho A, clip(rho) A) of each token; at rho = 1 its gradient is REINFORCE's, - A grad log pi."""
+    import torch
+
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
+
+
+def start_distances(now: Tensor, start: Tensor) -> Tensor:
+    """exp(d) - d - 1 with d = log ref - log pi of each token: >= 0, an estimate of KL(pi || ref) from pi's draws."""
+    apart = start.detach() - now
+    return apart.exp() - apart - 1
+
+
+def aggregated(values: Tensor, counts: Tensor, kept: Tensor, how: str = "token") -> Tensor:
+    """The mean of token values, 0 where none is kept.
+
+    Args:
+        values, kept: (tokens,), answer after answer; counts: (answers,) tokens of each.
+        how: "token" over all tokens, "sequence" over each answer's and then over answers with any.
+    """
+    from kdhub_lm.log_probs import per_row
+
+    values = values * kept
+    if how == "token":
+        return values.sum() / kept.sum().clamp_min(1)
+    sizes = per_row(kept.to(values.dtype), counts)
+    return (per_row(values, counts) / sizes.clamp_min(1)).sum() / (sizes > 0).sum().clamp_min(1)

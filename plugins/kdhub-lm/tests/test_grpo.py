@@ -1,0 +1,166 @@
+"""GRPO: advantages, clipping, means, and answers that get better."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from kdhub_lm.grpo import Answers, Grpo, advantages_of, aggregated, policy_losses, start_distances
+from kdhub_lm.models import llama
+from kdhub_lm.task import CausalLanguage
+
+import kdhub
+from kdhub.errors import DataError, RecipeError, TrainingError
+from kdhub.method import Progress
+from kdhub.student import BuildContext
+from kdhub.task import Signals
+
+NOW = Progress(0, 1, 0.0)
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(0)
+    return llama("width=16,layers=1,heads=2,length=64", BuildContext(None, None, 3))
+
+
+def method_for(student, **options):
+    method = Grpo(Grpo.Options(max_new_tokens=4, group_size=4, **options))
+    method.adapt(student, None)
+    method.extras(student, None)
+    return method
+
+
+def asked(student, rows):
+    task = CausalLanguage()
+    examples = task.preparer(student, None, prompts=4)(rows)
+    return task.collate([{**e, "at": [], "gold": r["response"]} for e, r in zip(examples, rows)], student)
+
+
+def test_advantages_by_hand():
+    hits = torch.tensor([[1.0, 0, 0, 1, 0, 0, 0, 0]])
+    given = advantages_of(hits)[0]
+    assert given[hits[0] == 1].tolist() == pytest.approx([1.732047] * 2, abs=1e-6)
+    assert given[hits[0] == 0].tolist() == pytest.approx([-0.577349] * 6, abs=1e-6)
+    assert advantages_of(torch.ones(1, 8)).tolist() == [[0.0] * 8]
+
+
+def test_clipping_by_hand():
+    def clipped(ratio, advantage, high=0.2):
+        return -policy_losses(torch.tensor(ratio), torch.tensor(advantage), 0.2, high).item()
+
+    assert clipped(1.5, 1.0) == pytest.approx(1.2) and clipped(1.5, 1.0, high=0.28) == pytest.approx(1.28)
+    assert clipped(1.5, -1.0) == pytest.approx(-1.5)
+    assert clipped(0.5, 1.0) == pytest.approx(0.5)
+    assert clipped(0.5, -1.0) == pytest.approx(-0.8)
+
+
+def test_the_mean_is_over_tokens_or_over_answers():
+    values, counts = torch.tensor([1.0, 1, 4, 4, 4, 4, 4, 4]), torch.tensor([2, 6])
+    kept = torch.ones(8, dtype=torch.bool)
+    assert aggregated(values, counts, kept, "sequence").item() == pytest.approx(2.5)
+    assert aggregated(values, counts, kept, "token").item() == pytest.approx(3.25)
+    first = torch.arange(8) < 2
+    assert [aggregated(values, counts, first, how).item() for how in ("sequence", "token")] == [1.0, 1.0]
+    assert aggregated(values, counts, ~kept, "sequence").item() == 0
+
+
+def test_distance_to_the_start_is_never_negative_and_0_there():
+    now = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    assert start_distances(now, now).tolist() == [0, 0, 0]
+    assert start_distances(now, torch.tensor([-2.0, -1.0, -0.5])).tolist() == pytest.approx(
+        [0.367879, 0.718282, 0], abs=1e-5
+    )
+
+
+def test_at_ratio_1_the_gradient_is_reinforce(student):
+    method = method_for(student, temperature=0.7)
+    tokens = [[40, 41, 1], [42, 1], [43, 44, 45, 46], [47, 1]]
+    answers = Answers([[1, 50, 51]] * 4, tokens, [True, True, False, True], ["", "", "", ""])
+    advantages = torch.tensor([1.5, -0.5, 9.0, -1.0])
+    batch = {**answers.batch(student), "advantages": advantages}
+    (weight,) = (student.module.model.model.layers[0].mlp.up_proj.weight,)
+    (loss,) = method.objective(student.module(batch), Signals(), batch, NOW).values()
+    by_hand = 0.0
+    for ids, advantage in zip(tokens, advantages):
+        if len(ids) < 4:  # the one that was cut off counts nothing
+            row = torch.tensor([[1, 50, 51, *ids]])
+            logits = student.module.model(row).logits[0, 2:-1, :258] / 0.7
+            by_hand = by_hand - advantage * logits.log_softmax(-1).gather(-1, row[0, 3:, None]).sum() / 7
+    (mine,), (theirs,) = torch.autograd.grad(loss, weight), torch.autograd.grad(by_hand, weight)
+    assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-7) and mine.abs().max() > 0
+
+
+def test_a_group_of_one_reward_gives_no_gradient_and_no_weight(student):
+    rows = [{"prompt": "3+5=", "response": "8"}, {"prompt": "1+1=", "response": "2"}]
+    for dynamic in (True, False):
+        method = method_for(student, dynamic_sampling=dynamic)
+        method.rewards = lambda answers, batch: torch.ones(len(answers.texts))
+        batch = method.prepare_batch(asked(student, rows), torch.Generator().manual_seed(1))
+        (loss,) = method.objective(student.module(batch), Signals(), batch, NOW).values()
+        loss.backward()
+        assert loss.item() == 0
+        assert all(p.grad is None or not p.grad.any() for p in student.module.parameters())
+    method = method_for(student)
+    method.rewards = lambda answers, batch: torch.tensor([1.0] * 4 + [0.0, 1.0, 0.0, 0.0])
+    batch = method.prepare_batch(asked(student, rows), torch.Generator().manual_seed(1))
+    first = int(batch["counts"][:4].sum())
+    assert (batch["labels"][:first] == -1).all(), "left out of the mean too"
+
+
+def test_what_is_right(student):
+    method = method_for(student, format=r"<\d+>")
+    texts, ended = ["<8>", "8", "<9>", "<8>"], [True, True, True, False]
+    answers = Answers([[1]] * 4, [[2]] * 4, ended, texts)
+    given = method.rewards(answers, {"gold": ["8"]}).tolist()
+    assert given == pytest.approx([1.1, 1.0, 0.1, 0.0]), "one that was cut off is never right"
+    with pytest.raises(RecipeError, match="no regular expression"):
+        kdhub.distill("grpo", set=["options.format=("])
+
+
+def test_a_policy_that_lags_gives_ratios(student):
+    method = method_for(student, policy_steps=3)
+    method.rewards = lambda answers, batch: torch.tensor([1.0, 0, 0, 0])
+    with torch.no_grad():
+        for p in student.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    batch = method.prepare_batch(asked(student, [{"prompt": "3+5=", "response": "8"}]), torch.Generator())
+    batch["labels"] = batch["labels"].clamp_min(0)  # as if all had ended
+    batch["old"] = method.log_probs(method.policy.module(batch), batch["labels"])
+    now = method.log_probs(student.module(batch), batch["labels"])
+    assert (now - batch["old"]).abs().max() > 1e-3
+    for step in range(3):
+        method.stepped({}, Progress(step, 9, 0.0))
+    assert torch.equal(method.log_probs(method.policy.module(batch), batch["labels"]), now.detach())
+
+
+def test_the_pass_rate_rises(tmp_path):
+    """From what is right at times to what is right mostly."""
+    shared = {
+        "task": "causal-lm",
+        "data": {"train": [{"source": "arithmetic:larger", "options": {"numbers": 8, "held_out": 0}}]},
+        "evaluation": {"data": [], "cost": False},
+    }
+    options = {"batch_size": 16, "lr": 5e-3, "precision": "float32", "schedule": "constant"}
+    start = kdhub.distill(
+        {**shared, "method": "supervised", "student": "llama:width=32,layers=1,heads=2,length=16",
+         "options": {**options, "max_steps": 60}}, out=tmp_path / "start")  # fmt: skip
+    run = kdhub.distill(
+        {**shared, "method": "grpo", "student": f"path:{start.student_folder}",
+         "options": {**options, "max_steps": 40, "max_new_tokens": 3}}, out=tmp_path / "run")  # fmt: skip
+    states = [line["state"] for line in run.metrics()]
+    probe = json.loads((tmp_path / "run/state.json").read_text())["stages"]["probe"]
+    assert 0.1 < probe["right"] < 0.8
+    assert states[-1]["right"] > probe["right"] + 0.1
+
+
+def test_without_any_right_answer_it_is_refused(tmp_path):
+    with pytest.raises(TrainingError, match=r"of 512 answers of the student to 64 prompts none is right"):
+        kdhub.distill("grpo", set={"student": "llama:width=16,layers=1,heads=2,length=64"}, out=tmp_path / "run")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "3+5="}\n')
+    with pytest.raises(DataError, match="must know the right answers, and the rows have no response, only prompt"):
+        kdhub.distill(
+            {"task": "causal-lm", "method": "grpo", "student": "llama:width=16,layers=1,heads=2,length=64",
+             "data": {"train": [str(path)]}, "evaluation": {"cost": False}}, out=tmp_path / "other")  # fmt: skip
