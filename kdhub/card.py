@@ -586,7 +586,9 @@ class _Facts:
         teacher = self.teacher.get("id") or self.teacher.get("source")
         tags = ["kdhub", "knowledge-distillation", f"kdhub-method:{self.method['name']}"]
         tags += [f"kdhub-teacher:{teacher}"] if teacher else []
-        return [printable(tag) for tag in (*tags, f"kdhub-task:{self.recipe['task']}")]
+        tags += [f"kdhub-task:{self.recipe['task']}"]
+        kinds = [self.method, *self.data(but="evaluation")]
+        return [printable(tag) for tag in _unique((*tags, *(f"kdhub-{t}" for k in kinds for t in k.get("tags") or ())))]
 
     @property
     def languages(self) -> list[str]:

@@ -134,6 +134,7 @@ class Data:
         fingerprints: split -> the fingerprint its rows must have (a catalogue entry states them).
         ref: the text that names the same rows again, when `name` does not; `made:...` for those that a method makes
             itself, which no text names.
+        tags: see `kdhub.specs.Spec`; those of its kind are added where it is opened by name.
     """
 
     def __init__(
@@ -146,8 +147,9 @@ class Data:
         fingerprints: Mapping[str, str] | None = None,
         options: DataOptions | None = None,
         ref: str | None = None,
+        tags: Sequence[str] = (),
     ):
-        self.name, self.licence, self.ref = name, licence, ref or name
+        self.name, self.licence, self.ref, self.tags = name, licence, ref or name, tuple(tags)
         self.options = options or DataOptions()
         self._given, self._formats = sources, format
         self._stated = dict(fingerprints or {})
@@ -213,6 +215,7 @@ class Data:
             fingerprints=stated,
             options=options,
             ref=self.ref,
+            tags=self.tags,
         )
 
     # ---- what there is

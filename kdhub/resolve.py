@@ -145,11 +145,13 @@ class Resolver:
         entry = self.registry.find("dataset", kind)
         build = self.registry.load(entry)
         try:
-            return build(argument, **options) if entry.spec.argument else build(**options)
+            made = build(argument, **options) if entry.spec.argument else build(**options)
         except TypeError as error:
             raise UsageError(
                 f"data set {kind}:{argument} does not take the options {dict(options)}: {error}"
             ) from error
+        made.tags = tuple(dict.fromkeys((*made.tags, *entry.spec.tags)))
+        return made
 
     def _dataset_kind(self, word: str | None, argument: str, text: str) -> Entry:
         if word is not None:

@@ -24,6 +24,7 @@ class Spec:
         summary: one line for lists.
         tasks: the tasks it works for; empty means every task.
         aliases: other names it answers to.
+        tags: what it is in a taxonomy, as `family:value`; cards of students made with it have them, `kdhub-` in front.
         api_version: the contract it was written for.
     """
 
@@ -33,6 +34,7 @@ class Spec:
     summary: str = ""
     tasks: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     api_version: int = API_VERSION
 
     def fits_task(self, task: str | None) -> bool:

@@ -222,6 +222,7 @@ def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> Non
             "version": entry.version,
             "paper": entry.spec.paper,
             "summary": entry.spec.summary,
+            "tags": list(entry.spec.tags),
         },
         environment=now,
         chained=dict(chained),

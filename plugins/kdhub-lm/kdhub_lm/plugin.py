@@ -8,6 +8,8 @@ TASKS = ("causal-lm",)
 CLASSIFIERS = ("image-classification", "tabular-classification", "text-classification", "token-classification")
 SIGNALS = ("logits", "features")
 GIVES = (*SIGNALS, "text")
+ANSWERED = ("responses", "conversations", "preferences", "rankings")
+"""Forms of rows that have an answer."""
 
 
 @hookimpl
@@ -30,6 +32,7 @@ def kdhub_methods():
         tasks=(*TASKS, *CLASSIFIERS),
         needs=("logits",),
         recipe="taid",
+        tags=("elicitation:feature", "algorithm:divergence"),
     )
     yield MethodSpec(
         name="ddk",
@@ -40,6 +43,7 @@ def kdhub_methods():
         needs=("logits",),
         labels=True,
         recipe="ddk",
+        tags=("elicitation:feature", "algorithm:divergence"),
     )
     yield MethodSpec(
         name="seqkd",
@@ -50,6 +54,7 @@ def kdhub_methods():
         needs=("text",),
         uses=("logits",),
         recipe="seqkd",
+        tags=("elicitation:labelling", "algorithm:supervised"),
     )
     yield MethodSpec(
         name="grpo",
@@ -60,6 +65,7 @@ def kdhub_methods():
         uses=("logits",),
         labels=True,
         recipe="grpo",
+        tags=("algorithm:reinforcement-learning",),
     )
     # The last of three stages. What is new is in the rows (`triage:`) and in the start (`grpo`): training is by labels.
     yield MethodSpec(
@@ -81,6 +87,7 @@ def kdhub_methods():
         uses=("logits",),
         labels=True,
         recipe="dpo",
+        tags=("algorithm:rank-optimisation",),
     )
     yield MethodSpec(
         name="rrhf",
@@ -91,6 +98,47 @@ def kdhub_methods():
         uses=("logits",),
         labels=True,
         recipe="rrhf",
+        tags=("algorithm:rank-optimisation",),
+    )
+    yield MethodSpec(
+        name="self-data",
+        target="kdhub_lm.self_data:SelfData",
+        summary="labels that the model wrote anew before it was pruned",
+        paper="arXiv:2410.09982",
+        tasks=TASKS,
+        needs=("text",),
+        uses=("logits",),
+        labels=True,
+        recipe="self-data",
+    )
+    yield MethodSpec(
+        name="as-is",
+        target="kdhub_lm.as_is:AsIs",
+        summary="nothing is trained: the start as a run of its own, measured and with a card",
+        paper="arXiv:2402.13116",
+        tasks=(*TASKS, *CLASSIFIERS),
+    )
+    yield MethodSpec(
+        name="gkd",
+        target="kdhub_lm.gkd:Gkd",
+        summary="soft targets on what the student writes itself",
+        paper="arXiv:2306.13649",
+        tasks=TASKS,
+        needs=("logits",),
+        live=True,
+        recipe="gkd",
+        tags=("algorithm:divergence",),
+    )
+    yield MethodSpec(
+        name="minillm",
+        target="kdhub_lm.minillm:MiniLlm",
+        summary="the reverse KL of whole responses, by policy gradient",
+        paper="arXiv:2306.08543",
+        tasks=TASKS,
+        needs=("logits",),
+        live=True,
+        recipe="minillm",
+        tags=("algorithm:reinforcement-learning",),
     )
 
 
@@ -119,6 +167,15 @@ def kdhub_teachers():
     yield teacher("path", "path_teacher", "FOLDER", "a folder of a transformers language model")
     yield teacher("hf", "hub_teacher", "org/name[@revision]", "a transformers language model on the Hugging Face Hub")
     yield TeacherSpec(
+        name="llama2c",
+        target="kdhub_lm.llama2c:teacher",
+        tasks=TASKS,
+        gives=GIVES,
+        argument="FOLDER",
+        live=True,
+        summary="weights of llama2.c with their SentencePiece tokenizer; also searched below KDHUB_DATA",
+    )
+    yield TeacherSpec(
         name="openai",
         target="kdhub_lm.openai:OpenAI",
         tasks=TASKS,
@@ -130,10 +187,10 @@ def kdhub_teachers():
 
 @hookimpl
 def kdhub_students():
-    def builder(name, function, argument, summary, **spec):
+    def builder(name, function, argument, summary, module="models", **spec):
         return StudentSpec(
             name=name,
-            target=f"kdhub_lm.models:{function}",
+            target=f"kdhub_lm.{module}:{function}",
             tasks=TASKS,
             exposes=SIGNALS,
             argument=argument,
@@ -148,6 +205,17 @@ def kdhub_students():
     yield builder("path", "path_student", "FOLDER", "a folder of a transformers language model")
     yield builder("hf", "hub_student", "org/name[@revision]", "a transformers language model on the Hugging Face Hub")
     yield builder("layers", "layers", "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True)
+    yield builder(
+        "depth-prune", "depth_prune", "N", "the teacher without the N blocks that change least", "pruning",
+        example="1", from_teacher=True,
+    )  # fmt: skip
+    yield builder(
+        "config", "config", "FILE or {...}", "fresh from a transformers configuration, with the teacher's tokens",
+        "configured", example='{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, '
+        '"num_attention_heads": 2, "intermediate_size": 16}',
+    )  # fmt: skip
+    yield builder("merge", "merge", "", "two students as one, by slerp", "merge", example="layers:1+layers:1")
+    yield builder("llama2c", "student", "FOLDER", "weights of llama2.c with their tokenizer", "llama2c")
 
 
 @hookimpl
@@ -166,6 +234,23 @@ def kdhub_datasets():
         example="pydoc",
         summary="texts of another data set, cut into prompt and response",
     )
+    yield DatasetSpec(
+        name="lm-eval",
+        target="kdhub_lm.harness:tasks",
+        argument="TASK",
+        splits=("test",),
+        summary="a task of lm-evaluation-harness, to evaluate on",
+    )
+
+    def elicited(name, summary, argument="DATA"):
+        target = f"kdhub_lm.elicitation:{name.replace('-', '_')}"
+        return DatasetSpec(name=name, target=target, argument=argument, summary=summary, tags=(f"elicitation:{name}",))
+
+    yield elicited("labelling", "a teacher's answers to the prompts of another data set")
+    yield elicited("expansion", "new tasks that a teacher makes up after those of another data set, and its answers")
+    yield elicited("curation", "tasks that a teacher makes up for topics and difficulties, and its answers", "")
+    yield elicited("feedback", "what a teacher thinks of the student's answers, as preferences")
+    yield elicited("self-knowledge", "the student's own answers, as far as they pass a filter")
     yield DatasetSpec(
         name="python-source",
         target="kdhub_lm.python_source:python_source",
@@ -207,39 +292,62 @@ def kdhub_datasets():
         summary="a model's own right answers where it is not sure, an expert's where it fails",
     )
     yield DatasetSpec(
+        name="self-data",
+        target="kdhub_lm.self_data:self_data",
+        argument="DATA",
+        summary="prompts and responses of another data set, the responses rewritten by a teacher",
+    )
+    yield DatasetSpec(
         name="synthetic",
         target="kdhub_lm.synthetic:synthetic",
-        argument="additions|integers|sums|reversals",
+        argument="additions|integers|sums|reversals|lookups|numerals|chatter",
         example="additions",
-        summary="texts that are made: additions, rows of integers, sums worked out, words turned round",
+        summary="texts that are made, and small skills whose answers can be checked",
     )
 
 
 @hookimpl
 def kdhub_metrics():
-    def metric(name, target, summary, better=True, form=("texts", "responses", "conversations"), **spec):
+    def metric(name, function, summary, better=True, form=(*ANSWERED, "texts"), **spec):
         return MetricSpec(
-            name=name, target=target, tasks=TASKS, summary=summary, higher_is_better=better, form=form, **spec
+            name=name,
+            target=f"kdhub_lm.{function}",
+            tasks=TASKS,
+            summary=summary,
+            higher_is_better=better,
+            form=form,
+            **spec,
         )
 
-    logits = "kdhub_logits.metrics"
-    yield metric("perplexity", "kdhub_lm.task:perplexity", "exp of the mean -log probability of a token", False)
+    def beside(name, function, summary, better=True):
+        return metric(name, f"metrics:{function}", summary, better, fidelity=True)
+
+    def written(name, function, summary, **spec):
+        return metric(name, function, summary, form=ANSWERED, **spec)
+
+    yield metric("perplexity", "metrics:perplexity", "exp of the mean -log probability of a token", False)
+    yield metric("bits-per-byte", "metrics:bits_per_byte", "-log2 probability for each byte of text", False)
+    yield metric("nll", "metrics:nll", "mean -log probability of a token, nats", False)
+    yield metric("accuracy", "metrics:accuracy", "share of tokens that are the most probable one")
+    yield beside("perplexity-ratio", "perplexity_ratio", "perplexity over the teacher's", False)
+    yield beside("agreement", "agreement", "share of tokens where both choose one")
+    yield beside("kl", "kl", "mean KL(teacher || student) of a token, nats", False)
+    yield beside("head-mass", "head_mass", "probability of the ten tokens that the teacher finds most probable")
+    yield beside("tail-mass", "tail_mass", "probability of the fifth of all tokens that the teacher puts last", False)
+    yield written("rouge-l", "metrics:rouge_l", "common subsequence of words of answer and reference, F")
+    yield written("exact-match", "metrics:exact_match", "share of answers that come to the reference's final answer")
+    yield written("distinct-1", "metrics:distinct_1", "different words over all words of the answers")
+    yield written("distinct-2", "metrics:distinct_2", "different pairs of words over all pairs of the answers")
+    yield written("mean-length", "metrics:mean_length", "words of an answer", unit="words")
+    yield written("judge", "judge:rating", "mean rating by a model, from 1 to 10")
+    yield metric("lm-eval", "harness:value", "what lm-evaluation-harness says on its task", form="rows")
     yield metric(
-        "perplexity-ratio", "kdhub_lm.task:perplexity_ratio", "perplexity over the teacher's", False, fidelity=True
+        "exposure", "canaries:exposure", "log2 of candidates over the secret's rank, mean of canaries", False,
+        form="rows",
+    )  # fmt: skip
+    yield metric(
+        "extraction", "canaries:extraction", "share of canaries whose secret is the most probable", False, form="rows"
     )
-    yield metric("bits-per-byte", "kdhub_lm.task:bits_per_byte", "-log2 probability of the text for each byte", False)
-    yield metric("nll", f"{logits}:nll", "mean -log probability of a token, nats", False)
-    yield metric("accuracy", f"{logits}:accuracy", "share of tokens that are the most probable one")
-    yield metric("agreement", f"{logits}:agreement", "share of tokens where both choose one", fidelity=True)
-    yield metric("kl", f"{logits}:divergence", "mean KL(teacher || student) of a token, nats", False, fidelity=True)
-    yield metric(
-        "exposure", "kdhub_lm.canaries:exposure", "log2 of candidates over the secret's rank, mean of canaries", False,
-        form="rows",
-    )  # fmt: skip
-    yield metric(
-        "extraction", "kdhub_lm.canaries:extraction", "share of canaries whose secret is the most probable", False,
-        form="rows",
-    )  # fmt: skip
 
 
 @hookimpl
