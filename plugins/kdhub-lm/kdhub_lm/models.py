@@ -22,6 +22,7 @@ from kdhub.student import BuildContext
 from kdhub.task import Example, Signals
 from kdhub_lm.decoding import draws, write
 from kdhub_lm.generation import Generation, encoded, is_text, layout
+from kdhub_lm.lora import StudentOptions, builder, folded
 
 BATCH = 32
 
@@ -76,10 +77,15 @@ class LanguageModel(nn.Module):
 
 class CausalLm(Classifier):
     """A causal language model with its tokenizer, in the library's own format. Signals are those of the positions from
-    which a token is predicted: one less than the tokens of a text."""
+    which a token is predicted: one less than the tokens of a text.
+
+    Attributes:
+        adapter: what alone is trained of it, None for all (see `lora`); it is saved in the weights.
+    """
 
     ragged = True
     batch = BATCH
+    adapter: Any = None
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         classes = min(len(tokenizer), model.config.vocab_size)
@@ -152,7 +158,8 @@ class CausalLm(Classifier):
         return (self.module.classes if kind == "logits" else self.module.model.config.hidden_size,)
 
     def save(self, folder: Path) -> None:
-        self.module.model.save_pretrained(folder, safe_serialization=True)
+        network = self.module.model if self.adapter is None else folded(self.adapter)
+        network.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
     def usage(self) -> str:
@@ -241,6 +248,14 @@ path_teacher, hub_teacher = local(LocalLm)
 # -- students -------------------------------------------------------------------------------------------------
 
 
+def tokens_for(context: BuildContext, length: int) -> tuple[Any, int]:
+    """The tokenizer of a fresh student, and how many tokens it must know: those of the teacher, where it has any."""
+    teacher = context.teacher
+    tokenizer = (teacher.tokenizer if teacher is not None else None) or byte_tokenizer(length)
+    return tokenizer, teacher.layout("logits")["logits"][-1] if isinstance(teacher, LocalLm) else len(tokenizer)
+
+
+@builder(StudentOptions)
 def llama(argument: str, context: BuildContext) -> CausalLm:
     """`llama:width=64,layers=2,heads=4`: a fresh one with the teacher's tokenizer, without a teacher with bytes.
 
@@ -258,9 +273,7 @@ def llama(argument: str, context: BuildContext) -> CausalLm:
     width, heads = settings["width"], settings["heads"]
     if width % (2 * heads):
         raise UsageError(f"student llama:{argument}: {heads} heads of an even width do not divide {width}")
-    teacher = context.teacher
-    tokenizer = (teacher.tokenizer if teacher is not None else None) or byte_tokenizer(settings["length"])
-    wide = teacher.layout("logits")["logits"][-1] if isinstance(teacher, LocalLm) else len(tokenizer)
+    tokenizer, wide = tokens_for(context, settings["length"])
     config = LlamaConfig(
         vocab_size=wide,
         hidden_size=width,
@@ -278,6 +291,7 @@ def llama(argument: str, context: BuildContext) -> CausalLm:
     return CausalLm(LlamaForCausalLM(config), tokenizer, {"how": f"fresh llama:{argument}"})
 
 
+@builder(StudentOptions)
 def path_student(argument: str, context: BuildContext) -> CausalLm:
     folder = Path(argument).expanduser()
     if not folder.is_dir():
@@ -285,6 +299,7 @@ def path_student(argument: str, context: BuildContext) -> CausalLm:
     return load(folder, start={"how": "from a local folder"})
 
 
+@builder(StudentOptions)
 def hub_student(argument: str, context: BuildContext) -> CausalLm:
     from kdhub.hub.fetch import fetch_model
 
@@ -292,6 +307,7 @@ def hub_student(argument: str, context: BuildContext) -> CausalLm:
     return load(folder, name=repo, start={"base_model": repo, "revision": commit, "how": "as it is"})
 
 
+@builder(StudentOptions)
 def layers(argument: str, context: BuildContext) -> CausalLm:
     """N evenly spaced layers of the teacher, first and last among them, with its embeddings and head.
 

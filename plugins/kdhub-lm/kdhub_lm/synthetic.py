@@ -1,44 +1,80 @@
-"""Texts that are made: additions and rows of integers, as domains beside written language."""
+"""Texts that are made: additions and rows of integers as domains beside written language; sums worked out and words
+turned round as small skills whose answers can be checked."""
 
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from kdhub.data import Data
 from kdhub.errors import UsageError
+from kdhub_lm.numerals import english, spanish
 
 HELD_OUT = {"train": 10, "validation": 1, "test": 1}
 """Rows of each split, relative to the others."""
 
+STYLES = ("steps", "answer-first", "guided")
 
-def synthetic(argument: str, *, rows: int = 1000, length: int = 120, digits: int = 2, seed: int = 0) -> Data:
-    """`synthetic:additions` ("12+7=19;58+3=61;...") or `synthetic:integers` ("8,51,0,7,..."). Splits: train of `rows`,
-    validation and test of a tenth.
+
+def synthetic(
+    argument: str, *, rows: int = 1000, length: int = 120, digits: int = 2, style: str = "steps", seed: int = 0
+) -> Data:
+    """Splits: train of `rows`, validation and test of a tenth. No sum and no word of a skill stands in two of them.
+
+    | argument | a row |
+    | --- | --- |
+    | `additions` | text "12+7=19;58+3=61;..." |
+    | `integers` | text "8,51,0,7,..." |
+    | `sums` | prompt "27+48: ", response "7+8=15, 2+4+1=7 => 75" |
+    | `reversals` | prompt "reverse apple: ", response "elppa" |
+    | `lookups` | prompt "k=71 b=20 x=93, b: ", response "20" |
+    | `numerals` | prompt "cuarenta y dos: ", response "forty-two"; 3 digits at most |
+    | `chatter` | prompt "tell me of rivers: ", response several sentences that say little |
 
     Args:
-        length: characters of a row, about.
+        length: characters of a text, about.
         digits: of the numbers, at most.
+        style: of worked sums: steps, as above; answer-first, "the answer is 75: 15 ones, 7 tens"; guided, which has
+            the answer-first response in brackets before the prompt, and the steps as response.
 
     Raises:
-        UsageError: another name, or sizes below 1.
+        UsageError: another name or style, or sizes below 1.
     """
-    if argument not in MAKERS or min(rows, length, digits) < 1:
+    if argument not in (*TEXTS, *SKILLS) or style not in STYLES or min(rows, length, digits) < 1:
         raise UsageError(
-            f"synthetic:{argument}: one of {', '.join(MAKERS)}, with rows, length and digits of at least 1"
+            f"synthetic:{argument}: one of {', '.join((*TEXTS, *SKILLS))}, with rows, length and digits of at least "
+            f"1, and style of {', '.join(STYLES)}"
         )
 
     def split(name: str) -> Iterator[dict[str, Any]]:
         rng = random.Random(f"{seed} {argument} {name}")
         for _ in range(max(1, rows * HELD_OUT[name] // 10)):
-            text = ""
-            while len(text) < length:
-                text += MAKERS[argument](rng, 10**digits)
-            yield {"text": text}
+            yield _text(rng) if argument in TEXTS else _skill(rng, name)
+
+    def _text(rng: random.Random) -> dict[str, str]:
+        text = ""
+        while len(text) < length:
+            text += TEXTS[argument](rng, 10**digits)
+        return {"text": text}
+
+    def _skill(rng: random.Random, name: str) -> dict[str, str]:
+        while True:
+            asked, row = SKILLS[argument](rng, 10**digits, style)
+            if _belongs(asked) == name:
+                return row
 
     key = {"argument": argument, "rows": rows, "length": length, "digits": digits, "seed": seed, "version": 1}
+    if argument in SKILLS:
+        key["style"] = style
     return Data.from_rows(f"synthetic:{argument}", {name: lambda n=name: split(n) for name in HELD_OUT}, key=key)
+
+
+def _belongs(asked: str) -> str:
+    """The split of a question, by its content."""
+    at = zlib.crc32(asked.encode()) % sum(HELD_OUT.values())
+    return "test" if at == 0 else "validation" if at == 1 else "train"
 
 
 def _addition(rng: random.Random, limit: int) -> str:
@@ -46,4 +82,60 @@ def _addition(rng: random.Random, limit: int) -> str:
     return f"{a}+{b}={a + b};"
 
 
-MAKERS = {"additions": _addition, "integers": lambda rng, limit: f"{rng.randrange(limit)},"}
+def _sum(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
+    a, b = rng.randrange(limit), rng.randrange(limit)
+    steps, totals, carry = [], [], 0
+    for x, y in zip(f"{a:0{len(str(b))}d}"[::-1], f"{b:0{len(str(a))}d}"[::-1]):
+        total = int(x) + int(y) + carry
+        steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
+        totals.append(total)
+        carry = total // 10
+    asked, names = f"{a}+{b}: ", ("ones", "tens", "hundreds", "thousands")
+    worked = f"{', '.join(steps)} => {a + b}"
+    told = ", ".join(f"{n} {name}" for n, name in zip(totals, names))
+    first = f"the answer is {a + b}: {told}"
+    if style == "answer-first":
+        return asked, {"prompt": asked, "response": first}
+    return asked, {"prompt": f"({first}) {asked}" if style == "guided" else asked, "response": worked}
+
+
+def _reversal(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
+    word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 5)))
+    return f"reverse {word}: ", {"prompt": f"reverse {word}: ", "response": word[::-1]}
+
+
+def _lookup(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
+    names = rng.sample("abcdefghijklmnopqrstuvwxyz", 3)
+    values = [rng.randrange(limit) for _ in names]
+    wanted = rng.randrange(3)
+    asked = f"{' '.join(f'{name}={value}' for name, value in zip(names, values))}, {names[wanted]}: "
+    return asked, {"prompt": asked, "response": str(values[wanted])}
+
+
+def _numeral(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
+    n = rng.randrange(min(limit, 1000))
+    asked = f"{spanish(n)}: "
+    return asked, {"prompt": asked, "response": english(n)}
+
+
+def _chatter(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
+    thing, place = rng.choice(THINGS), rng.choice(THINGS)
+    said = [f"{rng.choice(OPENINGS)} {thing} {rng.choice(SAYINGS)}." for _ in range(rng.randint(2, 4))]
+    asked = f"tell me of {thing} and {place}: "
+    return asked, {"prompt": asked, "response": " ".join(said)}
+
+
+THINGS = (
+    "rivers bridges clouds markets gardens trains letters harbours forests lamps clocks shoes maps stones islands songs"
+).split()
+OPENINGS = ("great question, as", "it is well known that", "many people say that", "of course", "to sum up,")
+SAYINGS = (
+    "are very nice indeed",
+    "have been with us for a long time",
+    "can be seen in many ways",
+    "are of great importance to all of us",
+    "mean many things to many people",
+)
+
+TEXTS = {"additions": _addition, "integers": lambda rng, limit: f"{rng.randrange(limit)},"}
+SKILLS = {"sums": _sum, "reversals": _reversal, "lookups": _lookup, "numerals": _numeral, "chatter": _chatter}

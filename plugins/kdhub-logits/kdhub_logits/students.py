@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,12 @@ from kdhub.errors import CompatibilityError, UsageError
 from kdhub.student import BuildContext
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kdhub_logits.classifiers import Classifier, NetworkClassifier, TextClassifier
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of its colours."""
 
 
 def mlp(argument: str, context: BuildContext) -> NetworkClassifier:
@@ -61,7 +67,7 @@ def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier
     except (OSError, pickle.UnpicklingError, RuntimeError, AttributeError, KeyError) as error:
         raise UsageError(f"{file} is no ResNet for CIFAR: {str(error).splitlines()[0]}") from error
     config = {"network": "resnet", "depth": 6 * blocks + 2, "shape": [3, 32, 32], "classes": _classes(context)}
-    config |= {"mean": [[[0.485]], [[0.456]], [[0.406]]], "std": [[[0.229]], [[0.224]], [[0.225]]]}
+    config |= timm_scale({}, config["shape"])
     torch.manual_seed(context.seed)
     student = NetworkClassifier(context.task.name, config, {"how": f"the weights of {file.name}"})
     if classes != len(student.classes):
@@ -95,16 +101,52 @@ def vit(argument: str, context: BuildContext) -> NetworkClassifier:
     return _network(context, {"network": "vit", **settings}, f"vit:{argument}")
 
 
+def timm(argument: str, context: BuildContext) -> NetworkClassifier:
+    """`timm:NAME`: a fresh network of the timm library, for images of the training rows' size. Inputs are standardised
+    as timm's configuration of the network says. With its weights: `path:` or `hf:` to a folder of timm's.
+
+    Raises:
+        UsageError: timm is not installed. UnknownNameError: it has no such network.
+    """
+    from kdhub.errors import UnknownNameError
+    from kdhub_logits.networks import timm_library
+
+    library = timm_library()
+    if not library.is_model(argument):
+        raise UnknownNameError("timm network", argument, library.list_models())
+    shape = context.facts.get("shape") or [3, 32, 32]
+    config: dict[str, Any] = {"network": "timm", "name": argument}
+    config |= timm_scale({n: library.get_pretrained_cfg_value(argument, n) for n in ("mean", "std")}, shape)
+    if library.get_pretrained_cfg_value(argument, "fixed_input_size"):
+        config["settings"] = {"img_size": shape[-2:]}
+    return _network(context, config, f"timm:{argument}")
+
+
+def timm_scale(given: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """`mean` and `std` of timm's configuration for images of this shape; grey ones have the mean over the colours."""
+    scale = {}
+    for name, default in (("mean", IMAGENET[0]), ("std", IMAGENET[1])):
+        values = list(given.get(name) or default)
+        if len(shape) == 2 or len(values) != shape[0]:
+            scale[name] = float(np.mean(values))
+        else:
+            scale[name] = [[[float(v)]] for v in values]
+    return scale
+
+
 def kernel(argument: str, context: BuildContext) -> NetworkClassifier:
     """A kernel machine without rows; the method that fits it gives it some."""
     return _network(context, {"network": "kernel"}, "kernel machine")
 
 
 def path(argument: str, context: BuildContext) -> Classifier:
-    """A folder: a classifier as it is, or a transformers encoder, which gets a fresh classifier."""
+    """A folder: a classifier as it is, or a transformers encoder, which gets a fresh classifier; so does a network of
+    timm's for other classes than the teacher's or the rows'."""
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
+    if "architecture" in _config(folder):
+        return _of_timm(folder, context, {"how": "from a local folder of timm's"})
     if _headless(folder):
         return _with_head(folder, context, {"how": "a local folder with a fresh classifier"})
     student = context.task.load(folder)
@@ -112,12 +154,16 @@ def path(argument: str, context: BuildContext) -> Classifier:
     return student
 
 
-def hub(argument: str, context: BuildContext) -> TextClassifier:
-    """A transformers text model of the Hub; its classifier is made anew when it has other classes."""
+def hub(argument: str, context: BuildContext) -> Classifier:
+    """A transformers text model of the Hub, or a network of timm's; its classifier is made anew when it has other
+    classes."""
     from kdhub.hub.fetch import fetch_model
 
     folder, repo, commit = fetch_model(argument)
-    return _with_head(folder, context, {"base_model": repo, "revision": commit, "how": "as it is"}, name=repo)
+    start = {"base_model": repo, "revision": commit, "how": "as it is"}
+    if context.task.name == "image-classification":
+        return _of_timm(folder, context, start, name=repo)
+    return _with_head(folder, context, start, name=repo)
 
 
 def packaged(argument: str, context: BuildContext) -> TextClassifier:
@@ -130,16 +176,32 @@ def packaged(argument: str, context: BuildContext) -> TextClassifier:
     return _with_head(encoder.folder, context, how)
 
 
-def _headless(folder: Path) -> bool:
-    """Whether it is a transformers model without a classifier."""
+def _config(folder: Path) -> dict[str, Any]:
+    """Its `config.json`, empty where there is none that can be read."""
     import json
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return {}
+
+
+def _headless(folder: Path) -> bool:
+    """Whether it is a transformers model without a classifier."""
+    config = _config(folder)
     names = config.get("architectures") or [""]
-    return "network" not in config and not str(names[0]).endswith("Classification")
+    return bool(config) and "network" not in config and not str(names[0]).endswith("Classification")
+
+
+def _of_timm(folder: Path, context: BuildContext, start: dict[str, Any], name: str | None = None) -> NetworkClassifier:
+    import torch
+
+    from kdhub_logits.classifiers import NetworkClassifier
+
+    torch.manual_seed(context.seed)
+    student = NetworkClassifier.of_timm(folder, _config(folder), classes=_classes(context), name=name)
+    student.start = start
+    return student
 
 
 def _with_head(folder: Path, context: BuildContext, start: dict[str, Any], name: str | None = None) -> TextClassifier:
@@ -171,22 +233,46 @@ def keep_layers(argument: str, context: BuildContext, kind: type) -> tuple[Any, 
     if not isinstance(teacher, kind):
         raise CompatibilityError("student layers: is made from a transformer teacher; this one has no layers")
     model = copy.deepcopy(teacher.module.model)
-    stack = next((m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) > 0), None)
-    if stack is None:
-        raise CompatibilityError("student layers: the teacher has no list of layers")
-    have, keep = len(stack), int(argument) if argument.isdigit() else 0
+    have, keep = len(blocks(model)), int(argument) if argument.isdigit() else 0
     if not 1 <= keep <= have:
         raise UsageError(f"student layers:{argument}: the teacher has {have} layers")
     chosen = np.linspace(0, have - 1, keep).round().astype(int).tolist() if keep > 1 else [0]
-    for i in reversed(range(have)):
-        if i not in chosen:
-            del stack[i]
-    model.config.num_hidden_layers = keep
+    keep_blocks(model, chosen)
     model.requires_grad_(True)
     known = context.teacher.known
     how = f"layers {', '.join(str(i + 1) for i in chosen)} of {have}"
     base = known.get("id") if known.get("revision") else None
     return model, {"base_model": base, "revision": known.get("revision"), "how": how}
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The list of a transformer's blocks.
+
+    Raises:
+        CompatibilityError: it has none.
+    """
+    stack = next((m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) > 0), None)
+    if stack is None:
+        raise CompatibilityError(f"a {type(model).__name__} has no list of layers")
+    return stack
+
+
+def keep_blocks(model: nn.Module, chosen: Sequence[int]) -> None:
+    """Take all other blocks out of a transformer, in place. Those that stay are numbered anew, for what they remember
+    of a text is found by number, and lists in the configuration that have one entry a block are cut likewise."""
+    stack, config = blocks(model), model.config
+    have = len(stack)
+    for i in reversed(range(have)):
+        if i not in chosen:
+            del stack[i]
+    for number, block in enumerate(stack):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == have and ("layer" in name or "block" in name):
+            setattr(config, name, [value[i] for i in chosen])
+    config.num_hidden_layers = len(chosen)
 
 
 def _network(context: BuildContext, config: dict[str, Any], how: str) -> NetworkClassifier:
@@ -198,7 +284,7 @@ def _network(context: BuildContext, config: dict[str, Any], how: str) -> Network
     facts = context.facts
     if not facts.get("shape"):
         raise UsageError("a fresh network needs training rows to know the shape of its inputs", hint="give --data")
-    config |= {"shape": facts["shape"], "classes": _classes(context), "mean": facts["mean"], "std": facts["std"]}
+    config = {"shape": facts["shape"], "classes": _classes(context)} | {k: facts[k] for k in ("mean", "std")} | config
     torch.manual_seed(context.seed)
     return NetworkClassifier(context.task.name, config, {"how": f"fresh {how}"})
 

@@ -1,0 +1,211 @@
+"""Self-data distillation: a pruned model learns from answers that the unpruned one wrote anew (arXiv:2410.09982).
+
+    y~ = f(c, x, y)                     the unpruned model answers x in its own words, guided by the reference y
+    y' = y~ if it passes, else y        conditional selection
+    L  = -1/n sum_t log q(y'_t | c, x, y'_<t)      of the answer alone; the reference is not in the prompt
+
+Answers in the model's own voice disturb less of what it knows than other people's. A rewrite passes when it came to an
+end, gives away nothing of how it was asked for, and has the reference's final answer where there is one. For open
+answers, in which a number may stand by chance, `selection: phrase` leaves the last out.
+
+The teacher is the model before pruning, the student `depth-prune:N` of it; two students of different rows can be merged
+(`merge`). `self-data:DATA` is the rewriting alone, as a data set for any method.
+
+Departures: rewrites that were cut off are replaced too; the adapter that the paper tunes is an option of the student
+(`lora`) and its sampling temperature one of `answers`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdhub_logits.supervised import Supervised
+from pydantic import Field, ValidationError, field_validator
+
+from kdhub.data import Data, DataOptions
+from kdhub.errors import DataError, UsageError
+from kdhub.method import MethodOptions
+from kdhub.task import Rows
+from kdhub_lm.generation import Generation, answers
+from kdhub_lm.rows import form_of, prompt_of
+from kdhub_lm.verify import extract
+
+if TYPE_CHECKING:
+    import datasets
+
+    from kdhub.method import Run
+    from kdhub.student import Student
+    from kdhub.teacher import Teacher
+
+logger = logging.getLogger("kdhub")
+
+TEMPLATE = "{prompt}\n\nThis answer is correct:\n{response}\n\nAnswer in your own words, with it as a guide.\n"
+PHRASES = ("reference answer", "my response", "your response", "your own response", "now it's your turn")
+"""What gives a rewrite away wherever it stands, and `START` at its beginning (public code of arXiv:2402.13669)."""
+START = "your turn"
+BLOCK = 1024
+"""Rows that are rewritten at once; no more of a data set is held."""
+VERSION = 1
+
+
+class Rewriting(MethodOptions):
+    """How answers are rewritten and which are taken."""
+
+    answers: Generation = Field(
+        default_factory=lambda: Generation(max_new_tokens=256), description="how the model is asked; greedy by default"
+    )
+    template: str = Field(TEMPLATE, description="what it is asked, with {prompt} and {response}, the reference")
+    selection: Literal["none", "phrase", "answer_match"] = Field(
+        "answer_match", description="which rewrites are taken: all, those that give nothing away, those also right"
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _whole(cls, template: str) -> str:
+        if "{prompt}" not in template:
+            raise ValueError("the template has no {prompt}")
+        return template
+
+
+def passes(rewrite: str, reference: str, selection: str = "answer_match") -> bool:
+    """Whether a rewrite is taken in place of the reference."""
+    if selection == "none" or not rewrite.strip():
+        return bool(rewrite.strip())
+    text = rewrite.casefold()
+    if any(phrase in text for phrase in PHRASES) or text.lstrip().startswith(START):
+        return False
+    wanted = extract(reference) if selection == "answer_match" else None
+    return wanted is None or extract(rewrite) == wanted
+
+
+def rewrites(
+    teacher: Teacher,
+    table: datasets.Dataset,
+    how: Rewriting,
+    name: str,
+    signals: Callable[[Rows, str], Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a table (`prompt` and `response`, or `messages`) with the teacher's answers where they pass.
+
+    Beside them: `kept`, whether that was so, and `origin`, "teacher" or "reference".
+
+    Args:
+        signals: see `kdhub_lm.generation.answers`.
+
+    Raises:
+        DataError: the rows have no answers.
+    """
+    import datasets
+
+    form = form_of(table.column_names)
+    if form not in ("responses", "conversations"):
+        raise DataError(
+            f"{name} has no answers that could be rewritten: its columns are {', '.join(table.column_names)}",
+            hint="self-data takes prompt and response, or messages",
+        )
+    taken = 0
+    for start in range(0, len(table), BLOCK):
+        rows = table.select(range(start, min(start + BLOCK, len(table)))).to_list()
+        asked = datasets.Dataset.from_list([_asked(row, how.template) for row in rows])
+        for row, (text, ended) in zip(rows, answers(teacher, asked, how.answers, signals)):
+            kept = ended and passes(text, _reference(row), how.selection)
+            taken += kept
+            yield {
+                **(_answered(row, text) if kept else row),
+                "kept": kept,
+                "origin": "teacher" if kept else "reference",
+            }
+    logger.info("self-data: %d of %d answers of %s are the model's own", taken, len(table), name)
+
+
+def _reference(row: Mapping[str, Any]) -> str:
+    return row["messages"][-1]["content"] if row.get("messages") else row["response"]
+
+
+def _asked(row: Mapping[str, Any], template: str) -> dict[str, Any]:
+    *before, last = prompt_of(row)
+    parts = {"{prompt}": last["content"], "{response}": _reference(row)}
+    text = re.sub(r"\{prompt\}|\{response\}", lambda found: parts[found[0]], template)
+    return {"messages": [*before, {**last, "content": text}]} if row.get("messages") else {"prompt": text}
+
+
+def _answered(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+    if row.get("messages"):
+        return {**row, "messages": [*prompt_of(row), {"role": "assistant", "content": text}]}
+    return {**row, "response": text}
+
+
+def self_data(
+    argument: str, *, teacher: Any = None, options: Mapping[str, Any] | None = None, **rewriting: Any
+) -> Data:
+    """`self-data:DATA`: each split of another data set, its answers rewritten by a teacher.
+
+    Args:
+        argument: the data set, as `--data` takes it.
+        teacher: a text, or a mapping as in a recipe: `{source: recipe:NAME}` is the student of another one.
+        options: of the other data set.
+        rewriting: `answers`, `template`, `selection`; see `Rewriting`.
+    """
+    from kdhub.recipe import explain
+    from kdhub.resolve import Resolver
+    from kdhub_lm.judged import opened
+
+    if teacher is None:
+        raise UsageError(
+            f"self-data:{argument} needs the model that rewrites", hint="options: {teacher: {source: recipe:NAME}}"
+        )
+    try:
+        how = Rewriting(**rewriting)
+    except ValidationError as error:
+        raise UsageError(f"self-data:{argument}: {'; '.join(explain(error, Rewriting))}") from error
+    data, model = Resolver().open_data(argument, DataOptions(), options), opened(teacher)
+    key = {
+        "of": {split: data.fingerprint(split) for split in data.splits},
+        "teacher": dict(model.identity), "how": how.model_dump(), "version": VERSION,
+    }  # fmt: skip
+    made = {split: lambda s=split: rewrites(model, data.split(s), how, f"{argument} {s}") for split in data.splits}
+    return Data.from_rows(f"self-data:{argument}", made, key=key, licence=data.licence)
+
+
+class SelfData(Supervised):
+    """Labels alone, rewritten by the teacher."""
+
+    class Options(Supervised.Options, Rewriting):
+        epochs: float = Field(3.0, gt=0, description="passes over the rewritten answers")
+
+    options: Options
+    tiny_recipe = {
+        "student": "depth-prune:1",
+        "data": {"train": [{"source": "synthetic:sums", "options": {"rows": 24}}]},
+        "options": {"answers": {"max_new_tokens": 4}, "selection": "none"},
+    }
+
+    def rows(self, run: Run) -> Rows:
+        from kdhub._rows import fingerprint_of
+        from kdhub.signals import row_key
+
+        o = self.options
+        how = Rewriting(answers=o.answers, template=o.template, selection=o.selection)
+        table = run.rows("train", prompts=o.answers.max_new_tokens).table
+        key = {
+            "of": fingerprint_of(table, {"kind": "dataset", "id": table._fingerprint}),
+            "teacher": dict(run.teacher.identity), "how": how.model_dump(), "version": VERSION,
+        }  # fmt: skip
+        made = {"train": lambda: rewrites(run.teacher, table, how, "the training rows", run.signals)}
+        name = "answers to the training rows, rewritten"
+        rewritten = Data.from_rows(name, made, key=key, ref=f"made:{name}").split("train")
+        self.kept = f"{sum(rewritten['kept'])} of {len(rewritten)} answers are the unpruned model's own"
+        prepare = run.task.preparer(run.student, None, **self.settings())
+        return Rows.build(rewritten, prepare, row_key).learnable()
+
+    def needs(self, teacher: Any) -> tuple[str, ...]:
+        return ()  # what the teacher wrote stands in the rows
+
+    def evaluate(self, run: Run, student: Student) -> Any:
+        report = super().evaluate(run, student)
+        if kept := getattr(self, "kept", None):
+            report.notes.append(f"self-data: {kept}, the others are the references")
+        return report

@@ -1,0 +1,142 @@
+"""Self-data: which rewrites are taken, what is asked, and a run that learns from its own words."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+from kdhub_lm import self_data as module
+from kdhub_lm import task
+from kdhub_lm.models import llama
+from kdhub_lm.self_data import Rewriting, SelfData, passes, rewrites, self_data
+from kdhub_lm.synthetic import synthetic
+from kdhub_lm.verify import extract
+
+import kdhub
+from kdhub.errors import DataError, UsageError
+from kdhub.student import BuildContext
+
+ROW = {"prompt": "23+48: ", "response": "the answer is 71: 11 ones, 7 tens"}
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "taken"),
+    [
+        ("3+8=11, 2+4+1=7 => 71", {"none", "phrase", "answer_match"}),
+        ("3+8=11, 2+4+1=8 => 72", {"none", "phrase"}),
+        ("like the Reference Answer says: => 71", {"none"}),
+        ("Your turn! => 71", {"none"}),
+        ("it is your turn => 71", {"none", "phrase", "answer_match"}),
+        ("My response: => 71", {"none"}),
+        ("  ", set()),
+    ],
+)
+def test_which_rewrites_are_taken(rewrite, taken):
+    for selection in ("none", "phrase", "answer_match"):
+        assert passes(rewrite, ROW["response"], selection) == (selection in taken)
+
+
+def test_open_answers_have_none_to_compare():
+    assert passes("A cat sat there.", "There was a cat.") and not passes("It has 4 legs.", "It has 3 legs.")
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """A model that answers what stands here, and what it was asked."""
+    texts, asked = [], []
+
+    def answers(teacher, table, how, signals=None):
+        asked.extend(table.to_list())
+        yield from [texts.pop(0) for _ in range(len(table))]
+
+    monkeypatch.setattr(module, "answers", answers)
+    return texts, asked
+
+
+def test_what_is_asked_and_what_is_kept(says):
+    texts, asked = says
+    texts += [("=> 71", True), ("=> 72", True), ("=> 71", False), ("{prompt} => 71", True)]
+    rows = [ROW, ROW, ROW, {"prompt": "{response}", "response": "=> 71"}]
+    made = list(rewrites(None, datasets.Dataset.from_list(rows), Rewriting(), "rows"))
+    assert [(row["kept"], row["origin"]) for row in made] == [
+        (True, "teacher"), (False, "reference"), (False, "reference"), (True, "teacher")]  # fmt: skip
+    assert [row["response"] for row in made] == ["=> 71", ROW["response"], ROW["response"], "{prompt} => 71"]
+    assert all(row["prompt"] == given["prompt"] for row, given in zip(made, rows)), "the reference is in no prompt"
+    assert ROW["prompt"] in asked[0]["prompt"] and ROW["response"] in asked[0]["prompt"]
+    assert asked[3]["prompt"].startswith("{response}\n"), "what rows hold is not taken for a template"
+
+
+def test_conversations_keep_their_form(says):
+    texts, asked = says
+    texts.append(("In my words: 71", True))
+    talk = [
+        {"role": "system", "content": "be brief"}, {"role": "user", "content": "23+48?"},
+        {"role": "assistant", "content": "It is 71."},
+    ]  # fmt: skip
+    (made,) = rewrites(None, datasets.Dataset.from_list([{"messages": talk}]), Rewriting(), "rows")
+    assert made["messages"] == [*talk[:2], {"role": "assistant", "content": "In my words: 71"}] and made["kept"]
+    system, question = asked[0]["messages"]
+    assert system == talk[0] and question["content"].startswith("23+48?\n") and "It is 71." in question["content"]
+
+
+def test_of_a_rewritten_row_the_answer_alone_is_learnt(says):
+    texts, _ = says
+    texts.append(("=> 71", True))
+    (row,) = rewrites(None, datasets.Dataset.from_list([ROW]), Rewriting(), "rows")
+    model = llama("width=16,layers=1,heads=2,length=64", BuildContext(None, None, 0))
+    (example,) = task.CausalLanguage().preparer(model, None)([row])
+    assert model.tokenizer.decode(example["ids"][1:-1]) == "23+48: => 71"
+    assert model.tokenizer.decode(example["labels"][:-1]) == "=> 71" and len(example["at"]) == len("=> 71") + 1
+
+
+def test_rows_that_cannot_be_rewritten_are_refused(says):
+    with pytest.raises(DataError, match="no answers that could be rewritten"):
+        list(rewrites(None, datasets.Dataset.from_list([{"text": "a"}]), Rewriting(), "rows"))
+    with pytest.raises(UsageError, match="needs the model that rewrites"):
+        self_data("synthetic:sums")
+    with pytest.raises(UsageError, match=r"the template has no \{prompt\}"):
+        self_data("synthetic:sums", teacher="path:x", template="say it again")
+    with pytest.raises(UsageError, match="unknown key 'selektion'; did you mean 'selection'"):
+        self_data("synthetic:sums", teacher="path:x", selektion="none")
+
+
+def test_a_run_and_a_data_set_rewrite_alike(home, tmp_path):
+    """Through the store: the data set asks nothing that the run has asked."""
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    answers = {"max_new_tokens": 6}
+    rewriting = {"answers": answers, "selection": "none"}
+    options = {"max_steps": 6, "batch_size": 8, "precision": "float32", **rewriting}
+    data = {"source": "synthetic:sums", "options": {"rows": 24}}
+    run = kdhub.distill(
+        {"task": "causal-lm", "method": "self-data", **made, "student": "depth-prune:1", "data": {"train": [data]},
+         "options": options,
+         "evaluation": {"data": [{**data, "split": "test"}], "cost": False, "options": {"generate": 0}}},
+        out=tmp_path / "run", set=["student.protect_first=0"])  # fmt: skip
+    (signal,) = [facts for kind, facts in run.provenance["signals"].items() if kind.startswith("text:")]
+    assert signal["computed"] and "without block" in run.provenance["student"]["start"]["how"]
+    (note,) = [note for note in run.report["notes"] if note.startswith("self-data: ")]
+    assert "of 24 answers are the unpruned model's own" in note
+    rows = self_data("synthetic:sums", options=data["options"], teacher=made["teacher"], **rewriting).split("train")
+    kept = sum(rows["kept"])
+    assert f" {kept} of 24 answers" in note and set(rows["origin"]) <= {"teacher", "reference"}
+    assert rows["prompt"] == synthetic("sums", rows=24).split("train")["prompt"]
+
+
+def test_skills_are_right_and_no_question_stands_in_two_splits():
+    for style in ("steps", "answer-first", "guided"):
+        data = synthetic("sums", rows=300, style=style)
+        for row in data.split("train"):
+            a, b = row["prompt"].rpartition(") ")[2].removesuffix(": ").split("+")
+            assert extract(row["response"]) == str(int(a) + int(b))
+            assert style != "guided" or passes(row["response"], row["prompt"].partition(")")[0])
+        assert not set(data.split("train")["prompt"]) & set(data.split("test")["prompt"])
+    assert synthetic("sums", style="guided").split("test")[0]["prompt"].endswith(
+        synthetic("sums").split("test")[0]["prompt"])  # fmt: skip
+    for row in synthetic("reversals", rows=20).split("train"):
+        assert row["prompt"] == f"reverse {row['response'][::-1]}: "
+    with pytest.raises(UsageError, match="style of steps, answer-first, guided"):
+        synthetic("sums", style="loud")
+
+
+def test_options_of_the_specification():
+    o = SelfData.Options()
+    assert o.selection == "answer_match" and o.answers.temperature == 0.0
