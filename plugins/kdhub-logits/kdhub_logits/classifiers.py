@@ -18,6 +18,7 @@ from kdhub.hub.trust import check_model_folder
 from kdhub.student import Student
 from kdhub.task import Example
 from kdhub_logits import networks
+from kdhub_logits.plugin import LAYERED
 
 BATCH = 256
 
@@ -48,17 +49,21 @@ class Classifier(Student):
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
         device = self.device
-        was, parts = self.module.training, []
+        was, parts, counts = self.module.training, [], []
         self.module.eval()
         with torch.no_grad():
             for start in range(0, len(examples), self.batch):
-                batch = {k: v.to(device) for k, v in self.collate(examples[start : start + self.batch]).items()}
+                some = examples[start : start + self.batch]
+                batch = {k: v.to(device) for k, v in self.collate(some).items()}
                 parts.append(self.module(batch)[kind].float().cpu().numpy())
+                counts += self.counts(some, batch, kind) or ()
         self.module.train(was)
         values = np.concatenate(parts)
-        if not self.ragged:
-            return {kind: values}
-        return {kind: np.split(values, np.cumsum([len(e["labels"]) for e in examples])[:-1])}
+        return {kind: np.split(values, np.cumsum(counts)[:-1]) if counts else values}
+
+    def counts(self, examples: Sequence[Example], batch: Mapping[str, torch.Tensor], kind: str) -> list[int] | None:
+        """How many of a signal each of some examples has; None where each has one, of one shape."""
+        return [len(e["labels"]) for e in examples] if self.ragged else None
 
     @property
     def device(self) -> torch.device:
@@ -71,6 +76,10 @@ class Classifier(Student):
             CompatibilityError: it gives no such signal.
         """
         raise NotImplementedError
+
+    def shape(self, kind: str) -> tuple[int | None, ...]:
+        """The same, with None in front where an example has several."""
+        return (*((None,) if self.ragged else ()), *self.width(kind))
 
 
 class NetworkClassifier(Classifier):
@@ -95,8 +104,10 @@ class NetworkClassifier(Classifier):
         self.module.eval()
         with torch.no_grad():
             given = self.module({"x": torch.zeros(1, *self.config["shape"], device=self.device)})
+            names = [*given, *getattr(given, "later", ())]
+            shapes = {name: tuple(given[name].shape[1:]) for name in names}
         self.module.train(was)
-        return {name: tuple(value.shape[1:]) for name, value in given.items()}
+        return shapes
 
     def rescale(self) -> None:
         """Divide the logits by their deviation over the classes, from here on and in what is saved."""
@@ -126,6 +137,39 @@ class NetworkClassifier(Classifier):
         student.module.eval()
         return student
 
+    @classmethod
+    def of_timm(
+        cls, folder: Path, config: Mapping[str, Any], *, classes: Sequence[str] | None = None, name: str | None = None
+    ) -> NetworkClassifier:
+        """A network with its weights as timm saves it: its `config.json` has `architecture` and `pretrained_cfg`.
+
+        Args:
+            classes: those that it shall have, with a fresh last layer unless it was made for just as many; its own
+                labels or their numbers if None.
+
+        Raises:
+            UsageError: timm is not installed. UntrustedError: pickled weights, or those of another network.
+        """
+        from kdhub_logits.students import timm_scale
+
+        check_model_folder(folder, name=name)
+        own, many = config.get("pretrained_cfg") or {}, int(config.get("num_classes") or 0)
+        labels = config.get("label_names") or own.get("label_names") or [str(i) for i in range(many)]
+        shape = list(own.get("input_size") or (3, 224, 224))
+        known = ("num_classes", "in_chans")
+        settings = {k: v for k, v in (config.get("model_args") or {}).items() if k not in known}
+        made = {"network": "timm", "name": config.get("architecture"), "settings": settings}
+        made |= {"shape": shape, "classes": list(classes or labels), **timm_scale(own, shape)}
+        student = cls("image-classification", made, {"how": "as it is"})
+        state = load_file(folder / "model.safetensors")
+        fits = student.module.model.state_dict()
+        fresh = {n for n, t in fits.items() if n not in state or t.shape != state[n].shape}
+        if set(state) - set(fits) or (fresh and len(student.classes) == many):
+            raise UntrustedError(f"{name or folder} has the weights of another network than {made['name']}")
+        student.module.model.load_state_dict({n: t for n, t in state.items() if n not in fresh}, strict=False)
+        student.module.eval()
+        return student
+
     def width(self, kind: str) -> tuple[int, ...]:
         if kind not in self._shapes:
             raise CompatibilityError(f"a {self.config['network']} gives {', '.join(self._shapes)}, not {kind!r}")
@@ -135,21 +179,41 @@ class NetworkClassifier(Classifier):
 class Transformer(nn.Module):
     """A transformers classifier with our names: `logits`, and `features` as the mean of its last states.
 
-    Of a classifier of tokens both are those of the positions `at` of the batch's tokens, one row after the other.
+    Asked for, also `hidden_states` (positions, layers, width) of all tokens but padding, one row after the other, and
+    `attentions` (pairs of positions, layers), mean over heads, query after query; these take a second pass, in which
+    attention is computed openly. Of a classifier of tokens all but attentions are those of the positions `at`.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.train(model.training)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        mask = inputs["attention_mask"]
+        mask, at = inputs["attention_mask"], inputs.get("at")
         given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True)
-        states = given.hidden_states[-1]
-        if "at" in inputs:
-            return {"logits": given.logits.flatten(0, 1)[inputs["at"]], "features": states.flatten(0, 1)[inputs["at"]]}
-        mask = mask.unsqueeze(-1).to(given.logits.dtype)
-        return {"logits": given.logits, "features": (states * mask).sum(1) / mask.sum(1)}
+        chosen = mask.flatten().bool() if at is None else at
+        logits, states = given.logits, given.hidden_states[-1]
+        if at is None:
+            real = mask.unsqueeze(-1).to(logits.dtype)
+            now = {"logits": logits, "features": (states * real).sum(1) / real.sum(1)}
+        else:
+            now = {"logits": logits.flatten(0, 1)[at], "features": states.flatten(0, 1)[at]}
+        return networks.Given(
+            now,
+            hidden_states=lambda: torch.stack(given.hidden_states[1:], 2).flatten(0, 1)[chosen],
+            attentions=lambda: self._attentions(inputs),
+        )
+
+    def _attentions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        mask, was = inputs["attention_mask"], self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_attentions=True)
+        finally:
+            self.model.set_attn_implementation(was)
+        real = mask.bool()
+        return torch.stack([a.mean(1) for a in given.attentions], -1)[real[:, :, None] & real[:, None, :]]
 
 
 class TextClassifier(Classifier):
@@ -157,6 +221,7 @@ class TextClassifier(Classifier):
 
     task_name = "text-classification"
     auto = "AutoModelForSequenceClassification"
+    kinds = ("logits", "features", *LAYERED)
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         labels = model.config.id2label
@@ -211,7 +276,24 @@ class TextClassifier(Classifier):
         return cls(model, tokenizer, start)
 
     def width(self, kind: str) -> tuple[int, ...]:
-        return (len(self.classes) if kind == "logits" else self.module.model.config.hidden_size,)
+        config = self.module.model.config
+        wide = {"logits": (len(self.classes),), "features": (config.hidden_size,)}
+        wide |= {
+            "hidden_states": (config.num_hidden_layers, config.hidden_size),
+            "attentions": (config.num_hidden_layers,),
+        }
+        return wide[kind]
+
+    def shape(self, kind: str) -> tuple[int | None, ...]:
+        return (*((None,) if self.ragged or kind in LAYERED else ()), *self.width(kind))
+
+    def counts(self, examples: Sequence[Example], batch: Mapping[str, torch.Tensor], kind: str) -> list[int] | None:
+        tokens = batch["attention_mask"].sum(1)
+        if kind == "attentions":
+            return tokens.square().tolist()
+        return (
+            tokens.tolist() if kind == "hidden_states" and "at" not in batch else super().counts(examples, batch, kind)
+        )
 
     def usage(self) -> str:
         return (
@@ -267,18 +349,28 @@ def padded(ids: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
 
 
 def load(folder: Path, *, name: str | None = None) -> Classifier:
-    """A classifier from its folder, ours or the transformers library's.
+    """A classifier from its folder: ours, the transformers library's, or timm's.
 
     Raises:
         UntrustedError: no readable configuration, pickled weights, or code of its own.
+        CompatibilityError: an image classifier of transformers.
+        UsageError: timm is needed and not installed.
     """
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UntrustedError(f"{name or folder} has no readable config.json ({error})") from error
+    if "architecture" in config:
+        return NetworkClassifier.of_timm(folder, config, name=name)
     if "network" not in config:
-        of_tokens = any(str(n).endswith("ForTokenClassification") for n in config.get("architectures") or ())
+        kinds = [str(n) for n in config.get("architectures") or ()]
+        if any(n.endswith("ForImageClassification") for n in kinds):
+            raise CompatibilityError(
+                f"{name or folder} is a {kinds[0]} of transformers, which is not read",
+                hint="image classifiers are read as timm saves them: hf:timm/NAME",
+            )
+        of_tokens = any(n.endswith("ForTokenClassification") for n in kinds)
         return (TokenClassifier if of_tokens else TextClassifier).load(folder, name=name)
     if config["network"] not in networks.NETWORKS:
         raise UntrustedError(f"{name or folder}: no network is called {config['network']!r}")

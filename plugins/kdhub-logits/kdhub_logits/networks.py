@@ -1,19 +1,36 @@
 """Small networks for small data: a multilayer perceptron, the ResNet for CIFAR, a vision transformer.
 
 Each takes `{"x": ...}` and gives named signals: `logits` (batch, classes), `features` (batch, width) before the last
-layer, and, where the network has positions, `tokens` (batch, positions, width) before they are averaged. The way inputs
-are scaled is a part of the network, so that teacher and student may differ in it.
+layer, and, where the network has positions, `tokens` (batch, positions, width) before they are averaged. One with
+layers of attention also has, when it is asked, `hidden_states` (batch, positions, layers, width), what each layer
+gives, and `attentions` (batch, positions^2, layers), mean over heads, query after query. The way inputs are scaled is a
+part of the network, so that teacher and student may differ in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Given(dict):
+    """A network's signals of a batch; those of `later` are made when they are asked for, in the same graph."""
+
+    def __init__(self, now: Mapping[str, Tensor], **later: Callable[[], Tensor]):
+        super().__init__(now)
+        self.later = later
+
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = self.later[name]()
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.later
 
 
 class Standardise(nn.Module):
@@ -143,9 +160,81 @@ class Vit(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = self.patches(_channels(self.scale(inputs["x"]))).flatten(2).transpose(1, 2)
-        tokens = self.norm(self.layers(x + self.positions))
+        states = [x + self.positions]
+        for layer in self.layers.layers:
+            states.append(layer(states[-1]))
+        tokens = self.norm(states[-1])
         features = tokens.mean(1)
-        return {"logits": self.head(features), "features": features, "tokens": tokens}
+        return Given(
+            {"logits": self.head(features), "features": features, "tokens": tokens},
+            hidden_states=lambda: torch.stack(states[1:], 2),
+            attentions=lambda: torch.stack(
+                [_attention(layer, x).flatten(1) for layer, x in zip(self.layers.layers, states)], 2
+            ),
+        )
+
+
+def _attention(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
+    """(batch, positions, positions): the layer's weights, mean over heads."""
+    x = layer.norm1(x)
+    return layer.self_attn(x, x, x, need_weights=True)[1]
+
+
+class Timm(nn.Module):
+    """A network of the timm library, which `kdhub-logits[timm]` installs.
+
+    Args:
+        name: as timm has it (`resnet18`, `vit_tiny_patch16_224`).
+        settings: further arguments of its `create_model` (`img_size`).
+        mean, std: of its inputs, from timm's configuration of the network; not taken from the training rows.
+
+    Raises:
+        UsageError: timm is not there, or cannot be imported.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        name: str,
+        settings: Mapping[str, Any] | None = None,
+        mean: Any = 0.0,
+        std: Any = 1.0,
+    ):
+        super().__init__()
+        self.scale = Standardise(mean, std)
+        channels = shape[0] if len(shape) == 3 else 1
+        self.model = timm_library().create_model(
+            name, pretrained=False, num_classes=classes, in_chans=channels, **(settings or {})
+        )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        states = self.model.forward_features(_channels(self.scale(inputs["x"])))
+        features = self.model.forward_head(states, pre_logits=True)
+        return {"logits": self.model.forward_head(states), "features": features.flatten(1)}
+
+
+def timm_library() -> Any:
+    """The module `timm`.
+
+    Raises:
+        UsageError: it is not there, or cannot be imported.
+    """
+    from kdhub.errors import UsageError
+
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"networks of timm need a package that is not installed: {error.name}",
+            hint="pip install 'kdhub-logits[timm]'",
+        ) from error
+    except (ImportError, RuntimeError) as error:  # torchvision of another build than torch: no operators of its own
+        raise UsageError(
+            f"timm cannot be imported: {error}",
+            hint="timm needs torchvision, of the version and build (CPU, CUDA) that go with the installed torch",
+        ) from error
+    return timm
 
 
 class KernelRidge(nn.Module):
@@ -203,7 +292,8 @@ class Rescaled(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = self.network(inputs)
-        return {**given, "logits": rescaled(given["logits"].float())}
+        given["logits"] = rescaled(given["logits"].float())
+        return given
 
 
 class TwoHeads(nn.Module):
@@ -221,10 +311,17 @@ class TwoHeads(nn.Module):
         of_teacher = self.head(given["features"])
         p, q = torch.softmax(given["logits"].float(), -1), torch.softmax(of_teacher.float() / self.beta, -1)
         mixed = ((1 - self.mix) * p + self.mix * q).clamp_min(1e-30).log()
-        return {**given, "logits": mixed, "of_labels": given["logits"], "of_teacher": of_teacher}
+        given.update(logits=mixed, of_labels=given["logits"], of_teacher=of_teacher)
+        return given
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"mlp": Mlp, "resnet": CifarResNet, "vit": Vit, "kernel": KernelRidge}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "mlp": Mlp,
+    "resnet": CifarResNet,
+    "vit": Vit,
+    "kernel": KernelRidge,
+    "timm": Timm,
+}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

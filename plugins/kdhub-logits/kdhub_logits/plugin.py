@@ -10,6 +10,8 @@ TASKS = (IMAGE, TABLE, TEXT, TOKEN)
 LM = "causal-lm"  # of kdhub-lm
 SURVEY = "arXiv:2402.13116"
 SIGNALS = ("logits", "features")
+LAYERED = {"hidden_states": -2, "attentions": -1}
+"""Signals of each layer of a network, and the axis of the layers."""
 
 
 @hookimpl
@@ -17,10 +19,15 @@ def kdhub_tasks():
     def task(name, cls, summary, signals=SIGNALS):
         return TaskSpec(name=name, target=f"kdhub_logits.tasks:{cls}", signals=signals, summary=summary)
 
-    yield task(IMAGE, "ImageClassification", "images to one class of a list", (*SIGNALS, "tokens"))
+    yield task(IMAGE, "ImageClassification", "images to one class of a list", (*SIGNALS, "tokens", *LAYERED))
     yield task(TABLE, "TabularClassification", "rows of numbers to one class of a list")
-    yield task(TEXT, "TextClassification", "texts to one class of a list")
-    yield task(TOKEN, "TokenClassification", "each word of a text to one class of a list")
+    yield task(TEXT, "TextClassification", "texts to one class of a list", (*SIGNALS, *LAYERED))
+    yield task(TOKEN, "TokenClassification", "each word of a text to one class of a list", (*SIGNALS, *LAYERED))
+
+
+def algorithm(name):
+    """The survey's two tags of a method that learns from a teacher's logits or features."""
+    return "elicitation:feature", f"algorithm:{name}"
 
 
 @hookimpl
@@ -31,13 +38,13 @@ def kdhub_methods():
             target=f"kdhub_logits.{target}",
             summary=summary,
             paper=paper,
-            **{"tasks": (*TASKS, LM), "needs": ("logits",), "recipe": name} | spec,
+            **{"tasks": (*TASKS, LM), "needs": ("logits",), "recipe": name, "tags": algorithm("divergence")} | spec,
         )
 
     soft = "soft_targets"
     yield method(
         "supervised", "supervised:Supervised", "labels alone: the baseline, and how teachers are made", SURVEY,
-        needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"),
+        needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"), tags=("algorithm:supervised",),
     )  # fmt: skip
     yield method("kd", f"{soft}:Kd", "the teacher's soft targets beside the labels", "arXiv:1503.02531")
     yield method("reverse-kl", f"{soft}:ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")
@@ -48,13 +55,16 @@ def kdhub_methods():
     yield method("dkd", f"{soft}:Dkd", "target class and other classes apart", "arXiv:2203.08679", labels=True)
     yield method(
         "feature", "similarity:Feature", "the teacher's features, through a linear map", SURVEY, needs=("features",),
-        uses=("logits", "features"),
+        uses=("logits", "features"), tags=algorithm("similarity"),
     )  # fmt: skip
     yield method(
         "mmd", "similarity:Mmd", "the distribution of the teacher's features", "arXiv:1707.01219", needs=("features",),
-        uses=("logits", "features"),
+        uses=("logits", "features"), tags=algorithm("similarity"),
     )  # fmt: skip
-    yield method("rank", "similarity:Rank", "the teacher's order of the most probable classes", SURVEY)
+    yield method(
+        "rank", "similarity:Rank", "the teacher's order of the most probable classes", SURVEY,
+        tags=algorithm("rank-optimisation"),
+    )  # fmt: skip
     yield method(
         "mixkd", "mixkd:MixKd", "soft targets on partly mixed inputs, each row with its own temperature",
         "arXiv:2211.03946", tasks=(IMAGE, TABLE), live=True, labels=True,
@@ -67,12 +77,16 @@ def kdhub_methods():
         "self-distillation", "self_distillation:SelfDistillation",
         "the same model again and again, on true targets and on its own predictions", "arXiv:2102.13088",
         tasks=(IMAGE, TABLE), needs=(), uses=("logits",), labels=True,
+        tags=("elicitation:self-knowledge", "algorithm:divergence"),
     )  # fmt: skip
     yield method(
         "pcoreset", "pcoreset:PCoreSet", "which rows to have labelled next, with a teacher that knows a little",
         "arXiv:2506.00910", tasks=(IMAGE, TABLE), labels=True, uses=("logits", "features"), aliases=("activekd",),
     )  # fmt: skip
-    yield method("pld", "pld:Pld", "the teacher's ranking, true class first", "arXiv:2506.12542", labels=True)
+    yield method(
+        "pld", "pld:Pld", "the teacher's ranking, true class first", "arXiv:2506.12542", labels=True,
+        tags=algorithm("rank-optimisation"),
+    )  # fmt: skip
     yield method(
         "swing", "swing:Swing", "soft targets, the warmer the likelier a token is private", "arXiv:2212.08349",
         tasks=(LM, TOKEN), live=True,
@@ -82,7 +96,7 @@ def kdhub_methods():
 @hookimpl
 def kdhub_teachers():
     def local(**spec):
-        return TeacherSpec(tasks=TASKS, gives=(*SIGNALS, "tokens"), live=True, **spec)
+        return TeacherSpec(tasks=TASKS, gives=(*SIGNALS, "tokens", *LAYERED), live=True, **spec)
 
     yield local(name="path", target="kdhub_logits.teachers:path", argument="FOLDER", summary="a classifier folder")
     yield TeacherSpec(
@@ -105,11 +119,11 @@ def kdhub_teachers():
     yield TeacherSpec(
         name="hf",
         target="kdhub_logits.teachers:hub",
-        tasks=(TEXT, TOKEN),
-        gives=SIGNALS,
+        tasks=(IMAGE, TEXT, TOKEN),
+        gives=(*SIGNALS, *LAYERED),
         argument="org/name[@revision]",
         live=True,
-        summary="a transformers text classifier on the Hugging Face Hub",
+        summary="a transformers text classifier, or a timm network, on the Hugging Face Hub",
     )
 
 
@@ -121,7 +135,7 @@ def kdhub_students():
             name=name, target=target, tasks=tasks, exposes=exposes, argument=argument, summary=summary, **spec
         )
 
-    arrays, tokens = (IMAGE, TABLE), (*SIGNALS, "tokens")
+    arrays, tokens, layered = (IMAGE, TABLE), (*SIGNALS, "tokens"), (*SIGNALS, *LAYERED)
     yield builder("mlp", "mlp", arrays, "WIDTH,...", "a fresh multilayer perceptron", example="8")
     yield builder("resnet", "resnet", (IMAGE,), "DEPTH", "a fresh ResNet for small images", tokens, example="8")
     yield builder(
@@ -133,18 +147,32 @@ def kdhub_students():
         tokens,
     )
     yield builder(
-        "vit", "vit", (IMAGE,), "patch=N,width=N,layers=N,heads=N", "a fresh small vision transformer", tokens,
+        "vit", "vit", (IMAGE,), "patch=N,width=N,layers=N,heads=N", "a fresh small vision transformer",
+        (*tokens, *LAYERED),
         example="patch=2,width=8,layers=1,heads=2",
     )  # fmt: skip
-    yield builder("kernel", "kernel", arrays, "", "a kernel machine, which self-distillation fits", ("logits",))
-    yield builder("path", "path", TASKS, "FOLDER", "a classifier folder", tokens)
-    yield builder("hf", "hub", (TEXT, TOKEN), "org/name[@revision]", "a transformers text model on the Hub")
     yield builder(
-        "packaged", "packaged", (TEXT, TOKEN), "NAME", "an encoder that an installed package carries",
+        "timm", "timm", (IMAGE,), "NAME", "a fresh network of the timm library, an extra (kdhub-logits[timm])"
+    )  # fmt: skip
+    yield builder("kernel", "kernel", arrays, "", "a kernel machine, which self-distillation fits", ("logits",))
+    yield builder("path", "path", TASKS, "FOLDER", "a classifier folder", (*tokens, *LAYERED))
+    yield builder(
+        "hf", "hub", (IMAGE, TEXT, TOKEN), "org/name[@revision]", "a text model of transformers, or timm's, on the Hub",
+        layered,
+    )  # fmt: skip
+    yield builder(
+        "packaged", "packaged", (TEXT, TOKEN), "NAME", "an encoder that an installed package carries", layered,
         example="all-minilm-l6-v2",
     )  # fmt: skip
     yield builder(
-        "layers", "layers", (TEXT, TOKEN), "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True
+        "layers",
+        "layers",
+        (TEXT, TOKEN),
+        "N",
+        "N evenly spaced layers of the teacher",
+        layered,
+        example="1",
+        from_teacher=True,
     )
 
 

@@ -10,12 +10,14 @@ and as rank optimisation; it has no defaults for their weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kdhub.method import ObjectiveMethod, Progress
+from kdhub.errors import CompatibilityError, UsageError
+from kdhub.method import ObjectiveMethod, Progress, Run
+from kdhub_logits.plugin import LAYERED
 from kdhub_logits.soft_targets import ClassifierOptions, cross_entropy
 
 if TYPE_CHECKING:
@@ -60,17 +62,72 @@ class _Features(_Likeness):
 
 
 class Feature(_Features):
-    """D = the distance of projected features: |W s - t|^2 / d (FitNets, arXiv:1412.6550), their L1, or 1 - cosine."""
+    """D = the distance of projected features: |W s - t|^2 / d (FitNets, arXiv:1412.6550), their L1, or 1 - cosine.
+
+    Of the features before the last layer, or of hidden states or attention maps, layer by layer: a mean over positions
+    (or queries) and pairs of layers. States pass a linear map for each pair. Maps are means over heads, and need none.
+    """
 
     class Options(LikenessOptions):
-        distance: Literal["mse", "l1", "cosine"] = Field("mse", description="between projected and teacher's features")
+        of: Literal["features", "hidden_states", "attentions"] = Field("features", description="what is compared")
+        distance: Literal["mse", "l1", "cosine", "kl"] = Field(
+            "mse", description="between student's and teacher's; kl for attentions alone, cosine not for them"
+        )
+        layer_map: Literal["uniform", "last"] | tuple[Annotated[int, Field(ge=1)], ...] = Field(
+            "uniform", description="layers that are compared: evenly, the last ones, or the teacher's for each of the "
+            "student's",
+        )  # fmt: skip
+
+        @model_validator(mode="after")
+        def _fits(self) -> Any:
+            if self.distance == ("cosine" if self.of == "attentions" else "kl"):
+                raise ValueError(f"distance {self.distance} means nothing between {self.of}")
+            return self
 
     options: Options
+    pairs: list[tuple[int, int]]
+
+    def distill(self, run: Run) -> Student:
+        if (of := self.options.of) != "features":
+            layers = (shape[LAYERED[of]] for shape in (run.student.shape(of), run.teacher.layout(of)[of]))
+            self.pairs = layer_pairs(*layers, self.options.layer_map)
+        return super().distill(run)
+
+    def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
+        of = self.options.of
+        return (of if of == "features" else f"{of}:{','.join(str(theirs) for _, theirs in self.pairs)}",)
+
+    def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
+        from torch import nn
+
+        of = self.options.of
+        if of == "features":
+            return super().extras(student, teacher)
+        if of == "attentions":
+            return {}
+        mine, theirs = student.width(of)[-1], teacher.layout(of)[of][-1]
+        return {"projector": nn.ModuleList(nn.Linear(mine, theirs, bias=False) for _ in self.pairs)}
 
     def apart(self, student: Signals, teacher: Signals) -> Tensor:
-        return feature_distance(
-            self.modules["projector"](student.features), teacher.features.float(), self.options.distance
-        ).mean()
+        import torch
+
+        of, distance = self.options.of, self.options.distance
+        if of == "features":
+            projected = self.modules["projector"](student.features)
+            return feature_distance(projected, teacher.features.float(), distance).mean()
+        # of all rows, one after the other; the teacher's layers are stored in the order of the pairs
+        end = LAYERED[of] - 1
+        mine, theirs = student[of].flatten(0, end), teacher[of].float().flatten(0, end)
+        if len(mine) != len(theirs):
+            raise CompatibilityError(
+                f"the student has {len(mine)} {of} where the teacher has {len(theirs)}: their positions differ",
+                hint="layers are compared position by position: models of one tokenizer, or of patches of one size",
+            )
+        mine = mine[:, [layer - 1 for layer, _ in self.pairs]]
+        if of == "attentions":
+            return attention_distance(mine, theirs, distance)
+        projected = torch.stack([w(mine[:, i]) for i, w in enumerate(self.modules["projector"])], 1)
+        return feature_distance(projected, theirs, distance).mean()
 
 
 class Mmd(_Features):
@@ -113,6 +170,39 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: str = "mse") ->
         return 1 - cosine_similarity(student, teacher, dim=-1)
     gap = student - teacher
     return (gap.square() if distance == "mse" else gap.abs()).mean(-1)
+
+
+def attention_distance(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
+    """Of attention maps: `mse`, `l1` of each weight, mean; `kl` KL(teacher || student) of each query, mean.
+
+    Args:
+        student, teacher: (weights, layers), the weights of a query one after the other; those of each sum to 1.
+    """
+    import torch
+
+    if distance != "kl":
+        return feature_distance(student, teacher, distance).mean()
+    apart = torch.xlogy(teacher, teacher) - torch.xlogy(teacher, student.clamp_min(1e-12))
+    return apart.sum() / teacher.sum()  # the sum of all weights is the number of queries
+
+
+def layer_pairs(student: int, teacher: int, layer_map: str | Sequence[int] = "uniform") -> list[tuple[int, int]]:
+    """Layers that are compared, student's and teacher's, counted from 1: `uniform` l and round(l L_t / L_s), `last` the
+    last of both, or the teacher's for each of the student's.
+
+    Raises:
+        UsageError: other layers than there are.
+    """
+    if layer_map == "last":
+        return [(student, teacher)]
+    if layer_map == "uniform":
+        return [(layer, max(1, round(layer * teacher / student))) for layer in range(1, student + 1)]
+    if len(layer_map) != student or max(layer_map) > teacher:
+        raise UsageError(
+            f"layer_map {list(layer_map)}: the student has {student} layers, the teacher {teacher}",
+            hint="a list has one of the teacher's layers, counted from 1, for each of the student's",
+        )
+    return list(enumerate(layer_map, 1))
 
 
 def mmd2(student: Tensor, teacher: Tensor, sigmas: list[Any]) -> Tensor:

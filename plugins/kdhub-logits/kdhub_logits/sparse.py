@@ -98,7 +98,10 @@ class Form:
 
     def _pack_top(self, log_p: np.ndarray) -> np.ndarray:
         at = np.sort(np.argpartition(-log_p, self.count - 1, axis=-1)[:, : self.count], -1)
-        kept = np.take_along_axis(log_p, at, -1)
+        return self.pack_top(at, np.take_along_axis(log_p, at, -1))
+
+    def pack_top(self, at: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """(n, count) classes, the lowest first, and their log-probabilities -> (n, bytes) uint8."""
         # Never nothing: what the teacher all but excludes would be infinitely far from any student.
         rest = np.log(np.clip(1 - np.exp(kept).sum(-1, keepdims=True), SMALLEST, None))
         possible = kept >= LOWEST

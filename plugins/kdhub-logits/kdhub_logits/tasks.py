@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import CompatibilityError, DataError
+from kdhub.findings import Finding, shared_tokens
 from kdhub.task import Encoder, Example, Prepare, Signals, Task, View, plain_rows
 
 if TYPE_CHECKING:
@@ -62,6 +63,21 @@ class Predictions:
     @property
     def chosen(self) -> np.ndarray:
         return self.logits.argmax(axis=1)
+
+
+class Outputs(Signals):
+    """A network's signals in float32, also those that it makes when they are asked for."""
+
+    def __init__(self, given: Mapping[str, torch.Tensor]):
+        super().__init__({name: value.float() for name, value in given.items()})
+        self._given = given
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        self[name] = self._given[name].float()
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._given
 
 
 class Classification(Task):
@@ -129,6 +145,13 @@ class Classification(Task):
         self.classes = (student or teacher).classes
         return self.classes
 
+    def compare(self, student: Any, teacher: Any, thorough: bool = False) -> list[Finding]:
+        """Classes, which must be the same (see `agree`), and tokens, which need not."""
+        found = [Finding("ok", "classes", f"the same {len(student.classes)}")]
+        if thorough and getattr(student, "tokenizer", None) and (given := getattr(teacher, "model", None)):
+            found += filter(None, [shared_tokens(student.tokenizer, getattr(given, "tokenizer", None))])
+        return found
+
     def collate(self, examples: Sequence[Example], student: Classifier) -> dict[str, torch.Tensor]:
         import torch
 
@@ -139,7 +162,7 @@ class Classification(Task):
         return {"positions": len(batch["labels"]), "labels": int((batch["labels"] >= 0).sum())}
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
-        return Signals({name: value.float() for name, value in module(inputs).items()})
+        return Outputs(module(inputs))
 
     def label_losses(self, outputs: Signals, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         from kdhub_logits.soft_targets import cross_entropies

@@ -14,6 +14,7 @@ from kdhub._files import sha256_files
 from kdhub.errors import TeacherError, UsageError
 from kdhub.task import Example
 from kdhub.teacher import Teacher
+from kdhub_logits.plugin import LAYERED
 from kdhub_logits.sparse import Form, packed
 
 
@@ -60,9 +61,7 @@ class LocalClassifier(Teacher):
     def probe(self) -> Mapping[str, Any]:
         return {
             "classes": self.model.classes,
-            "widths": {
-                kind: [*([None] if self.model.ragged else []), *self.model.width(kind)] for kind in self.model.kinds
-            },
+            "widths": {kind: list(self.model.shape(kind)) for kind in self.model.kinds},
         }
 
     @property
@@ -81,11 +80,15 @@ class LocalClassifier(Teacher):
 
     def layout(self, kind: str) -> dict[str, Any]:
         widths, (kind, _, keep) = self.facts["widths"], kind.partition(":")
-        if kind not in widths or (keep and kind != "logits"):
+        if kind in LAYERED and kind not in widths:  # of a teacher that was known before it had them
+            widths = self.probe()["widths"]
+        if kind not in widths or (keep and kind not in ("logits", *LAYERED)):
             raise TeacherError(f"{self.argument} gives {', '.join(widths)}, and of logits a part, not {kind!r}")
-        shape = tuple(widths[kind])
-        if not keep:
-            return {kind: shape}
+        shape = list(widths[kind])
+        if kind in LAYERED and keep:
+            shape[LAYERED[kind]] = len(keep.split(","))
+        if kind in LAYERED or not keep:
+            return {kind: tuple(shape)}
         field = Form.parse(keep, shape[-1]).field(kind, ragged=shape[0] is None)
         return {field.name: field}
 
@@ -94,6 +97,10 @@ class LocalClassifier(Teacher):
         given = self.model.signals(examples, kind)
         if not keep:
             return given
+        if kind in LAYERED:
+            at, axis = [int(layer) - 1 for layer in keep.split(",")], LAYERED[kind]
+            rows = given[kind]
+            return {kind: np.take(rows, at, axis) if isinstance(rows, np.ndarray) else [r.take(at, axis) for r in rows]}
         ragged, form = self.model.ragged, Form.parse(keep, self.facts["widths"][kind][-1])
         contents = [example["content"] for example in examples]
         return {form.field(kind, ragged).name: packed(given[kind], form, contents, ragged)}

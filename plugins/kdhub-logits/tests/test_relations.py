@@ -7,13 +7,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdhub_logits import networks
+from kdhub_logits import networks, tiny
+from kdhub_logits.classifiers import TextClassifier, TokenClassifier
 from kdhub_logits.mixkd import MixKd, draw, mix, mixed_loss
 from kdhub_logits.networks import rescaled
-from kdhub_logits.similarity import feature_distance, median_distance, mmd2, rank_loss
+from kdhub_logits.plugin import LAYERED
+from kdhub_logits.similarity import (
+    Feature,
+    attention_distance,
+    feature_distance,
+    layer_pairs,
+    median_distance,
+    mmd2,
+    rank_loss,
+)
 from kdhub_logits.trg import global_loss, graph, inner_loss, local_loss, same_grid
+from pydantic import ValidationError
 
 import kdhub
+from kdhub.errors import CompatibilityError, UsageError
+from kdhub.task import Signals
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
 HS, HT = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -31,6 +44,93 @@ def test_feature_distances_of_the_specification():
     near(feature_distance(HS, HT).mean(), 1.25)
     near(feature_distance(HS, HT, "cosine"), [0.552786, 0.292893])
     near(feature_distance(HS, HT, "l1"), [1.0, 0.5])
+
+
+def test_attention_maps_by_hand():
+    """Two queries of two keys; one is attended as in the teacher. KL: (.75 ln 1.5 + .25 ln .5) / 2."""
+    teacher, student = (torch.tensor(x).reshape(-1, 1) for x in ([0.5, 0.5, 0.75, 0.25], [0.5, 0.5, 0.5, 0.5]))
+    near(attention_distance(student, teacher), 2 * 0.0625 / 4)
+    near(attention_distance(student, teacher, "l1"), 2 * 0.25 / 4)
+    near(attention_distance(student, teacher, "kl"), 0.065406)
+    near(attention_distance(teacher, teacher, "kl"), 0.0)
+    near(attention_distance(student.repeat(1, 3), teacher.repeat(1, 3), "kl"), 0.065406)
+    near(attention_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]), "kl"), 0.0)
+
+
+def test_which_layers_are_compared():
+    assert layer_pairs(2, 6) == [(1, 3), (2, 6)] and layer_pairs(3, 3) == [(1, 1), (2, 2), (3, 3)]
+    assert layer_pairs(4, 6)[-1] == (4, 6) and layer_pairs(2, 1) == [(1, 1), (2, 1)]
+    assert layer_pairs(2, 6, "last") == [(2, 6)] and layer_pairs(2, 6, (1, 4)) == [(1, 1), (2, 4)]
+    for wrong in ((1,), (1, 7)):
+        with pytest.raises(UsageError, match="2 layers, the teacher 6"):
+            layer_pairs(2, 6, wrong)
+    for options in ({"of": "attentions", "distance": "cosine"}, {"distance": "kl"}):
+        with pytest.raises(ValidationError, match="means nothing between"):
+            Feature.Options(**options)
+
+
+def test_layers_of_a_vision_transformer():
+    """By PyTorch's own stack of layers, and one layer's attention by hand."""
+    torch.manual_seed(0)
+    net = networks.Vit([8, 8], 3, patch=4, width=8, layers=2, heads=2).eval()
+    given = net({"x": torch.rand(5, 8, 8)})
+    states, maps = given["hidden_states"], given["attentions"]
+    assert states.shape == (5, 4, 2, 8) and maps.shape == (5, 16, 2) and "attentions" in given
+    near(maps.reshape(5, 4, 4, 2).sum(2), np.ones((5, 4, 2)), abs=1e-5)
+    torch.testing.assert_close(net.norm(states[:, :, -1]), given["tokens"])
+    second = net.layers.layers[1]
+    torch.testing.assert_close(second(states[:, :, 0]), states[:, :, 1])
+    x = second.norm1(states[:, :, 0])
+    q, k, _ = (x @ second.self_attn.in_proj_weight.T + second.self_attn.in_proj_bias).chunk(3, -1)
+    heads = [torch.softmax(q[..., h] @ k[..., h].transpose(1, 2) / 2, -1) for h in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(maps[..., 1].reshape(5, 4, 4), sum(heads) / 2)
+    maps.square().sum().backward()
+    assert net.patches.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("of", ["BertForSequenceClassification", "BertForTokenClassification"])
+def test_layers_of_a_text_model_leave_padding_out(tmp_path, of):
+    kind = TextClassifier if of.endswith("SequenceClassification") else TokenClassifier
+    model = kind.load(tiny.text_classifier(tmp_path, of=of))
+    words = [["a", "film"], ["a", "very", "great", "plot"]]
+    examples = [{"text": " ".join(row), "words": row, "labels": [-1] * len(row)} for row in words]
+    states, maps = (model.signals(examples, name)[name] for name in LAYERED)
+    seen = [4, 6] if kind is TextClassifier else [2, 4]  # with [CLS] and [SEP], or the words alone
+    assert [x.shape for x in states] == [(n, 2, 16) for n in seen] and [x.shape for x in maps] == [(16, 2), (36, 2)]
+    alone = model.signals(examples[:1], "attentions")["attentions"][0]
+    near(alone, maps[0], abs=1e-5)
+    near(maps[1].reshape(6, 6, 2).sum(1), np.ones((6, 2)), abs=1e-5)
+    own = model.module.model(**model.tokenizer(" ".join(words[0]), return_tensors="pt"), output_hidden_states=True)
+    at = slice(None) if kind is TextClassifier else slice(1, 3)
+    near(states[0][:, 1], own.hidden_states[2][0, at].detach(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("of", "options", "layers"),
+    [
+        ("hidden_states", {}, "2"),
+        ("hidden_states", {"layer_map": "last", "distance": "cosine"}, "2"),
+        ("attentions", {"distance": "kl", "layer_map": [1]}, "1"),
+    ],
+)
+def test_a_student_comes_near_its_teacher_layer_by_layer(tmp_path, of, options, layers):
+    """One layer to two, of texts of many lengths; from the store, with the layers that are compared and no other."""
+    recipe = {**tiny.text_recipe(tmp_path), "task": "text-classification", "method": "feature"}
+    options = {"of": of, "alpha": 1.0, "lr": 1e-2, "epochs": 30, "precision": "float32", **options}
+    run = kdhub.distill({**recipe, "options": options}, out=tmp_path / "run")
+    assert run.provenance["signals"][f"{of}:{layers}"]["computed"] == 64
+    losses = [line["loss"] for line in run.metrics()]
+    assert losses[-1] < 0.6 * losses[0]
+    with pytest.raises(CompatibilityError, match="positions differ"):
+        Feature.apart(run_method(options), Signals({of: torch.ones(3, 1, 16)}), Signals({of: torch.ones(4, 1, 16)}))
+    with pytest.raises(CompatibilityError, match="mlp gives logits, features, not"):
+        kdhub.distill("feature", set={"options.of": of}, out=tmp_path / "other")
+
+
+def run_method(options):
+    method = Feature(Feature.Options(**options))
+    method.pairs = [(1, 1)]
+    return method
 
 
 def test_mmd_of_the_specification_and_zero_only_for_equal_sets():
