@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,14 +107,16 @@ class Evaluator:
         form = data.form(split)
         measures = []
         for view in self.task.views(outputs, self.options, subject):
-            seen = view.apply(outputs)
+            seen, plain = view.apply(outputs), not view.variant
+            wanted = view.metrics
+            if wanted is None and not plain:
+                wanted = (self.task.primary.get(form),)
             for spec, function in self._metrics:
                 if spec.forms and form not in spec.forms:
                     continue
-                plain = not view.variant
                 if spec.fidelity and (given is None or not plain):
                     continue
-                if not plain and spec.name != self.task.primary.get(form):
+                if wanted is not None and spec.name not in wanted:
                     continue
                 measure = Measure(
                     metric=spec.name,
@@ -139,33 +141,54 @@ class Evaluator:
         return measures
 
 
-def encoder_of(model: Any, prepare: Prepare) -> Encoder:
-    """An encoder that runs a model over table rows, a few thousand at a time."""
+@dataclass
+class _Encoder:
+    """See `kdhub.task.Encoder`. `open` makes the reader of a table."""
 
-    def encode(table: Any, kind: str, **how: Any) -> dict[str, Any]:
-        parts: dict[str, list[Any]] = {}
+    prepare: Prepare
+    open: Callable[[Any, str, Mapping[str, Any]], Callable[[int, int], dict[str, Any]]]
+    model: Any = None
+
+    def reader(self, table: Any, kind: str, **how: Any) -> Callable[[int, int], dict[str, Any]]:
+        return self.open(table, kind, how)
+
+    def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, Any]:
+        read, parts = self.open(table, kind, how), {}
         for start in range(0, len(table), BATCH):
-            for name, values in model.signals(prepare(_rows(table, start, how)), kind).items():
+            for name, values in read(start, min(start + BATCH, len(table))).items():
                 parts.setdefault(name, []).append(values)
         return {name: _joined(values) for name, values in parts.items()}
 
-    return encode
+
+def encoder_of(model: Any, prepare: Prepare) -> Encoder:
+    """An encoder that runs a model over table rows, a few thousand at a time."""
+
+    def open(table: Any, kind: str, how: Mapping[str, Any]) -> Callable[[int, int], dict[str, Any]]:
+        def read(start: int, stop: int) -> dict[str, Any]:
+            rows = [{**row, **how} for row in plain_rows(table, range(start, stop))]
+            return dict(model.signals(prepare(rows), kind))
+
+        return read
+
+    return _Encoder(prepare, open, model)
 
 
 def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Encoder:
     """An encoder that goes through the signal store, so that a teacher scores its test texts once in its life."""
 
-    def encode(table: Any, kind: str, **how: Any) -> dict[str, Any]:
+    def open(table: Any, kind: str, how: Mapping[str, Any]) -> Callable[[int, int], dict[str, Any]]:
         rows = Rows.build(table, lambda plain: prepare([{**row, **how} for row in plain]), row_key)
-        stored = signals(rows, kind)
-        parts: dict[str, list[Any]] = {}
-        for start in range(0, len(rows), BATCH):
-            for name, values in stored[np.arange(start, min(start + BATCH, len(rows)))].items():
-                wide = [_wide(v) for v in values] if isinstance(values, list) else _wide(values)
-                parts.setdefault(name, []).append(wide)
-        return {name: _joined(values) for name, values in parts.items()}
+        given = signals(rows, kind)
 
-    return encode
+        def read(start: int, stop: int) -> dict[str, Any]:
+            return {
+                name: [_wide(v) for v in values] if isinstance(values, list) else _wide(values)
+                for name, values in given[np.arange(start, stop)].items()
+            }
+
+        return read
+
+    return _Encoder(prepare, open)
 
 
 def _wide(values: np.ndarray) -> np.ndarray:
@@ -180,10 +203,6 @@ def _joined(parts: list[Any]) -> Any:
     return np.concatenate(parts)
 
 
-def _rows(table: Any, start: int, how: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{**row, **how} for row in plain_rows(table, range(start, min(start + BATCH, len(table))))]
-
-
 def describe_data(data: Data, split: str, use: str) -> dict[str, Any]:
     """What the provenance says about one data set in use."""
     return {
@@ -196,4 +215,5 @@ def describe_data(data: Data, split: str, use: str) -> dict[str, Any]:
         "licence": data.licence or None,
         "from": data.source(split),
         "skipped": data.skipped.get(split, {}),
+        **({"tags": list(data.tags)} if data.tags else {}),
     }

@@ -70,6 +70,13 @@ def row_keys(contents: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(map(row_key, contents)), np.uint8).reshape(-1, KEY_BYTES)
 
 
+def item_bytes(fields: Sequence[Field]) -> int:
+    """What one row takes, or one item (token) of a ragged one, without keys and offsets."""
+    layout = layout_of(fields)
+    parts = (name for f in fields for name in (f.name, f.name + ".scale") if name in layout)
+    return sum(row_bytes(*layout[name]) for name in parts)
+
+
 @dataclass
 class FillReport:
     """What one `fill` did. Rows are distinct contents; `found` includes rows that other processes made meanwhile."""
@@ -160,9 +167,8 @@ class SignalStore:
 
     @property
     def item_bytes(self) -> int:
-        """What one row takes, or one item (token) of a ragged one, without keys and offsets."""
-        parts = (n for f in self.fields for n in (f.name, f.name + ".scale") if n in self._layout)
-        return sum(row_bytes(*self._layout[name]) for name in parts)
+        """See `item_bytes`."""
+        return item_bytes(self.fields)
 
     # Index: every chunk's keys, sorted; 20 bytes a row.
 

@@ -11,11 +11,15 @@ import numpy as np
 
 from kdhub._files import home
 from kdhub._ranks import rank, world_size
-from kdhub.signals import Field, FillReport, SignalStore
+from kdhub.signals import Field, FillReport, SignalStore, item_bytes
 from kdhub.task import Rows
 from kdhub.teacher import Teacher
 
 logger = logging.getLogger("kdhub")
+
+HEAVY = 2**14
+"""Bytes of a row's signal, of an item (a token) of a ragged one, over which rows to measure on are not stored: 8,192
+logits. A thousand texts over 128,000 tokens would be a hundred gigabytes."""
 
 
 class Stored:
@@ -32,14 +36,22 @@ class Stored:
         return self.store.read(self.positions[indices])
 
 
+class Anew:
+    """Signals of a model at hand that are computed whenever they are read."""
+
+    def __init__(self, teacher: Teacher, rows: Rows, kind: str):
+        self.teacher, self.rows, self.kind = teacher, rows, kind
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return self.teacher.signals(self.rows[indices], self.kind)
+
+
 def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored:
     """A teacher's signals of these rows; what is missing is computed, by all ranks together."""
-    fields = [
-        shape
-        if isinstance(shape, Field)
-        else Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
-        for name, shape in teacher.layout(kind).items()
-    ]
+    fields = fields_of(teacher, kind, dtype)
     key = {"teacher": teacher.identity, "signal": kind}
     store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
     report = store.fill(
@@ -52,6 +64,35 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
         progress=_progress(f"teacher {kind}"),
     )
     return Stored(store, rows.keys, report)
+
+
+def measured_signals(
+    teacher: Teacher,
+    rows: Rows,
+    kind: str,
+    *,
+    dtype: str = "float16",
+    stored: Callable[[Rows, str], Stored] | None = None,
+) -> Stored | Anew:
+    """A teacher's signals of rows that it is only measured on: through the store, unless they are heavier than
+    computing them once more (`HEAVY`) and its weights are at hand.
+
+    Args:
+        stored: what goes through the store; `stored_signals` of this teacher by default.
+    """
+    if item_bytes(fields_of(teacher, kind, dtype)) > HEAVY and teacher.module is not None:
+        return Anew(teacher, rows, kind)
+    return stored(rows, kind) if stored else stored_signals(teacher, rows, kind, dtype=dtype)
+
+
+def fields_of(teacher: Teacher, kind: str, dtype: str = "float16") -> list[Field]:
+    """What the store keeps of a row of a signal."""
+    return [
+        shape
+        if isinstance(shape, Field)
+        else Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
+        for name, shape in teacher.layout(kind).items()
+    ]
 
 
 def _progress(what: str, every: float = 5.0) -> Callable[[int, int], None]:

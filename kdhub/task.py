@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +12,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from kdhub.errors import DataError
+
 if TYPE_CHECKING:
     import datasets
     import torch
     from torch import nn
 
     from kdhub.data import Data
+    from kdhub.findings import Finding
     from kdhub.student import Student
     from kdhub.teacher import Teacher
 
+logger = logging.getLogger("kdhub")
+
 Example = dict[str, Any]
 """One prepared row. `content` (bytes) is what the teacher sees and what stored signals are keyed by; `length` (int)
-is its cost, in tokens where there are tokens; `cut` (bool) says that it was longer than the model takes. The rest
-belongs to the task."""
+is its cost, in tokens where there are tokens, and 0 where nothing is left to learn; `cut` (bool) says that it was
+longer than the model takes. The rest belongs to the task."""
 
 Prepare = Callable[[list[dict[str, Any]]], list[Example]]
 
@@ -59,6 +65,7 @@ class Rows:
         keys: (n, 12) uint8, content keys.
         lengths: (n,) int32.
         truncated: how many were longer than the models take.
+        kept: which of the rows that were read these are, None for all (see `learnable`).
     """
 
     table: Any
@@ -66,6 +73,7 @@ class Rows:
     keys: np.ndarray
     lengths: np.ndarray
     truncated: int = 0
+    kept: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -92,6 +100,22 @@ class Rows:
                 truncated += example["cut"]
                 at += 1
         return cls(table, prepare, keys, lengths, truncated)
+
+    def learnable(self) -> Rows:
+        """Without the rows of which nothing is left to learn.
+
+        Raises:
+            DataError: nothing is left of any.
+        """
+        kept, gone = np.flatnonzero(self.lengths), np.flatnonzero(self.lengths == 0)
+        if not len(gone):
+            return self
+        first = ", ".join(str(n + 1) for n in gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+        what = f"of {len(gone)} of {len(self)} rows nothing is left to learn within what the models take (row {first})"
+        if not len(kept):
+            raise DataError(what, hint="are they longer than the models take, or without anything to be learnt?")
+        logger.warning("%s; they are left out", what)
+        return Rows(self.table.select(kept), self.prepare, self.keys[kept], self.lengths[kept], self.truncated, kept)
 
 
 def plain_rows(table: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -126,9 +150,22 @@ def _dense(column: Any) -> Any:
 
 
 class Encoder(Protocol):
-    """What evaluation hands a task: signals of table rows for one subject, from store or model."""
+    """What evaluation hands a task: signals of table rows for one subject, from store or model. Further arguments
+    (`prompts=32`) are put into each row before it is prepared.
+
+    Attributes:
+        prepare: plain rows -> examples, as this subject sees them.
+        model: the student, or None where signals come through the store.
+    """
+
+    prepare: Prepare
+    model: Any
 
     def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, Any]: ...
+
+    def reader(self, table: Any, kind: str, **how: Any) -> Callable[[int, int], dict[str, Any]]:
+        """A function (start, stop) -> signals of these rows, for signals that cannot be held all at once."""
+        ...
 
 
 @dataclass
@@ -138,10 +175,12 @@ class View:
     Attributes:
         variant: what is written into each measure, empty for the plain view (`{"dims": 96}`).
         apply: outputs -> outputs.
+        metrics: those that are measured so; None: all of the plain view, else the primary one.
     """
 
     variant: dict[str, Any] = field(default_factory=dict)
     apply: Callable[[Any], Any] = lambda outputs: outputs
+    metrics: tuple[str, ...] | None = None
 
 
 class Task(ABC):
@@ -201,6 +240,16 @@ class Task(ABC):
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         """Run a student's (or a live teacher's) network on a batch; gradient flows."""
 
+    def compare(self, student: Student, teacher: Teacher, thorough: bool = False) -> list[Finding]:
+        """What of the two is alike and what differs, of all that may spoil learning: prompts, normalisation, tokens,
+        classes. Nothing by default.
+
+        Args:
+            student: as the method adapted it.
+            thorough: also what can only be known of a teacher that is loaded.
+        """
+        return []
+
     # -- saving -----------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -218,7 +267,7 @@ class Task(ABC):
         """
 
     def views(self, outputs: Any, options: Any, subject: str) -> Iterator[View]:
-        """The ways to look at a subject's outputs; plain first. The others are scored by the primary metric."""
+        """The ways to look at a subject's outputs; plain first."""
         yield View()
 
     def mixed(self, student: Any, teacher: Any) -> Any | None:

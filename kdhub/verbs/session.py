@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from kdhub._ranks import barrier, rank
 from kdhub.data import Data
 from kdhub.errors import UsageError
 from kdhub.evaluation import Evaluator, describe_data, encoder_of, stored_encoder
+from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
 from kdhub.metric import Measure
 from kdhub.recipe import Recipe
@@ -25,7 +26,7 @@ from kdhub.resolve import Resolver
 from kdhub.run import Run
 from kdhub.sampler import Probe
 from kdhub.signals import FillReport, SignalStore, row_key
-from kdhub.stored import Stored, stored_signals
+from kdhub.stored import Anew, Stored, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.task import Rows
 from kdhub.teacher import Teacher
@@ -104,10 +105,10 @@ class Session:
                 f"the recipe has no data for {use!r}", hint=f"set it with --data, or data.{use} in the recipe"
             )
         parts = self.training_data[use]
-        table = self.task.training_table(parts)
+        table = self.table(use)
         prepare = self.task.preparer(self.student, self.teacher, **settings)
         logger.info("reading %d %s rows", len(table), use)
-        rows = Rows.build(table, prepare, row_key)
+        rows = Rows.build(table, prepare, row_key).learnable()
         used = [describe_data(data, split, use) for data, split in parts]
         self._note_data(used)
         if rows.truncated:
@@ -116,12 +117,20 @@ class Session:
         self.run.add_provenance(rows={use: facts})
         return rows
 
+    def table(self, use: str) -> Any:
+        """The plain rows of one use of data (`datasets.Dataset`)."""
+        return self.task.training_table(self.training_data[use])
+
     def signals(self, rows: Rows, kind: str) -> Stored:
         """Stored teacher signals of these rows; what is missing is computed, by all ranks together."""
         teacher = self.teacher
         if teacher is None:
             raise UsageError(f"the method asks for {kind!r}, and the recipe has no teacher")
-        stored = stored_signals(teacher, rows, kind, dtype=self.recipe.signals.dtype)
+        before = dict(teacher.spent)
+        try:
+            stored = stored_signals(teacher, rows, kind, dtype=self.recipe.signals.dtype)
+        finally:
+            self._note_spent(kind, before)
         report, store = stored.report, stored.store
         self.calls += report.calls
         if report.computed:
@@ -131,6 +140,14 @@ class Session:
             )  # fmt: skip
         self._note_signals(kind, store, report)
         return stored
+
+    def measured_signals(self, rows: Rows, kind: str) -> Stored | Anew:
+        """Those of rows that are only measured on: heavy ones of a teacher at hand are computed anew, not stored."""
+        given = measured_signals(self.teacher, rows, kind, dtype=self.recipe.signals.dtype, stored=self.signals)
+        if isinstance(given, Anew):
+            known = self.run.provenance.get("not_stored", {}).get(kind, 0)
+            self.run.add_provenance(not_stored={kind: max(known, len(rows))})
+        return given
 
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
         """Adapt the student, measure its start, and train it to the end."""
@@ -153,6 +170,8 @@ class Session:
             stored = {k: as_tensor(v) for s in given.values() for k, v in s[some].items()}
             with torch.no_grad():
                 method.initialise(student, self.task.collate(rows[some], student), Signals(stored))
+        if self.teacher is not None and rank() == 0:
+            say(self.task.compare(student, self.teacher))
         self.mark_start(student)
         set_seed(self.seed)
         engine = Engine(
@@ -207,7 +226,9 @@ class Session:
         if rank() == 0:
             self.run.add_provenance(student={"start_parameters": parameters(student)})
             encode = self._student_encoder(student)
+            teacher = self._measured("teacher", self._teacher_encoder()) if self.teacher is not None else []
             self.run.stage("student-before", lambda: self._measure_dicts("student-before", encode))
+            say(in_order(teacher, self._measured("student-before", encode)))
         barrier()
 
     def _logged(self, student: Student, steps: int) -> Callable[[Mapping[str, Any]], None]:
@@ -236,7 +257,7 @@ class Session:
         return [m.to_dict() for m in self.evaluator.measure(subject, encode, against)]
 
     def _teacher_encoder(self) -> Any:
-        return stored_encoder(self.signals, self.task.preparer(None, self.teacher))
+        return stored_encoder(self.measured_signals, self.task.preparer(None, self.teacher))
 
     def _student_encoder(self, student: Student) -> Any:
         return encoder_of(student, self.task.preparer(student, None))
@@ -264,6 +285,8 @@ class Session:
         cls, options = self.resolver.sampler(self.recipe.sampler, self.recipe.task)
         sources = [ref.source for ref in self.recipe.data["train"]]
         counts = [len(self.task.training_table([part])) for part in self.training_data["train"]]
+        if rows.kept is not None:
+            counts = np.diff(np.searchsorted(rows.kept, [0, *np.cumsum(counts)])).tolist()
         parts = list(zip(sources, counts))
         return cls(rows.lengths, method.options.batch_size, self.seed, parts=parts, **options)
 
@@ -301,7 +324,7 @@ class Session:
 
         signal, found = self.task.primary_signal, {}
         for i, rows in enumerate(domains):
-            stored = self.signals(rows, signal)
+            stored = self.measured_signals(rows, signal)
             given = lambda some, _, stored=stored: Signals({k: as_tensor(v) for k, v in stored[some].items()})  # noqa: E731
             found[f"teacher:{i}"] = mean(rows, given)
 
@@ -322,12 +345,39 @@ class Session:
         kept = [d for d in known if (d["use"], d["source"], d["split"]) not in names]
         self.run.add_provenance(data={"use": kept + used})
 
+    def _note_spent(self, kind: str, before: Mapping[str, float]) -> None:
+        """What somebody else's server was asked for, whether all went well or not; the sum over resumed processes."""
+        known = self.run.provenance.get("spent", {}).get(kind, {})
+        now = {name: value - before[name] + known.get(name, 0) for name, value in self.teacher.spent.items()}
+        if any(now.values()):
+            self.run.add_provenance(spent={kind: {name: round(value, 6) for name, value in now.items()}})
+
     def _note_signals(self, kind: str, store: SignalStore, report: FillReport) -> None:
         before = self.run.provenance.get("signals", {}).get(kind, {})
         facts = {n: v + before.get(n, 0) for n, v in asdict(report).items() if n in ("computed", "found", "calls")}
         facts["seconds"] = round(report.seconds + before.get("seconds", 0.0), 2)
         facts |= {"store": store.name, "rows": len(store), "item_bytes": store.item_bytes}
         self.run.add_provenance(signals={kind: facts})
+
+
+def in_order(teacher: Sequence[Measure], start: Sequence[Measure]) -> list[Finding]:
+    """Whether the teacher is above the student's start, by the first thing that both were measured by."""
+    mine = {(m.metric, m.dataset, m.split): m for m in reversed(start) if m.value is not None and not m.variant}
+    pairs = [(t, mine[key]) for t in teacher if (key := (t.metric, t.dataset, t.split)) in mine and not t.variant]
+    for above, below in pairs[:1]:
+        found = f"{above.metric} on {above.dataset} {above.split}: teacher {above.value:.4g}, start {below.value:.4g}"
+        if (above.value > below.value) == above.higher_is_better or above.value == below.value:
+            return [Finding("ok", "teacher above start", found)]
+        do = "there is little to learn from it: check its prompts and this data, or take another teacher"
+        return [Finding("warn", "teacher above start", found, do)]
+    return []
+
+
+def say(findings: Sequence[Finding]) -> None:
+    """Warn of what is likely to spoil the result."""
+    for one in findings:
+        if one.status in ("warn", "fail"):
+            logger.warning("%s: %s%s", one.check, one.found, f"; {one.do}" if one.do else "")
 
 
 def weights_digest(student: Any) -> str | None:

@@ -26,7 +26,7 @@ from kdhub.metric import Measure
 from kdhub.recipe import DataRef, Layer, Recipe, Ref, build
 from kdhub.report import ASYMMETRIC, STUDENT, Report, printable
 from kdhub.resolve import Resolver
-from kdhub.stored import stored_signals
+from kdhub.stored import measured_signals
 from kdhub.verbs.load import load
 
 RELATIVE, ABSOLUTE = 0.01, 0.002
@@ -262,7 +262,7 @@ def _teacher(recipe: Recipe, task: Any, resolver: Resolver) -> tuple[Any, str]:
         model = resolver.teacher(recipe.teacher, recipe.task)
     except KdhubError as error:
         return None, f"the teacher cannot be had: {error.message}"
-    signals = partial(stored_signals, model, dtype=recipe.signals.dtype)
+    signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
     return stored_encoder(signals, task.preparer(None, model)), ""
 
 

@@ -128,7 +128,7 @@ class Ranks:
         return len(self.ranks)
 
 
-def measure(encode: Encoder, table: Any, tokenizer: Any) -> Ranks:
+def measure(encode: Encoder, table: Any) -> Ranks:
     """The ranks of the secrets: all candidates are scored, each tenth of them by one text.
 
     A text holds all digits but the last; what the model says at each of its last places gives the probability of the
@@ -146,7 +146,7 @@ def measure(encode: Encoder, table: Any, tokenizer: Any) -> Ranks:
         # The last digit only holds the place.
         rows = datasets.Dataset.from_dict({"text": [f"{row['words']}{head}0" for head in heads]})
         given = encode(rows, "logits")["logits"]
-        digit = _digit_tokens(tokenizer, row["words"], n)
+        digit = _digit_tokens(encode.prepare.tokenizer, row["words"], n)
         last = np.stack([np.asarray(each[-n:], np.float64) for each in given])
         last -= last.max(-1, keepdims=True)
         log_p = last - np.log(np.exp(last).sum(-1, keepdims=True))
@@ -177,11 +177,14 @@ def _digit_tokens(tokenizer: Any, words: str, n: int) -> np.ndarray:
     return np.array(found)
 
 
-def exposure(out: Ranks) -> float:
-    """Mean over canaries of log2 |R| - log2 rank: log2 |R| for one that is given away, 1.44 by chance."""
+def exposure(out: Any) -> float | None:
+    """Mean over canaries of log2 |R| - log2 rank: log2 |R| for one that is given away, 1.44 by chance. None for rows of
+    another kind."""
+    if not isinstance(out, Ranks):
+        return None
     return float((np.log2(out.candidates) - np.log2(out.ranks)).mean())
 
 
-def extraction(out: Ranks) -> float:
+def extraction(out: Any) -> float | None:
     """Share of canaries whose secret is the most probable of all."""
-    return float((out.ranks == 1).mean())
+    return float((out.ranks == 1).mean()) if isinstance(out, Ranks) else None

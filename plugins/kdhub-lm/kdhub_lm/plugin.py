@@ -67,6 +67,16 @@ def kdhub_methods():
         recipe="grpo",
         tags=("algorithm:reinforcement-learning",),
     )
+    yield MethodSpec(
+        name="reward-distill",
+        target="kdhub_lm.reward_distill:RewardDistill",
+        summary="a teacher's preferences as a reward, and the student's own answers that earn it more probable",
+        paper="arXiv:2402.13116",
+        tasks=TASKS,
+        uses=("logits", "features"),
+        labels=True,
+        recipe="reward-distill",
+    )
     # The last of three stages. What is new is in the rows (`triage:`) and in the start (`grpo`): training is by labels.
     yield MethodSpec(
         name="metis-rise",

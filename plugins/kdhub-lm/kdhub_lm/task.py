@@ -10,10 +10,12 @@ from kdhub_logits.tasks import TokenClassification
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import DataError
+from kdhub.findings import Finding, shared_tokens
 from kdhub.task import Encoder, Example, Prepare, Signals, View, plain_rows
 from kdhub_lm.generation import Generation
 from kdhub_lm.judge import Judged
 from kdhub_lm.outputs import Outputs, require_same_tokens
+from kdhub_lm.plugin import ANSWERED
 from kdhub_lm.preferences import of_groups
 from kdhub_lm.rows import COLUMNS, Encoding, form_of
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from kdhub_lm.models import CausalLm
 
 
+SURVEYED = 256
+"""Training rows that a builder may look at."""
+
+
 class CausalLanguage(TokenClassification):
     """Rows of `text`, or of `prompt` and `response`. A text's labels are its tokens but the first, a response's its
     tokens and the end; signals are those of the positions before them, so that nothing else counts in any loss.
@@ -36,8 +42,18 @@ class CausalLanguage(TokenClassification):
     name = "causal-lm"
     column = "text"
     target = ""  # a text is its own
-    primary = {"texts": "perplexity", "responses": "perplexity", "conversations": "perplexity", "rows": "exposure"}
+    primary = {**dict.fromkeys(("texts", *ANSWERED), "perplexity"), "rows": "exposure"}
     pipeline_tag = "text-generation"
+
+    class EvaluationOptions(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        generate: int = Field(0, ge=0, description="rows that are answered, for metrics of texts; 0 is none")
+        max_new_tokens: int = Field(128, ge=1, description="tokens of an answer, at most")
+        temperature: float = Field(0.0, ge=0, description="of sampling; 0 takes the most probable token")
+        seed: int = Field(0, ge=0, description="of sampling")
+        judge: str | None = Field(
+            None, description="a model that rates the answers from 1 to 10: openai:MODEL, path:FOLDER, hf:ORG/NAME"
+        )
 
     def labelled(self, table: datasets.Dataset) -> bool:
         return True  # the next token is the label
@@ -54,7 +70,12 @@ class CausalLanguage(TokenClassification):
         return table.select_columns([name for name in table.column_names if name in kept])
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
-        return {}
+        """The first rows of each, for builders that look at some (`depth-prune:`)."""
+        rows: list[dict[str, Any]] = []
+        for data, split in parts:
+            table = self._columns(data, split)
+            rows += plain_rows(table, range(min(SURVEYED // len(parts), len(table))))
+        return {"rows": rows}
 
     def agree(self, student: Any, teacher: Any) -> list[str]:
         """Both must have the same tokens.
@@ -65,6 +86,17 @@ class CausalLanguage(TokenClassification):
         if student is not None and teacher is not None and student.vocabulary != teacher.vocabulary:
             require_same_tokens(student.tokenizer, teacher.tokenizer)
         return []
+
+    def compare(self, student: Any, teacher: Any, thorough: bool = False) -> list[Finding]:
+        """Tokens, and how conversations are written out."""
+        if not thorough or getattr(teacher, "tokenizer", None) is None:
+            return []
+        found = [shared_tokens(student.tokenizer, teacher.tokenizer)]
+        mine, theirs = (getattr(model.tokenizer, "chat_template", None) for model in (student, teacher))
+        if mine != theirs:
+            do = "where rows are conversations or prompts, both must write them out alike"
+            found.append(Finding("note", "chat template", "student and teacher have others", do))
+        return found
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """See `rows`. Settings: max_length, tokens at most; private, a pattern that marks tokens; prompts, the tokens

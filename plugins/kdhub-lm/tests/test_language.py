@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -66,13 +65,6 @@ def test_other_tokens_are_refused_with_what_is_shared(tiny, tmp_path):
         task.CausalLanguage().preparer(tiny, other)
 
 
-def test_perplexity_and_bits_by_hand():
-    out = task.Predictions(np.log(np.array([[0.5, 0.5], [0.25, 0.75]])), np.array([0, 0]), bytes=3)
-    assert task.perplexity(out) == pytest.approx(math.sqrt(8)) and task.bits_per_byte(out) == pytest.approx(1.0)
-    out.bytes = None
-    assert task.bits_per_byte(out) is None
-
-
 def test_exposure_by_hand():
     assert canaries.exposure(Ranks(np.array([1]), 10**6)) == pytest.approx(19.931569)
     assert canaries.exposure(Ranks(np.array([1000]), 10**6)) == pytest.approx(9.965784)
@@ -88,7 +80,7 @@ def test_ranks_are_those_of_scoring_every_candidate(tiny):
 
     prepare = task.CausalLanguage().preparer(tiny, None)
     table = datasets.Dataset.from_dict({"words": ["code "], "secret": ["042"]})
-    found = canaries.measure(encoder_of(tiny, prepare), table, tiny.tokenizer)
+    found = canaries.measure(encoder_of(tiny, prepare), table)
     scores = []
     for example in prepare([{"text": f"code {n:03d}"} for n in range(1000)]):
         (row,) = tiny.signals([example], "logits")["logits"]

@@ -1,0 +1,88 @@
+"""Tasks of lm-evaluation-harness (`pip install kdhub-lm[lm-eval]`) as data to evaluate on.
+
+    evaluation: {data: [{source: "lm-eval:arc_easy", options: {limit: 200}}]}
+
+The harness brings data, prompts and scoring of its own; here stand its task's name and settings, as one row. It needs a
+model at hand: of one behind an API, and of a teacher whose signals are stored, there is no such number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdhub.data import Data
+from kdhub.errors import UnavailableError, UsageError
+from kdhub.task import Encoder
+
+SCORES = ("acc_norm", "acc", "exact_match", "f1", "pass@1", "mc2", "bleu")
+"""What stands for a task, the first that it has."""
+
+
+@dataclass
+class Score:
+    """Attributes:
+    value: None for a model that is not at hand; name: the harness's own name of the number.
+    examples: rows that it was measured on.
+    """
+
+    value: float | None
+    name: str
+    examples: int
+
+
+def tasks(argument: str, *, limit: int | None = None, shots: int = 0, options: Mapping[str, Any] | None = None) -> Data:
+    """`lm-eval:TASK`: the split `test`, one row.
+
+    Args:
+        argument: a task of the harness.
+        limit: rows of it, at most.
+        shots: examples in the prompt.
+
+    Raises:
+        UnavailableError: lm-eval is not installed.
+    """
+    from importlib.util import find_spec
+
+    if not argument:
+        raise UsageError("lm-eval: no task is named", hint="lm-eval:arc_easy; lm-eval ls tasks shows all")
+    if (limit is not None and limit < 1) or shots < 0:
+        raise UsageError(f"lm-eval:{argument}: limit {limit} and shots {shots}, expected at least 1 and 0")
+    if find_spec("lm_eval") is None:
+        raise UnavailableError(
+            f"lm-eval:{argument} needs lm-eval, which is not installed",
+            hint="pip install kdhub-lm[lm-eval], or mark the data set optional: true",
+        )
+    row = {"harness": argument, "limit": limit or 0, "shots": shots}
+    name = f"lm-eval:{argument}"
+    return Data.from_rows(name, {"test": lambda: iter([row])}, key={**row, "version": 1})
+
+
+def measure(encode: Encoder, table: Any) -> Score:
+    """What the harness says of a model."""
+    if encode.model is None:
+        return Score(None, "", 0)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    row = table[0]
+    model = HFLM(pretrained=encode.model.module.model, tokenizer=encode.model.tokenizer, batch_size=encode.model.batch)
+    given = simple_evaluate(
+        model=model, tasks=[row["harness"]], num_fewshot=row["shots"] or None, limit=row["limit"] or None
+    )
+    return score(given, row["harness"])
+
+
+def score(given: Mapping[str, Any], task: str) -> Score:
+    """The number that stands for a task among the harness's results (`{"acc,none": 0.3, "acc_stderr,none": ...}`)."""
+    found = {name.partition(",")[0]: value for name, value in given["results"][task].items() if "," in name}
+    plain = {name: value for name, value in found.items() if not name.endswith("_stderr")}
+    name = next((name for name in SCORES if name in plain), next(iter(plain), ""))
+    counted = given.get("n-samples", {}).get(task, {})
+    return Score(plain.get(name), name, int(counted.get("effective", 0)))
+
+
+def value(out: Any) -> float | None:
+    """The harness's number for its task: normalised accuracy, accuracy, exact match, the first that the task has."""
+    return out.value if isinstance(out, Score) else None

@@ -1,0 +1,275 @@
+"""Scoring of language models: numbers by hand, in chunks, beside teachers of any tokens, and of what they write."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import types
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from kdhub_lm import harness, metrics, outputs, task
+from kdhub_lm.generation import Generation
+from kdhub_lm.judge import Judged, rated, rating
+from kdhub_lm.models import llama
+from kdhub_lm.outputs import Outputs, Tokens
+
+import kdhub
+from kdhub.errors import CompatibilityError, ShapeError, UnavailableError
+from kdhub.evaluation import encoder_of
+from kdhub.student import BuildContext
+
+LOG = np.log
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return llama("width=16,layers=2,heads=2,length=64", BuildContext(None, None, 3))
+
+
+class Rows:
+    """An encoder of given logits, whose rows have single letters as tokens."""
+
+    def __init__(self, logits, letters="ab"):
+        self.logits, self.model, self.sizes = logits, None, []
+        vocabulary = {letter: n for n, letter in enumerate(letters)}
+
+        class Tokenizer(dict):
+            def get_vocab(self):
+                return dict(self)
+
+        self.prepare = lambda rows: [
+            {"labels": [vocabulary[c] for c in row["text"]], "bytes": len(row["text"])} for row in rows
+        ]
+        self.prepare.tokenizer = Tokenizer(vocabulary)
+
+    def reader(self, table, kind, **how):
+        def read(start, stop):
+            self.sizes.append(stop - start)
+            return {"logits": self.logits[start:stop]}
+
+        return read
+
+
+def of(logits, texts, letters="ab"):
+    encode = Rows([np.asarray(row, np.float32) for row in logits], letters)
+    return Outputs(encode, datasets.Dataset.from_dict({"text": texts}))
+
+
+def test_tokens_by_hand():
+    out = of([LOG([[0.5, 0.5]]), LOG([[0.25, 0.75]])], ["a", "a"])
+    assert metrics.perplexity(out) == pytest.approx(math.sqrt(8)) and metrics.nll(out) == pytest.approx(1.5 * LOG(2))
+    assert metrics.bits_per_byte(out) == pytest.approx(1.5) and metrics.accuracy(out) == 0.5 and out.examples == 2
+    out.tokens = Tokens(out.tokens.log_p, out.tokens.hits, None)
+    assert metrics.bits_per_byte(out) is None, "something was cut"
+    with pytest.raises(ShapeError, match="NaN"):
+        metrics.nll(of([[[np.nan, 0.0]]], ["a"]))
+
+
+def test_beside_the_teacher_by_hand():
+    """Two positions of one row, where the teacher's row is longer: what both see is compared."""
+    q, p = np.array([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]]), np.array([[0.1, 0.6, 0.3], [0.3, 0.3, 0.4], [1 / 3] * 3])
+    student, teacher = of([LOG(q)], ["ab"], "abc"), of([LOG(p)], ["abc"], "abc")
+    expected = (p[:2] * LOG(p[:2] / q)).sum() / 2
+    assert metrics.kl(student, teacher) == pytest.approx(expected, abs=1e-6)
+    assert metrics.agreement(student, teacher) == 0.5
+    assert metrics.perplexity_ratio(student, teacher) == pytest.approx(math.sqrt(0.1 * 0.3 / (0.2 * 0.1)))
+    assert metrics.kl(teacher, teacher) == 0 and metrics.perplexity_ratio(teacher, teacher) == 1
+    # a class without probability on the teacher's side has no part
+    sure = of([[[0.0, -np.inf]]], ["a"])
+    assert metrics.kl(of([LOG([[0.5, 0.5]])], ["a"]), sure) == pytest.approx(LOG(2))
+    assert metrics.kl(sure, of([LOG([[0.5, 0.5]])], ["a"])) == np.inf
+
+
+def test_head_and_tail_are_those_of_the_teachers_rank():
+    """Of 20 classes ten are the head, four the tail, whatever the student thinks of them."""
+    letters = "abcdefghijklmnopqrst"
+    rank = np.random.default_rng(0).permutation(20)
+    teacher = of([[-rank.astype(float)]], ["a"], letters)  # class c is the teacher's (rank[c] + 1)-th
+    p = np.random.default_rng(1).dirichlet(np.ones(20))
+    student = of([LOG(p)[None]], ["a"], letters)
+    assert metrics.head_mass(student, teacher) == pytest.approx(p[rank < 10].sum(), abs=1e-6)
+    assert metrics.tail_mass(student, teacher) == pytest.approx(p[rank >= 16].sum(), abs=1e-6)
+    few = of([LOG([[0.3, 0.7]])], ["a"])
+    assert metrics.head_mass(few, few) == pytest.approx(1) and metrics.tail_mass(few, few) == 0
+
+
+def test_other_tokens_are_a_note_and_no_crash(tiny):
+    student = of([LOG([[0.5, 0.5]])], ["a"])
+    with pytest.raises(CompatibilityError, match="0 of 2 and 2 are the same"):
+        metrics.kl(student, of([LOG([[0.5, 0.5]])], ["a"], "ba"))
+    nobody = Outputs(types.SimpleNamespace(prepare=types.SimpleNamespace(tokenizer=None)), student.table)
+    with pytest.raises(CompatibilityError, match="behind an API"):
+        metrics.kl(student, nobody)
+    assert metrics.perplexity(nobody) is metrics.bits_per_byte(nobody) is None and nobody.examples == 1
+
+
+def test_chunks_hold_as_many_rows_as_fit(tiny, monkeypatch):
+    """Memory stays the same for ten times the rows, and the numbers do not depend on the chunks."""
+    import tracemalloc
+
+    texts = ["a film that is " + "very " * (n % 9) + "long" for n in range(400)]
+    prepare = task.CausalLanguage().preparer(tiny, None)
+
+    def measured(rows, numbers):
+        monkeypatch.setattr(outputs, "NUMBERS", numbers)
+        out = Outputs(encoder_of(tiny, prepare), datasets.Dataset.from_dict({"text": texts[:rows]}))
+        given = []
+        monkeypatch.setattr(
+            tiny, "signals", lambda e, kind: given.append(sum(len(x["labels"]) for x in e)) or of_all(e)
+        )
+        tracemalloc.start()
+        value = metrics.nll(out), metrics.kl(out, out)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return value, peak, max(given)
+
+    of_all = lambda examples: type(tiny).signals(tiny, examples, "logits")  # noqa: E731
+    few, small, at_once = measured(40, 100_000)
+    assert at_once * 258 <= 100_000
+    _, large, _ = measured(400, 100_000)
+    assert large < 1.5 * small, f"{large} bytes for 400 rows, {small} for 40"
+    whole, _, _ = measured(40, 10**9)
+    assert few == pytest.approx(whole, rel=1e-6)
+
+
+def test_heavy_logits_of_rows_to_measure_on_are_not_stored(tmp_path, monkeypatch):
+    """Of a teacher at hand they are computed anew; the provenance says so, and the numbers are the same."""
+    import kdhub.stored
+
+    recipe = task.CausalLanguage().tiny_recipe(tmp_path)
+    recipe["evaluation"]["cost"] = False
+    base = {"task": "causal-lm", "method": "supervised", **recipe, "options": {"max_steps": 2, "precision": "float32"}}
+    light = kdhub.distill(base, out=tmp_path / "light")
+    monkeypatch.setattr(kdhub.stored, "HEAVY", 100)
+    heavy = kdhub.distill(base, out=tmp_path / "heavy")
+    assert light.provenance["signals"]["logits"]["computed"] and "not_stored" not in light.provenance
+    assert "signals" not in heavy.provenance and heavy.provenance["not_stored"]["logits"] > 0
+    key = lambda m: (m["metric"], m["subject"], m["dataset"], m["split"])  # noqa: E731
+    values = [{key(m): m["value"] for m in run.report["measures"]} for run in (light, heavy)]
+    assert values[0].keys() == values[1].keys()
+    for name, value in values[0].items():
+        assert values[1][name] == pytest.approx(value, rel=2e-3), name
+
+
+def test_a_student_of_other_tokens_is_scored_with_its_own(tmp_path):
+    """The teacher with its own too: bits per byte can be compared, fidelity is a note."""
+    recipe = task.CausalLanguage().tiny_recipe(tmp_path)
+    tiny = llama("width=16,layers=1,heads=2,length=320", BuildContext(None, None, 3))
+    folder = tmp_path / "other"
+    folder.mkdir()
+    tiny.save(folder)
+    file = folder / "tokenizer.json"
+    told = json.loads(file.read_text())
+    vocabulary = told["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    file.write_text(json.dumps(told))
+    recipe["evaluation"]["cost"] = False
+    made = {**recipe, "student": f"path:{folder}", "method": "seqkd", "task": "causal-lm"}
+    made["options"] = {"max_steps": 1, "precision": "float32", "answers": {"max_new_tokens": 4}}
+    report = kdhub.distill(made, out=tmp_path / "run").report["measures"]
+    found = {(m["metric"], m["subject"]): m for m in report}
+    assert found["kl", "student"]["value"] is None and "256 of 258" in found["kl", "student"]["note"]
+    # with the teacher's numbers for letters, or the contrary, both would be far above 8 bits
+    assert 7 < found["bits-per-byte", "teacher"]["value"] < 9 and 7 < found["bits-per-byte", "student"]["value"] < 9
+
+
+def test_bytes_of_responses_are_those_of_what_counts(tiny):
+    prepare = task.CausalLanguage().preparer(tiny, None)
+    (whole, cut) = prepare([{"prompt": "2+3=", "response": "fünf"}, {"prompt": "x", "response": "y" * 90}])
+    assert whole["bytes"] == 5 and len(whole["labels"]) == 6 and cut["bytes"] is None
+    (text,) = prepare([{"text": "y" * 90}])
+    assert text["bytes"] is None
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo!"}]
+    (talk,) = prepare([{"messages": said}])
+    assert talk["bytes"] == 3
+
+
+# -- texts ----------------------------------------------------------------------------------------------------
+
+
+def answered(tiny, texts, rows):
+    out = Outputs(encoder_of(tiny, task.CausalLanguage().preparer(tiny, None)), datasets.Dataset.from_list(rows))
+    out = out.writing(Generation(max_new_tokens=4), len(rows))
+    out.texts.given = texts
+    return out
+
+
+def test_metrics_of_texts_by_hand(tiny):
+    rows = [{"prompt": "p", "response": "the cat sat. #### 1,200"}, {"prompt": "q", "response": "a b c #### -3"}]
+    out = answered(tiny, ["the cat ran, so 1200.0", "a b a b #### 3"], rows)
+    assert metrics.exact_match(out) == 0.5, "a sign is kept"
+    # the cat (sat 1 200 | ran so 1200 0): 2 of 5 and 6; a b (c 3 | a b 3): 3 of 4 and 5
+    assert metrics.rouge_l(out) == pytest.approx((2 * 2 / (5 + 6) + 2 * 3 / (4 + 5)) / 2)
+    assert metrics.mean_length(out) == 5.5
+    assert metrics.distinct_1(out) == 9 / 11 and metrics.distinct_2(out) == 8 / 9
+    assert metrics.distinct(["", "!"], 1) is None and metrics.rouge_l(of([LOG([[0.5, 0.5]])], ["a"])) is None
+
+
+def test_texts_are_written_when_they_are_asked_for(tmp_path, monkeypatch):
+    from kdhub_lm import judge
+
+    monkeypatch.setattr(judge, "HOW", Generation(max_new_tokens=7))
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    rows = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(3) for b in range(3)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = {"data": [f"path:{path}"], "cost": False}
+    made |= {"task": "causal-lm", "method": "supervised", "data": {"train": [f"path:{path}"]}, "evaluation": plan}
+    made["options"] = {"max_steps": 1, "precision": "float32"}
+    plain = kdhub.distill(made, out=tmp_path / "plain")
+    assert not {"rouge-l", "judge"} & {m["metric"] for m in plain.report["measures"]}
+    teacher = made["teacher"]["source"] if isinstance(made["teacher"], dict) else made["teacher"]
+    made["evaluation"] = {**plan, "options": {"generate": 5, "max_new_tokens": 6, "judge": teacher}}
+    run = kdhub.distill(made, out=tmp_path / "run")
+    found = {(m["metric"], m["subject"]): m for m in run.report["measures"]}
+    assert found["mean-length", "teacher"]["value"] >= 0 and found["exact-match", "student"]["value"] <= 1
+    assert run.provenance["signals"]['text:{"max_new_tokens":6}']["rows"] == 5, "the teacher's go through the store"
+    assert not any(m["metric"] == "judge" for m in run.report["measures"]), "such a small model rates nothing"
+
+
+def test_a_judge_is_named_beside_its_rating(tiny, monkeypatch):
+    from kdhub_lm import judge
+
+    assert [rated(t) for t in ("good. #### 7", "8/10? #### 11", "no", "#### 9/10", "1")] == [7, None, None, None, 1]
+    rows = [{"prompt": "p", "response": "r"}, {"prompt": "q", "response": "s"}]
+    out = answered(tiny, ["one", "two"], rows)
+    asked = []
+
+    def answers(teacher, table, how):
+        asked.extend(table["prompt"])
+        return iter([("fine. #### 8", True), ("hm", True)])
+
+    monkeypatch.setattr(judge, "answers", answers)
+    monkeypatch.setattr("kdhub.resolve.Resolver.teacher", lambda *a: None)
+    options = task.CausalLanguage.EvaluationOptions(generate=2, judge="openai:great")
+    views = list(task.CausalLanguage().views(out, options, "student"))
+    assert [view.variant for view in views] == [{}, {"judge": "openai:great"}] and views[1].metrics == ("judge",)
+    judged = Judged(out.texts, "openai:great")
+    assert rating(judged) == 8 and rating(out) is None
+    assert all(part in asked[0] for part in ("[Task]\np\n", "answer]\nr\n", "answer]\none\n"))
+
+
+def test_the_harness_is_asked_for_its_task(tiny, monkeypatch):
+    """By a stand-in: what it is given, and which of its numbers counts."""
+    with pytest.raises(UnavailableError, match="lm-eval, which is not installed"):
+        harness.tasks("arc_easy")
+    asked = {}
+    stand_in, inner = types.ModuleType("lm_eval"), types.ModuleType("lm_eval.models.huggingface")
+    stand_in.__spec__ = types.SimpleNamespace()
+    inner.HFLM = lambda **how: how
+    told = {"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 0.75}
+    results = {"results": {"arc_easy": told}, "n-samples": {"arc_easy": {"original": 9, "effective": 4}}}
+    stand_in.simple_evaluate = lambda **how: asked.update(how) or results
+    for name, module in (("lm_eval", stand_in), ("lm_eval.models", inner), ("lm_eval.models.huggingface", inner)):
+        monkeypatch.setitem(sys.modules, name, module)
+    data = harness.tasks("arc_easy", limit=4)
+    out = task.CausalLanguage().outputs(encoder_of(tiny, None), data, "test")
+    assert (out.value, out.name, out.examples) == (0.75, "acc_norm", 4) and harness.value(out) == 0.75
+    assert asked["tasks"] == ["arc_easy"] and asked["limit"] == 4
+    assert asked["model"]["pretrained"] is tiny.module.model
+    assert harness.value(task.CausalLanguage().outputs(types.SimpleNamespace(model=None), data, "test")) is None
