@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kdhub.errors import RecipeError, close_matches
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Format = Literal["texts", "sts", "responses", "conversations", "preferences", "rankings", "retrieval", "rows"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
 
@@ -30,7 +31,7 @@ class DataSource(Model):
     generator: str | None = Field(None, description="a kind of data set that makes the rows")
     argument: str | None = Field(None, description="of the generator")
     options: dict[str, Any] | None = Field(None, description="of the generator")
-    columns: dict[str, str] | None = Field(None, description="our column name: theirs, here")
+    columns: dict[str, str] | None = Field(None, description="our column name: theirs, or a template, here")
     checked: bool = Field(True, description="false: nobody has compared these rows with the stated fingerprint")
 
     @model_validator(mode="after")
@@ -60,9 +61,11 @@ class DataSource(Model):
 
 class DataSplit(Model):
     sources: list[DataSource] = Field(min_length=1, description="tried in this order")
-    columns: dict[str, str] = Field(default_factory=dict, description="our column name: theirs; no others are read")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our column name: theirs, or a Jinja template of theirs; no others are read"
+    )
     fingerprint: Sha256 | None = Field(None, description="of the rows, whichever source they come from")
-    format: Literal["texts", "sts", "responses", "retrieval", "rows"] | None = None
+    format: Format | None = None
 
 
 class CatalogEntry(Model):
@@ -72,7 +75,7 @@ class CatalogEntry(Model):
 
 
 class DatasetEntry(CatalogEntry):
-    format: Literal["texts", "sts", "responses", "retrieval", "rows"] | None = None
+    format: Format | None = None
     language: str | None = None
     citation: str | None = None
     splits: dict[str, DataSplit] = Field(min_length=1)

@@ -22,10 +22,12 @@ class _Unavailable(Exception):
 
 
 class _Exactly(Source):
-    """A source under our names, with no other columns: {ours: theirs}."""
+    """A source under our names, with no other columns: {ours: theirs}, or a Jinja template of theirs
+    (`"{{ question }} {{ answers[0] }}"`)."""
 
     def __init__(self, source: Source, columns: Mapping[str, str], about: Mapping[str, Any]):
         self.source, self._columns, self.about, self.label = source, dict(columns), dict(about), source.label
+        self._written = {ours: written(text) for ours, text in self._columns.items() if "{{" in text}
 
     def record(self) -> dict[str, Any]:
         return {**self.source.record(), **self.about}
@@ -37,7 +39,7 @@ class _Exactly(Source):
         have = self.source.columns()
         if have is None or not self._columns:
             return have
-        return [ours for ours, theirs in self._columns.items() if theirs in have]
+        return [ours for ours, theirs in self._columns.items() if theirs in have or ours in self._written]
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         if not self._columns:
@@ -46,14 +48,38 @@ class _Exactly(Source):
         for number, row in self.source.rows():
             yield number, row if isinstance(row, BadRow) else self._named(row)
 
-    def _named(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {ours: row[theirs] for ours, theirs in self._columns.items() if theirs in row}
+    def _named(self, row: dict[str, Any]) -> dict[str, Any] | BadRow:
+        made = {}
+        for ours, theirs in self._columns.items():
+            if ours in self._written:
+                made[ours] = self._written[ours](row)
+                if isinstance(made[ours], BadRow):
+                    return made[ours]
+            elif theirs in row:
+                made[ours] = row[theirs]
+        return made
 
     def table(self) -> datasets.Dataset | None:
-        table = self.source.table()
+        table = None if self._written else self.source.table()
         if table is None or not self._columns:
             return table
         return rename_table(table, self._columns, self.label).select_columns(list(self._columns))
+
+
+def written(template: str) -> Callable[[Mapping[str, Any]], str | BadRow]:
+    """What writes a row by a template, in a sandbox: a catalogue may be a stranger's."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    given = ImmutableSandboxedEnvironment().from_string(template)
+
+    def write(row: Mapping[str, Any]) -> str | BadRow:
+        try:
+            return given.render(row)
+        except TemplateError as error:
+            return BadRow(f"no text by the template {template!r}: {error}")
+
+    return write
 
 
 class _FirstOf(Source):

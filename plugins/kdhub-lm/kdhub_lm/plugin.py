@@ -217,7 +217,7 @@ def kdhub_students():
     yield builder("layers", "layers", "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True)
     yield builder(
         "depth-prune", "depth_prune", "N", "the teacher without the N blocks that change least", "pruning",
-        example="1", from_teacher=True,
+        example="0", from_teacher=True,
     )  # fmt: skip
     yield builder(
         "config", "config", "FILE or {...}", "fresh from a transformers configuration, with the teacher's tokens",
@@ -243,6 +243,13 @@ def kdhub_datasets():
         argument="DATA",
         example="pydoc",
         summary="texts of another data set, cut into prompt and response",
+    )
+    yield DatasetSpec(
+        name="blocks",
+        target="kdhub_lm.blocks:blocks",
+        argument="DATA",
+        example="pydoc",
+        summary="lines of running text as texts of a few hundred characters",
     )
     yield DatasetSpec(
         name="lm-eval",
@@ -349,6 +356,10 @@ def kdhub_metrics():
     yield written("distinct-1", "metrics:distinct_1", "different words over all words of the answers")
     yield written("distinct-2", "metrics:distinct_2", "different pairs of words over all pairs of the answers")
     yield written("mean-length", "metrics:mean_length", "words of an answer", unit="words")
+    yield metric(
+        "preference-accuracy", "preferences:accuracy", "share of pairs whose better response is the more probable",
+        form=("preferences", "rankings"),
+    )  # fmt: skip
     yield written("judge", "judge:rating", "mean rating by a model, from 1 to 10")
     yield metric("lm-eval", "harness:value", "what lm-evaluation-harness says on its task", form="rows")
     yield metric(
