@@ -9,6 +9,7 @@ them a data set (`labelling:DATA`) and train by `supervised`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdhub_logits.supervised import Supervised
@@ -30,13 +31,21 @@ class SeqKd(Supervised):
     tiny_recipe = {"options": {"answers": {"max_new_tokens": 4}}}
 
     def rows(self, run: Run) -> Rows:
-        from kdhub.signals import row_key
-
-        how = self.options.answers
-        prompts = run.rows("train", prompts=how.max_new_tokens)
-        data = answered(run.teacher, prompts.table, how, name="the training rows", signals=run.signals)
-        prepare = run.task.preparer(run.student, None, **self.settings())
-        return Rows.build(data.split("train"), prepare, row_key).learnable()
+        return answered_rows(run, self.options.answers, self.settings())
 
     def needs(self, teacher: Any) -> tuple[str, ...]:
         return ()  # what the teacher wrote stands in the rows
+
+
+def answered_rows(run: Run, how: Generation, settings: Mapping[str, Any]) -> Rows:
+    """The training rows of a run with what its teacher answers as responses.
+
+    Args:
+        settings: how rows are prepared (`ObjectiveMethod.settings`).
+    """
+    from kdhub.signals import row_key
+
+    prompts = run.rows("train", prompts=how.max_new_tokens)
+    data = answered(run.teacher, prompts.table, how, name="the training rows", signals=run.signals)
+    prepare = run.task.preparer(run.student, None, **settings)
+    return Rows.build(data.split("train"), prepare, row_key).learnable()

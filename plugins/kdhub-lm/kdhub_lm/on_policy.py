@@ -1,0 +1,59 @@
+"""Batches of responses that models write themselves, in place of those of the data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdhub_lm.generation import Generation
+    from kdhub_lm.models import CausalLm
+
+
+def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:
+    """What stands before the first label of each row: a prompt, or of a plain text its begin token. A row without
+    labels is a prompt as a whole."""
+    ids, starts = batch["input_ids"], batch["counts"].cumsum(0) - batch["counts"]
+    at, width, lengths = batch["at"].tolist(), ids.shape[1], batch["attention_mask"].sum(-1).tolist()
+    found = []
+    for row, (start, count) in enumerate(zip(starts.tolist(), batch["counts"].tolist())):
+        size = at[start] - row * width + 1 if count else lengths[row]
+        found.append(ids[row, :size].tolist())
+    return found
+
+
+def responded(
+    batch: Mapping[str, Any],
+    student: CausalLm,
+    how: Generation,
+    seed: int,
+    mixed: tuple[CausalLm, float] | None = None,
+) -> dict[str, Any]:
+    """The batch with what the student writes after its prompts; as it is where no prompt leaves room for a token.
+
+    What is written after a prompt depends on the seed and on its own row, so that ranks may have the same seed.
+
+    Args:
+        mixed: see `CausalLm.generate`.
+    """
+    import torch
+
+    prompts, seen, rows = prompts_of(batch), Counter(), []
+    for key in batch["keys"].tolist():
+        rows.append(key + (seen[key] << 32))  # one row twice in a batch is answered twice
+        seen[key] += 1
+    written = student.generate(prompts, how, seed, rows, mixed)
+    if not any(written):
+        return dict(batch)
+    examples = [
+        {"ids": [*prompt, *ids], "at": range(len(prompt) - 1, len(prompt) + len(ids) - 1)}
+        for prompt, ids in zip(prompts, written)
+    ]
+    made = {
+        **student.collate(examples),
+        "labels": torch.tensor([i for ids in written for i in ids], dtype=torch.long),
+        "counts": torch.tensor([len(ids) for ids in written]),
+        "keys": batch["keys"],
+    }
+    return {name: value.to(batch["input_ids"].device) for name, value in made.items()}
