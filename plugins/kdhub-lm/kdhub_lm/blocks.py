@@ -14,12 +14,12 @@ def blocks(
     argument: str, *, characters: int = 256, held_out: float = 0.1, options: Mapping[str, Any] | None = None
 ) -> Data:
     """`blocks:DATA`: the rows of each split one below the other, cut at the end of a line where `characters` are
-    reached. Of a data set with one split, the last part is the split `test`.
+    reached. Of a data set with one split, the last part is held out: half of it is `validation`, half `test`.
 
     Args:
         argument: the data set, as `--data` takes it; its rows have `text`, which may be empty.
         characters: of a block, about; at most twice as many.
-        held_out: share of the blocks that is `test`.
+        held_out: share of the blocks that is no training data.
         options: of the other data set.
     """
     from kdhub.resolve import Resolver
@@ -43,7 +43,12 @@ def blocks(
 
     key = {"of": {name: data.fingerprint(name) for name in splits}, "cut": [characters, held_out], "version": 1}
     if len(splits) == 1:
-        made = {"train": lambda: part(0, 1 - held_out), "test": lambda: part(1 - held_out, 1)}
+        train, validation = 1 - held_out, 1 - held_out / 2
+        made = {
+            "train": lambda: part(0, train),
+            "validation": lambda: part(train, validation),
+            "test": lambda: part(validation, 1),
+        }
     else:
         made = {name: lambda n=name: iter(rows(n)) for name in splits}
     return Data.from_rows(f"blocks:{argument}", made, key=key, licence=data.licence)

@@ -13,10 +13,11 @@ from kdhub.errors import DataError, UsageError
 from kdhub.resolve import Resolver
 
 TEXTS = {
-    "tinyshakespeare": {"train": (3642, "texts"), "test": (405, "texts")},
+    "tinyshakespeare": {"train": (3642, "texts"), "validation": (203, "texts"), "test": (202, "texts")},
     "wikitext2": {"validation": (1779, "texts"), "test": (1981, "texts")},
     "wiki-split": {name: (5000, "responses") for name in ("train", "validation", "test")},
-    "multidomain": {"math": (508, "texts"), "law": (636, "texts")},
+    "multidomain-math": {"train": (508, "texts")},
+    "multidomain-law": {"train": (636, "texts")},
     "instructions": {
         "seed": (175, "responses"),
         "user-oriented": (252, "responses"),
@@ -40,9 +41,9 @@ def test_blocks_are_the_lines_in_order(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": line or "-"}) + "\n" for line in lines))
     data = opened(f"blocks:path:{rows}", characters=80, held_out=0.2)
-    train, test = list(data.split("train")["text"]), list(data.split("test")["text"])
-    assert "\n".join([*train, *test]) == "\n".join(line or "-" for line in lines), "nothing is lost or torn"
-    assert len(test) == pytest.approx(0.2 * len(train + test), abs=1) and max(map(len, train)) <= 160
+    train, validation, test = (list(data.split(name)["text"]) for name in ("train", "validation", "test"))
+    assert "\n".join([*train, *validation, *test]) == "\n".join(line or "-" for line in lines), "nothing is lost or torn"
+    assert len(test) == pytest.approx(len(train) / 8, abs=1) == len(validation) and max(map(len, train)) <= 160
     with pytest.raises(UsageError, match="20 and a share"):
         opened(f"blocks:path:{rows}", held_out=1.0)
 
