@@ -77,7 +77,9 @@ class Session:
         from transformers import set_seed
 
         set_seed(self.seed)
-        facts = self.task.survey(self.training_data.get("train", []))
+        parts = self.training_data.get("train", [])
+        facts = self.task.survey(parts)
+        self._note_data([describe_data(data, split, "train") for data, split in parts])
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
         start = {"source": self.recipe.student.source, **student.start}

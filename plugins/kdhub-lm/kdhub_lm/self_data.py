@@ -178,7 +178,7 @@ class SelfData(Supervised):
 
     options: Options
     tiny_recipe = {
-        "student": "depth-prune:1",
+        "student": {"source": "depth-prune:1", "protect_first": 0},
         "data": {"train": [{"source": "synthetic:sums", "options": {"rows": 24}}]},
         "options": {"answers": {"max_new_tokens": 4}, "selection": "none"},
     }

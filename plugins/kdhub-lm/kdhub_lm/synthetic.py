@@ -27,47 +27,53 @@ def synthetic(
     | --- | --- |
     | `additions` | text "12+7=19;58+3=61;..." |
     | `integers` | text "8,51,0,7,..." |
+    | `notes` | text of some of the skills below, a line each: "reverse apple: elppa" |
     | `sums` | prompt "27+48: ", response "7+8=15, 2+4+1=7 => 75" |
     | `reversals` | prompt "reverse apple: ", response "elppa" |
     | `lookups` | prompt "k=71 b=20 x=93, b: ", response "20" |
-    | `numerals` | prompt "cuarenta y dos: ", response "forty-two"; 3 digits at most |
-    | `chatter` | prompt "tell me of rivers: ", response several sentences that say little |
+    | `numerals` | prompt "cuarenta y dos: ", response "forty-two", up to 999 |
+    | `stories` | prompt "Once upon a time, there was a shy bear named Tom. One day,", no response |
+    | `chatter` | prompt "tell me of rivers: ", response a sentence or two that say little |
 
     Args:
         length: characters of a text, about.
         digits: of the numbers, at most.
-        style: of worked sums: steps, as above; answer-first, "the answer is 75: 15 ones, 7 tens"; guided, which has
-            the answer-first response in brackets before the prompt, and the steps as response.
+        style: of worked sums: steps, as above; answer-first, "=> 75 because 15 and 7"; guided, which has the
+            answer-first response in brackets before the prompt, and the steps as response.
 
     Raises:
         UsageError: another name or style, or sizes below 1.
     """
-    if argument not in (*TEXTS, *SKILLS) or style not in STYLES or min(rows, length, digits) < 1:
+    if argument not in (*TEXTS, NOTES, *SKILLS) or style not in STYLES or min(rows, length, digits) < 1:
         raise UsageError(
-            f"synthetic:{argument}: one of {', '.join((*TEXTS, *SKILLS))}, with rows, length and digits of at least "
-            f"1, and style of {', '.join(STYLES)}"
+            f"synthetic:{argument}: one of {', '.join((*TEXTS, NOTES, *SKILLS))}, with rows, length and digits of at "
+            f"least 1, and style of {', '.join(STYLES)}"
         )
 
     def split(name: str) -> Iterator[dict[str, Any]]:
         rng = random.Random(f"{seed} {argument} {name}")
         for _ in range(max(1, rows * HELD_OUT[name] // 10)):
-            yield _text(rng) if argument in TEXTS else _skill(rng, name)
+            yield _skill(rng, name) if argument in SKILLS else _text(rng, name)
 
-    def _text(rng: random.Random) -> dict[str, str]:
+    def _text(rng: random.Random, name: str) -> dict[str, str]:
         text = ""
         while len(text) < length:
-            text += TEXTS[argument](rng, 10**digits)
+            text += TEXTS[argument](rng, 10**digits) if argument in TEXTS else _line(rng, name)
         return {"text": text}
 
-    def _skill(rng: random.Random, name: str) -> dict[str, str]:
+    def _skill(rng: random.Random, name: str, skill: str = argument) -> dict[str, str]:
         while True:
-            asked, row = SKILLS[argument](rng, 10**digits, style)
+            asked, row = SKILLS[skill](rng, 10**digits, style)
             if _belongs(asked) == name:
                 return row
 
+    def _line(rng: random.Random, name: str) -> str:
+        row = _skill(rng, name, rng.choice(NOTED))
+        return f"{row['prompt']}{row['response']}\n"
+
     key = {"argument": argument, "rows": rows, "length": length, "digits": digits, "seed": seed, "version": 1}
-    if argument in SKILLS:
-        key["style"] = style
+    if argument not in TEXTS:
+        key |= {"style": style, "version": 2}
     return Data.from_rows(f"synthetic:{argument}", {name: lambda n=name: split(n) for name in HELD_OUT}, key=key)
 
 
@@ -90,17 +96,15 @@ def _sum(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str
         steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
         totals.append(total)
         carry = total // 10
-    asked, names = f"{a}+{b}: ", ("ones", "tens", "hundreds", "thousands")
-    worked = f"{', '.join(steps)} => {a + b}"
-    told = ", ".join(f"{n} {name}" for n, name in zip(totals, names))
-    first = f"the answer is {a + b}: {told}"
+    asked, worked = f"{a}+{b}: ", f"{', '.join(steps)} => {a + b}"
+    first = f"=> {a + b} because {' and '.join(map(str, totals))}"
     if style == "answer-first":
         return asked, {"prompt": asked, "response": first}
     return asked, {"prompt": f"({first}) {asked}" if style == "guided" else asked, "response": worked}
 
 
 def _reversal(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
-    word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 5)))
+    word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 4)))
     return f"reverse {word}: ", {"prompt": f"reverse {word}: ", "response": word[::-1]}
 
 
@@ -113,18 +117,27 @@ def _lookup(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, 
 
 
 def _numeral(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
-    n = rng.randrange(min(limit, 1000))
+    n = rng.randrange(1000)
     asked = f"{spanish(n)}: "
     return asked, {"prompt": asked, "response": english(n)}
 
 
 def _chatter(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
     thing, place = rng.choice(THINGS), rng.choice(THINGS)
-    said = [f"{rng.choice(OPENINGS)} {thing} {rng.choice(SAYINGS)}." for _ in range(rng.randint(2, 4))]
+    said = [f"{rng.choice(OPENINGS)} {thing} {rng.choice(SAYINGS)}." for _ in range(rng.randint(1, 2))]
     asked = f"tell me of {thing} and {place}: "
     return asked, {"prompt": asked, "response": " ".join(said)}
 
 
+def _story(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
+    who = f"a {rng.choice(KINDS)} {rng.choice(HEROES)} named {rng.choice(NAMES)}"
+    asked = f"Once upon a time, there was {who}. {rng.choice(('One day,', 'Every day,', 'In the park,', 'At night,'))}"
+    return asked, {"prompt": asked}
+
+
+KINDS = ("little", "big", "happy", "sad", "brave", "shy", "kind", "funny")
+HEROES = ("girl", "boy", "dog", "cat", "bird", "bear", "rabbit", "mouse", "frog", "duck")
+NAMES = ("Lily", "Tom", "Sue", "Tim", "Anna", "Max", "Mia", "Ben", "Sam", "Lucy", "Jack", "Amy")
 THINGS = (
     "rivers bridges clouds markets gardens trains letters harbours forests lamps clocks shoes maps stones islands songs"
 ).split()
@@ -137,5 +150,13 @@ SAYINGS = (
     "mean many things to many people",
 )
 
+NOTES, NOTED = "notes", ("sums", "reversals", "lookups", "numerals", "chatter")
 TEXTS = {"additions": _addition, "integers": lambda rng, limit: f"{rng.randrange(limit)},"}
-SKILLS = {"sums": _sum, "reversals": _reversal, "lookups": _lookup, "numerals": _numeral, "chatter": _chatter}
+SKILLS = {
+    "sums": _sum,
+    "reversals": _reversal,
+    "lookups": _lookup,
+    "numerals": _numeral,
+    "chatter": _chatter,
+    "stories": _story,
+}

@@ -29,10 +29,11 @@ def test_factors_of_the_specification():
 
 
 def test_factors_in_the_long_run():
-    r = initial(RHO)
-    for _ in range(200):
-        r = updated(r, RHO)
-    assert r == pytest.approx([0.241357, 0.535419, 0.223224], abs=1e-6)
+    for start in (initial(RHO), np.array([0.98, 0.01, 0.01])):
+        r = start
+        for _ in range(200):
+            r = updated(r, RHO)
+        assert r == pytest.approx([0.241357, 0.535419, 0.223224], abs=1e-6), "from any start"
     r = initial(RHO)
     for _ in range(10):
         r = updated(r, RHO, alpha=1.0)
@@ -61,6 +62,8 @@ def test_the_loss_of_the_specification():
         Signals(logits=s), Signals(logits=z), batch, progress
     )
     assert terms["teacher"].item() == pytest.approx(0.266805, abs=1e-6)
+    terms = Ddk(Ddk.Options(gamma=0.0)).objective(Signals(logits=s), Signals(logits=z), batch, progress)
+    assert sum(terms.values()).item() == pytest.approx(0.407606, abs=1e-6), "labels alone"
 
 
 def sampler(**options):

@@ -130,3 +130,27 @@ def test_what_is_no_configuration_is_refused(text, said):
 def test_a_configuration_with_code_is_refused():
     with pytest.raises(UntrustedError, match="code of its own"):
         config('{"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "x.Y"}}', BuildContext(None, None, 0))
+
+
+def test_vocabularies_with_padding_of_other_widths_are_one(tmp_path):
+    """What is beyond the tokens is cut on both sides, whatever stands there: a copy has nothing to learn."""
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    for name, wide in (("padded", 264), ("wider", 300)):
+        model = models.load(tmp_path / "teacher")
+        network = model.module.model
+        network.resize_token_embeddings(wide, mean_resizing=False)
+        with torch.no_grad():
+            network.get_output_embeddings().weight[258:] = 30.0  # would take all of the probability
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name)
+    recipe = {
+        **made, "task": "causal-lm", "method": "reverse-kl", "teacher": f"path:{tmp_path / 'padded'}",
+        "student": f"path:{tmp_path / 'wider'}", "signals": {"dtype": "float32"},
+        "options": {"alpha": 1.0, "max_steps": 1, "batch_size": 8, "lr": 1e-9, "precision": "float32"},
+    }  # fmt: skip
+    run = kdhub.distill(recipe, out=tmp_path / "run")
+    values = {(m["subject"], m["metric"]): m["value"] for m in run.report["measures"]}
+    assert values["student", "kl"] == pytest.approx(0, abs=1e-6) and values["student", "agreement"] == 1.0
+    assert values["student", "perplexity"] == pytest.approx(values["teacher", "perplexity"], rel=1e-5)
+    assert [line["loss"] for line in run.metrics() if "loss" in line] == pytest.approx([0], abs=1e-6)
+    assert models.load(run.student_folder).module.model.config.vocab_size == 300, "its own width is kept"

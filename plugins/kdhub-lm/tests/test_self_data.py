@@ -15,7 +15,7 @@ import kdhub
 from kdhub.errors import DataError, UsageError
 from kdhub.student import BuildContext
 
-ROW = {"prompt": "23+48: ", "response": "the answer is 71: 11 ones, 7 tens"}
+ROW = {"prompt": "23+48: ", "response": "=> 71 because 11 and 7"}
 
 
 @pytest.mark.parametrize(
