@@ -87,7 +87,9 @@ class Outputs:
 
     @property
     def examples(self) -> int:
-        """Labels; rows, where there are no logits."""
+        """Labels; answers, where it has texts; rows, where nobody sees logits."""
+        if self.texts is not None:
+            return len(self.texts.table)
         return len(self.table) if self.tokens is None else len(self.tokens.log_p)
 
     @cached_property
@@ -137,10 +139,10 @@ class Outputs:
                 count += both
         return Beside(*(sums / count).tolist())
 
-    def writing(self, how: Generation, rows: int) -> Outputs:
-        """The same with what the subject answers to the first rows."""
+    def writing(self, how: Generation, rows: int, samples: int = 1) -> Outputs:
+        """The same with what the subject answers to the first rows, so often to each."""
         made = copy.copy(self)
-        made.texts = Texts(self.encode, self.table.select(range(min(rows, len(self.table)))), how)
+        made.texts = Texts(self.encode, self.table.select(range(min(rows, len(self.table)))), how, samples)
         return made
 
 
@@ -148,15 +150,25 @@ class Texts:
     """What a subject answers to some rows, and what stands there.
 
     Attributes:
-        asked: the rows; how: the settings.
+        table: the rows; how: the settings; samples: answers to each row.
     """
 
-    def __init__(self, encode: Encoder, table: datasets.Dataset, how: Generation):
-        self.encode, self.table, self.how = encode, table, how
+    def __init__(self, encode: Encoder, table: datasets.Dataset, how: Generation, samples: int = 1):
+        self.encode, self.table, self.how, self.samples = encode, table, how, samples
 
     @cached_property
     def given(self) -> list[str]:
-        read, n = self.encode.reader(self.table, self.how.kind, prompts=self.how.max_new_tokens), len(self.table)
+        """The first answer to each row."""
+        return self._given(0)
+
+    @cached_property
+    def several(self) -> list[list[str]]:
+        """All answers to each row."""
+        return [list(answers) for answers in zip(self.given, *(self._given(n) for n in range(1, self.samples)))]
+
+    def _given(self, sample: int) -> list[str]:
+        asked = {"prompts": self.how.max_new_tokens, "sample": sample}
+        read, n = self.encode.reader(self.table, self.how.kind, **asked), len(self.table)
         return [
             text for start in range(0, n, READ) for text, _ in decoded(read(start, min(start + READ, n)))
         ]  # fmt: skip

@@ -15,7 +15,7 @@ from kdhub.task import Encoder, Example, Prepare, Signals, View, plain_rows
 from kdhub_lm.generation import Generation
 from kdhub_lm.judge import Judged
 from kdhub_lm.outputs import Outputs, require_same_tokens
-from kdhub_lm.plugin import ANSWERED
+from kdhub_lm.plugin import ANSWERED, kdhub_metrics
 from kdhub_lm.preferences import of_groups
 from kdhub_lm.rows import COLUMNS, Encoding, form_of
 
@@ -50,6 +50,7 @@ class CausalLanguage(TokenClassification):
         generate: int = Field(0, ge=0, description="rows that are answered, for metrics of texts; 0 is none")
         max_new_tokens: int = Field(128, ge=1, description="tokens of an answer, at most")
         temperature: float = Field(0.0, ge=0, description="of sampling; 0 takes the most probable token")
+        samples: int = Field(1, ge=1, description="answers to each row, for pass@k; of temperature 0 all are one")
         seed: int = Field(0, ge=0, description="of sampling")
         judge: str | None = Field(
             None, description="a model that rates the answers from 1 to 10: openai:MODEL, path:FOLDER, hf:ORG/NAME"
@@ -146,13 +147,13 @@ class CausalLanguage(TokenClassification):
         return Outputs(encode, self._columns(data, split))
 
     def views(self, outputs: Any, options: Any, subject: str) -> Iterator[View]:
-        """With `generate`, the plain view has texts; with `judge`, a view of its own has a judge's word on them."""
+        """With `generate`, texts are looked at too; with `judge`, a view of its own has a judge's word on them."""
+        yield View()
         if not isinstance(outputs, Outputs) or not options.generate or not outputs.answerable:
-            yield View()
             return
         how = Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed)
-        written = outputs.writing(how, options.generate)
-        yield View(apply=lambda _: written)
+        written = outputs.writing(how, options.generate, options.samples)
+        yield View(apply=lambda _: written, metrics=tuple(m.name for m in kdhub_metrics() if m.forms == ANSWERED))
         if options.judge is not None:
             yield View({"judge": options.judge}, lambda _: Judged(written.texts, options.judge), ("judge",))
 

@@ -228,6 +228,7 @@ def test_texts_are_written_when_they_are_asked_for(tmp_path, monkeypatch):
     run = kdhub.distill(made, out=tmp_path / "run")
     found = {(m["metric"], m["subject"]): m for m in run.report["measures"]}
     assert found["mean-length", "teacher"]["value"] >= 0 and found["exact-match", "student"]["value"] <= 1
+    assert found["mean-length", "student"]["examples"] == 5 and found["nll", "student"]["examples"] == 18
     assert run.provenance["signals"]['text:{"max_new_tokens":6}']["rows"] == 5, "the teacher's go through the store"
     assert not any(m["metric"] == "judge" for m in run.report["measures"]), "such a small model rates nothing"
 
@@ -248,7 +249,7 @@ def test_a_judge_is_named_beside_its_rating(tiny, monkeypatch):
     monkeypatch.setattr("kdhub.resolve.Resolver.teacher", lambda *a: None)
     options = task.CausalLanguage.EvaluationOptions(generate=2, judge="openai:great")
     views = list(task.CausalLanguage().views(out, options, "student"))
-    assert [view.variant for view in views] == [{}, {"judge": "openai:great"}] and views[1].metrics == ("judge",)
+    assert [view.variant for view in views] == [{}, {}, {"judge": "openai:great"}] and views[2].metrics == ("judge",)
     judged = Judged(out.texts, "openai:great")
     assert rating(judged) == 8 and rating(out) is None
     assert all(part in asked[0] for part in ("[Task]\np\n", "answer]\nr\n", "answer]\none\n"))
