@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from kdhub._files import write_json
 from kdhub._ranks import barrier, of_first, rank, world_size
 from kdhub.errors import TrainingError, UsageError
-from kdhub.method import ObjectiveMethod, Progress, StoredSignals
+from kdhub.findings import Finding
+from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
 from kdhub.run import Run
 from kdhub.sampler import Probe, Sampler, ShuffledSampler
 from kdhub.student import Student
@@ -381,8 +382,7 @@ class Engine:
                 f"{options.accumulate} accumulated batches",
                 hint=f"use a multiple of {parts}",
             )
-        self.steps_per_epoch = max(1, math.ceil(len(rows) / options.batch_size))
-        self.steps = options.max_steps or max(1, round(self.steps_per_epoch * options.epochs))
+        self.steps_per_epoch, self.steps = steps_of(options, len(rows))
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.order = _Order(self.sampler, self.steps * options.batch_size)
@@ -499,14 +499,8 @@ class Engine:
         if len(terms) < 2 or len(self._first_terms) >= 5:
             return
         self._first_terms.append(terms)
-        if len(self._first_terms) == 5:
-            mean = {n: sum(abs(t[n]) for t in self._first_terms) / 5 for n in terms}
-            big, small = max(mean, key=mean.get), min(mean, key=mean.get)
-            if mean[big] > SCALE_WARNING * max(mean[small], 1e-12):
-                logger.warning(
-                    "loss term %r (%.3g) dwarfs %r (%.3g) over the first steps: check their weights",
-                    big, mean[big], small, mean[small],
-                )  # fmt: skip
+        if len(self._first_terms) == 5 and (found := magnitudes(self._first_terms)).status == "warn":
+            logger.warning("%s over the first steps: %s", found.found, found.do)
 
     def agree(self, wish: bool, step: int) -> bool:
         """Rank 0's wish, known to all: clocks differ, and a checkpoint needs everybody. Asked every tenth step."""
@@ -561,6 +555,22 @@ class Engine:
             "rows_per_second": round(rows / max(seconds, 1e-9), 2),
             "precision": self.precision,
         }
+
+
+def steps_of(options: TrainingOptions, rows: int) -> tuple[int, int]:
+    """Optimiser steps of one pass over so many rows, and of the whole training."""
+    each = max(1, math.ceil(rows / options.batch_size))
+    return each, options.max_steps or max(1, round(each * options.epochs))
+
+
+def magnitudes(terms: Sequence[Mapping[str, float]]) -> Finding:
+    """How large the loss terms of the first steps are, and whether one is lost beside another."""
+    mean = {name: sum(abs(t[name]) for t in terms) / len(terms) for name in terms[0]}
+    big, small = max(mean, key=mean.get), min(mean, key=mean.get)
+    if mean[big] > SCALE_WARNING * max(mean[small], 1e-12):
+        found = f"loss term {big!r} ({mean[big]:.3g}) dwarfs {small!r} ({mean[small]:.3g})"
+        return Finding("warn", "loss terms", found, "check their weights")
+    return Finding("ok", "loss terms", ", ".join(f"{name} {value:.3g}" for name, value in mean.items()))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

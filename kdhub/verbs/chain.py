@@ -63,13 +63,32 @@ def digest(recipe: Recipe, resolver: Resolver) -> str:
     return hashlib.sha256(canonical_json(changed.to_dict())).hexdigest()[:12]
 
 
+def unmade(recipe: Recipe, resolver: Resolver) -> list[str]:
+    """The `recipe:NAME` in it, and in what those stand on, whose student is not there yet."""
+    found: list[str] = []
+
+    def look(source: str) -> str:
+        other = _resolved(source, resolver)
+        folder = _folder(other, resolver)
+        if source not in found and not ((folder / "recipe.yaml").exists() and Run.open(folder).finished("done")):
+            found.extend([*(name for name in unmade(other, resolver) if name not in found), source])
+        return source
+
+    _replaced(recipe, look)
+    return found
+
+
+def _folder(recipe: Recipe, resolver: Resolver) -> Path:
+    """Where the student of such a recipe is, or will be."""
+    return home() / "recipes" / f"{recipe.name or recipe.method}-{digest(recipe, resolver)}"
+
+
 def _made_once(source: str, resolver: Resolver) -> Path:
     """The student folder of a recipe, distilled now if it never was; an interrupted one is continued."""
     from kdhub.verbs.distill import execute
 
     recipe = _resolved(source, resolver)
-    name = recipe.name or recipe.method
-    folder = home() / "recipes" / f"{name}-{digest(recipe, resolver)}"
+    folder = _folder(recipe, resolver)
     if not (folder / "recipe.yaml").exists():
         execute(Run.create(folder, recipe), resolver)
     elif not (run := Run.open(folder)).finished("done"):

@@ -1,77 +1,93 @@
-"""`kdhub doctor`: is this machine ready, and can this recipe run?"""
+"""`kdhub doctor`: is this machine ready, can this recipe run, and what is likely to spoil its result?"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kdhub._files import home
 from kdhub.errors import KdhubError
+from kdhub.findings import Finding
+
+if TYPE_CHECKING:
+    from kdhub.resolve import Resolver
 
 
-def doctor(recipe: str | None = None) -> list[dict[str, str]]:
-    """Checks with status ok, note or fail, cheapest first; nothing is downloaded.
+def doctor(
+    recipe: Any = None, *, set: Sequence[str] | Mapping[str, Any] = (), resolver: Resolver | None = None
+) -> list[Finding]:
+    """Findings with status ok, note, warn or fail, cheapest first.
 
     Args:
-        recipe: also resolve this recipe and open its data.
+        recipe: a name, file or mapping: also resolve it, open its data, and try it with a few rows and steps.
+        set: recipe keys to change, as for `distill`.
     """
-    checks: list[dict[str, str]] = []
+    found = _machine()
+    if recipe is not None:
+        found += _recipe(recipe, set, resolver)
+    return found
 
-    def add(status: str, check: str, found: Any) -> None:
-        checks.append({"status": status, "check": check, "found": str(found)})
+
+def _machine() -> list[Finding]:
+    import torch
 
     from kdhub.plugins import get_plugins
+    from kdhub.training import resolve_precision
 
     bad = [r for r in get_plugins().records if r.status not in ("ok", "disabled")]
-    add("fail" if bad else "ok", "plugins", "; ".join(f"{r.provider}: {r.cause}" for r in bad) or "all load")
-    folder = home()
+    causes = "; ".join(f"{r.provider}: {r.cause}" for r in bad)
+    found = [Finding("fail" if bad else "ok", "plugins", causes or "all load", "kdhub plugins" if bad else "")]
+    found.append(_cache())
+    where = "a GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    found.append(Finding("ok", "training on", f"{where}, {resolve_precision('auto')}"))
+    data = os.environ.get("KDHUB_DATA")
+    if data and not os.path.isdir(data):
+        found.append(Finding("fail", "KDHUB_DATA", f"{data} is no folder", "correct it, or unset it"))
+    else:
+        found.append(Finding("ok" if data else "note", "KDHUB_DATA", data or "not set: data sets come from the Hub"))
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        found.append(Finding("note", "hub", "offline (HF_HUB_OFFLINE)"))
+    else:
+        found.append(Finding("ok", "hub", os.environ.get("HF_ENDPOINT", "default")))
+    return found
+
+
+def _cache() -> Finding:
+    folder, do = home(), "free space, or set KDHUB_HOME to another folder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        writable = os.access(folder, os.W_OK)
-        add("ok" if writable and free > 2e9 else "fail", "cache folder", f"{folder}, {free / 1e9:.0f} GB free")
     except OSError as error:
-        add("fail", "cache folder", f"{folder}: {error.strerror or error}")
-    import torch
-
-    from kdhub.training import resolve_precision
-
-    where = "a GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    add("ok", "training on", f"{where}, {resolve_precision('auto')}")
-    data = os.environ.get("KDHUB_DATA")
-    if data and not os.path.isdir(data):
-        add("fail", "KDHUB_DATA", f"{data} is no folder")
-    else:
-        add("ok" if data else "note", "KDHUB_DATA", data or "not set: data sets come from the Hub")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    add(
-        "note" if offline else "ok",
-        "hub",
-        "offline (HF_HUB_OFFLINE)" if offline else os.environ.get("HF_ENDPOINT", "default"),
-    )
-    if recipe is not None:
-        _check_recipe(recipe, add)
-    return checks
+        return Finding("fail", "cache folder", f"{folder}: {error.strerror or error}", do)
+    good = os.access(folder, os.W_OK) and free > 2e9
+    return Finding("ok" if good else "fail", "cache folder", f"{folder}, {free / 1e9:.0f} GB free", "" if good else do)
 
 
-def _check_recipe(name: str, add: Any) -> None:
+def _recipe(name: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolver | None) -> list[Finding]:
     from kdhub.resolve import Resolver
     from kdhub.verbs.distill import resolve_recipe
+    from kdhub.verbs.rehearse import rehearse
 
-    resolver = Resolver()
+    resolver = resolver or Resolver()
     try:
-        recipe = resolve_recipe(name, resolver=resolver)
-        add("ok", f"recipe {name}", f"{recipe.method}: {recipe.teacher.source if recipe.teacher else 'no teacher'}")
+        recipe = resolve_recipe(name, set=set, resolver=resolver)
     except KdhubError as error:
-        add("fail", f"recipe {name}", error.message)
-        return
+        return [Finding("fail", "recipe", error.message, error.hint or "")]
+    teacher = recipe.teacher.source if recipe.teacher else "no teacher"
+    found = [Finding("ok", "recipe", f"{recipe.name or recipe.method}: {recipe.method}, {teacher}")]
     uses = [(use, ref) for use, refs in recipe.data.items() for ref in refs]
     for use, ref in [*uses, *(("evaluation", ref) for ref in recipe.evaluation.data)]:
+        if ref.source.startswith("recipe:"):
+            continue
         try:
             data = resolver.data(ref, recipe.on_bad_rows)
             wanted = [ref.split] if ref.split else [use, "train"] if use != "evaluation" else ["test", "validation"]
             split = data.pick(*wanted)
-            add("ok", f"{use} data {ref.source}", f"{split}, {len(data.split(split))} rows")
+            rows = len(data.split(split))
+            found.append(Finding("ok", f"{use} data {ref.source}", f"{split}, {rows} rows", values={"rows": rows}))
         except KdhubError as error:
-            add("note" if ref.optional else "fail", f"{use} data {ref.source}", error.message)
+            status = "note" if ref.optional else "fail"
+            found.append(Finding(status, f"{use} data {ref.source}", error.message, error.hint or ""))
+    return found if any(one.status == "fail" for one in found) else found + rehearse(recipe, resolver)

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kdhub.errors import DataError
+from kdhub.findings import Finding, shared_tokens
 from kdhub.student import Student
 from kdhub.task import Encoder, Example, Prepare, Signals, Task, View
 from kdhub_text import outputs
@@ -209,6 +210,27 @@ class TextEmbedding(Task):
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return Signals(embedding=module(dict(inputs))["sentence_embedding"].float())
+
+    def compare(self, student: Any, teacher: Any, thorough: bool = False) -> list[Finding]:
+        """Prompts and unit length, which must be the same for vectors of one space; tokens, which need not."""
+        from kdhub_text import encoder
+
+        mine, theirs = ({r: p for r, p in model.prompts.items() if p} for model in (student, teacher))
+        found = [Finding("ok", "prompts", f"the same: {mine or 'none'}")]
+        if mine != theirs:
+            do = "vectors of other prompts are those of other texts: leave options.prompts unset, or set both alike"
+            found = [Finding("warn", "prompts", f"student {mine or 'none'}, teacher {theirs or 'none'}", do)]
+        unit = {who: "unit length" if is_unit else "any length" for who, is_unit in (
+            ("student", encoder.ends_normalised(student.module)), ("teacher", teacher.normalised)
+        )}  # fmt: skip
+        if unit["student"] == unit["teacher"]:
+            found.append(Finding("ok", "normalisation", f"both of {unit['student']}"))
+        else:
+            do = "distances then compare lengths as well: options.normalize: auto does what the teacher does"
+            found.append(Finding("warn", "normalisation", f"student {unit['student']}, teacher {unit['teacher']}", do))
+        if thorough and teacher.cutter is not None:
+            found.append(shared_tokens(student.cutter.tokenizer, teacher.cutter.tokenizer))
+        return found
 
     def load(self, folder: Path) -> EmbeddingStudent:
         from kdhub_text import encoder

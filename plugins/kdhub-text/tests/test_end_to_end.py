@@ -188,8 +188,8 @@ def assert_as_undisturbed(run: Path, home: Path, case: Case) -> None:
 # -- killed -----------------------------------------------------------------------------------------------------------
 
 
-def moments(run: Path, home: Path) -> dict[str, Callable[[], bool]]:
-    """When to kill, in the order in which a run comes by."""
+def moments(run: Path, home: Path, log: Path) -> dict[str, Callable[[], bool]]:
+    """When to kill, in the order in which a run comes by; `log` is what the job under way says."""
     lines = lambda: len((run / "metrics.jsonl").read_bytes().splitlines()) if (run / "metrics.jsonl").exists() else 0  # noqa: E731
     writing = lambda: any((run / "checkpoints" / ".staging").glob("checkpoint-*"))  # noqa: E731
     return {
@@ -201,7 +201,7 @@ def moments(run: Path, home: Path) -> dict[str, Callable[[], bool]]:
         "training": lambda: lines() >= 7,
         "checkpointing again": lambda: writing() and lines() >= 8,
         "saving": lambda: (run / ".student").exists() or (run / "student").exists(),
-        "evaluating": lambda: "teacher" in stages(run),
+        "evaluating": lambda: "evaluating student on" in log.read_text(),
         "writing the page": lambda: (run / "report.json").exists(),
     }
 
@@ -214,7 +214,7 @@ def resumes(run: Path) -> list[str]:
 def test_killed_in_every_phase_it_ends_with_the_bits_of_an_undisturbed_run(case, jobs, tmp_path):
     run, home = tmp_path / "run", tmp_path / "home"
     rng, torn = random.Random(0), 0
-    for times, (name, now) in enumerate(moments(run, home).items()):
+    for times, (name, now) in enumerate(moments(run, home, jobs.folder / "err").items()):
 
         def soon(now=now, times=times):
             if len(resumes(run)) < times or not now():  # what it waits for may be there since the last time
@@ -232,7 +232,7 @@ def test_killed_in_every_phase_it_ends_with_the_bits_of_an_undisturbed_run(case,
     assert jobs(home, "distill", "--resume", run, "--json") == 0, jobs.err
     assert json.loads(jobs.out)["report"] == json.loads((run / "report.json").read_text())
     assert_as_undisturbed(run, home, case)
-    assert len(resumes(run)) == len(moments(run, home))
+    assert len(resumes(run)) == len(moments(run, home, jobs.folder / "err"))
 
 
 @pytest.mark.slow
