@@ -55,6 +55,8 @@ from kdhub._files import canonical_json, sync_folder, write_json
 from kdhub.errors import StoreError
 
 META = "store.json"
+PAGE = 4096
+"""Bytes; smaller files are read, not mapped."""
 TEMPORARY = re.compile(r"\.([0-9a-f]{32})\.tmp")
 
 Compute = Callable[[np.ndarray], Mapping[str, Any]]
@@ -311,8 +313,11 @@ class SignalStore:
                     f"{chunk.path.name} in the signal store {self.folder} is damaged: its bytes differ from its digest",
                     hint="run the same command again: fill computes its rows anew",
                 )
-            # torch, because Python's mmap keeps a file open for each map (until 3.13), and a store has thousands.
-            whole = memoryview(torch.from_file(str(chunk.path), size=chunk.size, dtype=torch.uint8).numpy())
+            if chunk.size <= PAGE:  # as much as a map of it would take, and a process may have 65,530 maps
+                whole = memoryview(chunk.path.read_bytes())
+            else:
+                # torch, because Python's mmap keeps a file open for each map (until 3.13), and a store has thousands.
+                whole = memoryview(torch.from_file(str(chunk.path), size=chunk.size, dtype=torch.uint8).numpy())
         except (OSError, RuntimeError) as error:
             raise StoreError(f"cannot read {chunk.path}: {error}", hint="was the store pruned meanwhile?") from error
         for name, (begin, end) in chunk.spans.items():

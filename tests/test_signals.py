@@ -108,6 +108,17 @@ def test_rows_come_back_in_any_order(tmp_path, dtype):
         store.read(np.array([0, -1]))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts the maps of this process, as Linux lists them")
+def test_groups_of_a_row_or_two_take_no_map(tmp_path):
+    """A teacher behind an API commits each answer; a process may have 65,530 maps."""
+    for shape, mapped in (((DIMS,), 0), ((3000,), 2)):
+        keys = row_keys([b"a", b"b"])
+        store = SignalStore.open(tmp_path, KEY, [Field("embedding", "float32", shape)], group_rows=1)
+        store.fill(keys, [1, 1], lambda rows, shape=shape: {"embedding": np.full((len(rows), *shape), rows[0])})
+        np.testing.assert_array_equal(store.read(store.locate(keys))["embedding"][:, 0], [0, 1])
+        assert Path("/proc/self/maps").read_text().count(str(store.folder)) == mapped
+
+
 def test_keys_that_share_64_bits_are_told_apart(tmp_path):
     keys = np.zeros((5, 12), np.uint8)
     keys[:, 11] = [3, 1, 2, 1, 9]
