@@ -23,7 +23,7 @@ from kdhub_lm.rows import prompt_of
 
 logger = logging.getLogger("kdhub")
 
-BLOCK = 1024
+BLOCK = 8192
 """Prompts that are asked for at once; no more of a data set is held."""
 
 SCORE = (
@@ -220,11 +220,15 @@ def distinct(given: Iterable[tuple[str, bool]], tally: Tally) -> Iterator[tuple[
 # -- rows and templates -----------------------------------------------------------------------------------------------
 
 
-def source(name: str, argument: str, options: Mapping[str, Any] | None, *columns: str) -> Data:
-    """The data set that is asked about; it has one of some columns, by default of those that hold a prompt."""
+def source(
+    name: str, argument: str, options: Mapping[str, Any] | None, *columns: str, limit: int | None = None
+) -> Data:
+    """The first rows of the data set that is asked about; it has one of some columns, by default of those that hold a
+    prompt."""
     from kdhub.resolve import Resolver
 
-    data, columns = Resolver().open_data(argument, DataOptions(), options), columns or ("prompt", "text", "messages")
+    data = Resolver().open_data(argument, DataOptions(limit=limit), options)
+    columns = columns or ("prompt", "text", "messages")
     for split in data.splits:
         if not set(columns) & set(has := data.split(split).column_names):
             raise DataError(

@@ -69,6 +69,7 @@ def labelling(
     teacher: Any = None,
     samples: int = 1,
     template: str = "{prompt}",
+    limit: int | None = None,
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -79,6 +80,7 @@ def labelling(
         argument: the data set, as `--data` takes it.
         samples: answers to each prompt, equal ones once.
         template: what the teacher is asked, with {prompt} in it; the student learns from the prompt alone.
+        limit: the first prompts of each split alone.
         chat: ask by the teacher's chat template.
         answers: how it is asked (`kdhub_lm.generation.Generation`); several samples have temperature 0.7.
         options: of the other data set.
@@ -86,7 +88,7 @@ def labelling(
     name = f"labelling:{argument}"
     asked = Asked(name, teacher, answers, chat, temperature=0.0 if samples == 1 else 0.7)
     require(name, samples, asked.how, template, "prompt")
-    data = source(name, argument, options)
+    data = source(name, argument, options, limit=limit)
     told = {"elicitation": "labelling", "teacher": asked.name}
 
     def rows(split: str, tally: Tally) -> Iterator[dict[str, Any]]:
@@ -227,6 +229,7 @@ def feedback(
     samples: int = 4,
     template: str | None = None,
     scale: Sequence[float] = (1, 10),
+    limit: int | None = None,
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
     judging: Mapping[str, Any] | None = None,
@@ -249,6 +252,7 @@ def feedback(
         samples: answers of the student to each prompt, equal ones once; `correct` takes the first.
         template: what the teacher is asked, with {prompt}, and {response} or {responses} (`rank`) in it.
         scale: lowest and highest score.
+        limit: the first prompts of each split alone.
         chat: ask the teacher by its chat template.
         answers: how the student is asked; judging: how the teacher is.
         options: of the other data set.
@@ -268,7 +272,7 @@ def feedback(
         judge = Asked(name, teacher, judging, chat, **({} if how == "correct" else {"max_new_tokens": 32}))
         template = template or {"rank": RANK, "correct": CORRECT}[how]
         require(name, 1, judge.how, template, "prompt", *(["responses"] if how == "rank" else []))
-    data = source(name, argument, options, "prompt")
+    data = source(name, argument, options, "prompt", limit=limit)
     told = {"elicitation": "feedback", "teacher": judge.name, "student": asked.name}
 
     def judged(pairs: list[tuple[str, list[str]]], tally: Tally) -> Iterator[dict[str, Any]]:
@@ -317,6 +321,7 @@ def self_knowledge(
     least_score: float = 8,
     score_template: str = SCORE,
     scale: Sequence[float] = (1, 10),
+    limit: int | None = None,
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -334,7 +339,7 @@ def self_knowledge(
         argument: the data set of prompts; `verified` needs responses.
         samples: answers to each prompt, equal ones once.
         score_template, scale: of `scored`, see `feedback`.
-        chat, answers, options: see `labelling`; temperature 1.
+        limit, chat, answers, options: see `labelling`; temperature 1.
     """
     name = f"self-knowledge:{argument}"
     if keep not in ("verified", "majority", "scored"):
@@ -344,7 +349,7 @@ def self_knowledge(
     asked = Asked(name, teacher, answers, chat, temperature=1.0)
     require(name, samples, asked.how)
     judge = Judge(name, teacher, score_template, scale, chat) if keep == "scored" else None
-    data = source(name, argument, options)
+    data = source(name, argument, options, limit=limit)
     told = {"elicitation": "self-knowledge", "teacher": asked.name}
 
     def right(row: Mapping[str, Any], given: list[tuple[str, bool]]) -> Callable[[str], bool]:
