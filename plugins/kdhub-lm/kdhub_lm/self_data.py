@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kdhub")
 
-TEMPLATE = "{prompt}\n\nThis answer is correct:\n{response}\n\nAnswer in your own words, with it as a guide.\n"
+TEMPLATE = "{prompt}\n(The answer: {response}) In your own words:\n"
 PHRASES = ("reference answer", "my response", "your response", "your own response", "now it's your turn")
 """What gives a rewrite away wherever it stands, and `START` at its beginning (public code of arXiv:2402.13669)."""
 START = "your turn"

@@ -29,7 +29,7 @@ def synthetic(
     | `integers` | text "8,51,0,7,..." |
     | `notes` | text of some of the skills below, a line each: "reverse apple: elppa" |
     | `sums` | prompt "27+48: ", response "7+8=15, 2+4+1=7 => 75" |
-    | `reversals` | prompt "reverse apple: ", response "elppa" |
+    | `reversals` | prompt "reverse pea: ", response "aep" |
     | `lookups` | prompt "k=71 b=20 x=93, b: ", response "20" |
     | `numerals` | prompt "cuarenta y dos: ", response "forty-two", up to 999 |
     | `stories` | prompt "Once upon a time, there was a shy bear named Tom. One day,", no response |
@@ -38,8 +38,8 @@ def synthetic(
     Args:
         length: characters of a text, about.
         digits: of the numbers, at most.
-        style: of worked sums: steps, as above; answer-first, "=> 75 because 15 and 7"; guided, which has the
-            answer-first response in brackets before the prompt, and the steps as response.
+        style: of worked sums: steps, as above; answer-first, "=> 75 because 15 and 7"; guided, the steps again, to a
+            prompt that shows the answer-first response and asks for own words, as `self-data` does.
 
     Raises:
         UsageError: another name or style, or sizes below 1.
@@ -73,7 +73,7 @@ def synthetic(
 
     key = {"argument": argument, "rows": rows, "length": length, "digits": digits, "seed": seed, "version": 1}
     if argument not in TEXTS:
-        key |= {"style": style, "version": 2}
+        key |= {"style": style, "version": 3}
     return Data.from_rows(f"synthetic:{argument}", {name: lambda n=name: split(n) for name in HELD_OUT}, key=key)
 
 
@@ -100,11 +100,15 @@ def _sum(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str
     first = f"=> {a + b} because {' and '.join(map(str, totals))}"
     if style == "answer-first":
         return asked, {"prompt": asked, "response": first}
-    return asked, {"prompt": f"({first}) {asked}" if style == "guided" else asked, "response": worked}
+    if style == "guided":
+        from kdhub_lm.self_data import TEMPLATE
+
+        return asked, {"prompt": TEMPLATE.format(prompt=asked, response=first), "response": worked}
+    return asked, {"prompt": asked, "response": worked}
 
 
 def _reversal(rng: random.Random, limit: int, style: str) -> tuple[str, dict[str, str]]:
-    word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 4)))
+    word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=3))
     return f"reverse {word}: ", {"prompt": f"reverse {word}: ", "response": word[::-1]}
 
 

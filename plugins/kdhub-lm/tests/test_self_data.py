@@ -125,11 +125,11 @@ def test_skills_are_right_and_no_question_stands_in_two_splits():
     for style in ("steps", "answer-first", "guided"):
         data = synthetic("sums", rows=300, style=style)
         for row in data.split("train"):
-            a, b = row["prompt"].rpartition(") ")[2].removesuffix(": ").split("+")
+            a, b = row["prompt"].partition(": ")[0].split("+")
             assert extract(row["response"]) == str(int(a) + int(b))
-            assert style != "guided" or passes(row["response"], row["prompt"].partition(")")[0])
+            assert style != "guided" or passes(row["response"], row["prompt"].partition("\n")[2])
         assert not set(data.split("train")["prompt"]) & set(data.split("test")["prompt"])
-    assert synthetic("sums", style="guided").split("test")[0]["prompt"].endswith(
+    assert synthetic("sums", style="guided").split("test")[0]["prompt"].startswith(
         synthetic("sums").split("test")[0]["prompt"])  # fmt: skip
     for row in synthetic("reversals", rows=20).split("train"):
         assert row["prompt"] == f"reverse {row['response'][::-1]}: "
