@@ -36,19 +36,9 @@ class Preferences(ObjectiveMethod):
     }
 
     def rows(self, run: Run) -> Rows:
-        from kdhub.errors import DataError
-        from kdhub_lm.preferences import FORMS
-        from kdhub_lm.rows import COLUMNS, form_of
+        from kdhub_lm.preferences import groups_of
 
-        rows = run.rows("train", **self.settings(), groups=True)
-        columns = rows.table.column_names
-        if form_of(columns) not in FORMS:
-            needed = " or ".join(", ".join(COLUMNS[form]) for form in FORMS)
-            raise DataError(
-                f"{self.spec.name} learns from preferences, rows of {needed}, not of {', '.join(columns)}",
-                hint="preferences:DATA makes some of prompts: a model answers, a teacher or a verifier judges",
-            )
-        return rows
+        return groups_of(run, self)
 
 
 class Dpo(Preferences):

@@ -129,17 +129,21 @@ class PolicyGradient(ObjectiveMethod):
         self.policy.module = copy.deepcopy(student.module).eval().requires_grad_(False)
         return {"policy": self.policy.module}
 
+    def prompts(self, batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
+        """Token ids of the prompts of a batch of rows, and a number for each that its content gives."""
+        masks = batch["attention_mask"].bool()
+        return [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks)], batch["keys"].tolist()
+
     def rewards(self, answers: Answers, batch: Mapping[str, Any]) -> Tensor:
-        """(answers,), more is better. `batch` is that of the prompts."""
+        """(answers,), more is better. `batch` is that of the rows."""
         raise NotImplementedError
 
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         import torch
 
-        device, masks = batch["input_ids"].device, batch["attention_mask"].bool()
-        prompts = [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks)]
+        device, (prompts, keys) = batch["input_ids"].device, self.prompts(batch)
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        answers = Answers.of(self.policy, prompts, batch["keys"].tolist(), self.options, seed)
+        answers = Answers.of(self.policy, prompts, keys, self.options, seed)
         rewards = self.rewards(answers, batch).reshape(len(prompts), -1)
         made = {name: value.to(device) for name, value in answers.batch(self.student).items()}
         advantages = advantages_of(rewards).flatten().to(device)
@@ -171,7 +175,7 @@ class PolicyGradient(ObjectiveMethod):
         advantages = batch["advantages"].repeat_interleave(counts)
         mean = partial(aggregated, counts=counts, kept=labels >= 0, how=o.loss_agg)
         terms = {"policy": mean(policy_losses(ratio, advantages, o.eps_low, o.eps_high))}
-        if self.reference is not None:
+        if o.beta_kl:
             start = self.log_probs(self.reference(batch), labels)
             terms["start"] = o.beta_kl * mean(start_distances(now, start))
         return terms

@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING, Any
 from kdhub.task import Example
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
+    from kdhub.method import ObjectiveMethod, Run
+    from kdhub.task import Rows
+    from kdhub_lm.outputs import Outputs
     from kdhub_lm.rows import Encoding
 
 FORMS = ("preferences", "rankings")
@@ -49,6 +53,26 @@ def examples(encoding: Encoding, rows: Sequence[Mapping[str, Any]]) -> list[Exam
     return made
 
 
+def groups_of(run: Run, method: ObjectiveMethod) -> Rows:
+    """The training rows as groups.
+
+    Raises:
+        DataError: they are no preferences.
+    """
+    from kdhub.errors import DataError
+    from kdhub_lm.rows import COLUMNS, form_of
+
+    rows = run.rows("train", **method.settings(), groups=True)
+    columns = rows.table.column_names
+    if form_of(columns) not in FORMS:
+        needed = " or ".join(", ".join(COLUMNS[form]) for form in FORMS)
+        raise DataError(
+            f"{method.spec.name} learns from preferences, rows of {needed}, not of {', '.join(columns)}",
+            hint="preferences:DATA makes some of prompts: a model answers, a teacher or a verifier judges",
+        )
+    return rows
+
+
 def of_groups(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """What a batch of groups has beside its sequences: `groups` (sequences,) int64, `scores` (sequences,) float32."""
     import torch
@@ -62,3 +86,38 @@ def pairs(groups: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Every two sequences of one group of which one is better: (better, worse), numbers of sequences (pairs,)."""
     better, worse = ((groups[:, None] == groups) & (scores[:, None] > scores)).nonzero(as_tuple=True)
     return better, worse
+
+
+def accuracy(out: Outputs) -> float:
+    """Share of pairs whose better response has the higher mean log-probability of a token; equal ones are half."""
+    import datasets
+    import numpy as np
+
+    from kdhub.task import plain_rows
+    from kdhub_lm.outputs import Outputs
+
+    flat, groups, scores = [], [], []
+    for n, row in enumerate(out.table):
+        for text, score in zip(*responses_of(row)):
+            flat.append({"prompt": row["prompt"], "response": text})
+            groups.append(n)
+            scores.append(score)
+    table = datasets.Dataset.from_list(flat)
+    sizes = np.array([len(e["labels"]) for e in out.encode.prepare(plain_rows(table, range(len(table))))])
+    means = np.add.reduceat(Outputs(out.encode, table).tokens.log_p, np.cumsum(sizes) - sizes) / sizes
+    ahead = [
+        np.sign(means[i] - means[j]) / 2 + 0.5
+        for start, stop in zip(*_runs(np.array(groups)))
+        for i in range(start, stop)
+        for j in range(start, stop)
+        if scores[i] > scores[j]
+    ]
+    return float(np.mean(ahead))
+
+
+def _runs(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal numbers start and stop."""
+    import numpy as np
+
+    edges = np.flatnonzero(np.diff(numbers)) + 1
+    return np.append(0, edges), np.append(edges, len(numbers))

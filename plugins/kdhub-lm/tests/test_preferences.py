@@ -127,11 +127,12 @@ def test_a_model_writes_and_a_teacher_or_the_verifier_judges(student, tmp_path):
 
     ref, names = {"source": f"path:{tmp_path / 't'}"}, {"samples": 3, "max_new_tokens": 3}
     open_ = lambda **o: Resolver().open_data("preferences:arithmetic:add", DataOptions(), o).split("test")  # noqa: E731
+    twice = Resolver().open_data("preferences:arithmetic:twice", DataOptions(), {"writer": ref, **names})
+    with pytest.raises(DataError, match="30 of 30 prompts .* equally good"):
+        twice.split("test")  # an untrained model is never right
     rows = open_(writer=ref, teacher=ref, **names)
     assert rows.column_names == ["prompt", "responses", "scores"]
     assert all(len(set(r["responses"])) == len(r["responses"]) == len(r["scores"]) >= 2 for r in rows)
-    with pytest.raises(DataError, match="30 of 30 prompts .* equally good"):
-        open_(writer=ref, **names)  # an untrained model is never right
     plain = open_()
     assert all(r["scores"] == [1.0, 0.0] and eval(r["prompt"][:-1]) == int(r["responses"][0]) for r in plain)
 
@@ -155,3 +156,29 @@ def test_rows_without_preferences_are_refused(tmp_path):
         DataError, match="dpo learns from preferences, rows of prompt, chosen, rejected or prompt, resp"
     ):
         kdhub.distill({**made, "task": "causal-lm", "method": "dpo"}, out=tmp_path / "run")
+
+
+def test_preference_accuracy_counts_pairs(student):
+    import datasets
+    from kdhub_lm.outputs import Outputs
+    from kdhub_lm.preferences import accuracy
+
+    from kdhub.evaluation import encoder_of
+
+    rows = [
+        {"prompt": "ab", "responses": ["cd", "e", "fgh"], "scores": [0.1, 0.5, 0.3]},
+        {"prompt": "x", "responses": ["y", "zz"], "scores": [2.0, 1.0]},
+        {"prompt": "x", "responses": ["y", "y"], "scores": [2.0, 1.0]},
+    ]
+    task = CausalLanguage()
+    out = Outputs(encoder_of(student, task.preparer(student, None)), datasets.Dataset.from_list(rows))
+
+    def mean(prompt, text):
+        (example,) = task.preparer(student, None)([{"prompt": prompt, "response": text}])
+        logits = torch.tensor(student.signals([example], "logits")["logits"][0]).log_softmax(-1)
+        return logits.gather(-1, torch.tensor(example["labels"])[:, None]).mean()
+
+    values = [[mean(r["prompt"], text) for text in r["responses"]] for r in rows]
+    a, b, c = values[0]
+    hits = [float(b > c), float(b > a), float(c > a), float(values[1][0] > values[1][1]), 0.5]
+    assert accuracy(out) == pytest.approx(sum(hits) / 5)
