@@ -38,6 +38,7 @@ class StudentOptions(MethodOptions):
     """What every builder takes; those with options of their own inherit from it."""
 
     lora: Lora | None = Field(None, description="train an adapter of low rank, and leave the weights as they are")
+    packing: bool = Field(False, description="several rows in one sequence, none of which sees another")
 
 
 def builder(options: type[StudentOptions]) -> Callable[[Build], Build]:
@@ -46,8 +47,13 @@ def builder(options: type[StudentOptions]) -> Callable[[Build], Build]:
     def decorate(build: Build) -> Build:
         @wraps(build)
         def made(argument: str, context: BuildContext) -> CausalLm:
+            from kdhub_lm.packing import require_packing
+
             context.options = options.model_validate(context.options).model_dump()
             student = build(argument, context)
+            if context.options["packing"]:
+                require_packing(student.module.model)
+                student.packing = True
             if (lora := context.options["lora"]) is not None:
                 attach(student, Lora(**lora), context.seed)
             return student

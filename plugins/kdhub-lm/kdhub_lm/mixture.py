@@ -126,7 +126,8 @@ def _row(row: Mapping[str, Any], form: str, part: Part, number: int) -> dict[str
         made["messages"] = chat.of_response(row)
     given = row.get("id")
     about = {"dataset": part.source, "id": str(number if given is None else given)}
-    return {**made, **about, "source": part.by or row.get("source") or "unknown"}
+    by = f"teacher:{row['teacher']}" if row.get("teacher") else row.get("source")
+    return {**made, **about, "source": part.by or by or "unknown"}
 
 
 def _common_form(opened: Sequence[tuple[Data, str]]) -> str:

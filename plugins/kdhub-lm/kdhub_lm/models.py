@@ -23,6 +23,7 @@ from kdhub.task import Example, Signals
 from kdhub_lm.decoding import draws, write
 from kdhub_lm.generation import Generation, encoded, is_text, layout
 from kdhub_lm.lora import StudentOptions, builder, folded
+from kdhub_lm.packing import packed
 
 BATCH = 32
 
@@ -45,12 +46,16 @@ class LanguageModel(nn.Module):
         self._head: bool | None = None
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> Signals:
-        ids, mask, at = inputs["input_ids"], inputs["attention_mask"], inputs["at"]
+        ids, at = inputs["input_ids"], inputs["at"]
+        if "position_ids" in inputs:  # with a cache, or a mask, they would not be taken for several rows
+            how = {"position_ids": inputs["position_ids"], "use_cache": False}
+        else:
+            how = {"attention_mask": inputs["attention_mask"]}
         if not self.has_head(ids):
-            given = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            given = self.model(input_ids=ids, **how, output_hidden_states=True)
             logits, states = given.logits[..., : self.classes], given.hidden_states[-1]
             return Signals(logits=logits.flatten(0, 1)[at].float(), features=states.flatten(0, 1)[at].float())
-        states = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = self.model.base_model(input_ids=ids, **how).last_hidden_state
         return TokenSignals(head=self._of(states.flatten(0, 1)[at]))
 
     def _of(self, states: torch.Tensor) -> Head:
@@ -81,11 +86,13 @@ class CausalLm(Classifier):
 
     Attributes:
         adapter: what alone is trained of it, None for all (see `lora`); it is saved in the weights.
+        packing: whether a batch has several rows in one sequence (see `packing`).
     """
 
     ragged = True
     batch = BATCH
     adapter: Any = None
+    packing = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         classes = min(len(tokenizer), model.config.vocab_size)
@@ -95,6 +102,8 @@ class CausalLm(Classifier):
         self.max_length = min(n for n in (limit, tokenizer.model_max_length) if n)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        if self.packing:
+            return packed(examples, self.max_length, self.tokenizer.pad_token_id or 0)
         batch = padded([e["ids"] for e in examples], self.tokenizer.pad_token_id or 0)
         width = batch["input_ids"].shape[1]
         at = [n * width + place for n, e in enumerate(examples) for place in e["at"]]

@@ -77,6 +77,18 @@ def kdhub_methods():
         labels=True,
         recipe="reward-distill",
     )
+    # What is new is in the rows (`mixture`, `chat:`), of which the assistant's words alone are labels.
+    yield MethodSpec(
+        name="tulu",
+        target="kdhub_logits.supervised:Supervised",
+        summary="instruction sets of people and of teachers, mixed, and each skill measured",
+        paper="arXiv:2306.04751",
+        tasks=TASKS,
+        uses=("logits",),
+        labels=True,
+        recipe="tulu",
+        tags=("elicitation:labelling", "algorithm:supervised"),
+    )
     # The last of three stages. What is new is in the rows (`triage:`) and in the start (`grpo`): training is by labels.
     yield MethodSpec(
         name="metis-rise",
@@ -317,7 +329,7 @@ def kdhub_datasets():
     yield DatasetSpec(
         name="synthetic",
         target="kdhub_lm.synthetic:synthetic",
-        argument="additions|integers|sums|reversals|lookups|numerals|chatter",
+        argument="additions|integers|notes|sums|reversals|lookups|numerals|chatter|stories",
         example="additions",
         summary="texts that are made, and small skills whose answers can be checked",
     )
@@ -355,6 +367,10 @@ def kdhub_metrics():
     yield written("exact-match", "metrics:exact_match", "share of answers that come to the reference's final answer")
     yield written("distinct-1", "metrics:distinct_1", "different words over all words of the answers")
     yield written("distinct-2", "metrics:distinct_2", "different pairs of words over all pairs of the answers")
+    yield written("f1", "skills:f1", "words that answer and reference share, F")
+    yield written("pass@1", "skills:pass_at_1", "chance that an answer is right, by several (`samples`)")
+    yield written("pass@10", "skills:pass_at_10", "chance that one of ten answers is right, by ten or more")
+    yield written("unique-words", "skills:unique_words", "different words of an answer", unit="words")
     yield written("mean-length", "metrics:mean_length", "words of an answer", unit="words")
     yield metric(
         "preference-accuracy", "preferences:accuracy", "share of pairs whose better response is the more probable",
