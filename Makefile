@@ -51,7 +51,7 @@ bench-peers: install
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers datasets
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 liger-kernel==0.8.5
-	$(BIN)/python -m benchmarks token_loss
+	$(BIN)/python -m benchmarks token_loss lm
 
 # What is claimed of a method, measured again: make evidence METHOD=pld; all methods without it.
 evidence: install
