@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
+import sys
 from datetime import timedelta
 from typing import TypeVar
 
@@ -25,13 +27,27 @@ def barrier() -> None:
     import torch
     from accelerate import PartialState
 
-    alone = not torch.distributed.is_initialized()
+    first = not torch.distributed.is_initialized()
     # Without `cpu` Accelerate would take each rank on a machine without a GPU for a job of its own, and nobody waits.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
-    if alone:
-        # A group still open when the interpreter ends aborts the process now and then: its threads are still running.
-        atexit.register(state.destroy_process_group)
+    if first:
+        atexit.register(leave)  # for programs that do not
     state.wait_for_everyone()
+
+
+def leave() -> None:
+    """End the process group, when all that the ranks do together is done.
+
+    A group whose threads still run when the interpreter ends aborts the process now and then, and a network that was
+    trained in it keeps it alive, so such are collected first.
+    """
+    if world_size() == 1 or "torch.distributed" not in sys.modules:
+        return
+    import torch
+
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def of_first(value: T) -> T:

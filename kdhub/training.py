@@ -547,6 +547,8 @@ class Engine:
         with _without_dropout(self.student.module, self.method.options.dropout):
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - began
+        self.trainer.model_wrapped = self.module  # what DDP put around it would keep the process group alive
+        self.trainer.accelerator.free_memory()
         self.student.module.eval()
         rows = (self.steps - first) * self.method.options.batch_size
         return {

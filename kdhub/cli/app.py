@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kdhub._ranks import leave
 from kdhub.cli import (
     _output,
     cache,
@@ -107,3 +108,5 @@ def run() -> None:
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(ExitCode.FAILED))
+    finally:
+        leave()

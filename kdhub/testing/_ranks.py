@@ -6,10 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-from kdhub._ranks import barrier
+from kdhub._ranks import barrier, leave
 from kdhub.verbs.distill import distill
 
 if __name__ == "__main__":
     for job in json.loads(Path(sys.argv[1]).read_text()):
         distill(job["recipe"], out=job["out"])
         barrier()
+    leave()

@@ -291,9 +291,11 @@ assert of_first({"from": rank()}) == {"from": 0}
 """
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
 def torchrun(*arguments: str | Path, cwd: Path, home: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(home), cwd=cwd)
+    return subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True, env=environment(home), cwd=cwd)
 
 
 def test_ranks_wait_for_each_other_and_take_the_first_ones_word(tmp_path):
@@ -329,6 +331,44 @@ def test_two_ranks_give_what_one_process_gives_and_share_the_labelling(case, job
             np.testing.assert_allclose(two[name], one[name], atol=1e-5, err_msg=name)
     for a, b in zip(metrics(alone), metrics(both), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["lr"] == b["lr"]
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_killed_end_with_the_bits_of_an_undisturbed_job(case, tmp_path):
+    """One rank alone while both label, then all of the job at once while both train."""
+    import psutil
+
+    whole, run, home = tmp_path / "whole", tmp_path / "run", tmp_path / "home"
+    begin = ["-m", "kdhub", "distill", "--recipe", case.recipe, "--out"]
+    done = torchrun(*begin, whole, cwd=tmp_path, home=tmp_path / "whole-home")
+    assert done.returncode == 0, done.stderr
+    again, kills = [*begin, run], moments(run, home, tmp_path / "log")
+    for name in ("labelling", "training"):
+        with open(tmp_path / "log", "w") as log:
+            job = subprocess.Popen(
+                [*TORCHRUN, *map(str, again)], stdout=log, stderr=log, env=environment(home), cwd=tmp_path,
+                start_new_session=True,
+            )  # fmt: skip
+        while not kills[name]():
+            assert job.poll() is None, f"ended before {name}: {(tmp_path / 'log').read_text()}"
+            time.sleep(0.002)
+        ranks = [p for p in psutil.Process(job.pid).children() if p.environ().get("RANK")]
+        assert len(ranks) == 2
+        if name == "labelling":
+            next(p for p in ranks if p.environ()["RANK"] == "1").kill()
+        else:
+            for rank in ranks:
+                rank.kill()
+            job.kill()
+        assert job.wait(timeout=120) != 0
+        assert not psutil.wait_procs(ranks, timeout=60)[1] and "done" not in stages(run)
+        again = ["-m", "kdhub", "distill", "--resume", run]
+    done = torchrun(*again, cwd=tmp_path, home=home)
+    assert done.returncode == 0, done.stderr
+    assert len(resumes(run)) == 2
+    assert contents(run / "student") == contents(whole / "student")
+    assert contents(home / "signals") == contents(tmp_path / "whole-home" / "signals")
+    assert metrics(run) == metrics(whole)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
