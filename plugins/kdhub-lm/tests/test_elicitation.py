@@ -291,3 +291,45 @@ def test_the_card_says_how_knowledge_was_drawn_out(server, prompts, tmp_path):
     assert "- kdhub-elicitation:labelling" in card and "- kdhub-algorithm:supervised" in card
     (used,) = [d for d in run.provenance["data"]["use"] if d["use"] == "train"]
     assert used["from"]["asked"]["model"]["model"] == "teacher" and used["tags"] == ["elicitation:labelling"]
+
+
+LETTERS = "abcdefgh"
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """Two models at hand, of which one has learnt the next letter and one has not, and the prompts."""
+    path = tmp_path / "letters.jsonl"
+    rows = [{"prompt": f"{c}>", "response": chr(ord(c) + 1)} for c in LETTERS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = {}
+    for name, steps in (("able", 120), ("weak", 25)):
+        made[name] = kdhub.distill(
+            {"task": "causal-lm", "method": "supervised", "student": "llama:width=32,layers=1,heads=2,length=64",
+             "data": {"train": [f"path:{path}"]}, "evaluation": {"data": [f"path:{path}"], "cost": False},
+             "options": {"max_steps": steps, "batch_size": 8, "lr": 0.01, "precision": "float32"}},
+            out=tmp_path / name)  # fmt: skip
+    return f"path:{path}", f"path:{made['able'].student_folder}", f"path:{made['weak'].student_folder}"
+
+
+def test_models_at_hand_make_data(letters, tmp_path):
+    data, able, weak = letters
+    short = {"max_new_tokens": 3}
+    told = rows_of(f"labelling:{data}", teacher=able, answers=short)
+    assert [row["response"] for row in told] == [chr(ord(c) + 1) for c in LETTERS] and all(row["ended"] for row in told)
+    own = rows_of(f"self-knowledge:{data}", teacher=weak, samples=16, answers=short)
+    assert 0 < len(own) and {row["response"] for row in own} <= {chr(ord(c) + 1) for c in LETTERS}
+    feedback = {"how": "correct", "template": "{prompt}", "teacher": able, "student": weak}
+    feedback |= {"answers": {**short, "temperature": 1.0}, "judging": short}
+    pairs = rows_of(f"feedback:{data}", **feedback)
+    assert pairs and all(row["chosen"] == chr(ord(row["prompt"][0]) + 1) != row["rejected"] for row in pairs)
+    run = kdhub.distill(
+        {"task": "causal-lm", "method": "dpo", "student": weak,
+         "data": {"train": [{"source": f"feedback:{data}", "options": feedback}]},
+         "options": {"max_steps": 2, "batch_size": 8, "precision": "float32"},
+         "evaluation": {"data": [data], "metrics": ["accuracy"], "cost": False}},
+        out=tmp_path / "dpo")  # fmt: skip
+    (used,) = [d for d in run.provenance["data"]["use"] if d["use"] == "train"]
+    assert used["rows"] == len(pairs) and used["from"]["teacher"] != used["from"]["student"]
+    card = (tmp_path / "dpo" / "README.md").read_text()
+    assert "- kdhub-elicitation:feedback" in card and "- kdhub-algorithm:rank-optimisation" in card
