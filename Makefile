@@ -46,12 +46,17 @@ docs: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# Other programs for the same jobs, in an environment of their own, and the measurements beside them.
+# Other programs for the same jobs, in environments of their own, and the measurements beside them. Those for images
+# bring torchvision, which transformers would import as well, and fail where it was built for another torch.
 bench-peers: install
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers datasets
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl==1.16.0 liger-kernel==0.8.5
-	$(BIN)/python -m benchmarks token_loss lm
+	test -x build/image-peers/bin/python || $(PYTHON) -m venv build/image-peers
+	build/image-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	build/image-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		torchvision torchdistill==1.1.5 timm==1.0.31
+	$(BIN)/python -m benchmarks embedding token_loss lm
 
 # What is claimed of a method, measured again: make evidence METHOD=pld; all methods without it.
 evidence: install

@@ -39,14 +39,15 @@ def child(script: str, *arguments: str, python: str = sys.executable, **environm
 
 
 def in_turns(
-    script: str, jobs: Mapping[str, Sequence[str]], rounds: int, *, peers: Sequence[str] = (), **environment: str
-) -> dict[str, list[dict[str, Any]]]:
+    script: str, jobs: Mapping[str, Sequence[str]], rounds: int, *, peers: Sequence[str] = (), interpreter: Path = PEERS,
+    **environment: str,
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Each job `rounds` times, in alternating order, so that a busy moment hits all of them. Those of `peers` run with
     the interpreter that has them."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
     for turn in range(rounds):
         for name in list(jobs) if turn % 2 == 0 else list(jobs)[::-1]:
-            python = str(PEERS) if name in peers else sys.executable
+            python = str(interpreter) if name in peers else sys.executable
             found[name].append(child(script, *jobs[name], python=python, **environment))
             print(f"  {name}: {found[name][-1]}", file=sys.stderr)
     return found

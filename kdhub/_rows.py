@@ -461,6 +461,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) <= {int, str}:  # as most are: pixels, tokens
+            return list(value)
         return [_plain(inner) for inner in value]
     if isinstance(value, (bytes, bytearray, memoryview)):
         return hashlib.sha256(value).hexdigest()

@@ -122,9 +122,16 @@ class NetworkClassifier(Classifier):
         self.module = networks.TwoHeads(self.module, width, len(self.classes), mix, beta).to(self.device)
         del self._shapes
 
+    @property
+    def batch(self) -> int:
+        return 64 if self.device.type == "cpu" else 1024  # what convolutions give for more leaves a core's cache
+
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         x = torch.from_numpy(np.stack([e["x"] for e in examples]))
-        return {"x": x.float() / 255 if x.dtype == torch.uint8 else x.float()}
+        # Colours of a pixel beside each other: convolutions of small images are a fifth faster, forward and backward.
+        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        scaled = x.to(torch.float32, memory_format=layout)
+        return {"x": scaled.div_(255) if x.dtype == torch.uint8 else scaled}
 
     def save(self, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"kdhub": 1, **self.config}, indent=2))

@@ -127,7 +127,7 @@ def mixed_loss(
 
     if temperature == "std":
         s, factor = rescaled(student.float()), 1.0
-        apart = forward_kl(s, rescaled(teacher))
+        apart = forward_kl(s, rescaled(teacher.float()))
     else:
         s, factor = student, float(temperature) ** 2
         apart = forward_kl(student / temperature, teacher / temperature)

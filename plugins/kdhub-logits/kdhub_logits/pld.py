@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from kdhub.method import ObjectiveMethod, Progress
+from kdhub_logits.similarity import LOWEST
 from kdhub_logits.soft_targets import ClassifierOptions, labelled_in, positions_in
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def plackett_luce(
     """The loss of each row.
 
     Args:
-        student, teacher: logits (n, classes).
+        student, teacher: logits (n, classes), of any float type; one of -inf on both sides comes last and counts
+            nothing.
         labels: (n,), ranked first whatever the teacher says; None takes the teacher's ranking as it is, which is not
             the paper's method.
         temperature: of the teacher's probabilities, which are the weights.
@@ -82,10 +84,10 @@ def plackett_luce(
     """
     import torch
 
-    classes = teacher.shape[-1]
+    classes, teacher = teacher.shape[-1], teacher.float()
     ranked = teacher if labels is None else teacher.scatter(-1, labels.unsqueeze(-1), torch.inf)
     order = ranked.argsort(dim=-1, descending=True, stable=True)
-    s = student.float().gather(-1, order)
+    s = student.float().clamp_min(LOWEST).gather(-1, order)
     remaining = s.flip(-1).logcumsumexp(-1).flip(-1)  # over the classes not chosen yet
     if weighting == "teacher":
         weights = torch.softmax(teacher / temperature, -1).gather(-1, order)

@@ -32,18 +32,21 @@ def farthest(pool: np.ndarray, anchors: np.ndarray, n: int) -> np.ndarray:
         pool, anchors: (rows, d), compared by Euclidean distance.
     """
 
-    def distance(to: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.square(pool - to).sum(1))
-
-    nearest = np.full(len(pool), np.inf)
-    for anchor in anchors:
-        nearest = np.minimum(nearest, distance(anchor))
+    nearest = gaps(pool, anchors)
     chosen: list[int] = []
     for _ in range(min(n, len(pool))):
         nearest[chosen] = -1.0
         chosen.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, distance(pool[chosen[-1]]))
+        nearest = np.minimum(nearest, gaps(pool, pool[chosen[-1:]]))
     return np.array(chosen, int)
+
+
+def gaps(pool: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """(rows of the pool,): how far each is from its nearest anchor."""
+    nearest = np.full(len(pool), np.inf)
+    for anchor in anchors:
+        nearest = np.minimum(nearest, np.sqrt(np.square(pool - anchor).sum(1)))
+    return nearest
 
 
 def pcoreset(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from kdhub.teacher import Teacher
 
 
+LOWEST = -1e30
+"""Stands for a logit of -inf in differences."""
+
+
 class LikenessOptions(ClassifierOptions):
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 - alpha is that of the labels")
     weight: float = Field(1.0, ge=0, description="of the distance itself, which has no natural scale")
@@ -249,6 +253,6 @@ def rank_loss(student: Tensor, teacher: Tensor, k: int = 20, form: str = "hinge"
         q = log_probabilities(student).exp().gather(-1, order)
         each = relu((top.unsqueeze(-1) - top.unsqueeze(-2)) - (q.unsqueeze(-1) - q.unsqueeze(-2)))
     else:
-        s = student.float().gather(-1, order)
+        s = student.float().clamp_min(LOWEST).gather(-1, order)  # -inf - -inf has no gradient but nan
         each = softplus(s.unsqueeze(-2) - s.unsqueeze(-1))
     return torch.where(ahead, each, 0).sum() / ahead.sum().clamp_min(1)

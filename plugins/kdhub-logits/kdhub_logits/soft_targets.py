@@ -6,7 +6,7 @@ With p and q the teacher's and student's probabilities at temperature T, the los
 
 where the first mean is over rows with a label and the second over all rows. T^2 keeps the size of the gradient
 (arXiv:1503.02531); it is used for every divergence alike. Each method is one divergence D of `divergences`. A new one
-takes a function there, three lines here, and a `MethodSpec`.
+takes a function there and a `MethodSpec` of its name for `SoftTargets`; a class here, where it has options of its own.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class SoftTargetOptions(ClassifierOptions):
 
 
 class SoftTargets(ObjectiveMethod):
-    """What the methods of this file share.
+    """Soft targets by one divergence, and what the methods of this file share.
 
     Attributes:
-        function: the name of the divergence in `divergences`.
+        function: the name of the divergence in `divergences`; the method's own if empty.
         passes: the options that it takes.
     """
 
     Options: ClassVar[type[SoftTargetOptions]] = SoftTargetOptions
     options: SoftTargetOptions
-    function: ClassVar[str]
+    function: ClassVar[str] = ""
     passes: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -67,7 +67,7 @@ class SoftTargets(ObjectiveMethod):
 
         o, labels = self.options, batch["labels"]
         t, settings = o.temperature, {name: getattr(o, name) for name in self.passes}
-        apart = partial(getattr(divergences, self.function), **settings)
+        apart = partial(getattr(divergences, self.function or self.spec.name.replace("-", "_")), **settings)
         weight, labelled = o.alpha * (t * t if o.scale_t2 else 1), labelled_in(batch)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:

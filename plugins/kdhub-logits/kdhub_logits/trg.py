@@ -96,7 +96,7 @@ class Trg(ObjectiveMethod):
             "teacher": o.kd_weight * t * t * forward_kl(student.logits / t, given / t).mean(),
             "inner": o.alpha * inner_loss(mine, theirs),
             "local": o.beta * local_loss(s, g, o.k, o.sigma, o.kl_direction),
-            "global": o.gamma * global_loss(self.modules["projection"](s), g, contrast),
+            "global": o.gamma * global_loss(self.modules["projection"](s), g, contrast).mean(),
         }
 
 
@@ -144,17 +144,21 @@ def local_loss(
 
 
 def global_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over tokens of -log softmax over j of cos(student_i, teacher_j) / temperature, at j = i; both (M, d)."""
+    """Of each token -log softmax over j of cos(student_i, teacher_j) / temperature, at j = i, (M,); both are (M, d)."""
     import torch
     from torch.nn.functional import cross_entropy, normalize
 
     like = normalize(student, dim=-1) @ normalize(teacher, dim=-1).T / temperature
-    return cross_entropy(like, torch.arange(len(like), device=like.device))
+    return cross_entropy(like, torch.arange(len(like), device=like.device), reduction="none")
 
 
 def inner_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """MSE of the contexts softmax(F F^T / sqrt(d)) of both, each with its own width; tokens are (batch, N, d)."""
+    """MSE of the contexts of both, each with its own width; tokens are (batch, N, d)."""
+    return (context(student) - context(teacher)).square().mean()
+
+
+def context(tokens: Tensor) -> Tensor:
+    """softmax(F F^T / sqrt(d)), (batch, N, N), of tokens (batch, N, d)."""
     import torch
 
-    mine, theirs = (torch.softmax(x @ x.transpose(1, 2) / x.shape[-1] ** 0.5, -1) for x in (student, teacher))
-    return (mine - theirs).square().mean()
+    return torch.softmax(tokens @ tokens.transpose(1, 2) / tokens.shape[-1] ** 0.5, -1)

@@ -39,6 +39,8 @@ each = pytest.mark.parametrize("name", ALL)
     ],
 )
 def test_numbers_of_the_specification(function, value):
+    for logits, p in ((Z, [0.665241, 0.244728, 0.090031]), (S, [0.331499, 0.546549, 0.121952])):
+        assert d.log_probabilities(logits).exp().tolist() == pytest.approx(p, abs=1e-6)
     assert function(S, Z).item() == pytest.approx(value, abs=2e-6)
 
 
@@ -53,7 +55,8 @@ def test_temperature_and_its_square():
 
 
 def test_ends_of_the_generalised_divergences():
-    assert d.jensen_shannon(S, Z, 1e-4).item() / 1e-4 == pytest.approx(0.239401, rel=2e-3)
+    assert d.jensen_shannon(S.double(), Z.double(), 1e-6).item() / 1e-6 == pytest.approx(0.239401, abs=2e-6)
+    assert d.jensen_shannon(S, Z).item() <= math.log(2)
     assert d.jensen_shannon(S, Z, 0) == d.forward_kl(S, Z) and d.jensen_shannon(S, Z, 1) == d.reverse_kl(S, Z)
     for direction, plain in (("forward", d.forward_kl), ("reverse", d.reverse_kl)):
         assert d.skew_kl(S, Z, 0.0, direction).item() == pytest.approx(plain(S, Z).item(), rel=1e-6)
@@ -65,7 +68,10 @@ def test_adaptive_kl_with_unequal_gaps():
     z, s = torch.tensor([2, 1.5, 1, 0]), torch.tensor([1, 2, 0, 1.5])
     assert d.forward_kl(s, z).item() == pytest.approx(0.408396, abs=2e-6)
     assert d.reverse_kl(s, z).item() == pytest.approx(0.429711, abs=2e-6)
-    assert d.adaptive_kl(s, z).item() == pytest.approx(0.417070, abs=2e-6)  # unsorted or swapped it is 0.421037
+    assert d.adaptive_kl(s, z).item() == pytest.approx(0.417070, abs=2e-6)
+    head, tail = 0.486120, 0.333566  # the gaps; swapped, or the mask left unsorted, it would be 0.421037
+    for one, other, value in ((head, tail, 0.417070), (tail, head, 0.421037)):
+        assert (one * 0.408396 + other * 0.429711) / (head + tail) == pytest.approx(value, abs=2e-6)
 
 
 def test_decoupled_kd_and_its_identity():
@@ -122,14 +128,25 @@ def slow(name, s, t):
 
 
 @each
-def test_equals_a_slow_loop(name):
+@pytest.mark.parametrize("hard", ["plain", "float16", "bfloat16", "impossible", "huge"])
+def test_equals_a_slow_loop(name, hard):
+    """In float64; of half precision what is left of the numbers; with impossible classes; with large logits, where the
+    first class, dkd's target, is not the only one that is left."""
     generator = torch.Generator().manual_seed(0)
     s, t = (3 * torch.randn(5, 4, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    if hard in ("float16", "bfloat16"):
+        s, t = (x.to(getattr(torch, hard)) for x in (s, t))
+    elif hard == "impossible":
+        s[..., 5:], t[..., 5:] = -torch.inf, -torch.inf
+    elif hard == "huge":
+        s, t = 30 * s, 30 * t
+        s[..., 0], t[..., 0] = s[..., 1:].amax(-1) - 1, t[..., 1:].amax(-1) - 2
     given = ALL[name](s, t)
     assert given.shape == (5, 4)
+    near = {"rel": 1e-5, "abs": 1e-6} if hard.endswith("16") else {"rel": 1e-9, "abs": 1e-12}
     for i in range(5):
         for j in range(4):
-            assert given[i, j].item() == pytest.approx(slow(name, s[i, j].tolist(), t[i, j].tolist()), rel=1e-9)
+            assert given[i, j].item() == pytest.approx(slow(name, s[i, j].tolist(), t[i, j].tolist()), **near)
 
 
 # -- properties -----------------------------------------------------------------------------------------------

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 import torch
-from kdhub_logits import soft_targets
+from kdhub_logits import divergences, plugin, soft_targets
 from kdhub_logits.pld import Pld, plackett_luce
 from kdhub_logits.supervised import Supervised
 
+import kdhub
+from kdhub import hookimpl
 from kdhub.method import Progress
+from kdhub.plugins import get_plugins
 from kdhub.task import Signals
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
@@ -65,6 +71,36 @@ def test_rows_without_a_label_count_for_the_teacher_only(cls):
     assert math.isfinite(alone) and (alone == 0) == (cls is Supervised)
 
 
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_a_divergence_takes_one_function_and_one_line(monkeypatch, tmp_path):
+    """Those that the README shows; by hand 1 - sum sqrt(p q), and a run that learns."""
+    function, line = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    made = {"log_probabilities": divergences.log_probabilities, "Tensor": torch.Tensor}
+    exec(function, made)
+    monkeypatch.setattr(divergences, "hellinger", made["hellinger"], raising=False)
+
+    class Plugin:
+        @hookimpl
+        def kdhub_methods(self):
+            source = inspect.getsource(plugin.kdhub_methods).partition("def kdhub_methods():")[2]
+            named = {}
+            exec("def methods():" + source.rstrip() + f"\n    yield {line}", {**vars(plugin)}, named)
+            return [spec for spec in named["methods"]() if spec.name == "hellinger"]
+
+    get_plugins().register(Plugin())
+    p, q = [0.665241, 0.244728, 0.090031], [0.331499, 0.546549, 0.121952]
+    by_hand = 1 - sum(math.sqrt(a * b) for a, b in zip(p, q))
+    (spec,) = Plugin().kdhub_methods()
+    method = soft_targets.SoftTargets(soft_targets.SoftTargetOptions(alpha=1.0, temperature=1.0), spec)
+    terms = method.objective(Signals(logits=S), Signals(logits=Z), {"labels": torch.tensor([0])}, Progress(0, 1, 0.0))
+    assert terms["teacher"].item() == pytest.approx(by_hand, abs=2e-6)
+    run = kdhub.distill(method="hellinger", out=tmp_path / "run", set={"options.epochs": 15, "evaluation.cost": False})
+    values = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "accuracy"}
+    assert values["student"] > values["student-before"] + 0.15
+
+
 # -- PLD ------------------------------------------------------------------------------------------------------
 
 STUDENT, TEACHER = torch.tensor([[1.0, 2.0, 0.0, -1.0]]), torch.tensor([[3.0, 1.0, 2.0, 0.0]])
@@ -87,6 +123,53 @@ def pld(label: int | None, **how) -> float:
 )
 def test_pld_of_the_specification(how, first, second):
     assert (pld(0, **how), pld(1, **how)) == pytest.approx((first, second), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("label", "weights", "terms"),
+    [
+        (0, [0.643914, 0.236883, 0.087144, 0.032059], [1.440190, 2.169846, 0.048587, 0]),
+        (1, [0.087144, 0.643914, 0.236883, 0.032059], [0.440190, 0.407606, 0.313262, 0]),
+    ],
+)
+def test_pld_step_by_step(label, weights, terms):
+    for k in range(1, 5):
+        expected = sum(a * term for a, term in zip(weights[:k], terms))
+        assert pld(label, topk=k) == pytest.approx(expected, abs=3e-6)
+    equal = [4 * (pld(label, topk=k, weighting="uniform") - (k > 1 and pld(label, topk=k - 1, weighting="uniform")))
+             for k in range(1, 5)]  # fmt: skip
+    assert equal == pytest.approx(terms, abs=4e-6)
+
+
+def test_pld_of_a_batch():
+    both = {"student": STUDENT.repeat(2, 1), "teacher": TEACHER.repeat(2, 1)}
+    assert loss(Pld, labels=(0, 1), **both) == pytest.approx(0.910311, abs=2e-6)
+
+
+@pytest.mark.parametrize("hard", ["plain", "float16", "bfloat16", "impossible", "huge", "one class"])
+def test_pld_equals_a_slow_loop(hard):
+    generator = torch.Generator().manual_seed(1)
+    s, t = (3 * torch.randn(5, 1 if hard == "one class" else 6, generator=generator) for _ in range(2))
+    if hard in ("float16", "bfloat16"):
+        s, t = (x.to(getattr(torch, hard)) for x in (s, t))
+    elif hard == "impossible":
+        s[:, 4:], t[:, 4:] = -torch.inf, -torch.inf
+    elif hard == "huge":
+        s, t = 1e4 * s, 1e4 * t
+    labels = torch.arange(5) % min(4, s.shape[1])
+    student = s.clone().requires_grad_()
+    given = plackett_luce(student, t, labels)
+    for row, (a, b, y) in enumerate(zip(s.double().tolist(), t.double(), labels.tolist())):
+        q = torch.softmax(b, -1).tolist()
+        order = [y, *sorted((c for c in range(len(a)) if c != y), key=lambda c: -b[c])]
+        total = 0.0
+        for k, chosen in enumerate(order):
+            top = max(a[c] for c in order[k:])
+            if q[chosen] and math.isfinite(top):
+                total += q[chosen] * (top + math.log(sum(math.exp(a[c] - top) for c in order[k:])) - a[chosen])
+        assert given[row].item() == pytest.approx(total, rel=1e-5, abs=1e-5)
+    given.sum().backward()
+    assert torch.isfinite(student.grad).all()
 
 
 def test_pld_gradient_and_constants():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from kdhub_logits import queries
 from kdhub_logits.pcoreset import QUERIES, two_head_loss
-from kdhub_logits.queries import Seen, farthest
+from kdhub_logits.queries import Seen, farthest, gaps
 
 import kdhub
 from kdhub.data import DataOptions
@@ -27,10 +27,13 @@ def seen(rng: np.random.Generator, n: int, classes: int = 4) -> Seen:
 
 def test_picks_of_the_specification():
     assert farthest(POOL, ONE, 3).tolist() == [1, 2, 3]
+    assert gaps(POOL, ONE) == pytest.approx([0.141421, 1.208305, 1.208305, 0.808332, 0.707107], abs=1e-6)
+    second = gaps(POOL, np.concatenate([ONE, POOL[1:2]]))
+    assert second[[0, 2, 3, 4]] == pytest.approx([0.141421, 0.989949, 0.575674, 0.509902], abs=1e-6)
     order = [2, 0, 1]
     assert farthest(POOL[:, order], ONE[:, order], 3).tolist() == [1, 2, 3], "blind to the order of the classes"
-    ends = np.eye(3)
-    assert np.sqrt(np.square(ends[0] - ends[1]).sum()) == pytest.approx(1.414214, abs=1e-6)
+    assert gaps(np.eye(3)[:1], np.eye(3)[1:]) == pytest.approx([1.414214], abs=1e-6)
+    assert farthest(POOL, ONE, 9).tolist() == [1, 2, 3, 4, 0], "all there are"
 
 
 def test_the_running_minimum_is_the_greedy_rule():

@@ -21,7 +21,7 @@ from kdhub_logits.similarity import (
     mmd2,
     rank_loss,
 )
-from kdhub_logits.trg import global_loss, graph, inner_loss, local_loss, same_grid
+from kdhub_logits.trg import context, global_loss, graph, inner_loss, local_loss, same_grid
 from pydantic import ValidationError
 
 import kdhub
@@ -154,6 +154,51 @@ def test_rank_losses_of_the_specification():
     near(rank_loss(torch.cat([S, Z]), torch.cat([Z, Z])), 0.333742 / 2)  # all rows' pairs weigh alike
 
 
+@pytest.mark.parametrize("loss", ["hinge", "mse", "l1", "cosine", "mmd"])
+def test_likeness_is_zero_with_zero_gradient_at_the_teacher(loss):
+    torch.manual_seed(0)
+    t = torch.randn(6, 4, dtype=torch.float64)
+    s = t.clone().requires_grad_()
+    value = {
+        "hinge": lambda: rank_loss(s, t),
+        "mmd": lambda: mmd2(s, t, [1.0, 2.0]),
+    }.get(loss, lambda: feature_distance(s, t, loss).mean())()
+    value.backward()
+    assert abs(value.item()) < 1e-9 and (loss in ("hinge", "l1") or s.grad.abs().max() < 1e-9)
+
+
+@pytest.mark.parametrize("form", ["hinge", "logistic"])
+@pytest.mark.parametrize("hard", ["plain", "float16", "bfloat16", "impossible", "huge"])
+def test_rank_equals_a_slow_loop(form, hard):
+    generator = torch.Generator().manual_seed(5)
+    s, t = (3 * torch.randn(4, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    if hard in ("float16", "bfloat16"):
+        s, t = (x.to(getattr(torch, hard)) for x in (s, t))
+    elif hard == "impossible":
+        s[:, 5:], t[:, 5:] = -torch.inf, -torch.inf
+    elif hard == "huge":
+        s, t = 1e4 * s, 1e4 * t
+    total, pairs, k = 0.0, 0, 7 if hard == "huge" else 6  # which of many zeros are the sixth best is nobody's business
+    for a, b in zip(s.double(), t.double()):
+        p, q = torch.softmax(b, -1).tolist(), torch.softmax(a, -1).tolist()
+        best = sorted(range(7), key=lambda i: -p[i])[:k]
+        for i in best:
+            for j in best:
+                # in float32, as probabilities are compared there
+                if np.float32(p[i]) > np.float32(p[j]):
+                    pairs += 1
+                    if form == "hinge":
+                        total += max(0.0, (p[i] - p[j]) - (q[i] - q[j]))
+                    else:
+                        total += np.logaddexp(0, float(a[j] - a[i]))
+    student = s.clone().requires_grad_()
+    value = rank_loss(student, t, k=k, form=form)
+    assert value.item() == pytest.approx(total / pairs, rel=1e-5, abs=1e-6)
+    near(rank_loss(s + 7, t - 3, k=k, form=form), value.item(), abs=0.05 if hard == "bfloat16" else 5e-3)
+    value.backward()
+    assert torch.isfinite(student.grad).all()
+
+
 # -- TRG ------------------------------------------------------------------------------------------------------
 
 TT = torch.tensor([[0.0, 0.0], [1, 0], [0, 2], [3, 3]])
@@ -165,7 +210,9 @@ def test_the_graph_of_the_specification():
     ])  # fmt: skip
     near(torch.exp(torch.tensor(-5.0 / (2 * 5.375))), graph(TT, 2, "auto")[1, 2])
     ts = torch.tensor([[0.0, 0.0], [2, 0], [0, 1], [3, 3]])
-    near(local_loss(ts, TT, 2, 1.0), 0.113688 / 4)
+    near(graph(ts, 2, 1.0)[0, 1:3], [0.135335, 0.606531])
+    for direction in ("student_teacher", "teacher_student"):  # this pair is symmetric
+        near(local_loss(ts, TT, 2, 1.0, direction), 0.113688 / 4)
     skewed = torch.tensor([[0.0, 0.0], [2, 0], [0, 1], [3, 1]])
     near(local_loss(skewed, TT, 2, 1.0), 0.156724 / 4)
     near(local_loss(skewed, TT, 2, 1.0, "teacher_student"), 0.155188 / 4)
@@ -173,14 +220,17 @@ def test_the_graph_of_the_specification():
 
 def test_the_contrast_of_the_specification():
     s, t = torch.tensor([[1.0, 0], [0, 1], [1, 1]]), torch.tensor([[1.0, 0], [0, 1], [-1, 1]])
-    near(global_loss(s, t, 1.0), 2.806978 / 3)
-    near(global_loss(s, t, 0.5), 2.903489 / 3)
-    near(global_loss(t, t, 0.1), 0.104237 / 3)
-    near(global_loss(s * torch.tensor([[2.0], [0.1], [7.0]]), t, 1.0), 2.806978 / 3)
+    near(global_loss(s, t, 1.0), [0.437783, 0.748573, 1.620621])
+    for value, expected in ((global_loss(s, t, 1.0), 2.806978), (global_loss(s, t, 0.5), 2.903489)):
+        near(value.sum(), expected)
+    near(global_loss(t, t, 0.1).sum(), 0.104237)
+    near(global_loss(s * torch.tensor([[2.0], [0.1], [7.0]]), t, 1.0).sum(), 2.806978)
 
 
 def test_the_context_of_the_specification():
     f, g = torch.tensor([[[1.0, 0], [0, 1]]]), torch.tensor([[[2.0, 0], [0, 1]]])
+    near(context(f)[0], [[0.669762, 0.330238], [0.330238, 0.669762]])
+    near(context(g)[0, 0], [0.944193, 0.055807])
     near(inner_loss(g, f), 0.037656)
     near(inner_loss(f, f), 0.0)
 
@@ -211,7 +261,9 @@ ZT, ZS, TARGET = torch.tensor([[2.0, 0, -2, 4]]), torch.tensor([[1.0, 0, -1, 3]]
 
 
 def test_mixed_losses_of_the_specification():
+    near(ZT.std(), 2.581989)
     near(torch.softmax(rescaled(ZT), -1)[0], [0.260212, 0.119929, 0.055274, 0.564586])
+    near(torch.softmax(rescaled(ZS), -1)[0], [0.196374, 0.109342, 0.060882, 0.633401])
     labels, apart = mixed_loss(ZS, ZT, TARGET)
     near(apart, 0.014050)
     near(labels, 0.807976)
@@ -219,6 +271,15 @@ def test_mixed_losses_of_the_specification():
     for s, t in ((ZS * 7 + 2, ZT), (ZS, 10 * ZT - 3)):
         assert [x.item() for x in mixed_loss(s, t, TARGET)] == pytest.approx([0.807976, 0.014050], abs=2e-6)
     near(mixed_loss(ZS, ZT, TARGET, 4.0)[1], 0.237014)
+    near(mixed_loss(ZS, ZT, TARGET, 4.0)[1] / 16, 0.014813)
+    near(0.9 * mixed_loss(ZS, ZT, TARGET, 4.0)[1], 0.213313)
+    for sure in ([3.0, 1.0], [900.0, 1.0]):  # of two classes nothing is left to tell
+        near(torch.softmax(rescaled(torch.tensor([sure])), -1)[0], [0.804430, 0.195570])
+    for classes, most in ((10, 0.724), (100, 0.9955)):
+        near(torch.softmax(rescaled(torch.eye(classes)[:1]), -1)[0, 0], most, abs=6e-4)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = [x.to(dtype) for x in (ZS, ZT)]
+        assert [x.item() for x in mixed_loss(*half, TARGET)] == pytest.approx([0.807976, 0.014050], abs=2e-6)
     assert all(torch.isfinite(x) for x in mixed_loss(torch.zeros(1, 4), torch.zeros(1, 4), TARGET))
     near(mixed_loss(ZS, ZT, torch.zeros(1, 4))[0], 0.0)  # no label
 
@@ -230,7 +291,7 @@ def test_exactly_the_asked_share_is_mixed():
         assert (share < 1).sum() == round(64 * fraction)
         assert sorted(first) == sorted(second) == list(range(64))
     clean = np.mean([(draw(64, 1.0, 0.1, rng, with_replacement=True)[2] == 1).mean() for _ in range(400)])
-    assert clean == pytest.approx(1 - (1 - 1 / 64) ** 57, abs=0.01)
+    assert 1 - (1 - 1 / 64) ** 57 == pytest.approx(0.5925, abs=5e-5) and clean == pytest.approx(0.5925, abs=0.01)
 
 
 def test_mixing_keeps_what_it_must():

@@ -65,13 +65,39 @@ def test_without_anything_private_it_is_kd_without_the_square():
 
 @pytest.mark.parametrize(
     "how, expected",
-    [("matched", [-0.01198, 0.00257, 0.00470, 0.00470]), ("teacher_only", [-0.1198, 0.0257, 0.0470, 0.0470])],
-)
+    [("matched", [-0.01198, 0.00257, 0.00470, 0.00470]), ("teacher_only", [-0.1198, 0.0257, 0.0470, 0.0470]),
+     ("at 1", [-0.738, 0.243, 0.248, 0.248])],
+)  # fmt: skip
 def test_gradients_of_both_temperatures(how, expected):
+    """Matched, and multiplied by T^2 as usual, it would be -1.198, .257, .470, .470: more than at T = 1."""
     z, s = torch.tensor([[6.0, 1.0, 0.0, 0.0]]), torch.zeros(1, 4, requires_grad=True)
-    method = swing(noise="none", alpha=0.0, t_max=10.0, student_temperature=how)
+    how, t_max = ("matched", 1.0) if how == "at 1" else (how, 10.0)
+    method = swing(noise="none", alpha=0.0, t_max=t_max, student_temperature=how)
     sum(method.objective(Signals(logits=s), Signals(logits=z), batch([0], [1.0]), NOW).values()).backward()
-    near(s.grad[0], expected, abs=6e-5)
+    near(s.grad[0], expected, abs=6e-5 if t_max > 1 else 6e-4)
+    if (how, t_max) == ("matched", 10.0):
+        near(100 * s.grad[0], [-1.198, 0.257, 0.470, 0.470], abs=6e-4)
+
+
+def test_a_constant_changes_nothing_and_impossible_tokens_do_no_harm():
+    torch.manual_seed(0)
+    z, s, rho = torch.randn(3, 5), torch.randn(3, 5), [0.0, 0.4, 1.0]
+
+    def terms(s, z):
+        return swing().objective(Signals(logits=s), Signals(logits=z), batch([0, 1, 2], rho), NOW)
+
+    for name, value in terms(s, z + 7).items():
+        near(value, terms(s, z)[name].item(), abs=1e-5)
+    pad = torch.full((3, 2), -torch.inf)
+    plain = {"noise": "none"}
+    narrow, wide = (
+        swing(**plain).objective(Signals(logits=a), Signals(logits=b), batch([0, 1, 2], rho), NOW)
+        for a, b in ((s, z), (torch.cat([s, pad], -1).requires_grad_(), torch.cat([z, pad], -1)))
+    )
+    for name, value in wide.items():
+        near(value, narrow[name].item(), abs=1e-6)
+    for t in temperature(torch.tensor(rho), 1, 20):
+        assert torch.equal((z / t).argmax(-1), z.argmax(-1)), "flatter, in the same order"
 
 
 def test_where_the_loss_is_least():
