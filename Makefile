@@ -56,7 +56,7 @@ bench-peers: install
 	build/image-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	build/image-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		torchvision torchdistill==1.1.5 timm==1.0.31
-	$(BIN)/python -m benchmarks embedding token_loss lm
+	$(BIN)/python -m benchmarks embedding token_loss lm image_logits
 
 # What is claimed of a method, measured again: make evidence METHOD=pld; all methods without it.
 evidence: install

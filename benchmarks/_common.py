@@ -39,8 +39,8 @@ def child(script: str, *arguments: str, python: str = sys.executable, **environm
 
 
 def in_turns(
-    script: str, jobs: Mapping[str, Sequence[str]], rounds: int, *, peers: Sequence[str] = (), interpreter: Path = PEERS,
-    **environment: str,
+    script: str, jobs: Mapping[str, Sequence[str]], rounds: int, *, peers: Sequence[str] = (),
+    interpreter: Path = PEERS, **environment: str,
 ) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Each job `rounds` times, in alternating order, so that a busy moment hits all of them. Those of `peers` run with
     the interpreter that has them."""

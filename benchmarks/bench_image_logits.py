@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from _common import PEERS, in_turns, record, spread
 
+IMAGE_PEERS = PEERS.parents[2] / "image-peers" / "bin" / "python"
 CLASSES, BATCH, TEMPERATURE, ALPHA, LR, DECAY = 10, 64, 4.0, 0.9, 1e-3, 0.01
 SCALE = {"mean": [[[0.49]], [[0.48]], [[0.45]]], "std": [[[0.25]], [[0.24]], [[0.26]]]}
 JOBS = ("kdhub", "torchdistill", "timm")
@@ -272,11 +273,13 @@ def main() -> None:
         folder = Path(made)
         prepare(folder, o.images, o.epochs)
         common = ["--folder", str(folder), "--epochs", str(o.epochs), "--threads", str(o.threads)]
-        jobs = {name: ["--job", name, *common] for name in JOBS if name == "kdhub" or PEERS.exists()}
+        jobs = {name: ["--job", name, *common] for name in JOBS if name == "kdhub" or IMAGE_PEERS.exists()}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
         for _ in range(o.rounds):  # each with an empty store, for the first epoch's sake
             with tempfile.TemporaryDirectory() as home:
-                for name, rows in in_turns(__file__, jobs, 1, peers=JOBS[1:], KDHUB_HOME=home).items():
+                for name, rows in in_turns(
+                    __file__, jobs, 1, peers=JOBS[1:], interpreter=IMAGE_PEERS, KDHUB_HOME=home
+                ).items():
                     found[name] += rows
     print(f"{o.images} images, {o.epochs} epochs, {o.threads} threads; images/s, median (range)")
     print(f"{'':14} {'first epoch':28} {'later epochs':28} extra MB, whole MB, first loss")
