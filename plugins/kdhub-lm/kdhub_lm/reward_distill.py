@@ -34,8 +34,6 @@ BATCH = 64
 """Sequences whose states are made at once."""
 STEPS = 200
 """Of L-BFGS, at most."""
-DECAY = 1e-3
-"""Of the head's weights, where it is fitted."""
 
 
 class RewardDistill(PolicyGradient):

@@ -164,3 +164,38 @@ def test_without_any_right_answer_it_is_refused(tmp_path):
         kdhub.distill(
             {"task": "causal-lm", "method": "grpo", "student": "llama:width=16,layers=1,heads=2,length=64",
              "data": {"train": [str(path)]}, "evaluation": {"cost": False}}, out=tmp_path / "other")  # fmt: skip
+
+
+def test_a_policy_that_lags_is_resumed_exactly(tmp_path, monkeypatch):
+    """The policy that samples is in the checkpoint, as it was, not as the student is."""
+    recipe = {
+        "task": "causal-lm", "method": "grpo", "student": "llama:width=16,layers=1,heads=2,length=16",
+        "data": {"train": [{"source": "arithmetic:larger", "options": {"numbers": 6, "held_out": 0}}]},
+        "options": {"batch_size": 4, "group_size": 4, "max_new_tokens": 3, "max_steps": 6, "lr": 0.05, "probe": 0,
+                    "policy_steps": 3, "checkpoint_steps": 2, "precision": "float32"},
+        "evaluation": {"data": [], "cost": False},
+    }  # fmt: skip
+    # letters instead of right answers, and nothing is cut off: an untrained model has something to learn
+    monkeypatch.setattr(
+        Grpo, "rewards", lambda self, answers, batch: torch.tensor([float(len(t)) for t in answers.texts])
+    )
+    monkeypatch.setattr(Answers, "batch", lambda self, student, own=Answers.batch: own(whole(self), student))
+    once = kdhub.distill(recipe, out=tmp_path / "once")
+    own = Grpo.objective
+
+    def broken(self, student, teacher, batch, progress):
+        if progress.step == 5:
+            raise KeyboardInterrupt
+        return own(self, student, teacher, batch, progress)
+
+    monkeypatch.setattr(Grpo, "objective", broken)
+    with pytest.raises(KeyboardInterrupt):
+        kdhub.distill(recipe, out=tmp_path / "twice")
+    monkeypatch.setattr(Grpo, "objective", own)
+    again = kdhub.distill(resume=tmp_path / "twice")
+    first, second = ((run.student_folder / "model.safetensors").read_bytes() for run in (once, again))
+    assert first == second
+
+
+def whole(answers):
+    return Answers(answers.prompts, answers.tokens, [True] * len(answers.tokens), answers.texts)
