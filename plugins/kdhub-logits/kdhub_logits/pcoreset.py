@@ -55,6 +55,9 @@ class PCoreSet(Method):
         head_mix: float = Field(0.5, ge=0, le=1, description="share of the teacher's head in predictions")
         head_beta: float = Field(1.0, gt=0, description="temperature of the teacher's head in predictions")
         max_pool: int | None = Field(None, ge=1, description="look at so many rows, drawn anew each round")
+        teacher_refresh: bool = Field(
+            False, description="fit a few-shot teacher (prototypes) to the labels of each round, for the next one"
+        )
         steps: int = Field(300, ge=1, description="optimiser steps of each round's student")
         batch_size: int = Field(64, ge=1, description="labelled rows of a step, and as many others")
         lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
@@ -76,6 +79,11 @@ class PCoreSet(Method):
         o = self.options
         if not isinstance(run.student, NetworkClassifier):
             raise CompatibilityError("pcoreset gives the student a second head, which only our own networks can have")
+        if o.teacher_refresh and not hasattr(run.teacher, "fitted"):
+            raise CompatibilityError(
+                "teacher_refresh fits prototypes to labels, and the teacher has none",
+                hint="--teacher prototypes:DATA, or without teacher_refresh",
+            )
         rows = run.rows("train")
         known = np.array([e["label"] for e in rows[np.arange(len(rows))]])
         given = run.signals(rows, "logits")[np.arange(len(rows))]["logits"]
@@ -88,12 +96,14 @@ class PCoreSet(Method):
         asked = o.queries_per_round or len(run.student.classes)
         for number in range(o.rounds):
             chosen = run.stage(
-                f"round-{number}", lambda n=number: self._choose(run, rows, given, labels, pool, asked, n)
+                f"round-{number}", lambda n=number, t=given: self._choose(run, rows, t, labels, pool, asked, n)
             )
             self._note(run, number, len(labels), chosen["facts"])
             if not chosen["rows"]:
                 break
             labels.update(self._ask(run, chosen["rows"], known))
+            if o.teacher_refresh:
+                given = run.teacher.fitted(rows[np.arange(len(rows))], labels)
         student = self._train(run, rows, given, labels, o.rounds)
         self._note(run, o.rounds, len(labels), self._facts(run, student))
         return student

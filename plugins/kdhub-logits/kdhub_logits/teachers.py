@@ -162,9 +162,22 @@ class Prototypes(Teacher):
         return _logits_only(self, kind)
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
-        _, centre, means = self._means
-        x = np.stack([np.asarray(e["x"], np.float64).ravel() for e in examples]) - centre
-        return {"logits": (self.options.scale * _cosine(x, means)).astype(np.float32)}
+        return {"logits": self._logits(self._vectors(examples), self._means[2])}
+
+    def fitted(self, examples: Sequence[Example], labels: Mapping[int, int]) -> np.ndarray:
+        """(n, classes): the logits of examples, after the means were fitted to those of them that have a label (see
+        `adapter`)."""
+        from kdhub_logits.adapter import adapted
+
+        vectors, at = self._vectors(examples), sorted(labels)
+        truth = np.array([labels[i] for i in at])
+        return self._logits(vectors, adapted(self._means[2], vectors[at], truth, scale=self.options.scale))
+
+    def _vectors(self, examples: Sequence[Example]) -> np.ndarray:
+        return np.stack([np.asarray(e["x"], np.float64).ravel() for e in examples]) - self._means[1]
+
+    def _logits(self, vectors: np.ndarray, means: np.ndarray) -> np.ndarray:
+        return (self.options.scale * _cosine(vectors, means)).astype(np.float32)
 
 
 class ZeroShot(Teacher):

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from kdhub_logits import queries
+from kdhub_logits.adapter import adapted
 from kdhub_logits.pcoreset import QUERIES, two_head_loss
 from kdhub_logits.queries import Seen, farthest, gaps
+from kdhub_logits.teachers import Prototypes
 
 import kdhub
 from kdhub.data import DataOptions
-from kdhub.errors import DataError
+from kdhub.errors import CompatibilityError, DataError
 from kdhub.resolve import Resolver
 
 POOL = np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.34, 0.33, 0.33], [0.5, 0.5, 0]])
@@ -123,6 +125,36 @@ def test_labels_from_a_file_round_by_round(tmp_path):
                 writer.writerows([row["row"], labels[int(row["row"])]] for row in rows)
     assert run is not None and [len(rows) for rows in asked] == [5, 5] and not set(asked[0]) & set(asked[1])
     assert [record["labels"] for record in run.metrics()][-1] == 10 + 10
+
+
+def test_prototypes_fitted_to_labels_know_more():
+    """On digits, noisy means and five labelled rows a class; a class that is right by itself stays where it is."""
+    teacher = Prototypes("digits", Prototypes.Options(noise=0.8, data=FEATURES))
+    rows = Resolver().open_data("digits", DataOptions(), FEATURES).split("train")[:600]
+    examples = [{"x": np.array(x)} for x in rows["features"]]
+    truth = np.array(rows["label"])
+    few = {int(i): int(c) for c in range(10) for i in np.flatnonzero(truth == c)[:5]}
+    others = [i for i in range(600) if i not in few]
+    before, after = (z[others].argmax(1) == truth[others] for z in (
+        teacher.signals(examples, "logits")["logits"], teacher.fitted(examples, few)))  # fmt: skip
+    assert after.mean() > before.mean() + 0.03
+    start = np.eye(3)[:, :2] + 0.1
+    same = adapted(start, start[:2], np.array([0, 1]), scale=20.0, steps=0)
+    assert same == pytest.approx(start / np.linalg.norm(start, axis=1).mean())
+    moved = adapted(start, np.array([[1.0, 0.1], [1.0, 0.2]]), np.array([0, 1]), scale=20.0) - same
+    assert np.linalg.norm(moved[1]) > 3 * np.linalg.norm(moved[0]), "of the second class it was wrong"
+
+
+def test_a_teacher_fitted_between_rounds(tmp_path):
+    runs = [
+        kdhub.distill({**RECIPE, "options": {**RECIPE["options"], "teacher_refresh": on}}, out=tmp_path / str(on))
+        for on in (True, False)
+    ]
+    first = [json.loads((run.folder / "state.json").read_text())["stages"]["round-0"]["rows"] for run in runs]
+    assert first[0] == first[1] and student_of(runs[0]) != student_of(runs[1]), "from the second round on"
+    other = {**RECIPE, "teacher": f"path:{runs[0].student_folder}", "options": {"teacher_refresh": True}}
+    with pytest.raises(CompatibilityError, match="teacher has none"):
+        kdhub.distill(other, out=tmp_path / "other")
 
 
 def test_the_same_seed_asks_for_the_same_rows_and_another_run_resumes_to_the_same_student(tmp_path):
