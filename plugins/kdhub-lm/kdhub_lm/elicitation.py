@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `labelling:DATA` | answers to given prompts | prompt, response |
 | `expansion:DATA` | new tasks like a few given ones, and their answers | prompt, response |
-| `curation` | tasks of stated topics and difficulties, and their answers | prompt, response |
+| `curation:TOPICS` | tasks of stated topics and difficulties, and their answers | prompt, response |
 | `feedback:DATA` | scores, an order or a correction of what the student writes | see `feedback` |
 | `self-knowledge:DATA` | answers of the student itself, of which those that pass a filter are kept | prompt, response |
 | `feature` | logits and hidden states: no data set, for this is what the signal store keeps of any teacher | |
@@ -157,6 +157,7 @@ def expansion(
 
 
 def curation(
+    argument: str,
     *,
     teacher: Any = None,
     topics: Sequence[str] = (),
@@ -170,21 +171,23 @@ def curation(
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
 ) -> Data:
-    """`curation`: tasks and answers that a teacher makes up for each topic and each difficulty, without any data.
+    """`curation:TOPICS`: tasks and answers that a teacher makes up for each topic and each difficulty, without data.
 
     Args:
+        argument: topics, with commas between them; topics: further ones, which may have commas.
         samples: how often it is asked for each topic at each difficulty.
         template: what it is asked, with {topic} and {difficulty} in it.
         least_new: see `expansion`.
         least_score: keep only what the teacher itself scores so high, on the scale.
         chat, answers: see `labelling`; temperature 0.7.
     """
-    name = "curation"
+    name = f"curation:{argument}"
+    topics = list(dict.fromkeys([*filter(None, map(str.strip, argument.split(","))), *topics]))
     asked = Asked(name, teacher, answers, chat, temperature=0.7)
     require(name, samples, asked.how, template, "topic", "difficulty")
     judge = Judge(name, teacher, score_template, scale, chat) if least_score is not None else None
     if not topics or not difficulties:
-        raise UsageError("curation: needs topics and difficulties", hint="options: {topics: [geometry, history, ...]}")
+        raise UsageError(f"{name} needs topics and difficulties", hint="curation:geometry,history")
     told = {"elicitation": "curation", "teacher": asked.name}
 
     def rows(tally: Tally) -> Iterator[dict[str, Any]]:
@@ -199,7 +202,7 @@ def curation(
                 found += [{"prompt": prompt, "response": response, **about} for prompt, response in pairs]
             yield from found if judge is None else judge.kept(found, least_score, tally)
 
-    key = {"asked": asked.key, "template": template, "topics": list(topics), "difficulties": list(difficulties)}
+    key = {"asked": asked.key, "template": template, "topics": topics, "difficulties": list(difficulties)}
     key |= {"samples": samples, "least_new": least_new, "judge": judge and {**judge.key, "least": least_score}}
     return made(name, {"train": rows}, key)
 

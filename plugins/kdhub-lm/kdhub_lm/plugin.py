@@ -76,6 +76,7 @@ def kdhub_methods():
         uses=("logits", "features"),
         labels=True,
         recipe="reward-distill",
+        tags=("elicitation:feedback", "algorithm:reinforcement-learning"),
     )
     # What is new is in the rows (`mixture`, `chat:`), of which the assistant's words alone are labels.
     yield MethodSpec(
@@ -99,6 +100,7 @@ def kdhub_methods():
         uses=("logits",),
         labels=True,
         recipe="metis-rise",
+        tags=("elicitation:self-knowledge", "algorithm:supervised"),
     )
     yield MethodSpec(
         name="dpo",
@@ -132,6 +134,7 @@ def kdhub_methods():
         uses=("logits",),
         labels=True,
         recipe="self-data",
+        tags=("elicitation:self-knowledge", "algorithm:supervised"),
     )
     yield MethodSpec(
         name="as-is",
@@ -277,7 +280,7 @@ def kdhub_datasets():
 
     yield elicited("labelling", "a teacher's answers to the prompts of another data set")
     yield elicited("expansion", "new tasks that a teacher makes up after those of another data set, and its answers")
-    yield elicited("curation", "tasks that a teacher makes up for topics and difficulties, and its answers", "")
+    yield elicited("curation", "tasks that a teacher makes up for topics and difficulties, and answers", "TOPIC,...")
     yield elicited("feedback", "what a teacher thinks of the student's answers, as preferences")
     yield elicited("self-knowledge", "the student's own answers, as far as they pass a filter")
     yield DatasetSpec(

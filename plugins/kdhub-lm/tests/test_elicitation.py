@@ -139,12 +139,12 @@ def test_curation_asks_for_each_condition_and_filters_by_score(server):
         return f"Input: {topic} {level} {seed}\nOutput: {seed}"
 
     server.says["teacher"] = teacher
-    options = {"teacher": "openai:teacher", "topics": ["moon", "sea"], "difficulties": ["easy", "hard"], "least_new": 0}
-    rows = rows_of("curation", samples=3, **options)
+    options = {"teacher": "openai:teacher", "topics": ["sea"], "difficulties": ["easy", "hard"], "least_new": 0}
+    rows = rows_of("curation:moon", samples=3, **options)
     assert len(rows) == 12 and {(r["topic"], r["difficulty"]) for r in rows} == {
         ("moon", "easy"), ("moon", "hard"), ("sea", "easy"), ("sea", "hard")
     }  # fmt: skip
-    kept = rows_of("curation", samples=3, least_score=8, **options)
+    kept = rows_of("curation:moon", samples=3, least_score=8, **options)
     assert [r["prompt"] for r in kept] == [r["prompt"] for r in rows if r["topic"] == "moon"]
     assert {r["score"] for r in kept} == {9.0} and {r["elicitation"] for r in kept} == {"curation"}
 
@@ -231,7 +231,7 @@ def test_answers_that_nobody_can_read_are_an_error(server, prompts):
         ("labelling:{}", {"teacher": "openai:teacher", "answers": {"max_tokens": 3}}, "answers.max_tokens"),
         ("labelling:{}", {"teacher": "openai:teacher", "no_such": 3}, "no_such"),
         ("expansion:{}", {"teacher": "openai:teacher", "asks": 0}, "asks 0"),
-        ("curation", {"teacher": "openai:teacher"}, "needs topics"),
+        ("curation:,", {"teacher": "openai:teacher"}, "needs topics"),
         ("feedback:{}", {"teacher": "openai:teacher"}, "needs a model"),
         ("feedback:{}", {**FEEDBACK, "how": "sing"}, "score, rank or correct"),
         ("feedback:{}", {**FEEDBACK, "samples": 1}, "cannot be better"),
