@@ -93,6 +93,11 @@ class Feature(_Features):
 
     def distill(self, run: Run) -> Student:
         if (of := self.options.of) != "features":
+            if of not in (kinds := run.student.kinds):
+                raise CompatibilityError(
+                    f"the student gives {', '.join(kinds)}, not {of}",
+                    hint="students with layers of attention do: vit:, and text classifiers of transformers",
+                )
             layers = (shape[LAYERED[of]] for shape in (run.student.shape(of), run.teacher.layout(of)[of]))
             self.pairs = layer_pairs(*layers, self.options.layer_map)
         return super().distill(run)

@@ -123,7 +123,7 @@ def test_a_student_comes_near_its_teacher_layer_by_layer(tmp_path, of, options, 
     assert losses[-1] < 0.6 * losses[0]
     with pytest.raises(CompatibilityError, match="positions differ"):
         Feature.apart(run_method(options), Signals({of: torch.ones(3, 1, 16)}), Signals({of: torch.ones(4, 1, 16)}))
-    with pytest.raises(CompatibilityError, match="mlp gives logits, features, not"):
+    with pytest.raises(CompatibilityError, match="the student gives logits, features, not"):
         kdhub.distill("feature", set={"options.of": of}, out=tmp_path / "other")
 
 
