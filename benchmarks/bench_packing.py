@@ -1,8 +1,8 @@
 """Is a step faster with several rows in one sequence? `python -m benchmarks.bench_packing [--threads 1]`.
 
 Rows of five instruction sets, 30 to 210 bytes, in batches of 32: of like length and padded (the default), of all
-lengths and padded, of all lengths and packed into sequences of 512. The three take turns; times are sums over the same
-rows, relative to the first.
+lengths and padded, of all lengths and packed into sequences of 512. The three take turns; processor times are sums over
+the same rows, relative to the first.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MODELS = {"2 layers of 96": "width=96,layers=2,heads=4", "4 layers of 256": "wid
 
 
 def step(student: CausalLm, examples: list[dict]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     batch = task.CausalLanguage().collate(examples, student)
     torch.nn.functional.cross_entropy(student.module(batch).logits, batch["labels"]).backward()
     student.module.zero_grad()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main() -> None:
