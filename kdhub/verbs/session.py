@@ -348,7 +348,8 @@ class Session:
         self.run.add_provenance(data={"use": kept + used})
 
     def _note_spent(self, kind: str, before: Mapping[str, float]) -> None:
-        """What somebody else's server was asked for, whether all went well or not; the sum over resumed processes."""
+        """What somebody else's server was asked for, whether all went well or not; the sum over the processes of a run,
+        but for what one had asked when it was killed."""
         known = self.run.provenance.get("spent", {}).get(kind, {})
         now = {name: value - before[name] + known.get(name, 0) for name, value in self.teacher.spent.items()}
         if any(now.values()):
