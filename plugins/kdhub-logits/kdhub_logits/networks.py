@@ -190,7 +190,10 @@ class Timm(nn.Module):
 
     Raises:
         UsageError: timm is not there, or cannot be imported.
+        UntrustedError: timm has no such network, or would read weights or a configuration from elsewhere.
     """
+
+    ELSEWHERE = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
     def __init__(
         self,
@@ -201,12 +204,16 @@ class Timm(nn.Module):
         mean: Any = 0.0,
         std: Any = 1.0,
     ):
+        from kdhub.errors import UntrustedError
+
         super().__init__()
         self.scale = Standardise(mean, std)
-        channels = shape[0] if len(shape) == 3 else 1
-        self.model = timm_library().create_model(
-            name, pretrained=False, num_classes=classes, in_chans=channels, **(settings or {})
-        )
+        channels, library, settings = shape[0] if len(shape) == 3 else 1, timm_library(), dict(settings or {})
+        if not library.is_model(str(name)):
+            raise UntrustedError(f"timm has no network {name!r}")
+        if led := sorted(settings.keys() & set(self.ELSEWHERE)):
+            raise UntrustedError(f"the configuration of a {name} leads timm elsewhere: {', '.join(led)}")
+        self.model = library.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **settings)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         states = self.model.forward_features(_channels(self.scale(inputs["x"])))

@@ -142,6 +142,14 @@ def test_what_is_no_network_of_timm(timm, tmp_path):
     of_timm(timm, tmp_path / "net", architecture="fixed", model_args={"img_size": [8, 8]})
     with pytest.raises(UntrustedError, match="weights of another network than fixed"):
         load(tmp_path / "net")
+    for wrong, words in (
+        ({"architecture": "hf-hub:some/one"}, "no network 'hf-hub:some/one'"),
+        ({"architecture": "small", "model_args": {"checkpoint_path": "x.pth"}}, "elsewhere: checkpoint_path"),
+    ):
+        config = json.loads((tmp_path / "net/config.json").read_text())
+        (tmp_path / "net/config.json").write_text(json.dumps(config | wrong))
+        with pytest.raises(UntrustedError, match=words):
+            load(tmp_path / "net")
     (tmp_path / "net/config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
     with pytest.raises(CompatibilityError, match="ViTForImageClassification of transformers"):
         load(tmp_path / "net")
