@@ -109,7 +109,7 @@ def expansion(
     examples: int = 3,
     split: str = "train",
     template: str = EXPANSION,
-    least_new: float = 0.3,
+    most_alike: float = 0.7,
     seed: int = 0,
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
@@ -125,15 +125,15 @@ def expansion(
         examples: given tasks in each ask.
         split: of the data set.
         template: what it is asked, with {examples} in it.
-        least_new: 1 - ROUGE-L that a task must have to each given one and each kept one, more than this.
+        most_alike: a task is new whose ROUGE-L to each given one and each kept one is below this.
         seed: of the draws.
         chat, answers, options: see `labelling`; temperature 0.7.
     """
     name = f"expansion:{argument}"
     asked = Asked(name, teacher, answers, chat, temperature=0.7)
     require(name, 1, asked.how, template, "examples")
-    if asks < 1 or examples < 1 or not 0 <= least_new <= 1:
-        raise UsageError(f"{name}: asks {asks} and examples {examples} are from 1, least_new {least_new} from 0 to 1")
+    if asks < 1 or examples < 1 or not 0 <= most_alike <= 1:
+        raise UsageError(f"{name}: asks {asks} and examples {examples} are from 1, most_alike {most_alike} from 0 to 1")
     data = source(name, argument, options)
     table = data.split(data.pick(split))
     if not {"prompt", "response"} <= set(table.column_names):
@@ -141,7 +141,7 @@ def expansion(
     told = {"elicitation": "expansion", "teacher": asked.name}
 
     def rows(tally: Tally) -> Iterator[dict[str, Any]]:
-        seen = Seen(1 - least_new)
+        seen = Seen(most_alike)
         for prompt in table["prompt"]:
             seen.add(prompt)
         for block in blocks(range(asks)):
@@ -152,7 +152,7 @@ def expansion(
                     yield {"prompt": prompt, "response": response, "examples": some, **told}
 
     key = {"of": data.fingerprint(data.pick(split)), "asked": asked.key, "template": template}
-    key |= {"asks": asks, "examples": examples, "least_new": least_new, "seed": seed}
+    key |= {"asks": asks, "examples": examples, "most_alike": most_alike, "seed": seed}
     return made(name, {"train": rows}, key, licence=data.licence)
 
 
@@ -164,7 +164,7 @@ def curation(
     difficulties: Sequence[str] = ("easy", "medium", "hard"),
     samples: int = 4,
     template: str = CURATION,
-    least_new: float = 0.3,
+    most_alike: float = 0.7,
     least_score: float | None = None,
     score_template: str = SCORE,
     scale: Sequence[float] = (1, 10),
@@ -177,7 +177,7 @@ def curation(
         argument: topics, with commas between them; topics: further ones, which may have commas.
         samples: how often it is asked for each topic at each difficulty.
         template: what it is asked, with {topic} and {difficulty} in it.
-        least_new: see `expansion`.
+        most_alike: see `expansion`.
         least_score: keep only what the teacher itself scores so high, on the scale.
         chat, answers: see `labelling`; temperature 0.7.
     """
@@ -191,7 +191,7 @@ def curation(
     told = {"elicitation": "curation", "teacher": asked.name}
 
     def rows(tally: Tally) -> Iterator[dict[str, Any]]:
-        seen = Seen(1 - least_new)
+        seen = Seen(most_alike)
         conditions = [(topic, difficulty) for topic in topics for difficulty in difficulties]
         for block in blocks(conditions):
             prompts = [filled(template, topic=topic, difficulty=difficulty) for topic, difficulty in block]
@@ -203,7 +203,7 @@ def curation(
             yield from found if judge is None else judge.kept(found, least_score, tally)
 
     key = {"asked": asked.key, "template": template, "topics": topics, "difficulties": list(difficulties)}
-    key |= {"samples": samples, "least_new": least_new, "judge": judge and {**judge.key, "least": least_score}}
+    key |= {"samples": samples, "most_alike": most_alike, "judge": judge and {**judge.key, "least": least_score}}
     return made(name, {"train": rows}, key)
 
 

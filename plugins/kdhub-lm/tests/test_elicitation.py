@@ -139,7 +139,7 @@ def test_curation_asks_for_each_condition_and_filters_by_score(server):
         return f"Input: {topic} {level} {seed}\nOutput: {seed}"
 
     server.says["teacher"] = teacher
-    options = {"teacher": "openai:teacher", "topics": ["sea"], "difficulties": ["easy", "hard"], "least_new": 0}
+    options = {"teacher": "openai:teacher", "topics": ["sea"], "difficulties": ["easy", "hard"], "most_alike": 1}
     rows = rows_of("curation:moon", samples=3, **options)
     assert len(rows) == 12 and {(r["topic"], r["difficulty"]) for r in rows} == {
         ("moon", "easy"), ("moon", "hard"), ("sea", "easy"), ("sea", "hard")
