@@ -54,9 +54,9 @@ class Mixture(BaseModel):
     seed: int = Field(0, ge=0, description="which rows are taken of a source that gives fewer than it has")
 
 
-def mixture(**options: Any) -> Data:
-    """Split `train`: the rows of each source, one source after the other (training shuffles them), with the columns
-    `dataset`, `id` and `source` (human, or teacher:NAME).
+def mixture(argument: str, **options: Any) -> Data:
+    """`mixture:NAME`, whatever the name. Split `train`: the rows of each source, one source after the other (training
+    shuffles them), with the columns `dataset`, `id` and `source` (human, or teacher:NAME).
 
     Sources of one form keep it; prompts and responses beside conversations become conversations. Rows without an answer
     are left out, and counted.
@@ -68,7 +68,7 @@ def mixture(**options: Any) -> Data:
         plan = Mixture.model_validate(options)
     except ValidationError as error:
         raise RecipeError(explain(error, Mixture, (), ("options",))) from error
-    words = _blocked(plan.block)
+    name, words = f"mixture:{argument}", _blocked(plan.block)
     opened = [(data := Resolver().data(part, "skip"), data.pick(part.split or "train")) for part in plan.sources]
     form = _common_form(opened)
 
@@ -76,12 +76,12 @@ def mixture(**options: Any) -> Data:
         kept = [_allowed(data, split, words) for data, split in opened]
         for part, numbers in zip(plan.sources, kept):
             if not numbers:
-                raise DataError(f"mixture: of {part.source} no row is left once those with blocked words are gone")
+                raise DataError(f"{name}: of {part.source} no row is left once those with blocked words are gone")
         counts = shares([len(k) for k in kept], [p.weight for p in plan.sources], plan.strategy, plan.tau)
         for part, (data, split), numbers, count in zip(plan.sources, opened, kept, counts):
             skipped = sum(data.skipped.get(split, {}).values())
             told = f", {skipped} bad ones left out" if skipped else ""
-            logger.info("mixture: %d rows of %s (%.3f)%s", count, part.source, count / sum(counts), told)
+            logger.info("%s: %d rows of %s (%.3f)%s", name, count, part.source, count / sum(counts), told)
             table = data.split(split)
             for start in range(0, len(taken := drawn(numbers, count, f"{plan.seed} {part.source}")), 1000):
                 some = taken[start : start + 1000]
@@ -95,7 +95,7 @@ def mixture(**options: Any) -> Data:
         "version": 1,
     }
     licences = dict.fromkeys(data.licence for data, _ in opened if data.licence)
-    return Data.from_rows("mixture", {"train": rows}, key=key, licence="; ".join(licences))
+    return Data.from_rows(name, {"train": rows}, key=key, licence="; ".join(licences))
 
 
 def shares(sizes: Sequence[int], weights: Sequence[float], strategy: str, tau: float = 2.0) -> list[int]:

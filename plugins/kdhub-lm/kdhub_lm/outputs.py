@@ -189,8 +189,8 @@ def reference(row: Mapping[str, Any]) -> str:
     if row.get("response") is not None:
         return row["response"]
     if row.get("messages") is not None:
-        said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
-        return said[-1] if said else ""
+        last = row["messages"][-1]
+        return last["content"] if last["role"] == "assistant" else ""
     texts, scores = responses_of(row)
     return texts[scores.index(max(scores))]
 

@@ -313,6 +313,7 @@ def kdhub_datasets():
     yield DatasetSpec(
         name="mixture",
         target="kdhub_lm.mixture:mixture",
+        argument="NAME",
         splits=("train",),
         summary="instruction sets of several sources in stated shares, each row with its source and who wrote it",
     )

@@ -254,25 +254,26 @@ def test_a_mixture_says_where_each_row_is_from(tmp_path):
     named = [*TWO[:1], {"role": "assistant", "content": "As a BIG-model"}]
     said = write("t", [{"messages": [*named, {"role": "user", "content": f"t{n}"}, ONE[1]]} for n in range(10)])
     sources = [{"source": human, "sample": 8, "by": "human"}, {"source": said, "by": "teacher:big"}]
-    data = mixture.mixture(sources=sources)
+    data = mixture.mixture("m", sources=sources)
     rows = list(data.split("train"))
     assert [(r["dataset"], r["source"]) for r in rows] == [(human, "human")] * 8 + [(said, "teacher:big")] * 10
     assert rows[0]["messages"][1] == {"role": "assistant", "content": "x"}, "of two forms, conversations"
-    again = mixture.mixture(sources=sources, strategy="equal").split("train")
+    again = mixture.mixture("m", sources=sources, strategy="equal").split("train")
     assert [r["source"] for r in again].count("human") == 9, "9 of 8: one comes twice"
-    first = mixture.mixture(sources=[{"source": human, "weight": 1}, {"source": said, "weight": 3}])
+    first = mixture.mixture("m", sources=[{"source": human, "weight": 1}, {"source": said, "weight": 3}])
     assert [r["source"] for r in first.split("train")].count("unknown") == 30
     chosen = [
-        [r["id"] for r in mixture.mixture(sources=sources, strategy="equal", seed=s).split("train")] for s in (0, 0, 1)
+        [r["id"] for r in mixture.mixture("m", sources=sources, strategy="equal", seed=s).split("train")]
+        for s in (0, 0, 1)
     ]
     assert chosen[0] == chosen[1] != chosen[2]
     with pytest.raises(DataError, match="no row is left"):
-        mixture.mixture(sources=sources, block=["big-MODEL"]).split("train")
+        mixture.mixture("m", sources=sources, block=["big-MODEL"]).split("train")
     write("t", [*({"messages": [*TWO, *ONE]},), {"messages": [{"role": "user", "content": "OpenSomething"}, ONE[1]]}])
     (tmp_path / "words.txt").write_text("opensomething\n\n")
-    left = mixture.mixture(sources=[said], block=str(tmp_path / "words.txt")).split("train")
+    left = mixture.mixture("m", sources=[said], block=str(tmp_path / "words.txt")).split("train")
     assert len(left) == 1 and left[0]["source"] == "unknown", "in whatever case, in any turn"
     with pytest.raises(DataError, match="no form in common"):
-        mixture.mixture(sources=[said, {"source": "pydoc", "split": "train"}])
+        mixture.mixture("m", sources=[said, {"source": "pydoc", "split": "train"}])
     with pytest.raises(RecipeError, match="wieght"):
-        mixture.mixture(sources=[{"source": said, "wieght": 2}])
+        mixture.mixture("m", sources=[{"source": said, "wieght": 2}])
