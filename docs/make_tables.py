@@ -67,8 +67,8 @@ def kinds(kind: str) -> str:
     for entry in entries(kind):
         argument = entry.spec.argument
         rows.append([f"`{entry.name}:{argument}`" if argument else f"`{entry.name}`", entry.spec.summary])
-        if kind == "teacher":
-            options.append((entry.name, keys(Registry().load(entry).Options)))
+        if kind == "teacher" and (model := getattr(Registry().load(entry), "Options", None)):
+            options.append((entry.name, keys(model)))
     text = markdown(["source", "what it is"], rows)
     for table in dict.fromkeys(table for _, table in options):
         names = ", ".join(f"`{name}`" for name, other in options if other == table)

@@ -42,7 +42,9 @@ def test_blocks_are_the_lines_in_order(tmp_path):
     rows.write_text("".join(json.dumps({"text": line or "-"}) + "\n" for line in lines))
     data = opened(f"blocks:path:{rows}", characters=80, held_out=0.2)
     train, validation, test = (list(data.split(name)["text"]) for name in ("train", "validation", "test"))
-    assert "\n".join([*train, *validation, *test]) == "\n".join(line or "-" for line in lines), "nothing is lost or torn"
+    assert "\n".join([*train, *validation, *test]) == "\n".join(line or "-" for line in lines), (
+        "nothing is lost or torn"
+    )
     assert len(test) == pytest.approx(len(train) / 8, abs=1) == len(validation) and max(map(len, train)) <= 160
     with pytest.raises(UsageError, match="20 and a share"):
         opened(f"blocks:path:{rows}", held_out=1.0)
