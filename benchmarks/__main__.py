@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHORT = ("startup", "store", "overhead", "embedding")
+SHORT = ("startup", "catalogue", "store", "overhead", "leaf_flops")
 
 if __name__ == "__main__":
     here = Path(__file__).parent

@@ -502,3 +502,23 @@ def test_every_training_option_has_a_description():
         assert field.description, name
     with pytest.raises(TypeError):
         ObjectiveMethod(TrainingOptions())
+
+
+def test_attention_of_a_cpu_is_in_float32_where_the_rest_is_in_bfloat16():
+    """Its backward pass is several times slower in bfloat16; what comes out is what the rest expects."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from kdhub.training import _Float32Attention
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    expected = scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16), _Float32Attention():
+        given = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        assert (q @ k.transpose(2, 3)).dtype == torch.bfloat16, "nothing else changes"
+    assert given.dtype == torch.bfloat16 and torch.equal(given, expected.bfloat16())
+    given.float().sum().backward()
+    assert q.grad is not None and q.grad.dtype == torch.bfloat16
+    with _Float32Attention():  # in float32 all of it is as it was
+        assert scaled_dot_product_attention(q, k, v).dtype == torch.bfloat16
