@@ -47,7 +47,7 @@ def test_a_good_pair_of_encoders_is_tried_and_leaves_nothing_behind(recipe, tmp_
     assert seen["loss terms"].status == "ok" and seen["loss terms"].found.startswith("alignment ")
     assert seen["cut"].values["share"] == 0 or seen["cut"].status in ("note", "warn")
     expected = seen["expected"].values
-    parts = sum(expected[name] for name in ("reading", "teacher", "training", "evaluation", "cost"))
+    parts = sum(expected[name] for name in ("reading", "teacher", "training", "evaluation", "cost", "page"))
     assert expected["seconds"] == pytest.approx(parts) and expected["memory_bytes"] > 1e8
     assert expected["training"] > 0 and expected["evaluation"] > 0 and expected["teacher"] == 0, "all rows were tried"
     assert any(check.startswith("rows in both") for check in seen) and "teacher above start" in seen

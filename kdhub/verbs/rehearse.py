@@ -25,7 +25,6 @@ from kdhub.method import ObjectiveMethod
 from kdhub.recipe import Recipe, merge
 from kdhub.resolve import Resolver
 from kdhub.run import Run
-from kdhub.signals import row_key
 from kdhub.student import Student
 from kdhub.task import Rows, plain_rows
 from kdhub.verbs import chain
@@ -39,9 +38,9 @@ COMPARED, HELD = 100_000, 20_000
 """Training rows, and evaluation rows of each data set, that are looked through for rows in both."""
 MUCH = {"rows in both": 0.01, "cut": 0.1}
 """Shares from which on a finding is a warning."""
-COST_SECONDS = 20.0
-"""What measuring cost takes: processes that start, and turns of a set length."""
-ALL_THERE = ("role", "source")
+COST_SECONDS, PAGE_SECONDS = 20.0, 5.0
+"""What measuring cost takes (processes that start, and turns of a set length), and plots and card."""
+BESIDE = ("role", "source")
 """Columns of texts that are no part of them (see `Data.texts`)."""
 
 
@@ -127,7 +126,9 @@ class _Trial(Session):
 
     def signals(self, rows: Rows, kind: str) -> Any:
         """The first quarter apart: what a teacher needs to get going does not count."""
-        first = super().signals(Rows.build(rows.table.select(range(len(rows) // 4)), rows.prepare, row_key), kind)
+        some = max(1, len(rows) // 4)
+        quarter = Rows(rows.table.select(range(some)), rows.prepare, rows.keys[:some], rows.lengths[:some])
+        first = super().signals(quarter, kind)
         stored = super().signals(rows, kind)
         lacked = first.report.computed + stored.report.computed
         each = stored.report.seconds / stored.report.computed if stored.report.computed else 0.0
@@ -197,6 +198,7 @@ class _Trial(Session):
             "training": steps_of(options, self.whole)[1] * step,
             "evaluation": asking + 2 * times * here.get("evaluating the start", 0.0),
             "cost": COST_SECONDS if self.planned.evaluation.cost and held else 0.0,
+            "page": PAGE_SECONDS,
         }
         whole = sum(seconds.values())
         parts = ", ".join(f"{name} {_clock(value)}" for name, value in seconds.items() if value >= 0.5)
@@ -208,9 +210,7 @@ class _Trial(Session):
         from kdhub.evaluation import Evaluator
 
         options = self.resolver.evaluation_options(self.task, self.planned)
-        evaluator = Evaluator(
-            self.task, self.resolver, self.planned.evaluation, options, self.planned.on_bad_rows
-        )  # fmt: skip
+        evaluator = Evaluator(self.task, self.resolver, self.planned.evaluation, options, self.planned.on_bad_rows)
         return [(data, split, self.task.sample(data, split, HELD)) for data, split in evaluator.data]
 
     def _in_both(self, held: Sequence[tuple[Data, str, list[dict[str, Any]]]]) -> list[Finding]:
@@ -222,7 +222,7 @@ class _Trial(Session):
         some = sorted(np.random.default_rng(0).permutation(len(table))[:COMPARED].tolist())
         for data, split, rows in held:
             check = f"rows in both: {data.name} {split}"
-            columns = [name for name in (rows[0] if rows else ()) if name not in ALL_THERE]
+            columns = [name for name in (rows[0] if rows else ()) if name not in BESIDE]
             if not columns or not set(columns) <= set(table.column_names):
                 found.append(
                     Finding("note", check, f"training rows have no {' and '.join(columns) or 'rows'}: not compared")
