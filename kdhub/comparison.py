@@ -29,8 +29,8 @@ START = "untrained"
 SUBJECTS = ((BEFORE, START), (TEACHER, TEACHER))
 """What stands beside the arms, and what tables call it."""
 
-MEAN = "mean "
-"""Before the name of a metric: its mean over the data sets that it is measured on."""
+MEAN, WORST = "mean ", "worst "
+"""Before the name of a metric: its mean over the data sets that it is measured on, or its value where it is worst."""
 
 OUTCOMES = ("as expected", "a tie", "otherwise")
 
@@ -342,9 +342,9 @@ class Result:
         return costs | {"teacher_rows": sum(self.fact(arm, "teacher_rows"))}
 
     def _by_data(self, arms: Sequence[str]) -> list[Table]:
-        """Where the compared metric is a mean over data sets: its value on each, whether an arm helps or hurts there
-        against the untrained student, and the means of the recipe's other metrics."""
-        plain = self.metric.removeprefix(MEAN)
+        """Where the compared metric is over data sets: its value on each, whether an arm helps or hurts there against
+        the untrained student, and the means of the recipe's other metrics."""
+        plain = self.metric.removeprefix(MEAN).removeprefix(WORST)
         if plain == self.metric:
             return []
         spots = [name for name in self.directions if name.startswith(f"{plain} on ")]
@@ -490,7 +490,8 @@ def values_of(report: Report, data: str) -> tuple[dict[str, dict[str, float]], d
     """Subject -> metric -> value, plain views alone; by metric, whether higher is better; and where it was measured.
 
     A metric has its plain name on `data` (`NAME SPLIT`), and where else it is measured once. One that is measured in
-    several places is `METRIC on NAME SPLIT` in each, and `mean METRIC` over them, of subjects that have all.
+    several places is `METRIC on NAME SPLIT` in each, and `mean METRIC` and `worst METRIC` over them, of subjects that
+    have all.
     """
     found: dict[str, dict[str, float]] = {}
     directions: dict[str, bool] = {}
@@ -509,8 +510,11 @@ def values_of(report: Report, data: str) -> tuple[dict[str, dict[str, float]], d
     for metric, n in spots.items():
         if n > 1:
             names = [name for name in directions if name.startswith(f"{metric} on ")]
-            directions[f"{MEAN}{metric}"], places[f"{MEAN}{metric}"] = directions[metric], f"{n} data sets"
+            for over in (MEAN, WORST):
+                directions[f"{over}{metric}"], places[f"{over}{metric}"] = directions[metric], f"{n} data sets"
             for values in found.values():
                 if all(name in values for name in names):
-                    values[f"{MEAN}{metric}"] = sum(values[name] for name in names) / n
+                    each = [values[name] for name in names]
+                    values[f"{MEAN}{metric}"] = sum(each) / n
+                    values[f"{WORST}{metric}"] = min(each) if directions[metric] else max(each)
     return found, directions, places

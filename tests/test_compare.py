@@ -269,6 +269,8 @@ def test_a_metric_is_compared_in_the_mean_over_data_sets():
             cells.append(Cell(arm, seed, "done", values=values))
         assert values[STUDENT]["mean exact-match"] == pytest.approx(mean + 0.1, abs=5e-4)
     assert values[STUDENT]["exact-match"] == values[STUDENT]["exact-match on skill1 test"] == pytest.approx(27.1)
+    each = [value for name, value in values[STUDENT].items() if name.startswith("exact-match on ")]
+    assert values[STUDENT]["worst exact-match"] == min(each) < values[STUDENT]["mean exact-match"]
     assert places["mean exact-match"] == "6 data sets" and "mean nll" not in directions
     plan = {"name": "tulu", "arms": dict.fromkeys(TULU, {}), "seeds": [0, 1, 2]}
     result = Result(plan, "mean exact-match", "6 data sets", directions, "human", cells)
