@@ -131,7 +131,9 @@ class PolicyGradient(ObjectiveMethod):
 
     def prompts(self, batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
         """Token ids of the prompts of a batch of rows, and a number for each that its content gives."""
-        masks = batch["attention_mask"].bool()
+        from kdhub_lm.packing import mask_of
+
+        masks = mask_of(batch).bool()
         return [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks)], batch["keys"].tolist()
 
     def rewards(self, answers: Answers, batch: Mapping[str, Any]) -> Tensor:

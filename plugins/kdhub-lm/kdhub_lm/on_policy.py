@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:
     """What stands before the first label of each row: a prompt, or of a plain text its begin token. A row without
     labels is a prompt as a whole."""
+    from kdhub_lm.packing import mask_of
+
     ids, starts = batch["input_ids"], batch["counts"].cumsum(0) - batch["counts"]
-    at, width, lengths = batch["at"].tolist(), ids.shape[1], batch["attention_mask"].sum(-1).tolist()
+    at, width, lengths = batch["at"].tolist(), ids.shape[1], mask_of(batch).sum(-1).tolist()
     found = []
     for row, (start, count) in enumerate(zip(starts.tolist(), batch["counts"].tolist())):
         size = at[start] - row * width + 1 if count else lengths[row]

@@ -6,7 +6,7 @@ It saves padding where batches are of rows of all lengths; those of like length,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdhub.errors import CompatibilityError
@@ -44,6 +44,20 @@ def packed(examples: Sequence[Example], limit: int, pad: int) -> dict[str, Tenso
         positions[n, part] = torch.arange(len(example["ids"]))
         at += [n * width + offset + place for place in example["at"]]
     return {"input_ids": ids, "position_ids": positions, "at": torch.tensor(at, dtype=torch.long)}
+
+
+def mask_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which places of a batch are tokens, (rows, longest) int64: for methods that read its rows one by one.
+
+    Raises:
+        CompatibilityError: several rows stand in one sequence.
+    """
+    if "attention_mask" not in batch:
+        raise CompatibilityError(
+            "this method reads the rows of a batch one by one, and they are packed",
+            hint="leave packing out of the student's options",
+        )
+    return batch["attention_mask"]
 
 
 def require_packing(model: nn.Module) -> None:

@@ -79,8 +79,10 @@ class RewardDistill(PolicyGradient):
     def prompts(self, batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
         import torch
 
+        from kdhub_lm.packing import mask_of
+
         counts, groups = batch["counts"], batch["groups"]
-        lengths = batch["attention_mask"].sum(-1) - counts
+        lengths = mask_of(batch).sum(-1) - counts
         first = torch.ones_like(groups, dtype=torch.bool)
         first[1:] = groups[1:] != groups[:-1]
         numbers = first.nonzero().flatten().tolist()

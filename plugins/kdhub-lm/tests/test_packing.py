@@ -70,3 +70,15 @@ def test_networks_whose_rows_would_see_each_other_are_refused():
         packing.require_packing(Blind(plain.config))
     context = BuildContext(None, None, 3, options=StudentOptions(packing=True).model_dump())
     assert llama("width=16,layers=1,heads=2,length=64", context).packing
+
+
+def test_methods_that_read_rows_one_by_one_refuse_packed_ones(tmp_path):
+    import kdhub
+
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    student = {"source": "llama:width=16,layers=1,heads=2,length=64", "packing": True}
+    with pytest.raises(CompatibilityError, match="reads the rows of a batch one by one, and they are packed"):
+        kdhub.distill(
+            {"task": "causal-lm", "method": "gkd", **made, "student": student,
+             "options": {"lmbda": 1.0, "sample_after": 0.0, "max_steps": 1, "batch_size": 4}},
+            out=tmp_path / "run")  # fmt: skip
