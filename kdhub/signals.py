@@ -146,7 +146,11 @@ class SignalStore:
         with _explained(f"make a signal store in {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / META).exists():
-                write_json(folder / META, {"schema": SCHEMA, **meta, "group_rows": int(group_rows)})
+                try:
+                    write_json(folder / META, {"schema": SCHEMA, **meta, "group_rows": int(group_rows)})
+                except FileNotFoundError:  # swept by a process that wrote its own meanwhile
+                    if not (folder / META).exists():
+                        raise
         return cls.load(folder)
 
     @classmethod
@@ -457,9 +461,13 @@ class SignalStore:
         sync_folder(self.folder)
 
     def sweep(self) -> list[Path]:
-        """Remove temporary files whose process is gone; returns them."""
+        """Remove temporary files whose process is gone, and those of a `store.json` that is there; returns them."""
         stale = []
         for path in _scan(self.folder):
+            if path.name.startswith(f".{META}."):
+                with suppress(OSError):
+                    path.unlink()
+                    stale.append(path)
             if match := TEMPORARY.fullmatch(path.name):
                 with suppress(StoreError), self._claim(match[1]) as file:  # a store one may only read stays
                     if file is not None:

@@ -258,6 +258,14 @@ def test_other_versions_are_refused_and_other_fields_are_another_store(tmp_path)
 # Kills, ranks, damage, disks
 
 
+def test_a_process_killed_while_it_made_the_store_leaves_nothing(tmp_path, reference):
+    fill(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    (folder / ".store.json.abcd.tmp").write_text('{"schema"')
+    fill(tmp_path)
+    assert contents(tmp_path) == reference
+
+
 def test_killed_at_random_moments_then_resumed_has_the_same_bits(tmp_path, reference):
     rng, kills = random.Random(0), 0
     while True:
