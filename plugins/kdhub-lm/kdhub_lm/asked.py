@@ -17,9 +17,8 @@ from typing import Any
 from kdhub._files import canonical_json
 from kdhub.data import Data, DataOptions
 from kdhub.errors import DataError, TeacherError, UsageError
-from kdhub_lm.generation import Generation, answers
-from kdhub_lm.judged import opened
-from kdhub_lm.rows import prompt_of
+from kdhub_lm.generation import Generation, opened, several
+from kdhub_lm.rows import answer_of, prompt_of
 
 logger = logging.getLogger("kdhub")
 
@@ -73,10 +72,8 @@ class Asked:
 
         if not prompts:
             return []
-        asked = [self._row(prompt) for prompt in prompts]
-        rows = [{**row, "sample": n} for n in range(samples) for row in asked]
-        given = list(answers(self.model, datasets.Dataset.from_list(rows), self.how))
-        return [given[n :: len(prompts)] for n in range(len(prompts))]
+        asked = datasets.Dataset.from_list([self._row(prompt) for prompt in prompts])
+        return several(self.model, asked, self.how, samples)
 
     def _row(self, prompt: Prompt) -> dict[str, Any]:
         if isinstance(prompt, str) and not self.chat:
@@ -278,17 +275,6 @@ def said_in(row: Mapping[str, Any]) -> tuple[str, str]:
     Raises:
         DataError: it has no answer.
     """
-    messages = row.get("messages") or ()
-    answer = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else row.get("response")
-    if answer is None:
+    if (answer := answer_of(row)) is None:
         raise DataError("a row has no response to verify with", hint="keep: majority or scored")
     return prompt_of(row)[-1]["content"], answer
-
-
-def learnt(row: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """A row with another answer."""
-    kept = {k: v for k, v in row.items() if k not in ("text", "prompt", "response", "messages")}
-    asked = prompt_of(row)
-    if row.get("messages"):
-        return {**kept, "messages": [*asked, {"role": "assistant", "content": text}]}
-    return {**kept, "prompt": asked[0]["content"], "response": text}

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from kdhub.data import Data, DataOptions
 from kdhub.errors import DataError, UsageError
-from kdhub.recipe import Ref
 from kdhub.resolve import Resolver
 from kdhub_lm import chat
+from kdhub_lm.generation import opened
 
 FORMS = ("responses", "conversations")
 
@@ -70,9 +70,8 @@ def _fitting(limit: int | None, teacher: Any) -> tuple[Callable[[list[dict[str, 
 
         tokenizer, tokens = byte_tokenizer(), "bytes"
     else:
-        opened = Resolver().teacher(Ref.model_validate({"source": teacher} if isinstance(teacher, str) else teacher),
-                                    "causal-lm")  # fmt: skip
-        tokenizer, tokens = opened.tokenizer, dict(opened.identity)
+        model = opened(teacher)
+        tokenizer, tokens = model.tokenizer, dict(model.identity)
 
     def fits(messages: list[dict[str, str]]) -> bool:
         text = chat.written(tokenizer, messages)

@@ -35,7 +35,6 @@ from kdhub_lm.asked import (
     distinct,
     filled,
     in_order,
-    learnt,
     made,
     prints,
     prompt_in,
@@ -45,6 +44,7 @@ from kdhub_lm.asked import (
     source,
 )
 from kdhub_lm.rouge import Seen
+from kdhub_lm.rows import with_answer
 from kdhub_lm.verify import extract, verified
 
 PAIR = "Write it as one line that begins with Input: and the answer after it, on a line that begins with Output:."
@@ -95,7 +95,7 @@ def labelling(
         for block in blocks(data.split(split)):
             for row, given in zip(block, asked([prompt_in(row, template) for row in block], samples)):
                 for n, (text, ended) in distinct(given, tally):
-                    yield {**learnt(row, text), "ended": ended, "sample": n, **told}
+                    yield {**with_answer(row, text), "ended": ended, "sample": n, **told}
 
     key = {"of": prints(data), "asked": asked.key, "samples": samples, "template": template}
     return made(name, {s: lambda t, s=s: rows(s, t) for s in data.splits}, key, licence=data.licence)
@@ -372,7 +372,7 @@ def self_knowledge(
                 good = right(row, given)
                 for n, (text, ended) in distinct(given, tally):
                     if good(text):
-                        found.append({**learnt(row, text), "ended": ended, "sample": n, **told})
+                        found.append({**with_answer(row, text), "ended": ended, "sample": n, **told})
                     else:
                         tally["wrong" if keep == "verified" else "without a majority"] += 1
             yield from found if judge is None else judge.kept(found, least_score, tally)

@@ -19,6 +19,7 @@ from kdhub._rows import fingerprint_of
 from kdhub.data import Data
 from kdhub.errors import TeacherError
 from kdhub.task import Rows
+from kdhub_lm.rows import with_answer
 
 if TYPE_CHECKING:
     import datasets
@@ -79,6 +80,14 @@ def decoded(values: Mapping[str, Any]) -> list[tuple[str, bool]]:
     return list(zip(texts, map(bool, values["ended"])))
 
 
+def opened(ref: str | Mapping[str, Any]) -> Teacher:
+    """A teacher of language, as `teacher` in a recipe names it."""
+    from kdhub.recipe import Ref
+    from kdhub.resolve import Resolver
+
+    return Resolver().teacher(Ref(**({"source": ref} if isinstance(ref, str) else ref)), "causal-lm")
+
+
 def answers(
     teacher: Teacher, table: datasets.Dataset, how: Generation, signals: Callable[[Rows, str], Any] | None = None
 ) -> Iterator[tuple[str, bool]]:
@@ -112,6 +121,24 @@ def answers(
         )
 
 
+def several(teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> list[list[tuple[str, bool]]]:
+    """So many answers to each prompt of a table."""
+    given = list(answers(teacher, numbered(table, samples), how))
+    return [given[n :: len(table)] for n in range(len(table))]
+
+
+def numbered(table: datasets.Dataset, samples: int) -> datasets.Dataset:
+    """The rows of a table, so often one after the other, by the number of their `sample`."""
+    import datasets
+
+    return datasets.concatenate_datasets([table.add_column("sample", [n] * len(table)) for n in range(samples)])
+
+
+def digest_of(table: datasets.Dataset) -> str:
+    """By which a table's rows are known again, in the key of rows that are made of them."""
+    return fingerprint_of(table, {"kind": "dataset", "id": table._fingerprint})
+
+
 def answered(
     teacher: Teacher,
     table: datasets.Dataset,
@@ -131,29 +158,15 @@ def answered(
     Raises:
         TeacherError: all answers are empty.
     """
-    of = fingerprint_of(table, {"kind": "dataset", "id": table._fingerprint})
-    key = {"of": of, "teacher": dict(teacher.identity), "how": how.kind, "samples": samples}
+    key = {"of": digest_of(table), "teacher": dict(teacher.identity), "how": how.kind, "samples": samples}
 
     def rows() -> Iterator[dict[str, Any]]:
-        import datasets
-
-        from kdhub_lm.rows import prompt_of
-
-        numbered = [table.add_column("sample", [n] * len(table)) for n in range(samples)]
-        asked = datasets.concatenate_datasets(numbered)
         empty = 0
-        for n, (text, ended) in enumerate(answers(teacher, asked, how, signals)):
+        for n, (text, ended) in enumerate(answers(teacher, numbered(table, samples), how, signals)):
             if not text.strip():
                 empty += 1
                 continue
-            row = table[n % len(table)]
-            *before, prompt = prompt_of(row)
-            kept = {k: v for k, v in row.items() if k not in ("text", "prompt", "response", "messages")}
-            if row.get("messages"):
-                made = {"messages": [*before, prompt, {"role": "assistant", "content": text}]}
-            else:
-                made = {"prompt": prompt["content"], "response": text}
-            yield {**kept, **made, "ended": ended, "sample": n // len(table)}
+            yield {**with_answer(table[n % len(table)], text), "ended": ended, "sample": n // len(table)}
         if empty:
             what = f"{empty} of {samples * len(table)} answers of {teacher.argument} to {name} are empty"
             if empty == samples * len(table):

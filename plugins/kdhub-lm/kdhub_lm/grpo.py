@@ -98,13 +98,11 @@ class Answers:
         """As a batch of responses; labels of one that was cut off are -1."""
         import torch
 
-        examples = [
-            {"ids": [*prompt, *ids], "at": range(len(prompt) - 1, len(prompt) + len(ids) - 1)}
-            for prompt, ids in zip(self.prompts, self.tokens)
-        ]
-        labels = [i if ended else -1 for ids, ended in zip(self.tokens, self.ended) for i in ids]
-        counts = torch.tensor([len(ids) for ids in self.tokens])
-        return {**student.collate(examples), "labels": torch.tensor(labels, dtype=torch.long), "counts": counts}
+        from kdhub_lm.on_policy import written_batch
+
+        made = written_batch(student, self.prompts, self.tokens)
+        whole = torch.tensor(self.ended).repeat_interleave(made["counts"])
+        return made | {"labels": made["labels"].masked_fill(~whole, -1)}
 
 
 class PolicyGradient(ObjectiveMethod):
@@ -131,10 +129,9 @@ class PolicyGradient(ObjectiveMethod):
 
     def prompts(self, batch: Mapping[str, Any]) -> tuple[list[list[int]], list[int]]:
         """Token ids of the prompts of a batch of rows, and a number for each that its content gives."""
-        from kdhub_lm.packing import mask_of
+        from kdhub_lm.on_policy import prompts_of
 
-        masks = mask_of(batch).bool()
-        return [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks)], batch["keys"].tolist()
+        return prompts_of(batch), batch["keys"].tolist()
 
     def rewards(self, answers: Answers, batch: Mapping[str, Any]) -> Tensor:
         """(answers,), more is better. `batch` is that of the rows."""

@@ -10,7 +10,7 @@ import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from kdhub_lm.generation import Generation, answers
+from kdhub_lm.generation import Generation, answers, opened
 from kdhub_lm.verify import extract
 
 if TYPE_CHECKING:
@@ -54,15 +54,11 @@ class Judged:
         """Those that could be read, 1 to 10."""
         import datasets
 
-        from kdhub.recipe import Ref
-        from kdhub.resolve import Resolver
-
-        teacher = Resolver().teacher(Ref(source=self.judge), "causal-lm")
         asked = [
             QUESTION.format(prompt=p, reference=r, answer=a)
             for p, r, a in zip(self.texts.prompts, self.texts.references, self.texts.given)
         ]
-        said = [text for text, _ in answers(teacher, datasets.Dataset.from_dict({"prompt": asked}), HOW)]
+        said = [text for text, _ in answers(opened(self.judge), datasets.Dataset.from_dict({"prompt": asked}), HOW)]
         ratings = [rating for text in said if (rating := rated(text)) is not None]
         if len(ratings) < len(said):
             logger.warning("%s gave no rating in %d of %d answers", self.judge, len(said) - len(ratings), len(said))

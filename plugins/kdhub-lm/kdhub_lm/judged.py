@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdhub.data import Data, DataOptions
 from kdhub.errors import CompatibilityError, DataError, UsageError
-from kdhub_lm.generation import Generation, answers
+from kdhub_lm.generation import Generation, opened, several
 from kdhub_lm.verify import verified
 
 if TYPE_CHECKING:
@@ -96,14 +96,6 @@ def preferences(
     return Data.from_rows(f"preferences:{argument}", made, key=key, licence=data.licence)
 
 
-def opened(ref: str | Mapping[str, Any]) -> Teacher:
-    """A teacher of language, as `teacher` in a recipe names it."""
-    from kdhub.recipe import Ref
-    from kdhub.resolve import Resolver
-
-    return Resolver().teacher(Ref(**({"source": ref} if isinstance(ref, str) else ref)), "causal-lm")
-
-
 def own_and_another(responses: Sequence[str]) -> Iterator[list[str]]:
     """Each response and the next other one."""
     for n, own in enumerate(responses):
@@ -113,13 +105,8 @@ def own_and_another(responses: Sequence[str]) -> Iterator[list[str]]:
 
 def sampled(writer: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> Iterator[list[str]]:
     """Different answers to each prompt, empty ones left out, in the order they came."""
-    import datasets
-
-    table = table.select_columns(["prompt"])
-    asked = datasets.concatenate_datasets([table.add_column("sample", [n] * len(table)) for n in range(samples)])
-    given = [text for text, _ in answers(writer, asked, how)]
-    for n in range(len(table)):
-        yield list(dict.fromkeys(text for text in given[n :: len(table)] if text.strip()))
+    for given in several(writer, table.select_columns(["prompt"]), how, samples):
+        yield list(dict.fromkeys(text for text, _ in given if text.strip()))
 
 
 def mean_log_probs(teacher: Teacher, prompt: str, responses: Sequence[str]) -> list[float]:

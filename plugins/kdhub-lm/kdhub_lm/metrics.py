@@ -73,14 +73,14 @@ def rouge_l(out: Outputs) -> float | None:
     """Mean ROUGE-L (F of the longest common subsequence of words) of answers and references."""
     if out.texts is None:
         return None
-    return _mean([of_words(words(a), words(b)) for a, b in zip(out.texts.given, out.texts.references)])
+    return mean([of_words(words(a), words(b)) for a, b in zip(out.texts.given, out.texts.references)])
 
 
 def exact_match(out: Outputs) -> float | None:
     """Share of answers that come to the reference's final answer (see `verify`)."""
     if out.texts is None:
         return None
-    return _mean([verified(a, b) for a, b in zip(out.texts.given, out.texts.references)])
+    return mean([verified(a, b) for a, b in zip(out.texts.given, out.texts.references)])
 
 
 def distinct_1(out: Outputs) -> float | None:
@@ -95,7 +95,7 @@ def distinct_2(out: Outputs) -> float | None:
 
 def mean_length(out: Outputs) -> float | None:
     """Words of an answer. Judges like long ones: read it beside whatever they say."""
-    return None if out.texts is None else _mean([len(words(text)) for text in out.texts.given])
+    return None if out.texts is None else mean([len(words(text)) for text in out.texts.given])
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
@@ -104,5 +104,5 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
     return len(set(runs)) / len(runs) if runs else None
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -15,7 +15,6 @@ from kdhub_logits.students import keep_layers
 from kdhub_logits.teachers import LocalClassifier, local
 from torch import nn
 
-from kdhub._files import canonical_json
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import BuildContext
@@ -24,6 +23,7 @@ from kdhub_lm.decoding import draws, write
 from kdhub_lm.generation import Generation, encoded, is_text, layout
 from kdhub_lm.lora import StudentOptions, builder, folded
 from kdhub_lm.packing import packed
+from kdhub_lm.rows import vocabulary
 
 BATCH = 32
 
@@ -161,7 +161,7 @@ class CausalLm(Classifier):
     @cached_property
     def vocabulary(self) -> str:
         """Digest of the tokens and their numbers."""
-        return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
+        return vocabulary(self.tokenizer)
 
     def width(self, kind: str) -> tuple[int, ...]:
         return (self.module.classes if kind == "logits" else self.module.model.config.hidden_size,)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdhub_lm.generation import Generation
     from kdhub_lm.models import CausalLm
 
@@ -39,8 +41,6 @@ def responded(
     Args:
         mixed: see `CausalLm.generate`.
     """
-    import torch
-
     prompts, seen, rows = prompts_of(batch), Counter(), []
     for key in batch["keys"].tolist():
         rows.append(key + (seen[key] << 32))  # one row twice in a batch is answered twice
@@ -48,14 +48,22 @@ def responded(
     written = student.generate(prompts, how, seed, rows, mixed)
     if not any(written):
         return dict(batch)
+    made = {**written_batch(student, prompts, written), "keys": batch["keys"]}
+    return {name: value.to(batch["input_ids"].device) for name, value in made.items()}
+
+
+def written_batch(
+    student: CausalLm, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """A batch of prompts and what was written after each, token ids: its `labels` are all that was written."""
+    import torch
+
     examples = [
         {"ids": [*prompt, *ids], "at": range(len(prompt) - 1, len(prompt) + len(ids) - 1)}
         for prompt, ids in zip(prompts, written)
     ]
-    made = {
+    return {
         **student.collate(examples),
         "labels": torch.tensor([i for ids in written for i in ids], dtype=torch.long),
         "counts": torch.tensor([len(ids) for ids in written]),
-        "keys": batch["keys"],
     }
-    return {name: value.to(batch["input_ids"].device) for name, value in made.items()}

@@ -28,6 +28,7 @@ from pydantic import Field
 from kdhub.endpoint import Endpoint, Refused, message_in, quoted
 from kdhub.errors import CompatibilityError, TeacherError
 from kdhub_lm.generation import Generation, encoded, is_text, layout
+from kdhub_lm.rows import vocabulary
 
 if TYPE_CHECKING:
     from kdhub_logits.sparse import Form
@@ -208,11 +209,9 @@ class OpenAI(Endpoint):
     @cached_property
     def vocabulary(self) -> str:
         """Digest of the tokens and their numbers."""
-        from kdhub._files import canonical_json
-
         if self.tokenizer is None:
             raise CompatibilityError(f"nobody said what the tokens of {self.name} are", hint="set its option tokenizer")
-        return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
+        return vocabulary(self.tokenizer)
 
     def _form(self, kind: str) -> Form:
         from kdhub_logits.sparse import Form

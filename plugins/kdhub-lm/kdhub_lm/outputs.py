@@ -17,7 +17,9 @@ import numpy as np
 
 from kdhub.errors import CompatibilityError, ShapeError
 from kdhub.task import Encoder, Example, plain_rows
+from kdhub_lm import preferences
 from kdhub_lm.generation import READ, Generation, decoded
+from kdhub_lm.rows import answer_of, form_of, prompt_of
 
 if TYPE_CHECKING:
     import datasets
@@ -179,29 +181,16 @@ class Texts:
 
     @cached_property
     def prompts(self) -> list[str]:
-        return [asked(row) for row in plain_rows(self.table, range(len(self.table)))]
+        rows = plain_rows(self.table, range(len(self.table)))
+        return ["\n".join(message["content"] for message in prompt_of(row)) for row in rows]
 
 
 def reference(row: Mapping[str, Any]) -> str:
-    """The answer that a row has: its response, its best one, or what the assistant says last."""
-    from kdhub_lm.preferences import responses_of
-
-    if row.get("response") is not None:
-        return row["response"]
-    if row.get("messages") is not None:
-        last = row["messages"][-1]
-        return last["content"] if last["role"] == "assistant" else ""
-    texts, scores = responses_of(row)
-    return texts[scores.index(max(scores))]
-
-
-def asked(row: Mapping[str, Any]) -> str:
-    """What stands before that answer, as text."""
-    from kdhub_lm import chat
-
-    if row.get("messages") is not None:
-        return "\n".join(message["content"] for message in chat.asked(row["messages"]))
-    return row["prompt"]
+    """The answer that a row has, the best of several."""
+    if form_of(row) in preferences.FORMS:
+        texts, scores = preferences.responses_of(row)
+        return texts[scores.index(max(scores))]
+    return answer_of(row) or ""
 
 
 # -- a chunk at a time ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ what stands before the response.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any
 
 from kdhub_logits.privacy import marked
 
+from kdhub._files import canonical_json
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.task import Example
 from kdhub_lm import chat, preferences
@@ -213,6 +215,27 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompt",),
 }
 """Form of rows -> the columns that it needs, the form that is tried first at the top."""
+
+
+def answer_of(row: Row) -> str | None:
+    """The answer that a row has: what the assistant says last, or its response; None where it has none."""
+    if messages := row.get("messages"):
+        return messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
+    return row.get("response")
+
+
+def with_answer(row: Row, text: str) -> dict[str, Any]:
+    """A row with another answer, as it was asked; its other columns stay."""
+    kept = {name: value for name, value in row.items() if name not in ("text", "prompt", "response", "messages")}
+    asked = prompt_of(row)
+    if row.get("messages"):
+        return {**kept, "messages": [*asked, {"role": "assistant", "content": text}]}
+    return {**kept, "prompt": asked[0]["content"], "response": text}
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """Digest of the tokens and their numbers."""
+    return hashlib.sha256(canonical_json(tokenizer.get_vocab())).hexdigest()
 
 
 def prompt_of(row: Row) -> list[dict[str, str]]:

@@ -29,8 +29,8 @@ from kdhub.data import Data, DataOptions
 from kdhub.errors import DataError, UsageError
 from kdhub.method import MethodOptions
 from kdhub.task import Rows
-from kdhub_lm.generation import Generation, answers
-from kdhub_lm.rows import form_of, prompt_of
+from kdhub_lm.generation import Generation, answers, digest_of, opened
+from kdhub_lm.rows import form_of, prompt_of, with_answer
 from kdhub_lm.verify import extract
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def rewrites(
             kept = ended and passes(text, _reference(row), how.selection)
             taken += kept
             yield {
-                **(_answered(row, text) if kept else row),
+                **(with_answer(row, text) if kept else row),
                 "kept": kept,
                 "origin": "teacher" if kept else "reference",
             }
@@ -132,12 +132,6 @@ def _asked(row: Mapping[str, Any], template: str) -> dict[str, Any]:
     return {"messages": [*before, {**last, "content": text}]} if row.get("messages") else {"prompt": text}
 
 
-def _answered(row: Mapping[str, Any], text: str) -> dict[str, Any]:
-    if row.get("messages"):
-        return {**row, "messages": [*prompt_of(row), {"role": "assistant", "content": text}]}
-    return {**row, "response": text}
-
-
 def self_data(
     argument: str, *, teacher: Any = None, options: Mapping[str, Any] | None = None, **rewriting: Any
 ) -> Data:
@@ -151,7 +145,6 @@ def self_data(
     """
     from kdhub.recipe import explain
     from kdhub.resolve import Resolver
-    from kdhub_lm.judged import opened
 
     if teacher is None:
         raise UsageError(
@@ -184,14 +177,13 @@ class SelfData(Supervised):
     }
 
     def rows(self, run: Run) -> Rows:
-        from kdhub._rows import fingerprint_of
         from kdhub.signals import row_key
 
         o = self.options
         how = Rewriting(answers=o.answers, template=o.template, selection=o.selection)
         table = run.rows("train", prompts=o.answers.max_new_tokens).table
         key = {
-            "of": fingerprint_of(table, {"kind": "dataset", "id": table._fingerprint}),
+            "of": digest_of(table),
             "teacher": dict(run.teacher.identity), "how": how.model_dump(), "version": VERSION,
         }  # fmt: skip
         made = {"train": lambda: rewrites(run.teacher, table, how, "the training rows", run.signals)}

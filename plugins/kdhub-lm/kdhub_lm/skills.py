@@ -8,6 +8,7 @@ from collections import Counter
 from functools import partial
 from math import comb
 
+from kdhub_lm.metrics import mean
 from kdhub_lm.outputs import Outputs
 from kdhub_lm.rouge import words
 from kdhub_lm.verify import verified
@@ -19,8 +20,7 @@ def f1(out: Outputs) -> float | None:
     """Mean F1 of the words that answer and reference share."""
     if out.texts is None:
         return None
-    pairs = list(zip(out.texts.given, out.texts.references))
-    return sum(overlap(a, b) for a, b in pairs) / len(pairs) if pairs else None
+    return mean([overlap(a, b) for a, b in zip(out.texts.given, out.texts.references)])
 
 
 def overlap(text: str, reference: str) -> float:
@@ -41,7 +41,7 @@ def pass_at(k: int, out: Outputs) -> float | None:
         sum(verified(answer, reference) for answer in answers)
         for answers, reference in zip(out.texts.several, out.texts.references)
     ]
-    return sum(passing(out.texts.samples, c, k) for c in right) / len(right) if right else None
+    return mean([passing(out.texts.samples, c, k) for c in right])
 
 
 def passing(n: int, right: int, k: int) -> float:
@@ -55,9 +55,7 @@ pass_at_1, pass_at_10 = partial(pass_at, 1), partial(pass_at, 10)
 
 def unique_words(out: Outputs) -> float | None:
     """Different words of an answer. Judges like many: read it beside whatever they say."""
-    if out.texts is None or not out.texts.given:
-        return None
-    return sum(len(set(words(text))) for text in out.texts.given) / len(out.texts.given)
+    return None if out.texts is None else mean([len(set(words(text))) for text in out.texts.given])
 
 
 def _plain(text: str) -> str:

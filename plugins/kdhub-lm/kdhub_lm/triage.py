@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdhub._rows import RowSource
 from kdhub.data import Data, DataOptions
 from kdhub.errors import DataError, RecipeError
-from kdhub_lm.generation import Generation, answers
-from kdhub_lm.judged import opened
+from kdhub_lm.generation import Generation, answers, opened, several
 from kdhub_lm.verify import verified
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def triage(
                 return [(table[n][column], True) for n in rows]
             return ask(master, rows, number, how if number else how.model_copy(update={"temperature": 0.0}))
 
-        by_model = lambda rows, k: list(zip(*(ask(author, rows, n, how) for n in range(k))))  # noqa: E731
+        by_model = lambda rows, k: several(author, prompts.select(rows), how, k)  # noqa: E731
         return by_model, None if expert is None else by_expert
 
     known = {
