@@ -55,6 +55,12 @@ def atomic_write(path: Path | str, content: bytes | str) -> None:
         raise
 
 
+def is_leftover(path: Path, of: str = "") -> bool:
+    """Whether it is a file that `atomic_write` was about to rename to `of`, to any name if empty, when its process was
+    killed."""
+    return path.name.startswith(f".{of}") and path.suffix == ".tmp"
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was renamed into a folder last."""
     handle = os.open(folder, os.O_RDONLY)

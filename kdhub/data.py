@@ -179,6 +179,19 @@ class Data:
         }
         return cls(name, sources, **about)
 
+    def remade(
+        self,
+        name: str,
+        rows: Callable[[str], Iterable[Mapping[str, Any]]],
+        splits: Sequence[str],
+        *,
+        key: Mapping[str, Any],
+    ) -> Data:
+        """A data set whose splits are made of this one's: split -> rows. `key` says what else they depend on."""
+        of = {split: self.fingerprint(split) for split in splits}
+        made = {split: lambda s=split: rows(s) for split in splits}
+        return Data.from_rows(name, made, key={"of": of, **key}, licence=self.licence)
+
     @classmethod
     def from_dataset(cls, name: str, splits: Mapping[str, datasets.Dataset], **about: Any) -> Data:
         """A data set of `datasets.Dataset` objects; their own fingerprints name the rows."""

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdhub._files import atomic_write, write_json
+from kdhub._files import atomic_write, is_leftover, write_json
 from kdhub._ranks import rank, world_size
 from kdhub.errors import RecipeError, RunError
 from kdhub.recipe import Layer, Recipe, build, read_yaml, redact
@@ -58,7 +58,7 @@ class Run:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # A job killed before its recipe was written leaves a lock and perhaps half a file: nothing to keep.
-                taken = any(p.name != ".lock" and not _is_leftover(p) for p in folder.iterdir())
+                taken = any(p.name != ".lock" and not is_leftover(p) for p in folder.iterdir())
             except OSError as error:
                 raise RunError(f"cannot make the run folder {folder}: {error.strerror}") from error
             if taken:
@@ -110,7 +110,7 @@ class Run:
             ) from None
         except OSError as error:
             raise RunError(f"cannot write to {self.folder}: {error.strerror or error}") from error
-        for path in filter(_is_leftover, self.folder.iterdir()):  # of a killed job: nobody else writes here now
+        for path in filter(is_leftover, self.folder.iterdir()):  # of a killed job: nobody else writes here now
             path.unlink(missing_ok=True)
 
     def unlock(self) -> None:
@@ -229,11 +229,6 @@ class Run:
             old = value.get(key)
             value[key] = {**old, **fact} if isinstance(old, dict) and isinstance(fact, Mapping) else fact
         self.write_json("provenance.json", value)
-
-
-def _is_leftover(path: Path) -> bool:
-    """Whether it is a file that `atomic_write` was about to rename when its process was killed."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def environment() -> dict[str, Any]:

@@ -51,7 +51,7 @@ from kdhub._chunks import (
     row_bytes,
     write_chunk,
 )
-from kdhub._files import canonical_json, sync_folder, write_json
+from kdhub._files import canonical_json, is_leftover, sync_folder, write_json
 from kdhub.errors import StoreError
 
 META = "store.json"
@@ -464,7 +464,7 @@ class SignalStore:
         """Remove temporary files whose process is gone, and those of a `store.json` that is there; returns them."""
         stale = []
         for path in _scan(self.folder):
-            if path.name.startswith(f".{META}."):
+            if is_leftover(path, META):
                 with suppress(OSError):
                     path.unlink()
                     stale.append(path)

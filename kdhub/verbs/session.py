@@ -229,7 +229,6 @@ class Session:
             self.run.add_provenance(student={"start_parameters": parameters(student)})
             encode = self._student_encoder(student)
             teacher = self._measured("teacher", self._teacher_encoder()) if self.teacher is not None else []
-            self.run.stage("student-before", lambda: self._measure_dicts("student-before", encode))
             say(in_order(teacher, self._measured("student-before", encode)))
         barrier()
 

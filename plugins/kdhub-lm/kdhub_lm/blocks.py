@@ -41,14 +41,11 @@ def blocks(
         whole = rows(splits[0])
         return iter(whole[round(start * len(whole)) : round(stop * len(whole))])
 
-    key = {"of": {name: data.fingerprint(name) for name in splits}, "cut": [characters, held_out], "version": 1}
-    if len(splits) == 1:
-        train, validation = 1 - held_out, 1 - held_out / 2
-        made = {
-            "train": lambda: part(0, train),
-            "validation": lambda: part(train, validation),
-            "test": lambda: part(validation, 1),
-        }
-    else:
-        made = {name: lambda n=name: iter(rows(n)) for name in splits}
-    return Data.from_rows(f"blocks:{argument}", made, key=key, licence=data.licence)
+    name, key = f"blocks:{argument}", {"cut": [characters, held_out], "version": 1}
+    if len(splits) > 1:
+        return data.remade(name, rows, splits, key=key)
+    train, validation = 1 - held_out, 1 - held_out / 2
+    bounds = {"train": (0, train), "validation": (train, validation), "test": (validation, 1)}
+    made = {split: lambda b=b: part(*b) for split, b in bounds.items()}
+    key["of"] = {splits[0]: data.fingerprint(splits[0])}
+    return Data.from_rows(name, made, key=key, licence=data.licence)

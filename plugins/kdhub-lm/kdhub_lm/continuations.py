@@ -33,6 +33,4 @@ def continuations(argument: str, *, characters: int = 40, options: Mapping[str, 
             if at > 0 and text[at:].strip():
                 yield {"prompt": text[:at], "response": text[at:]}
 
-    key = {"of": {name: data.fingerprint(name) for name in splits}, "characters": characters, "version": 1}
-    made = {name: lambda n=name: rows(n) for name in splits}
-    return Data.from_rows(f"continuations:{argument}", made, key=key, licence=data.licence)
+    return data.remade(f"continuations:{argument}", rows, splits, key={"characters": characters, "version": 1})

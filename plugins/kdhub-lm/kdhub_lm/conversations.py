@@ -55,10 +55,8 @@ def conversations(
             for piece in chat.pieces(messages, fits) if fits else [messages]:
                 yield {**kept, "messages": piece}
 
-    of = {name: data.fingerprint(name) for name in splits}
-    key = {"of": of, "system": system, "loss_on": loss_on, "limit": limit, "tokens": tokens, "version": 1}
-    made = {name: lambda n=name: rows(n) for name in splits}
-    return Data.from_rows(f"chat:{argument}", made, key=key, licence=data.licence)
+    key = {"system": system, "loss_on": loss_on, "limit": limit, "tokens": tokens, "version": 1}
+    return data.remade(f"chat:{argument}", rows, splits, key=key)
 
 
 def _fitting(limit: int | None, teacher: Any) -> tuple[Callable[[list[dict[str, str]]], bool] | None, Any]:

@@ -87,13 +87,11 @@ def preferences(
             logger.info("%s, and are left out", what)
 
     key = {
-        "of": {name: data.fingerprint(name) for name in splits},
         "writer": None if author is None else {**author.identity, "how": how.kind, "samples": samples},
         "teacher": None if judge is None else dict(judge.identity),
         "version": 1,
     }
-    made = {name: lambda n=name: rows(n) for name in splits}
-    return Data.from_rows(f"preferences:{argument}", made, key=key, licence=data.licence)
+    return data.remade(f"preferences:{argument}", rows, splits, key=key)
 
 
 def own_and_another(responses: Sequence[str]) -> Iterator[list[str]]:

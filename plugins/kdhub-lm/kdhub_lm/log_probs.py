@@ -81,11 +81,9 @@ class _Each(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(states, weight, bias)
         ctx.head, ctx.function, ctx.others = head, function, others
-        device = states.device.type
-        bfloat16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-        ctx.dtype = torch.bfloat16 if bfloat16 else states.dtype
+        ctx.dtype = positions.product_type(states)
         values = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(states.device.type, enabled=False):
             for at, made in _products(states, weight, ctx.dtype):
                 products = made if bias is None else made + bias
                 values[at] = function(head.finish(products), *(x[at] for x in others))

@@ -155,12 +155,9 @@ def self_data(
     except ValidationError as error:
         raise UsageError(f"self-data:{argument}: {'; '.join(explain(error, Rewriting))}") from error
     data, model = Resolver().open_data(argument, DataOptions(), options), opened(teacher)
-    key = {
-        "of": {split: data.fingerprint(split) for split in data.splits},
-        "teacher": dict(model.identity), "how": how.model_dump(), "version": VERSION,
-    }  # fmt: skip
-    made = {split: lambda s=split: rewrites(model, data.split(s), how, f"{argument} {s}") for split in data.splits}
-    return Data.from_rows(f"self-data:{argument}", made, key=key, licence=data.licence)
+    key = {"teacher": dict(model.identity), "how": how.model_dump(), "version": VERSION}
+    made = lambda split: rewrites(model, data.split(split), how, f"{argument} {split}")  # noqa: E731
+    return data.remade(f"self-data:{argument}", made, data.splits, key=key)
 
 
 class SelfData(Supervised):

@@ -99,6 +99,14 @@ def over_positions(sums: Sums, student: Signals, teacher: Signals, *others: Tens
     return dict(zip(names, values.unbind()))
 
 
+def product_type(states: Tensor) -> torch.dtype:
+    """The type that states times head is computed in: bfloat16 under its autocast, else that of the states; float16 has
+    too little range for gradients that no scaler has seen."""
+    device = states.device.type
+    bfloat16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return torch.bfloat16 if bfloat16 else states.dtype
+
+
 class _InChunks(torch.autograd.Function):
     """Terms, and the gradient of their sum, chunk by chunk."""
 
@@ -115,9 +123,7 @@ class _InChunks(torch.autograd.Function):
         names: list[str],
     ) -> Tensor:
         device, classes = states.device.type, len(weight)
-        dtype = states.dtype
-        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
-            dtype = torch.bfloat16  # float16 has too little range for gradients that no scaler has seen
+        dtype = product_type(states)
         on_cpu = device == "cpu"
         block = max(1, BLOCK // classes) if on_cpu else max(1, 16 * CHUNK // classes)
         chunk = max(1, CHUNK // classes // block) * block if on_cpu else block
