@@ -40,6 +40,9 @@ NEEDED = {
     "judgements": ("query_id", "corpus_id", "score"),
     "rows": (),
 }
+"""Form of rows -> the columns that it needs; of the columns of a table, the first form that fits is its."""
+RETRIEVAL = ("corpus", "queries", "judgements")
+"""Parts of a data set for retrieval, which say so themselves."""
 # BEIR's names for our columns; used when nobody maps them.
 _ALIASES = {"id": "_id", "query_id": "query-id", "corpus_id": "corpus-id"}
 
@@ -405,8 +408,7 @@ def _kind(value: Any) -> str:
 
 def form_of(columns: Iterable[str]) -> str:
     have = set(columns)
-    forms = ("conversations", "texts", "sts", "responses", "preferences", "rankings")
-    return next((form for form in forms if set(NEEDED[form]) <= have), "rows")
+    return next((form for form in NEEDED if form not in RETRIEVAL and set(NEEDED[form]) <= have), "rows")
 
 
 def _missing(needed: Sequence[str], columns: Iterable[str], label: str) -> DataError:

@@ -27,6 +27,7 @@ from typing import Any
 from kdhub_logits.privacy import marked
 
 from kdhub._files import canonical_json
+from kdhub._rows import NEEDED
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.task import Example
 from kdhub_lm import chat, preferences
@@ -198,22 +199,15 @@ class Encoding:
 
 
 FORMS: dict[str, Callable[[Encoding, Sequence[Row]], list[Example]]] = {
+    "conversations": Encoding.conversations,
     "texts": Encoding.texts,
     "responses": Encoding.responses,
-    "conversations": Encoding.conversations,
     "preferences": preferences.examples,
     "rankings": preferences.examples,
 }
 """Form of rows -> what prepares them."""
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "conversations": ("messages",),
-    "texts": ("text",),
-    "responses": ("prompt", "response"),
-    "preferences": ("prompt", "chosen", "rejected"),
-    "rankings": ("prompt", "responses", "scores"),
-    "prompts": ("prompt",),
-}
+COLUMNS: dict[str, tuple[str, ...]] = {**{form: NEEDED[form] for form in FORMS}, "prompts": ("prompt",)}
 """Form of rows -> the columns that it needs, the form that is tried first at the top."""
 
 
