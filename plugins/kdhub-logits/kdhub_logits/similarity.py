@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import ObjectiveMethod, Progress, Run
 from kdhub_logits.plugin import LAYERED
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropy
+from kdhub_logits.soft_targets import ClassifierOptions, label_loss
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class _Likeness(ObjectiveMethod):
         o = self.options
         terms = {"teacher": o.alpha * o.weight * self.apart(student, teacher)}
         if o.alpha < 1:
-            terms["labels"] = (1 - o.alpha) * cross_entropy(student.logits, batch["labels"])
+            terms["labels"] = (1 - o.alpha) * label_loss(student.logits, batch)
         return terms
 
 

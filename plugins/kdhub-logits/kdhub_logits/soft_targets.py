@@ -103,9 +103,9 @@ def labels_in(labels: Tensor) -> Tensor:
     return (labels >= 0).sum().clamp_min(1)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean -log q(label) over the rows that have one, 0 when none has."""
-    return cross_entropies(logits, labels, smoothing).sum() / labels_in(labels)
+def label_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Mean -log q(label) over the rows that have one, over the whole step (`labelled_in`); 0 when none has."""
+    return cross_entropies(logits, batch["labels"]).sum() / labelled_in(batch)
 
 
 class Kd(SoftTargets):

@@ -21,7 +21,7 @@ from pydantic import Field
 from kdhub.errors import CompatibilityError
 from kdhub.method import ObjectiveMethod, Progress
 from kdhub_logits.similarity import squared_distances
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropy
+from kdhub_logits.soft_targets import ClassifierOptions, label_loss
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ class Trg(ObjectiveMethod):
         share = progress.share if o.global_schedule == "linear" else (1 - cos(pi * progress.share)) / 2
         contrast = o.global_start + (o.global_end - o.global_start) * share
         return {
-            "labels": o.ce_weight * cross_entropy(student.logits, batch["labels"]),
+            "labels": o.ce_weight * label_loss(student.logits, batch),
             "teacher": o.kd_weight * t * t * forward_kl(student.logits / t, given / t).mean(),
             "inner": o.alpha * inner_loss(mine, theirs),
             "local": o.beta * local_loss(s, g, o.k, o.sigma, o.kl_direction),
