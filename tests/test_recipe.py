@@ -274,6 +274,10 @@ def test_a_chain_is_made_once_and_reused(chain, isolated, tmp_path):
     distill("last", out=tmp_path / "two")
     assert {p: p.stat().st_mtime_ns for p in (isolated / "recipes").rglob("student/*")} == stamps, "not made again"
 
+    facts = run.provenance
+    assert facts["teacher"]["source"] == facts["teacher"]["id"] == facts["student"]["start"]["source"]
+    assert facts["teacher"]["id"] == "recipe:assistant" and str(isolated) not in (run.folder / "README.md").read_text()
+
     # The folder named in the run's recipe is a fact of this machine; the recipe as written keeps the name.
     assert "recipe:assistant" in (tmp_path / "one" / "recipe.yaml").read_text()
 

@@ -188,7 +188,8 @@ def write_page(run: Run, resolver: Resolver) -> None:
     from kdhub import plots
 
     plots.plot_run(run)
-    run._write("README.md", page(run, resolver))
+    written = Run.open(run.folder)  # the recipe as it was given: folders of a chain say nothing to anybody else
+    run._write("README.md", page(written, resolver))
 
 
 def page(run: Run, resolver: Resolver, path: str = "student", licence: str | None = None) -> str:

@@ -65,8 +65,15 @@ class Session:
             return None
         teacher = self.resolver.teacher(self.recipe.teacher, self.recipe.task)
         facts = {"source": self.recipe.teacher.source, **teacher.provenance}
+        if made := self._made_by(self.recipe.teacher.source):  # its folder says nothing to anybody else
+            facts |= {"source": made, "id": made}
         self.run.add_provenance(teacher=facts)
         return teacher
+
+    def _made_by(self, source: str) -> str | None:
+        """The `recipe:NAME` whose student a source is, by what this run noted when it began."""
+        chained = self.run.provenance.get("chained", {})
+        return next((name for name, folder in chained.items() if source == f"path:{folder}"), None)
 
     @cached_property
     def student(self) -> Student:
@@ -83,6 +90,8 @@ class Session:
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
         start = {"source": self.recipe.student.source, **student.start}
+        if made := self._made_by(self.recipe.student.source):
+            start |= {"source": made, "how": f"the student of {made}"}
         self.run.add_provenance(student={"start": start, "start_sha256": weights_digest(student)})
         return student
 
@@ -341,6 +350,7 @@ class Session:
         return now
 
     def _note_data(self, used: list[dict[str, Any]]) -> None:
+        used = [{**d, "source": self._made_by(d["source"]) or d["source"]} for d in used]
         known = self.run.provenance.get("data", {}).get("use", [])
         names = {(d["use"], d["source"], d["split"]) for d in used}
         kept = [d for d in known if (d["use"], d["source"], d["split"]) not in names]

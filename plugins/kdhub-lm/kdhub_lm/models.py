@@ -305,7 +305,7 @@ def path_student(argument: str, context: BuildContext) -> CausalLm:
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
-    return load(folder, start={"how": "from a local folder"})
+    return load(folder, start={"how": "a model in a local folder"})
 
 
 @builder(StudentOptions)

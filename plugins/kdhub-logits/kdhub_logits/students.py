@@ -146,11 +146,11 @@ def path(argument: str, context: BuildContext) -> Classifier:
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
     if "architecture" in _config(folder):
-        return _of_timm(folder, context, {"how": "from a local folder of timm's"})
+        return _of_timm(folder, context, {"how": "a network of timm's in a local folder"})
     if _headless(folder):
         return _with_head(folder, context, {"how": "a local folder with a fresh classifier"})
     student = context.task.load(folder)
-    student.start = {"how": "from a local folder"}
+    student.start = {"how": "a model in a local folder"}
     return student
 
 

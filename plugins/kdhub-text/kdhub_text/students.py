@@ -76,7 +76,7 @@ def path(argument: str, context: BuildContext) -> EmbeddingStudent:
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
-    return _from_folder(folder, context, how="from a local folder")
+    return _from_folder(folder, context, how="a model in a local folder")
 
 
 def config(argument: str, context: BuildContext) -> EmbeddingStudent:
