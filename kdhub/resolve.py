@@ -19,7 +19,7 @@ from kdhub.errors import CompatibilityError, RecipeError, UnknownNameError, Usag
 from kdhub.method import Method, MethodOptions
 from kdhub.recipe import DataRef, Layer, Recipe, Ref, explain
 from kdhub.registry import Entry, Registry
-from kdhub.sampler import Sampler
+from kdhub.sampler import Sampler, Select
 from kdhub.student import BuildContext, Student
 from kdhub.task import Task
 from kdhub.teacher import Teacher
@@ -119,9 +119,27 @@ class Resolver:
 
         Raises:
             RecipeError: every wrong option at once.
+            CompatibilityError: it is a rule that chooses rows to have labelled.
         """
-        cls = self.registry.load(self.target("sampler", ref.source, task).entry)
+        entry = self.target("sampler", ref.source, task).entry
+        if entry.spec.selects:
+            raise CompatibilityError(
+                f"sampler {ref.source} chooses rows to have labelled; it gives no order of training rows",
+                hint="methods of active learning take it as an option: --method pcoreset --set strategy=" + ref.source,
+            )
+        cls = self.registry.load(entry)
         return cls, _options(cls.Options, ref.options, ("sampler",), layers).model_dump(exclude_unset=True)
+
+    def select(self, name: str, task: str) -> Select:
+        """A rule of active learning, by the name of its sampler.
+
+        Raises:
+            UnknownNameError: there is no such rule; known are those that select.
+        """
+        rules = {entry.name: entry for entry in self.registry.all("sampler", task) if entry.spec.selects}
+        if name not in rules:
+            raise UnknownNameError("rule of active learning", name, rules, how_to_list="kdhub list samplers")
+        return self.registry.load(rules[name])
 
     def data(self, ref: DataRef, on_bad_rows: str = "stop") -> Data:
         """A data set seen through the options of its use."""

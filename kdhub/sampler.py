@@ -1,9 +1,9 @@
-"""The sampler contract: which rows come next."""
+"""The sampler contract: which rows come next, in training (`Sampler`) or to have labelled (`Select`)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,24 @@ class Probe:
 
     every: int
     rows: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a student says of some rows.
+
+    Attributes:
+        probabilities: (rows, classes).
+        features: (rows, width), or None where the student gives none.
+    """
+
+    probabilities: np.ndarray
+    features: np.ndarray | None = None
+
+
+Select = Callable[[Seen, Seen, int, np.random.Generator], np.ndarray]
+"""A rule of active learning: `select(pool, labelled, n, generator)` gives `n` different positions in the pool, those to
+have labelled next; all of it where `n` is at least its size. One generator, one choice."""
 
 
 class Sampler(ABC):

@@ -129,9 +129,15 @@ class TaskSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSpec(Spec):
-    """Which rows come next; the target is a `kdhub.Sampler` class."""
+    """Which rows come next; the target is a `kdhub.Sampler` class.
+
+    Attributes:
+        selects: True for a rule of active learning, whose target is a function (`kdhub.sampler.Select`): methods that
+            ask for labels find it by its name.
+    """
 
     kind: ClassVar[str] = "sampler"
+    selects: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

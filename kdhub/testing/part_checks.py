@@ -17,7 +17,7 @@ from kdhub.evaluation import Evaluator, encoder_of
 from kdhub.plugins import CORE
 from kdhub.recipe import Recipe, Ref
 from kdhub.resolve import Resolver
-from kdhub.sampler import Sampler
+from kdhub.sampler import Sampler, Seen
 from kdhub.signals import Field
 from kdhub.specs import SPECS
 from kdhub.student import BuildContext
@@ -249,6 +249,21 @@ LENGTHS = np.asarray([3 + (7 * i) % 11 for i in range(40)], np.int32)
 
 
 @check("sampler")
+def selects_different_rows(bench: Bench) -> None:
+    """A rule of active learning gives as many different rows as asked for, all where there are no more, the same from
+    the same generator."""
+    if not bench.spec.selects:
+        raise SkipTest("it orders training rows")
+    rng = np.random.default_rng(0)
+    pool, labelled = (Seen(rng.dirichlet(np.ones(4), n), rng.normal(size=(n, 6))) for n in (30, 5))
+    for n in (1, 7, 30, 50):
+        first, second = (bench.target(pool, labelled, n, np.random.default_rng(1)).tolist() for _ in range(2))
+        assert first == second, "one generator gives two choices"
+        assert len(set(first)) == len(first) == min(n, 30), f"{len(set(first))} different rows of {n} asked for"
+        assert set(first) <= set(range(30)), f"rows {sorted(set(first) - set(range(30)))} are not in the pool"
+
+
+@check("sampler")
 def gives_whole_batches_of_rows(bench: Bench) -> None:
     for batch in (1, 8, 16):
         rows = [int(i) for i in _sampler(bench, batch).epoch(0)]
@@ -367,6 +382,8 @@ def _data(bench: Bench, **options: Any) -> Data:
 
 
 def _sampler(bench: Bench, batch: int, seed: int = 0) -> Sampler:
+    if bench.spec.selects:
+        raise SkipTest("it chooses rows to have labelled")
     return bench.target(LENGTHS, batch, seed)
 
 

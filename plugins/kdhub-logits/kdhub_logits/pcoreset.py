@@ -7,7 +7,7 @@ targets for all rows. Then rows are chosen whose predicted probabilities lie far
     KD = T^2 KL(softmax(t / T) || softmax(z / T)), mean over a batch
     p  = (1 - head_mix) softmax(z_labels) + head_mix softmax(z_teacher / head_beta)
 
-`queries` has the rules: pcoreset, and random, entropy, coreset, badge, class-balanced beside it. Labels come from the
+The rules are samplers: pcoreset, and random, entropy, coreset, badge, class-balanced beside it. Labels come from the
 data set (a simulated oracle), or from a file that people fill in. What is chosen is kept from round to round: a run
 that stops, or waits for labels, goes on with --resume.
 """
@@ -43,9 +43,7 @@ class PCoreSet(Method):
         rounds: int = Field(15, ge=0, description="how often rows are chosen; one more student is trained at the end")
         queries_per_round: int | None = Field(None, ge=1, description="rows to label each time; one a class if unset")
         start_per_class: int = Field(1, ge=1, description="labelled rows of each class to begin with")
-        strategy: Literal["pcoreset", "random", "entropy", "coreset", "badge", "class-balanced"] = Field(
-            "pcoreset", description="how rows are chosen"
-        )
+        strategy: str = Field("pcoreset", description="sampler that chooses rows (kdhub list samplers)")
         oracle: Literal["data", "file"] = Field(
             "data", description="labels from the data set, or from queries.csv in the run folder, to be filled in"
         )
@@ -74,9 +72,11 @@ class PCoreSet(Method):
     }
 
     def distill(self, run: Run) -> Student:
+        from kdhub.resolve import Resolver
         from kdhub_logits.classifiers import NetworkClassifier
 
         o = self.options
+        self._select = Resolver().select(o.strategy, run.task.name)
         if not isinstance(run.student, NetworkClassifier):
             raise CompatibilityError("pcoreset gives the student a second head, which only our own networks can have")
         if o.teacher_refresh and not hasattr(run.teacher, "fitted"):
@@ -146,8 +146,6 @@ class PCoreSet(Method):
     def _choose(
         self, run: Run, rows: Rows, given: np.ndarray, labels: dict[int, int], pool: np.ndarray, asked: int, number: int
     ) -> dict[str, Any]:
-        from kdhub_logits import queries
-
         o = self.options
         student = self._train(run, rows, given, labels, number)
         rng = np.random.default_rng([run.seed, 1, number])
@@ -158,7 +156,7 @@ class PCoreSet(Method):
         if not len(open_):
             return {"rows": [], "facts": facts}
         there, here = (self._seen(student, rows, i) for i in (open_, np.array(sorted(labels))))
-        picked = queries.RULES[o.strategy](there, here, min(asked, len(open_)), rng)
+        picked = self._select(there, here, min(asked, len(open_)), rng)
         return {"rows": open_[picked].tolist(), "facts": facts}
 
     def _ask(self, run: Run, wanted: list[int], known: np.ndarray) -> dict[int, int]:
@@ -236,7 +234,7 @@ class PCoreSet(Method):
         return student
 
     def _seen(self, student: Student, rows: Rows, which: np.ndarray) -> Any:
-        from kdhub_logits.queries import Seen
+        from kdhub.sampler import Seen
 
         examples = rows[which]
         probabilities = np.exp(student.signals(examples, "logits")["logits"].astype(np.float64))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
+from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 
 IMAGE, TABLE, TEXT = "image-classification", "tabular-classification", "text-classification"
 TOKEN = "token-classification"
@@ -191,6 +191,20 @@ def kdhub_datasets():
         example="digits",
         summary="another data set with a long tail, wrong labels, few labels or none",
     )
+
+
+@hookimpl
+def kdhub_samplers():
+    def rule(name, summary):
+        target = f"kdhub_logits.queries:{name.replace('-', '_')}"
+        return SamplerSpec(name=name, target=target, tasks=TASKS, selects=True, summary=f"to label next: {summary}")
+
+    yield rule("pcoreset", "rows whose probabilities lie farthest from those of labelled ones")
+    yield rule("coreset", "rows whose features lie farthest from those of labelled ones")
+    yield rule("entropy", "rows that the student is least sure of")
+    yield rule("badge", "rows whose last layer's gradients lie farthest from those of labelled ones")
+    yield rule("class-balanced", "rows of predicted classes that few labelled rows are of")
+    yield rule("random", "any rows")
 
 
 @hookimpl

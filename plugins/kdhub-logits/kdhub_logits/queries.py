@@ -1,28 +1,13 @@
-"""Rules of active learning: which rows of a pool to have labelled next.
+"""Rules of active learning (`kdhub.sampler.Select`): which rows of a pool to have labelled next.
 
-Each rule takes what a student says of the pool and of the labelled rows, a number and a generator, and gives so many
-different positions in the pool; all of it where n is at least its size. Ties go to the lowest position.
+Ties go to the lowest position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Seen:
-    """What a student says of some rows.
-
-    Attributes:
-        probabilities: (rows, classes).
-        features: (rows, width), or None where the rule needs none.
-    """
-
-    probabilities: np.ndarray
-    features: np.ndarray | None = None
+from kdhub.sampler import Seen
 
 
 def farthest(pool: np.ndarray, anchors: np.ndarray, n: int) -> np.ndarray:
@@ -90,16 +75,6 @@ def class_balanced(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator)
 def random(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
     """Any rows."""
     return rng.permutation(len(pool.probabilities))[:n]
-
-
-RULES: dict[str, Callable[[Seen, Seen, int, np.random.Generator], np.ndarray]] = {
-    "pcoreset": pcoreset,
-    "coreset": coreset,
-    "entropy": entropy,
-    "badge": badge,
-    "class-balanced": class_balanced,
-    "random": random,
-}
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

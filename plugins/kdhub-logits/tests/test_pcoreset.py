@@ -11,20 +11,18 @@ import torch
 from kdhub_logits import queries
 from kdhub_logits.adapter import adapted
 from kdhub_logits.pcoreset import QUERIES, two_head_loss
-from kdhub_logits.queries import Seen, farthest, gaps
+from kdhub_logits.queries import farthest, gaps
 from kdhub_logits.teachers import Prototypes
 
 import kdhub
 from kdhub.data import DataOptions
-from kdhub.errors import CompatibilityError, DataError
+from kdhub.errors import CompatibilityError, DataError, UnknownNameError
+from kdhub.recipe import Ref
 from kdhub.resolve import Resolver
+from kdhub.sampler import Seen
 
 POOL = np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.34, 0.33, 0.33], [0.5, 0.5, 0]])
 ONE = np.array([[1.0, 0, 0]])
-
-
-def seen(rng: np.random.Generator, n: int, classes: int = 4) -> Seen:
-    return Seen(rng.dirichlet(np.ones(classes), n), rng.normal(size=(n, 6)))
 
 
 def test_picks_of_the_specification():
@@ -52,17 +50,19 @@ def test_the_running_minimum_is_the_greedy_rule():
     assert farthest(pool, anchors, 15).tolist() == picked and gaps == sorted(gaps, reverse=True)
 
 
-@pytest.mark.parametrize("rule", queries.RULES)
-def test_what_every_rule_promises(rule):
-    rng = np.random.default_rng(1)
-    pool, labelled = seen(rng, 30), seen(rng, 5)
-    for n in (1, 7, 30):
-        picked = queries.RULES[rule](pool, labelled, n, np.random.default_rng(2))
-        assert len(set(picked.tolist())) == n and set(picked.tolist()) <= set(range(30))
-        assert picked.tolist() == queries.RULES[rule](pool, labelled, n, np.random.default_rng(2)).tolist()
+@pytest.mark.parametrize("rule", [queries.pcoreset, queries.coreset, queries.entropy, queries.badge])
+def test_ties_go_to_the_lowest_position(rule):
     equal = Seen(np.full((6, 3), 1 / 3), np.ones((6, 2)))
-    if rule in ("pcoreset", "coreset", "entropy", "badge"):
-        assert queries.RULES[rule](equal, equal, 2, rng).tolist() == [0, 1], "ties go to the lowest position"
+    assert rule(equal, equal, 2, np.random.default_rng(0)).tolist() == [0, 1]
+
+
+def test_rules_are_samplers_found_by_name():
+    resolver = Resolver()
+    assert resolver.select("badge", "image-classification") is queries.badge
+    with pytest.raises(UnknownNameError, match="entropi"):
+        resolver.select("entropi", "image-classification")
+    with pytest.raises(CompatibilityError, match="no order of training rows"):
+        resolver.sampler(Ref(source="entropy"), "image-classification")
 
 
 def test_entropy_takes_the_least_sure_and_class_balanced_the_rare():
