@@ -82,16 +82,12 @@ class Classifier(Student):
         return (*((None,) if self.ragged else ()), *self.width(kind))
 
 
-class NetworkClassifier(Classifier):
-    """One of our small networks: `config.json` and `model.safetensors`.
+class ProbedClassifier(Classifier):
+    """A network of which it is seen by running it which signals it gives, and of which shapes."""
 
-    Args:
-        config: `network`, `shape`, `classes` and the network's own settings.
-    """
-
-    def __init__(self, task: str, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
-        super().__init__(task, networks.build(config), config["classes"], start)
-        self.config = {**config, "task": task}
+    def blank(self) -> dict[str, torch.Tensor]:
+        """What `module` takes, for one example without anything on it."""
+        raise NotImplementedError
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -103,11 +99,48 @@ class NetworkClassifier(Classifier):
         was = self.module.training
         self.module.eval()
         with torch.no_grad():
-            given = self.module({"x": torch.zeros(1, *self.config["shape"], device=self.device)})
+            given = self.module({name: value.to(self.device) for name, value in self.blank().items()})
             names = [*given, *getattr(given, "later", ())]
             shapes = {name: tuple(given[name].shape[1:]) for name in names}
         self.module.train(was)
         return shapes
+
+    def width(self, kind: str) -> tuple[int, ...]:
+        if kind not in self._shapes:
+            raise CompatibilityError(f"a {self.network} gives {', '.join(self._shapes)}, not {kind!r}")
+        return self._shapes[kind]
+
+    @property
+    def network(self) -> str:
+        """What it is called in messages."""
+        return type(getattr(self.module, "model", self.module)).__name__
+
+
+class NetworkClassifier(ProbedClassifier):
+    """One of our small networks: `config.json` and `model.safetensors`.
+
+    Args:
+        config: `network`, `shape`, `classes` and the network's own settings.
+    """
+
+    def __init__(self, task: str, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
+        super().__init__(task, networks.build(config), config["classes"], start)
+        self.config = {**config, "task": task}
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        return {"x": torch.zeros(1, *self.config["shape"])}
+
+    @property
+    def network(self) -> str:
+        return self.config["network"]
+
+    def like(self, module: nn.Module, start: Mapping[str, Any]) -> NetworkClassifier:
+        """The same with another number of layers; `module` has its weights."""
+        from kdhub_logits.students import blocks
+
+        made = NetworkClassifier(self.task, {**self.config, "layers": len(blocks(module))}, start)
+        made.module.load_state_dict(module.state_dict())
+        return made
 
     def rescale(self) -> None:
         """Divide the logits by their deviation over the classes, from here on and in what is saved."""
@@ -177,11 +210,6 @@ class NetworkClassifier(Classifier):
         student.module.eval()
         return student
 
-    def width(self, kind: str) -> tuple[int, ...]:
-        if kind not in self._shapes:
-            raise CompatibilityError(f"a {self.config['network']} gives {', '.join(self._shapes)}, not {kind!r}")
-        return self._shapes[kind]
-
 
 class Transformer(nn.Module):
     """A transformers classifier with our names: `logits`, and `features` as the mean of its last states.
@@ -237,6 +265,10 @@ class TextClassifier(Classifier):
         self.tokenizer = tokenizer
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
+
+    def like(self, model: nn.Module, start: Mapping[str, Any]) -> TextClassifier:
+        """Another network that reads texts as this one."""
+        return type(self)(model, self.tokenizer, start)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
         """Token ids, cut to what the model takes, and which texts were cut."""
@@ -360,7 +392,6 @@ def load(folder: Path, *, name: str | None = None) -> Classifier:
 
     Raises:
         UntrustedError: no readable configuration, pickled weights, or code of its own.
-        CompatibilityError: an image classifier of transformers.
         UsageError: timm is needed and not installed.
     """
     folder = Path(folder)
@@ -373,10 +404,9 @@ def load(folder: Path, *, name: str | None = None) -> Classifier:
     if "network" not in config:
         kinds = [str(n) for n in config.get("architectures") or ()]
         if any(n.endswith("ForImageClassification") for n in kinds):
-            raise CompatibilityError(
-                f"{name or folder} is a {kinds[0]} of transformers, which is not read",
-                hint="image classifiers are read as timm saves them: hf:timm/NAME",
-            )
+            from kdhub_logits.vision import ImageClassifier
+
+            return ImageClassifier.load(folder, name=name)
         of_tokens = any(n.endswith("ForTokenClassification") for n in kinds)
         return (TokenClassifier if of_tokens else TextClassifier).load(folder, name=name)
     if config["network"] not in networks.NETWORKS:

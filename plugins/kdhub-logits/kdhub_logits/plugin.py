@@ -123,7 +123,7 @@ def kdhub_teachers():
         gives=(*SIGNALS, *LAYERED),
         argument="org/name[@revision]",
         live=True,
-        summary="a transformers text classifier, or a timm network, on the Hugging Face Hub",
+        summary="a transformers classifier, or a timm network, on the Hugging Face Hub",
     )
 
 
@@ -157,7 +157,7 @@ def kdhub_students():
     yield builder("kernel", "kernel", arrays, "", "a kernel machine, which self-distillation fits", ("logits",))
     yield builder("path", "path", TASKS, "FOLDER", "a classifier folder", (*tokens, *LAYERED))
     yield builder(
-        "hf", "hub", (IMAGE, TEXT, TOKEN), "org/name[@revision]", "a text model of transformers, or timm's, on the Hub",
+        "hf", "hub", (IMAGE, TEXT, TOKEN), "org/name[@revision]", "a model of transformers, or timm's, on the Hub",
         layered,
     )  # fmt: skip
     yield builder(
@@ -167,7 +167,7 @@ def kdhub_students():
     yield builder(
         "layers",
         "layers",
-        (TEXT, TOKEN),
+        (IMAGE, TEXT, TOKEN),
         "N",
         "N evenly spaced layers of the teacher",
         layered,

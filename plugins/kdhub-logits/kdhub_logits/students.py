@@ -140,28 +140,31 @@ def kernel(argument: str, context: BuildContext) -> NetworkClassifier:
 
 
 def path(argument: str, context: BuildContext) -> Classifier:
-    """A folder: a classifier as it is, or a transformers encoder, which gets a fresh classifier; so does a network of
-    timm's for other classes than the teacher's or the rows'."""
+    """A folder: a classifier as it is, or a transformers encoder, which gets a fresh classifier; so does an image
+    classifier of transformers or timm for other classes than the teacher's or the rows'."""
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
-    if "architecture" in _config(folder):
+    config = _config(folder)
+    if "architecture" in config:
         return _of_timm(folder, context, {"how": "a network of timm's in a local folder"})
-    if _headless(folder):
+    if _headless(config):
         return _with_head(folder, context, {"how": "a local folder with a fresh classifier"})
+    if context.task.name == "image-classification" and "architectures" in config:
+        return _with_head(folder, context, {"how": "a model in a local folder"})
     student = context.task.load(folder)
     student.start = {"how": "a model in a local folder"}
     return student
 
 
 def hub(argument: str, context: BuildContext) -> Classifier:
-    """A transformers text model of the Hub, or a network of timm's; its classifier is made anew when it has other
+    """A model of transformers on the Hub, or a network of timm's; its classifier is made anew when it has other
     classes."""
     from kdhub.hub.fetch import fetch_model
 
     folder, repo, commit = fetch_model(argument)
     start = {"base_model": repo, "revision": commit, "how": "as it is"}
-    if context.task.name == "image-classification":
+    if "architecture" in _config(folder):
         return _of_timm(folder, context, start, name=repo)
     return _with_head(folder, context, start, name=repo)
 
@@ -186,9 +189,8 @@ def _config(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _headless(folder: Path) -> bool:
-    """Whether it is a transformers model without a classifier."""
-    config = _config(folder)
+def _headless(config: Mapping[str, Any]) -> bool:
+    """Whether it is that of a transformers model without a classifier."""
     names = config.get("architectures") or [""]
     return bool(config) and "network" not in config and not str(names[0]).endswith("Classification")
 
@@ -204,27 +206,34 @@ def _of_timm(folder: Path, context: BuildContext, start: dict[str, Any], name: s
     return student
 
 
-def _with_head(folder: Path, context: BuildContext, start: dict[str, Any], name: str | None = None) -> TextClassifier:
+def _with_head(folder: Path, context: BuildContext, start: dict[str, Any], name: str | None = None) -> Classifier:
     from kdhub.hub.trust import check_model_folder
     from kdhub_logits.classifiers import TextClassifier, TokenClassifier
 
+    if context.task.name == "image-classification":
+        from kdhub_logits.vision import ImageClassifier
+
+        return ImageClassifier.load(folder, name=name, classes=_classes(context), seed=context.seed, start=start)
     check_model_folder(folder, name=name)
     kind = {c.task_name: c for c in (TextClassifier, TokenClassifier)}[context.task.name]
     return kind.with_head(folder, _classes(context), context.seed, start)
 
 
-def layers(argument: str, context: BuildContext) -> TextClassifier:
+def layers(argument: str, context: BuildContext) -> Classifier:
     """N evenly spaced layers of a transformer teacher, first and last among them, with its embeddings and classifier.
 
     Raises:
         UsageError: N is no number from 1 to the teacher's layers.
         CompatibilityError: the teacher is no transformer.
     """
-    from kdhub_logits.classifiers import TextClassifier
+    from kdhub_logits.classifiers import Classifier
 
-    model, start = keep_layers(argument, context, TextClassifier)
-    teacher = context.teacher.model
-    return type(teacher)(model, teacher.tokenizer, start)
+    teacher = getattr(context.teacher, "model", None)
+    if "hidden_states" not in getattr(teacher, "kinds", ()):
+        raise CompatibilityError(
+            "student layers: is made from a transformer teacher; this one has no layers of one width"
+        )
+    return teacher.like(*keep_layers(argument, context, Classifier))
 
 
 def keep_layers(argument: str, context: BuildContext, kind: type) -> tuple[Any, dict[str, Any]]:
@@ -232,7 +241,7 @@ def keep_layers(argument: str, context: BuildContext, kind: type) -> tuple[Any, 
     teacher = getattr(context.teacher, "model", None)
     if not isinstance(teacher, kind):
         raise CompatibilityError("student layers: is made from a transformer teacher; this one has no layers")
-    model = copy.deepcopy(teacher.module.model)
+    model = copy.deepcopy(getattr(teacher.module, "model", teacher.module))
     have, keep = len(blocks(model)), int(argument) if argument.isdigit() else 0
     if not 1 <= keep <= have:
         raise UsageError(f"student layers:{argument}: the teacher has {have} layers")
@@ -260,7 +269,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 def keep_blocks(model: nn.Module, chosen: Sequence[int]) -> None:
     """Take all other blocks out of a transformer, in place. Those that stay are numbered anew, for what they remember
     of a text is found by number, and lists in the configuration that have one entry a block are cut likewise."""
-    stack, config = blocks(model), model.config
+    stack, config = blocks(model), getattr(model, "config", None)
     have = len(stack)
     for i in reversed(range(have)):
         if i not in chosen:
@@ -269,6 +278,8 @@ def keep_blocks(model: nn.Module, chosen: Sequence[int]) -> None:
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
+    if config is None:
+        return
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == have and ("layer" in name or "block" in name):
             setattr(config, name, [value[i] for i in chosen])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import kdhub
 from kdhub.data import DataOptions
-from kdhub.errors import CompatibilityError, UnknownNameError, UntrustedError, UsageError
+from kdhub.errors import UnknownNameError, UntrustedError, UsageError
 from kdhub.resolve import Resolver
 
 TIMM = """
@@ -150,9 +150,6 @@ def test_what_is_no_network_of_timm(timm, tmp_path):
         (tmp_path / "net/config.json").write_text(json.dumps(config | wrong))
         with pytest.raises(UntrustedError, match=words):
             load(tmp_path / "net")
-    (tmp_path / "net/config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
-    with pytest.raises(CompatibilityError, match="ViTForImageClassification of transformers"):
-        load(tmp_path / "net")
 
 
 @pytest.mark.parametrize(
