@@ -128,5 +128,6 @@ def _replaced(recipe: Recipe, new: Callable[[str], str]) -> dict[str, Any]:
             return [visit(v) for v in node]
         return new(node) if key == "source" and isinstance(node, str) and node.startswith(PREFIX) else node
 
+    parts = ("teacher", "student", "options", "data", "evaluation")
     values = recipe.model_dump(by_alias=True, exclude_unset=True)
-    return {k: visit(v) if k in ("teacher", "student", "data", "evaluation") else v for k, v in values.items()}
+    return {k: visit(v) if k in parts else v for k, v in values.items()}

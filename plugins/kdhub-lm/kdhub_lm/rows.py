@@ -22,15 +22,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from kdhub_logits.privacy import marked
+from typing import TYPE_CHECKING, Any
 
 from kdhub._files import canonical_json
 from kdhub._rows import NEEDED
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.task import Example
 from kdhub_lm import chat, preferences
+
+if TYPE_CHECKING:
+    from kdhub_logits.privacy import Scorer
 
 Row = Mapping[str, Any]
 
@@ -42,7 +43,7 @@ class Encoding:
     Attributes:
         tokenizer: None for a model behind an API, which is asked with texts.
         limit: tokens that a row may have; None where nobody knows.
-        private: a pattern that marks tokens of plain texts (see `kdhub_logits.privacy`).
+        private: a scorer of the tokens of plain texts (see `kdhub_logits.privacy`).
         prompts: None, or the tokens that an answer may have: then examples are prompts.
         groups: an example of preferences has all responses, not the best alone.
         beside: the tokenizer of a teacher that sees the same rows.
@@ -50,7 +51,7 @@ class Encoding:
 
     tokenizer: Any
     limit: int | None
-    private: str | None = None
+    private: Scorer | None = None
     prompts: int | None = None
     groups: bool = False
     beside: Any = None
@@ -92,6 +93,7 @@ class Encoding:
     def texts(self, rows: Sequence[Row]) -> list[Example]:
         texts = [row["text"] for row in rows]
         given = self.tokens(texts, return_offsets_mapping=bool(self.private))
+        private = self.private(texts, given["offset_mapping"]) if self.private else []
         made = []
         for n, text in enumerate(texts):
             whole = [*self.begin, *given["input_ids"][n]]
@@ -105,9 +107,8 @@ class Encoding:
                 "cut": len(whole) > len(ids),
                 "bytes": len(text.encode()) if len(whole) == len(ids) else None,
             }
-            if self.private:
-                of_tokens = marked(text, given["offset_mapping"][n], self.private)
-                example["private"] = [*([0.0] * len(self.begin)), *of_tokens][1 : len(ids)]
+            if private:
+                example["private"] = [*([0.0] * len(self.begin)), *private[n]][1 : len(ids)]
             made.append(example)
         return made
 

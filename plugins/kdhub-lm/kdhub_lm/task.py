@@ -100,7 +100,7 @@ class CausalLanguage(TokenClassification):
         return found
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        """See `rows`. Settings: max_length, tokens at most; private, a pattern that marks tokens; prompts, the tokens
+        """See `rows`. Settings: max_length, tokens at most; private, a scorer of tokens; prompts, the tokens
         that an answer may have: then rows are prompts for the teacher, which may have other tokens than the student;
         groups, whether rows of preferences have all their responses.
         """

@@ -10,6 +10,7 @@ import torch
 from kdhub_lm import canaries, models, task
 from kdhub_lm.canaries import Ranks
 from kdhub_lm.models import byte_tokenizer, llama
+from kdhub_logits.privacy import by_pattern
 
 import kdhub
 from kdhub.errors import CompatibilityError, DataError, UsageError
@@ -48,7 +49,7 @@ def test_signals_stand_where_a_token_is_predicted(tiny):
     assert batch["counts"].tolist() == [3, 5]
     (long,) = prepared(tiny, ["x" * 100])
     assert long["cut"] and len(long["ids"]) == 64
-    (marked,) = prepared(tiny, ["ab 42 cd"], private=r"\d+")
+    (marked,) = prepared(tiny, ["ab 42 cd"], private=by_pattern(r"\d+"))
     # of the tokens a b _ 4 2 _ c d: the digits and what stands beside them
     assert marked["private"] == [0, 0, 1, 1, 1, 1, 0, 0]
 

@@ -1,11 +1,22 @@
-"""Where a text is likely to hold something private: patterns, and what only a teacher that saw it can know."""
+"""Where a text is likely to hold something private: patterns, a tagger, what only a teacher that saw it can know."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from kdhub.errors import CompatibilityError
+
+if TYPE_CHECKING:
+    from kdhub.teacher import Teacher
+
+Spans = Sequence[tuple[int, int]]
+"""Begin and end of each token in its text."""
+Scorer = Callable[[Sequence[str], Sequence[Spans]], list[list[float]]]
+"""How likely each token of some texts is private, from 0 to 1."""
 
 PATTERN = (
     r"\d+"  # numbers: codes, phones, cards, dates
@@ -15,12 +26,65 @@ PATTERN = (
 """What the scorer `pattern` looks for. Names are no pattern: see the scorer `memorisation`."""
 
 
-def marked(text: str, spans: Sequence[tuple[int, int]], pattern: str) -> list[float]:
-    """1 for each token that overlaps a match of the pattern, or stands beside one that does; else 0.
+WORDS = 100
+"""Words that a tagger is shown at once."""
+
+
+def by_pattern(pattern: str) -> Scorer:
+    """See `marked`."""
+    return lambda texts, spans: [marked(text, own, pattern) for text, own in zip(texts, spans)]
+
+
+def by_tagger(tagger: Teacher) -> Scorer:
+    """1 - p(O) of the word that a token overlaps, the most of several; words are what stands between spaces.
 
     Args:
-        spans: begin and end of each token in the text.
+        tagger: a classifier of words with the class O for what is nothing.
+
+    Raises:
+        CompatibilityError: it has no such class.
     """
+    from kdhub.resolve import Resolver
+
+    if "O" not in tagger.classes:
+        raise CompatibilityError(
+            f"a tagger calls what is not private O; {tagger.argument} has the classes {', '.join(tagger.classes[:6])}"
+        )
+    prepare = Resolver().task("token-classification").preparer(None, tagger)
+    outside = tagger.classes.index("O")
+
+    def of_words(words: list[str]) -> list[float]:
+        rows = [{"tokens": words[at : at + WORDS]} for at in range(0, len(words), WORDS)]
+        found: list[float] = []
+        for row, logits in zip(rows, tagger.signals(prepare(rows), "logits")["logits"] if rows else ()):
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            seen = (1 - p[:, outside] / p.sum(1)).tolist()
+            found += seen + [0.0] * (len(row["tokens"]) - len(seen))
+        return found
+
+    def score(texts: Sequence[str], spans: Sequence[Spans]) -> list[list[float]]:
+        made = []
+        for text, own in zip(texts, spans):
+            places = [match.span() for match in re.finditer(r"\S+", text)]
+            rho = of_words([text[a:b] for a, b in places])
+            made.append([max((r for r, (a, b) in zip(rho, places) if x < b and y > a), default=0.0) for x, y in own])
+        return made
+
+    return score
+
+
+def any_of(scorers: Sequence[Scorer]) -> Scorer:
+    """1 - the product of what each of them leaves."""
+
+    def score(texts: Sequence[str], spans: Sequence[Spans]) -> list[list[float]]:
+        each = [scorer(texts, spans) for scorer in scorers]
+        return [[1 - float(np.prod([1 - rho for rho in of_token])) for of_token in zip(*rows)] for rows in zip(*each)]
+
+    return score
+
+
+def marked(text: str, spans: Spans, pattern: str) -> list[float]:
+    """1 for each token that overlaps a match of the pattern, or stands beside one that does; else 0."""
     found = [match.span() for match in re.finditer(pattern, text)]
     inside = [any(a < end and b > start for start, end in found) for a, b in spans]
     wide = [any(inside[max(0, i - 1) : i + 2]) for i in range(len(inside))]

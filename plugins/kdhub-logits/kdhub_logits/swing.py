@@ -15,12 +15,14 @@ a guarantee of differential privacy. The teacher runs inside training, so that n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import ObjectiveMethod, Progress
+from kdhub.recipe import TextRef
 from kdhub_logits.soft_targets import ClassifierOptions, labelled_in, positions_in
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from kdhub.student import Student
     from kdhub.task import Signals
     from kdhub.teacher import Teacher
+    from kdhub_logits.privacy import Scorer
 
 TOP = 32
 """Classes that Laplace noise is drawn for; the others share one."""
@@ -41,10 +44,15 @@ class Swing(ObjectiveMethod):
     """Soft targets that hide what is private."""
 
     class Options(ClassifierOptions):
-        privacy_scorer: Literal["pattern", "memorisation", "combined", "none"] = Field(
-            "combined", description="what is private, by a pattern, by the teacher's memory (with public), or both"
+        privacy_scorer: Literal["pattern", "tagger", "memorisation", "combined", "none"] = Field(
+            "combined",
+            description="what is private: by a pattern, by a tagger, by the teacher's memory (with public), or by all "
+            "of these that are given",
         )
         pattern: str | None = Field(None, description="what is private; numbers and addresses if unset")
+        tagger: TextRef | None = Field(
+            None, description="a classifier of words, as a teacher is named; private is all that it finds not O"
+        )
         public: str | None = Field(None, description="texts without secrets, as --data takes them, for memorisation")
         t_min: float = Field(1.0, gt=0, description="temperature where nothing is private")
         t_max: float = Field(20.0, gt=0, description="temperature where all is")
@@ -66,16 +74,28 @@ class Swing(ObjectiveMethod):
                 raise ValueError("t_max is at least t_min")
             if self.noise == "laplace_prob" and self.eps is None:
                 raise ValueError("laplace_prob needs eps")
+            if self.privacy_scorer == "tagger" and self.tagger is None:
+                raise ValueError("the scorer tagger needs one: tagger: {source: recipe:NAME}")
             return self
 
     options: Options
     _public: Any = None
 
     def settings(self) -> dict[str, Any]:
-        from kdhub_logits.privacy import PATTERN
+        return {"private": self._scorer} if self._scorer else {}
 
-        wanted = self.options.privacy_scorer in ("pattern", "combined")
-        return {"private": self.options.pattern or PATTERN} if wanted else {}
+    @cached_property
+    def _scorer(self) -> Scorer | None:
+        """Of texts alone, before the teacher sees them."""
+        from kdhub.resolve import Resolver
+        from kdhub_logits import privacy
+
+        o, scorers = self.options, []
+        if o.privacy_scorer in ("pattern", "combined"):
+            scorers.append(privacy.by_pattern(o.pattern or privacy.PATTERN))
+        if o.tagger is not None and o.privacy_scorer in ("tagger", "combined"):
+            scorers.append(privacy.by_tagger(Resolver().teacher(o.tagger, "token-classification")))
+        return privacy.any_of(scorers) if scorers else None
 
     def adapt(self, student: Student, teacher: Teacher | None) -> None:
         """Count the public texts.
@@ -90,7 +110,7 @@ class Swing(ObjectiveMethod):
             raise UsageError(
                 "memorisation is what a teacher knows beyond public texts", hint="--set public=DATA, or another scorer"
             )
-        if o.public is None or o.privacy_scorer in ("pattern", "none"):
+        if o.public is None or o.privacy_scorer not in ("memorisation", "combined"):
             return
         tokenizer = getattr(student, "tokenizer", None)
         if tokenizer is None or student.task != "causal-lm":

@@ -354,12 +354,11 @@ class TokenClassification(Classification):
         return set(pc.unique(pc.list_flatten(table.with_format("arrow")[:][self.target])).to_pylist())
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        """Settings: max_length, tokens at most, beside the models' own limits; private, a pattern that marks words (see
+        """Settings: max_length, tokens at most, beside the models' own limits; private, a scorer of words (see
         `privacy`). A row ends with the last word that every model sees."""
         from kdhub_logits.classifiers import label_index
-        from kdhub_logits.privacy import marked
 
-        limit, pattern, classes = settings.get("max_length"), settings.get("private"), self.agree(student, teacher)
+        limit, scorer, classes = settings.get("max_length"), settings.get("private"), self.agree(student, teacher)
         models = [model for model in (student, teacher) if model is not None]
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
@@ -375,7 +374,7 @@ class TokenClassification(Classification):
                 own = words[n][:kept]
                 ends = np.cumsum([len(word) + 1 for word in own]).tolist()
                 spans = [(end - len(word) - 1, end - 1) for word, end in zip(own, ends)]
-                private = {"private": marked(" ".join(own), spans, pattern)} if pattern else {}
+                private = {"private": scorer([" ".join(own)], [spans])[0]} if scorer else {}
                 made.append(
                     {
                         "words": own,

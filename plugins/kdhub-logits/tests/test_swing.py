@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdhub_logits.privacy import PATTERN, Ngrams, marked
+from kdhub_logits.privacy import PATTERN, Ngrams, any_of, by_pattern, by_tagger, marked
 from kdhub_logits.soft_targets import Kd
 from kdhub_logits.swing import Swing, laplace, renormalised, temperature
 from pydantic import ValidationError
 
+from kdhub.errors import CompatibilityError
 from kdhub.method import Progress
 from kdhub.task import Signals
 
@@ -163,6 +164,34 @@ def test_what_the_pattern_marks():
     assert marked("a b c d 5 e f", [(i, i + 1) for i in range(0, 13, 2)], PATTERN) == [0, 0, 0, 1, 1, 1, 0]
 
 
+class Names:
+    """A tagger that finds three of four capitalised words to be names."""
+
+    classes, argument, model, tokenizer = ("O", "NAME"), "names", None, None
+
+    def encode_words(self, rows, limit=None):
+        return [[0] * len(row) for row in rows], [list(range(len(row))) for row in rows]
+
+    def signals(self, examples, kind):
+        odds = [[math.log(3) if word[0].isupper() else -40.0 for word in e["words"]] for e in examples]
+        return {"logits": [np.array([[0.0, x] for x in row]) for row in odds]}
+
+
+def test_a_tagger_marks_the_tokens_of_its_words():
+    text = "hello Anna, 5 of them"
+    tokens = [(0, 5), (6, 8), (8, 11), (12, 13), (14, 21)]  # a word of two tokens, a token of two words
+    names = by_tagger(Names())
+    assert names([text], [tokens])[0] == pytest.approx([0, 0.75, 0.75, 0, 0])
+    both = any_of([names, by_pattern(r"Anna|5")])
+    assert both([text, ""], [tokens, []])[0] == pytest.approx([1, 1, 1, 1, 1])
+    long = " ".join(["a"] * 250 + ["Boris"])
+    assert names([long], [[(500, 505), (0, 1)]])[0] == pytest.approx([0.75, 0]), "in pieces of a hundred words"
+    other = Names()
+    other.classes = ("nothing", "NAME")
+    with pytest.raises(CompatibilityError, match="calls what is not private O"):
+        by_tagger(other)
+
+
 def test_ngrams_by_hand_and_a_memory_beyond_them():
     model = Ngrams([[1, 2, 1, 2, 3]], 4, order=2, weight=2.0)
     # p_0(1) = (2 + 2/4) / (5 + 2); behind 2 comes 1 once and 3 once: p_1(3 | 2) = (1 + 2 p_0(3)) / (2 + 2)
@@ -183,6 +212,10 @@ def test_ngrams_by_hand_and_a_memory_beyond_them():
 
 
 def test_options_that_do_not_fit():
-    for wrong, words in (({"t_max": 0.5}, "t_max is at least"), ({"noise": "laplace_prob"}, "needs eps")):
+    for wrong, words in (
+        ({"t_max": 0.5}, "t_max is at least"),
+        ({"noise": "laplace_prob"}, "needs eps"),
+        ({"privacy_scorer": "tagger"}, "needs one"),
+    ):
         with pytest.raises(ValidationError, match=words):
             Swing.Options(**wrong)
