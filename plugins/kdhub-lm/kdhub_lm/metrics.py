@@ -66,6 +66,18 @@ def tail_mass(out: Outputs, teacher: Outputs) -> float:
     return out.beside(teacher).tail
 
 
+def draft_acceptance(out: Outputs, teacher: Outputs) -> float:
+    """Share of the tokens that the student drafts which the teacher takes, by speculative sampling at temperature 1."""
+    return out.beside(teacher).overlap
+
+
+def draft_tokens(out: Outputs, teacher: Outputs) -> float | None:
+    """How many of four drafted tokens the teacher takes before the first that it does not; None where all rows are
+    shorter."""
+    found = out.beside(teacher).accepted
+    return None if math.isnan(found) else found
+
+
 # -- of texts -------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ for them.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,8 @@ HEAD = 10
 """Classes of the head of a distribution."""
 TAIL = 0.2
 """Share of the classes that are its tail."""
+DRAFT = 4
+"""Tokens of a draft, in speculative decoding."""
 
 
 @dataclass
@@ -55,6 +58,9 @@ class Beside:
         kl: KL(teacher || student), nats.
         agreement: share where both find one token the most probable.
         head, tail: the student's probability of the ten tokens, and of the last fifth, by the teacher's rank.
+        overlap: sum of min(p, q) over the tokens: how often speculative sampling takes one that the student drafts.
+        accepted: of a draft of `DRAFT` tokens, how many are taken before the first that is not; from every place that
+            has so many behind it, NaN where none has.
     """
 
     nll: float
@@ -63,6 +69,8 @@ class Beside:
     agreement: float
     head: float
     tail: float
+    overlap: float
+    accepted: float
 
 
 class Outputs:
@@ -129,17 +137,22 @@ class Outputs:
 
     def _compared(self, teacher: Outputs) -> Beside:
         require_same_tokens(self.tokenizer, teacher.tokenizer)
-        classes, sums, count = len(self.tokenizer), np.zeros(6), 0
+        classes, sums, count, taken = len(self.tokenizer), np.zeros(6), 0, []
         mine, theirs = (out.encode.reader(out.table, "logits") for out in (self, teacher))
         for start, examples in chunks(self.table, self.encode.prepare, classes):
             stop = start + len(examples)
             for example, s, z in zip(examples, mine(start, stop)["logits"], theirs(start, stop)["logits"]):
                 both = min(len(s), len(z))  # one may take longer rows than the other
                 labels = np.asarray(example["labels"])
+                overlap = [np.zeros(0)]
                 for part in blocks(s[:both]):
-                    sums += compared(s[:both][part], z[:both][part], labels[:both][part])
+                    sum_, of_part = compared(s[:both][part], z[:both][part], labels[:both][part])
+                    sums += sum_
+                    overlap.append(of_part)
+                taken.append(drafts(np.concatenate(overlap)))
                 count += both
-        return Beside(*(sums / count).tolist())
+        each, rounds = (np.concatenate(part) for part in zip(*taken))
+        return Beside(*(sums / count).tolist(), float(each.mean()), float(rounds.mean()) if len(rounds) else math.nan)
 
     def writing(self, how: Generation, rows: int, samples: int = 1) -> Outputs:
         """The same with what the subject answers to the first rows, so often to each."""
@@ -231,8 +244,8 @@ def log_probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return log_q.numpy(), logits.argmax(-1).numpy()
 
 
-def compared(student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Sums over positions of what `Beside` has the means of, (6,).
+def compared(student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over positions of what `Beside` has the means of, (6,), and the overlap of each position.
 
     Args:
         student, teacher: logits (positions, classes).
@@ -244,7 +257,7 @@ def compared(student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> np
         kl = np.where(p > 0, p * (log_p - log_q), 0.0)
     head, tail = min(HEAD, classes), int(round(TAIL * classes))
     ranked = np.argpartition(log_p, sorted({max(tail - 1, 0), classes - head}), axis=-1)
-    return np.array(
+    sums = np.array(
         [
             -log_q[at, labels].sum(dtype=np.float64),
             -log_p[at, labels].sum(dtype=np.float64),
@@ -254,6 +267,15 @@ def compared(student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> np
             np.take_along_axis(q, ranked[:, :tail], -1).sum(dtype=np.float64),
         ]
     )
+    return sums, np.minimum(p, q).sum(-1, dtype=np.float64)
+
+
+def drafts(overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The overlap of each position of a row, and how many tokens of a draft are expected to be taken from each place
+    with `DRAFT` positions: the sum over k of the product of the first k (arXiv:2211.17192, section 3.1)."""
+    if len(overlap) < DRAFT:
+        return overlap, np.zeros(0)
+    return overlap, np.lib.stride_tricks.sliding_window_view(overlap, DRAFT).cumprod(-1).sum(-1)
 
 
 def require_same_tokens(student: Any, teacher: Any) -> None:

@@ -367,6 +367,8 @@ def kdhub_metrics():
     yield beside("kl", "kl", "mean KL(teacher || student) of a token, nats", False)
     yield beside("head-mass", "head_mass", "probability of the ten tokens that the teacher finds most probable")
     yield beside("tail-mass", "tail_mass", "probability of the fifth of all tokens that the teacher puts last", False)
+    yield beside("draft-acceptance", "draft_acceptance", "share of drafted tokens that the teacher takes")
+    yield beside("draft-tokens", "draft_tokens", "of four drafted tokens, how many the teacher takes")
     yield written("rouge-l", "metrics:rouge_l", "common subsequence of words of answer and reference, F")
     yield written("exact-match", "metrics:exact_match", "share of answers that come to the reference's final answer")
     yield written("distinct-1", "metrics:distinct_1", "different words over all words of the answers")

@@ -85,6 +85,19 @@ def test_beside_the_teacher_by_hand():
     assert metrics.kl(sure, of([LOG([[0.5, 0.5]])], ["a"])) == np.inf
 
 
+def test_a_draft_is_taken_as_far_as_the_two_overlap():
+    """Overlaps of 0.8, 0.5, 1, 0.5, 0.9: rounds of four begin at two places."""
+    overlap = [0.8, 0.5, 1.0, 0.5, 0.9]
+    student = of([LOG([[1 - x / 2, x / 2] for x in overlap])], ["aaaaa"])
+    teacher = of([LOG([[x / 2, 1 - x / 2] for x in overlap])], ["aaaaa"])
+    assert metrics.draft_acceptance(student, teacher) == pytest.approx(np.mean(overlap))
+    first, second = 0.8 + 0.4 + 0.4 + 0.2, 0.5 + 0.5 + 0.25 + 0.225
+    assert metrics.draft_tokens(student, teacher) == pytest.approx((first + second) / 2)
+    assert metrics.draft_tokens(teacher, teacher) == pytest.approx(4)
+    short = of([LOG([[0.5, 0.5]])], ["a"])
+    assert metrics.draft_tokens(short, short) is None and metrics.draft_acceptance(short, short) == pytest.approx(1)
+
+
 def test_head_and_tail_are_those_of_the_teachers_rank():
     """Of 20 classes ten are the head, four the tail, whatever the student thinks of them."""
     letters = "abcdefghijklmnopqrst"
