@@ -67,7 +67,7 @@ def job(texts: int, profile: bool, threads: int, wall: bool) -> dict:
     torch.set_num_threads(threads)
     now = time.perf_counter if wall else time.process_time
     with tempfile.TemporaryDirectory() as folder:
-        session, rows, stored = prepared(texts, Path(folder) / "run")
+        session, rows, stored = prepared(texts, Path(folder) / "run", "auto")
         work = Engine(
             session.run, session.method, session.task, session.student,
             extras={}, rows=rows, signals={"embedding": stored}, seed=session.seed,

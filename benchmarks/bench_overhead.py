@@ -1,9 +1,9 @@
 """What the engine costs on top of a bare PyTorch loop that does the same steps.
 
 Same student (two layers of all-MiniLM-L6-v2), stored teacher vectors, row order, batch 32, objective, float32, fused
-AdamW, gradient clipping, learning rate. The bare loop also tokenises and reads the stored vectors of each batch; it writes no
-log and no checkpoint. The engine does everything it does in a run. Each in a process of its own, in turns; both must
-end with the same weights.
+AdamW, gradient clipping, learning rate. The bare loop also tokenises and reads the stored vectors of each batch; it
+writes no log and no checkpoint. The engine does everything it does in a run. Each in a process of its own, in turns;
+both must end with the same weights.
 
     python benchmarks/bench_overhead.py [--rounds 5] [--texts 3200]
 """
@@ -21,8 +21,11 @@ from pathlib import Path
 
 from _common import in_turns, record, spread
 
+PRECISION = "float32"
+"""What the engine does for bfloat16 is no overhead: without it the bare loop would be slower."""
 
-def prepared(texts: int, folder: Path):
+
+def prepared(texts: int, folder: Path, precision: str):
     """A session up to the point where training starts."""
     from kdhub.resolve import Resolver
     from kdhub.run import Run
@@ -30,8 +33,7 @@ def prepared(texts: int, folder: Path):
     from kdhub.verbs.session import Session
 
     resolver = Resolver()
-    # float32, because what the engine does for bfloat16 is no overhead: without it the bare loop would be slower
-    settings = [f"data.train.0.sample={texts}", "evaluation.data=[]", "options.precision=float32"]
+    settings = [f"data.train.0.sample={texts}", "evaluation.data=[]", f"options.precision={precision}"]
     session = Session(Run.create(folder, resolve_recipe(method="leaf", set=settings)), resolver)
     rows = session.rows("train", **session.method.settings())
     stored = session.signals(rows, "embedding")
@@ -42,7 +44,7 @@ def prepared(texts: int, folder: Path):
 def engine(texts: int, folder: Path):
     from kdhub.training import Engine
 
-    session, rows, stored = prepared(texts, folder)
+    session, rows, stored = prepared(texts, folder, PRECISION)
     work = Engine(
         session.run, session.method, session.task, session.student,
         extras={}, rows=rows, signals={"embedding": stored}, seed=session.seed,
@@ -60,7 +62,7 @@ def bare(texts: int, folder: Path):
     from kdhub.task import Signals
     from kdhub.training import _without_dropout
 
-    session, rows, stored = prepared(texts, folder)
+    session, rows, stored = prepared(texts, folder, PRECISION)
     method, student, options = session.method, session.student, session.method.options
     order = ShuffledSampler(rows.lengths, options.batch_size, session.seed).epoch(0).reshape(-1, options.batch_size)
     model = student.module
