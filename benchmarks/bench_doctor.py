@@ -19,10 +19,7 @@ from pathlib import Path
 
 from _common import record, spread
 
-RECIPES = {
-    "digits-teacher": ["options.max_steps=200"],
-    "leaf": ["data.train.0.sample=1500", "options.cycles=1", "options.epochs=1", "evaluation.data=[]"],
-}
+RECIPES = {"digits-teacher": [], "leaf": [], "pydoc-lm": ["options.max_steps=200"]}
 
 
 def kdhub(*arguments: str, home: str) -> object:
