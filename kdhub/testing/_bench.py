@@ -373,7 +373,8 @@ def reversed_signals(teacher: Teacher, kind: str) -> None:
 
         def signals(self, examples: Any, asked: str) -> Any:
             given = super().signals(examples, asked)
-            return {n: _reversed(v) for n, v in given.items()} if asked == kind else given
+            own = asked.partition(":")[0] == kind  # or a part of it: a layer, the largest
+            return {n: _reversed(v) for n, v in given.items()} if own else given
 
     teacher.__class__ = Reversed
     if teacher.module is not None:

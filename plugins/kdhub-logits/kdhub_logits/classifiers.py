@@ -18,9 +18,12 @@ from kdhub.hub.trust import check_model_folder
 from kdhub.student import Student
 from kdhub.task import Example
 from kdhub_logits import networks
+from kdhub_logits.long import further_inputs, is_efficient
 from kdhub_logits.plugin import LAYERED
 
 BATCH = 256
+TOKENS = 2**16
+"""Of the texts that are run together, at most."""
 
 
 class Classifier(Student):
@@ -52,14 +55,19 @@ class Classifier(Student):
         was, parts, counts = self.module.training, [], []
         self.module.eval()
         with torch.no_grad():
-            for start in range(0, len(examples), self.batch):
-                some = examples[start : start + self.batch]
+            at_once = self.at_once(examples)
+            for start in range(0, len(examples), at_once):
+                some = examples[start : start + at_once]
                 batch = {k: v.to(device) for k, v in self.collate(some).items()}
                 parts.append(self.module(batch)[kind].float().cpu().numpy())
                 counts += self.counts(some, batch, kind) or ()
         self.module.train(was)
         values = np.concatenate(parts)
         return {kind: np.split(values, np.cumsum(counts)[:-1]) if counts else values}
+
+    def at_once(self, examples: Sequence[Example]) -> int:
+        """How many of these are run together."""
+        return self.batch
 
     def counts(self, examples: Sequence[Example], batch: Mapping[str, torch.Tensor], kind: str) -> list[int] | None:
         """How many of a signal each of some examples has; None where each has one, of one shape."""
@@ -226,7 +234,8 @@ class Transformer(nn.Module):
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         mask, at = inputs["attention_mask"], inputs.get("at")
-        given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True)
+        further = further_inputs(self.model.config, mask)
+        given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True, **further)
         chosen = mask.flatten().bool() if at is None else at
         logits, states = given.logits, given.hidden_states[-1]
         if at is None:
@@ -263,6 +272,8 @@ class TextClassifier(Classifier):
         classes = [str(labels[i]) for i in range(len(labels))]
         super().__init__(self.task_name, Transformer(model), classes, start)
         self.tokenizer = tokenizer
+        if is_efficient(model.config):
+            self.kinds = tuple(kind for kind in self.kinds if kind != "attentions")
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
 
@@ -293,6 +304,8 @@ class TextClassifier(Classifier):
     def load(cls, folder: Path, *, name: str | None = None, start: Mapping[str, Any] | None = None) -> TextClassifier:
         import transformers
 
+        import kdhub_logits.attention  # noqa: F401  families of models of ours
+
         check_model_folder(folder, name=name)
         auto = getattr(transformers, cls.auto)
         model = auto.from_pretrained(folder, local_files_only=True, use_safetensors=True)
@@ -304,6 +317,8 @@ class TextClassifier(Classifier):
         """A checked folder's network; its classifier is made anew unless it is one for just these classes."""
         import transformers
 
+        import kdhub_logits.attention  # noqa: F401  families of models of ours
+
         names = dict(enumerate(classes))
         numbers = {v: k for k, v in names.items()}
         config = transformers.AutoConfig.from_pretrained(folder, id2label=names, label2id=numbers)
@@ -313,6 +328,9 @@ class TextClassifier(Classifier):
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model, tokenizer, start)
+
+    def at_once(self, examples: Sequence[Example]) -> int:
+        return max(1, min(self.batch, TOKENS // max(1, *(e["length"] for e in examples))))
 
     def width(self, kind: str) -> tuple[int, ...]:
         config = self.module.model.config
@@ -335,6 +353,8 @@ class TextClassifier(Classifier):
         )
 
     def usage(self) -> str:
+        if is_efficient(self.module.model.config):  # the library has no such model, or gives it no global tokens
+            return super().usage()
         return (
             "from transformers import pipeline\n\n"
             f'classify = pipeline("{self.task_name}", model="{{path}}")\n'
@@ -343,12 +363,16 @@ class TextClassifier(Classifier):
 
     @property
     def library(self) -> str:
-        return "transformers"
+        return "kdhub" if hasattr(self.module.model.config, "efficient_attention") else "transformers"
 
 
 class TokenClassifier(TextClassifier):
     """A transformers token classifier. A word has the logits of its first token, so teacher and student may have
-    different tokenizers."""
+    different tokenizers.
+
+    With `chunk_overlap` in its configuration it reads long rows in chunks that have so many tokens in common; a word's
+    logits are those of the chunk in which it is farthest from an end. So a short model reads long texts.
+    """
 
     task_name = "token-classification"
     auto = "AutoModelForTokenClassification"
@@ -359,23 +383,46 @@ class TokenClassifier(TextClassifier):
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of rows of words, cut to what the model takes, and where each word begins; words that are cut off,
         or that the tokenizer leaves nothing of, end the row."""
+        chunks, places = self._chunks(rows, max_length)
+        ids: list[list[int]] = [[] for _ in rows]
+        for chunk, of in chunks:
+            ids[of] += chunk
+        return ids, [[at for _, at in row] for row in places]
+
+    def _chunks(
+        self, rows: Sequence[Sequence[str]], max_length: int | None = None
+    ) -> tuple[list[tuple[list[int], int]], list[list[tuple[int, int]]]]:
+        """Token ids of each chunk and its row, and for each word of a row in which chunk it begins, and where. A row is
+        one chunk, cut, unless chunks overlap."""
         limit = min(filter(None, (self.max_length, max_length)))
-        given = self.tokenizer([list(row) for row in rows], is_split_into_words=True, truncation=True, max_length=limit)
-        ids, firsts = given["input_ids"], []
-        for n, row in enumerate(rows):
-            begins: dict[int, int] = {}
-            for at, word in enumerate(given.word_ids(n)):
-                if word is not None:
-                    begins.setdefault(word, at)
-            firsts.append([begins[w] for w in range(next((w for w in range(len(row)) if w not in begins), len(row)))])
-        return ids, firsts
+        overlap = getattr(self.module.model.config, "chunk_overlap", None)
+        more = {} if overlap is None else {"stride": overlap, "return_overflowing_tokens": True}
+        given = self.tokenizer(
+            [list(row) for row in rows], is_split_into_words=True, truncation=True, max_length=limit, **more
+        )
+        ids = given["input_ids"]
+        of = range(len(rows)) if overlap is None else given["overflow_to_sample_mapping"]
+        begins: list[dict[int, tuple[int, int, int]]] = [{} for _ in rows]
+        for chunk, row in enumerate(of):
+            before = None
+            for at, word in enumerate(given.word_ids(chunk)):
+                if word is not None and word != before:
+                    inside = min(at, len(ids[chunk]) - 1 - at)
+                    if word not in begins[row] or inside > begins[row][word][0]:
+                        begins[row][word] = inside, chunk, at
+                before = word
+        places = []
+        for row, found in zip(rows, begins):
+            end = next((w for w in range(len(row)) if w not in found), len(row))
+            places.append([found[w][1:] for w in range(end)])
+        return list(zip(ids, of)), places
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        ids, firsts = self.encode_words([e["words"] for e in examples])
-        batch = padded(ids, self.tokenizer.pad_token_id or 0)
+        chunks, places = self._chunks([e["words"] for e in examples])
+        batch = padded([ids for ids, _ in chunks], self.tokenizer.pad_token_id or 0)
         width = batch["input_ids"].shape[1]
         # Of what both models can see: a row may have fewer words than this one alone would take.
-        at = [n * width + first for n, row in enumerate(firsts) for first in row[: len(examples[n]["words"])]]
+        at = [c * width + first for e, row in zip(examples, places) for c, first in row[: len(e["words"])]]
         return {**batch, "at": torch.tensor(at, dtype=torch.long)}
 
 

@@ -281,7 +281,7 @@ def keep_blocks(model: nn.Module, chosen: Sequence[int]) -> None:
     if config is None:
         return
     for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == have and ("layer" in name or "block" in name):
+        if isinstance(value, list) and len(value) == have and any(w in name for w in ("layer", "block", "window")):
             setattr(config, name, [value[i] for i in chosen])
     config.num_hidden_layers = len(chosen)
 

@@ -1,8 +1,11 @@
 """What kdhub-text provides. No torch, no transformers here."""
 
-from kdhub import MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
+from pathlib import Path
+
+from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 
 TASK = ("text-embedding",)
+LONG = ("text-classification", "token-classification")
 
 
 @hookimpl
@@ -25,6 +28,16 @@ def kdhub_methods():
         paper="arXiv:2509.12539",
         summary="the student's vectors in the teacher's own space",
         recipe="leaf",
+    )
+    yield MethodSpec(
+        name="efficient-attention",
+        target="kdhub_text.efficient_attention:EfficientAttention",
+        tasks=LONG,
+        needs=("logits", "hidden_states"),
+        paper="arXiv:2311.13657",
+        summary="half the layers of a model with sliding-window, sparse or linear attention",
+        recipe="efficient-attention",
+        tags=("elicitation:feature", "algorithm:divergence"),
     )
 
 
@@ -95,6 +108,38 @@ def kdhub_students():
         summary="a token table that starts from the teacher's vectors of its vocabulary",
     )
 
+    def long(name, function, argument, summary, tasks=LONG, module="efficient_attention", **spec):
+        target = f"kdhub_text.{module}:{function}"
+        exposes = ("logits", "features", "hidden_states")
+        return StudentSpec(
+            name=name, target=target, tasks=tasks, exposes=exposes, argument=argument, summary=summary, **spec
+        )
+
+    yield long("efficient", "efficient", "KIND", "a text model with other attention, for longer texts", example="lsg")
+    yield long("half-layers", "half_layers", "alternate|first|random", "half of a text model's layers", example="first")
+    yield long(
+        "chunked", "chunked", "N", "a tagger that reads long rows in chunks with N tokens in common", LONG[1:2],
+        example="4",
+    )  # fmt: skip
+    yield long("words", "words", "layers=N,width=N,heads=N", "a fresh encoder over the words of some rows",
+               module="fresh")  # fmt: skip
+
+
+@hookimpl
+def kdhub_datasets():
+    yield DatasetSpec(
+        name="long-documents",
+        target="kdhub_text.documents:long_documents",
+        argument="DATA",
+        summary="another data set with consecutive rows joined until they have so many words",
+    )
+    yield DatasetSpec(
+        name="long-range",
+        target="kdhub_text.documents:long_range",
+        splits=("train", "validation", "test"),
+        summary="documents whose first word tells the kind of all names in them, generated",
+    )
+
 
 @hookimpl
 def kdhub_metrics():
@@ -118,3 +163,8 @@ def kdhub_metrics():
     same = "mean cosine to the teacher's vector"
     yield metric("cosine-queries", "alignment_queries", "retrieval", f"{same}, queries only", fidelity=True)
     yield metric("cosine-documents", "alignment_documents", "retrieval", f"{same}, documents only", fidelity=True)
+
+
+@hookimpl
+def kdhub_catalogs():
+    yield Path(__file__).parent / "registry"

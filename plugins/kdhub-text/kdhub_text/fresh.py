@@ -1,0 +1,112 @@
+"""A fresh encoder whose tokens are the words of some training text: for trials without any pretrained model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdhub.errors import DataError, UsageError
+from kdhub.recipe import DataRef
+from kdhub.student import BuildContext
+
+if TYPE_CHECKING:
+    from kdhub.student import Student
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class FreshOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    data: DataRef | None = Field(None, description="the rows whose words are the tokens, as one of `data.train`")
+    vocabulary: int = Field(20_000, ge=1, description="tokens at most, the most frequent words")
+    max_length: int = Field(512, ge=4, description="tokens of a text, special ones included")
+
+
+def words(argument: str, context: BuildContext) -> Student:
+    """`words:layers=4,width=96,heads=4`: a fresh BERT over the words of `data`, split at white space.
+
+    Raises:
+        UsageError: an unknown setting, or heads that do not divide the width.
+    """
+    import transformers
+
+    from kdhub.resolve import Resolver
+
+    settings = {"layers": 2, "width": 64, "heads": 4}
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if name not in settings or not value.isdigit() or not int(value):
+            raise UsageError(f"student words:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
+        settings[name] = int(value)
+    layers, width, heads = settings.values()
+    if width % heads:
+        raise UsageError(f"student words:{argument}: {heads} heads do not divide a width of {width}")
+    options = FreshOptions.model_validate(context.options)
+    if options.data is None:
+        raise UsageError(f"student words:{argument} needs rows whose words are its tokens", hint="its option `data`")
+    data = Resolver().data(options.data)
+    split = data.pick(*([options.data.split] if options.data.split else ["train"]))
+    tokenizer = word_tokenizer(data.split(split), options.vocabulary, options.max_length)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=options.max_length,
+        initializer_range=0.02 * (768 / width) ** 0.5,  # BERT's, at the same spread of what a layer gives
+    )
+    return student_of(config, tokenizer, context, {"how": f"fresh words:{argument}"})
+
+
+words.Options = FreshOptions
+
+
+def student_of(config: Any, tokenizer: Any, context: BuildContext, start: dict[str, Any]) -> Student:
+    """A fresh student of the context's task with this configuration: as if a folder with such an encoder were given."""
+    import tempfile
+
+    import transformers
+
+    from kdhub.recipe import Ref
+    from kdhub.resolve import Resolver
+
+    transformers.set_seed(context.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.AutoModel.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        inner = BuildContext(context.task, context.teacher, context.seed, facts=context.facts)
+        student = Resolver().student(Ref(source=f"path:{folder}"), inner)
+    student.start = start
+    return student
+
+
+def word_tokenizer(rows: Any, vocabulary: int, max_length: int) -> Any:
+    """A tokenizer of the most frequent words of rows of `tokens` or `text`; of equally frequent ones the first by code.
+
+    Raises:
+        DataError: rows have neither.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    column = next((c for c in ("tokens", "text") if c in rows.column_names), None)
+    if column is None:
+        raise DataError(f"words come from tokens or text, not from {', '.join(rows.column_names)}")
+    many: Counter[str] = Counter()
+    for batch in rows.iter(1000):
+        for value in batch[column]:
+            many.update(value if column == "tokens" else value.split())
+    chosen = sorted((w for w in many if w not in SPECIAL), key=lambda w: (-many[w], w))
+    ids = {token: i for i, token in enumerate([*SPECIAL, *chosen[: max(0, vocabulary - len(SPECIAL))]])}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=max_length,
+        **{f"{name}_token": token for name, token in names.items()},
+    )
