@@ -86,6 +86,11 @@ class Sampler(ABC):
         Rows are drawn about one batch ahead of training, so what is told here counts from the next batch but one.
         """
 
+    @property
+    def enough(self) -> bool:
+        """Whether training may end before its last step, by what it was told."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """What it has learnt, as JSON values; samplers without state leave this as it is. Not the place in an epoch,
         which the engine keeps."""

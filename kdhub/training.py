@@ -312,15 +312,19 @@ class _Watch(TrainerCallback):
             self.began = (now, state.global_step)
             self.logged_step = state.global_step - 1
         engine.stepped(state.global_step - 1)
+        enough = engine.sampler.enough
         options = engine.method.options
         if options.checkpoint_steps:
             save = state.global_step % options.checkpoint_steps == 0
         else:
             save = engine.agree(now - self.saved > options.checkpoint_minutes * 60, state.global_step)
-        if save and state.global_step < engine.steps:
+        # Not where training ends: a run resumed from there would have to go on to the next probe.
+        if save and state.global_step < engine.steps and not enough:
             control.should_save = True
             self.saved = now
-        last = state.global_step == engine.steps
+        if enough:
+            control.should_training_stop = True
+        last = enough or state.global_step == engine.steps
         if state.global_step - self.logged_step >= engine.log_every or last:
             self.write(state, now)
 
@@ -571,10 +575,11 @@ class Engine:
         self.trainer.model_wrapped = self.module  # what DDP put around it would keep the process group alive
         self.trainer.accelerator.free_memory()
         self.student.module.eval()
-        rows = (self.steps - first) * self.method.options.batch_size
+        done = self.trainer.state.global_step
+        rows = (done - first) * self.method.options.batch_size
         return {
             "seconds": round(seconds, 2),
-            "steps": self.steps,
+            "steps": done,
             "rows_per_second": round(rows / max(seconds, 1e-9), 2),
             "precision": self.precision,
         }

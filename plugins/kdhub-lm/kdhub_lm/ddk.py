@@ -51,6 +51,9 @@ class DomainSampler(ShuffledSampler):
             "ddk", description="no_smooth: softmax of the ratios; equal and proportional (to rows) follow nothing"
         )
         rho_clip: float = Field(20.0, gt=1, description="ratios count no more than this")
+        stop_rho: float | None = Field(
+            None, gt=1, description="end training when no domain's ratio is above this any more"
+        )
         val_rows_per_domain: int = Field(500, ge=1, description="validation rows that ratios are measured on")
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -59,6 +62,7 @@ class DomainSampler(ShuffledSampler):
         self.sizes, self.starts = sizes, np.cumsum(sizes) - sizes
         self.drawn = np.zeros(len(sizes), np.int64)
         self.r: np.ndarray | None = None  # what psi starts from
+        self._enough = False
         self.shares = sizes / sizes.sum()
         self.interval = 10 if self.options.interval == "auto" else self.options.interval
         if self.options.sampling == "equal":
@@ -68,13 +72,21 @@ class DomainSampler(ShuffledSampler):
         o = self.options
         if o.interval == "auto":
             self.interval = min(1000, max(10, steps // 25))
-        return Probe(self.interval, o.val_rows_per_domain) if o.sampling in ("ddk", "no_smooth") else None
+        asks = o.sampling in ("ddk", "no_smooth") or o.stop_rho is not None
+        return Probe(self.interval, o.val_rows_per_domain) if asks else None
+
+    @property
+    def enough(self) -> bool:
+        return self._enough
 
     def observe(self, step: int, terms: Mapping[str, float]) -> None:
         if "student:0" not in terms:
             return
         o, n = self.options, range(len(self.sizes))
         rho = np.exp([terms[f"student:{i}"] - terms[f"teacher:{i}"] for i in n])
+        self._enough = bool(step) and o.stop_rho is not None and float(rho.max()) <= o.stop_rho
+        if o.sampling in ("equal", "proportional"):
+            return
         if self.r is None or o.sampling == "no_smooth":
             self.r = initial(rho, o.rho_clip)
         else:

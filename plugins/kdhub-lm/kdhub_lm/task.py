@@ -78,6 +78,10 @@ class CausalLanguage(TokenClassification):
             rows += plain_rows(table, range(min(SURVEYED // len(parts), len(table))))
         return {"rows": rows}
 
+    def mismatch(self, student: Any, teacher: Any) -> str:
+        """Nothing here: its classes are tokens, and texts say something to a student with others (see `agree`)."""
+        return ""
+
     def agree(self, student: Any, teacher: Any) -> list[str]:
         """Both must have the same tokens.
 

@@ -159,6 +159,15 @@ def test_an_interrupted_run_ends_with_the_same_student(recipe, tmp_path, monkeyp
     assert probes[0] == probes[1]
 
 
+@pytest.mark.parametrize("sampling", ["ddk", "equal"])
+def test_training_ends_where_no_domain_lags_any_more(recipe, tmp_path, sampling):
+    """A ratio that every student is below: the first probe after training began is the end."""
+    recipe["sampler"] |= {"stop_rho": 1e6, "sampling": sampling}
+    run = kdhub.distill({**recipe, "method": "kd"}, out=tmp_path / "run")
+    assert run.provenance["training"]["steps"] == 6
+    assert [r["step"] for r in run.metrics() if "loss" in r][-1] == 6, "what the last steps learnt is in the log"
+
+
 def test_domains_without_validation_data_are_refused(recipe, tmp_path):
     recipe["data"]["validation"] = recipe["data"]["validation"][:1]
     with pytest.raises(UsageError, match=r"data\.train has 2, data\.validation 1") as error:
