@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from kdhub._rows import (
     NEEDED,
     PAIR,
+    RETRIEVAL,
     ROLES,
     SCHEMA,
     BadRow,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kdhub")
 
-FORMATS = ("texts", "sts", "retrieval", "rows")
+FORMATS = (*(form for form in NEEDED if form not in RETRIEVAL), "retrieval")
 
 
 @dataclass(frozen=True, kw_only=True)
