@@ -1,14 +1,14 @@
 """Logit distillation of an image classifier, epoch by epoch, beside torchdistill and timm (`make bench-peers`).
 
 ResNet-56 to ResNet-20 for images of 32 x 32, the very same networks and weights (`kdhub_logits.networks`), images,
-order of rows, batches of 64, AdamW, T = 4, float32. kdhub runs as it does in a recipe: rows from disk, the teacher's
+order of rows and batches, AdamW, T = 4, float32. kdhub runs as it does in a recipe: rows from disk, the teacher's
 logits once through the signal store (in float32, so that losses can be compared), then training from there. Its first
 epoch counts all of that: reading the rows, labelling them, training; not that the data set was opened and its
 fingerprint taken, once for all of its runs. The others run the teacher in each step, with images as tensors in memory.
 Each in a process of its own, in turns; the first batch must have the same loss. On a busy machine processor time says
 more than seconds.
 
-    python benchmarks/bench_image_logits.py [--rounds 3] [--threads 2] [--images 2048] [--epochs 3]
+    python benchmarks/bench_image_logits.py [--rounds 3] [--threads 2] [--images 2048] [--epochs 3] [--batch 64]
 """
 
 from __future__ import annotations
@@ -254,6 +254,7 @@ def torchdistill(folder: Path, epochs: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    global BATCH
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--job", choices=JOBS)
     parser.add_argument("--folder", type=Path)
@@ -261,7 +262,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=BATCH)
     o = parser.parse_args()
+    BATCH = o.batch
     if o.job:
         import torch
 
@@ -272,7 +275,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         prepare(folder, o.images, o.epochs)
-        common = ["--folder", str(folder), "--epochs", str(o.epochs), "--threads", str(o.threads)]
+        common = ["--folder", str(folder)]
+        common += [w for n in ("epochs", "threads", "batch") for w in (f"--{n}", str(getattr(o, n)))]
         jobs = {name: ["--job", name, *common] for name in JOBS if name == "kdhub" or IMAGE_PEERS.exists()}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
         for _ in range(o.rounds):  # each with an empty store, for the first epoch's sake
@@ -281,7 +285,7 @@ def main() -> None:
                     __file__, jobs, 1, peers=JOBS[1:], interpreter=IMAGE_PEERS, KDHUB_HOME=home
                 ).items():
                     found[name] += rows
-    print(f"{o.images} images, {o.epochs} epochs, {o.threads} threads; images/s, median (range)")
+    print(f"{o.images} images, {o.epochs} epochs, batches of {o.batch}, {o.threads} threads; images/s, median (range)")
     print(f"{'':14} {'first epoch':28} {'later epochs':28} extra MB, whole MB, first loss")
     ours, ratios = found["kdhub"], {}
 
@@ -308,7 +312,8 @@ def main() -> None:
             )
     parts = {key: statistics.median(row[key] for row in ours) for key in ("reading", "labelling")}
     print(f"of kdhub's first epoch: reading {parts['reading']:.2f} s, labelling {parts['labelling']:.2f} s")
-    record("image_logits", images=o.images, epochs=o.epochs, threads=o.threads, rounds=found, faster=ratios)
+    settings = {"images": o.images, "epochs": o.epochs, "batch": o.batch, "threads": o.threads}
+    record("image_logits", **settings, rounds=found, faster=ratios)
 
 
 if __name__ == "__main__":
