@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdhub.data import Data
@@ -32,16 +33,20 @@ class Score:
     examples: int
 
 
-def tasks(argument: str, *, limit: int | None = None, shots: int = 0, options: Mapping[str, Any] | None = None) -> Data:
+def tasks(
+    argument: str, *, limit: int | None = None, shots: int = 0, folder: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Data:  # fmt: skip
     """`lm-eval:TASK`: the split `test`, one row.
 
     Args:
-        argument: a task of the harness.
+        argument: a task of the harness, or of `folder`.
         limit: rows of it, at most.
         shots: examples in the prompt.
+        folder: of further tasks, in the harness's own form; their data need no network where they name local files.
 
     Raises:
-        UnavailableError: lm-eval is not installed.
+        UsageError: no task, or settings that mean nothing. UnavailableError: lm-eval is not installed.
     """
     from importlib.util import find_spec
 
@@ -49,14 +54,16 @@ def tasks(argument: str, *, limit: int | None = None, shots: int = 0, options: M
         raise UsageError("lm-eval: no task is named", hint="lm-eval:arc_easy; lm-eval ls tasks shows all")
     if (limit is not None and limit < 1) or shots < 0:
         raise UsageError(f"lm-eval:{argument}: limit {limit} and shots {shots}, expected at least 1 and 0")
+    if folder and not Path(folder).expanduser().is_dir():
+        raise UsageError(f"lm-eval:{argument}: there is no folder {folder}")
     if find_spec("lm_eval") is None:
         raise UnavailableError(
             f"lm-eval:{argument} needs lm-eval, which is not installed",
             hint="pip install kdhub-lm[lm-eval], or mark the data set optional: true",
         )
-    row = {"harness": argument, "limit": limit or 0, "shots": shots}
+    row = {"harness": argument, "limit": limit or 0, "shots": shots, "folder": folder}
     name = f"lm-eval:{argument}"
-    return Data.from_rows(name, {"test": lambda: iter([row])}, key={**row, "version": 1})
+    return Data.from_rows(name, {"test": lambda: iter([row])}, key={**row, "version": 2})
 
 
 def measure(encode: Encoder, table: Any) -> Score:
@@ -65,12 +72,14 @@ def measure(encode: Encoder, table: Any) -> Score:
         return Score(None, "", 0)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     row = table[0]
     model = HFLM(pretrained=encode.model.module.model, tokenizer=encode.model.tokenizer, batch_size=encode.model.batch)
     given = simple_evaluate(
-        model=model, tasks=[row["harness"]], num_fewshot=row["shots"] or None, limit=row["limit"] or None
-    )
+        model=model, tasks=[row["harness"]], num_fewshot=row["shots"] or None, limit=row["limit"] or None,
+        task_manager=TaskManager(include_path=str(Path(row["folder"]).expanduser()) if row["folder"] else None),
+    )  # fmt: skip
     return score(given, row["harness"])
 
 

@@ -18,7 +18,7 @@ from kdhub_lm.models import llama
 from kdhub_lm.outputs import Outputs, Tokens
 
 import kdhub
-from kdhub.errors import CompatibilityError, ShapeError, UnavailableError
+from kdhub.errors import CompatibilityError, ShapeError, UnavailableError, UsageError
 from kdhub.evaluation import encoder_of
 from kdhub.student import BuildContext
 
@@ -270,20 +270,49 @@ def test_a_judge_is_named_beside_its_rating(tiny, monkeypatch):
 
 def test_the_harness_is_asked_for_its_task(tiny, monkeypatch):
     """By a stand-in: what it is given, and which of its numbers counts."""
-    with pytest.raises(UnavailableError, match="lm-eval, which is not installed"):
-        harness.tasks("arc_easy")
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(UnavailableError, match="lm-eval, which is not installed"):
+            harness.tasks("arc_easy")
+    with pytest.raises(UsageError, match="there is no folder /nowhere"):
+        harness.tasks("arc_easy", folder="/nowhere")
     asked = {}
     stand_in, inner = types.ModuleType("lm_eval"), types.ModuleType("lm_eval.models.huggingface")
     stand_in.__spec__ = types.SimpleNamespace()
-    inner.HFLM = lambda **how: how
+    inner.HFLM, inner.TaskManager = lambda **how: how, lambda **how: how
     told = {"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 0.75}
     results = {"results": {"arc_easy": told}, "n-samples": {"arc_easy": {"original": 9, "effective": 4}}}
     stand_in.simple_evaluate = lambda **how: asked.update(how) or results
-    for name, module in (("lm_eval", stand_in), ("lm_eval.models", inner), ("lm_eval.models.huggingface", inner)):
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "lm_eval", stand_in)
+    for name in ("models", "models.huggingface", "tasks"):
+        monkeypatch.setitem(sys.modules, f"lm_eval.{name}", inner)
     data = harness.tasks("arc_easy", limit=4)
     out = task.CausalLanguage().outputs(encoder_of(tiny, None), data, "test")
     assert (out.value, out.name, out.examples) == (0.75, "acc_norm", 4) and harness.value(out) == 0.75
     assert asked["tasks"] == ["arc_easy"] and asked["limit"] == 4
     assert asked["model"]["pretrained"] is tiny.module.model
     assert harness.value(task.CausalLanguage().outputs(types.SimpleNamespace(model=None), data, "test")) is None
+
+
+def test_the_harness_itself_on_a_task_of_ones_own(tiny, tmp_path):
+    """Where it is installed; six sums whose answers are one of four digits."""
+    pytest.importorskip("lm_eval")
+    sums = [{"a": a, "b": b, "y": a + b - 1} for a in range(3) for b in (1, 2)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    (tmp_path / "sums.yaml").write_text(
+        f"""
+task: kdhub_sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "sums.jsonl"}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{a}}}}+{{{{b}}}}="
+doc_to_choice: ["1", "2", "3", "4"]
+doc_to_target: "{{{{y}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1}}
+"""
+    )
+    data = harness.tasks("kdhub_sums", folder=str(tmp_path))
+    out = task.CausalLanguage().outputs(encoder_of(tiny, None), data, "test")
+    assert out.name == "acc" and out.examples == 6 and out.value in [n / 6 for n in range(7)]
