@@ -236,6 +236,12 @@ class Task(ABC):
         """
         return {}
 
+    def vary(self, batch: Mapping[str, Any], student: Student, epoch: int) -> Mapping[str, Any]:
+        """A batch with what is drawn anew in each pass over the rows (which tokens are hidden), from its content and
+        `epoch`; the first, 0, has what `collate` made. Not called where the teacher's outputs are stored: those are of
+        what `collate` made."""
+        return batch
+
     @abstractmethod
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         """Run a student's (or a live teacher's) network on a batch; gradient flows."""

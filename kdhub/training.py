@@ -393,6 +393,7 @@ class Engine:
     ):
         options = method.options
         self.run, self.method, self.task, self.student, self.rows = run, method, task, student, rows
+        self.stored = bool(signals)
         self.module = _Objective(method, task, student, extras)
         if teacher is not None:
             self.module._teacher.append(teacher)
@@ -470,7 +471,7 @@ class Engine:
     def prepared(self, batches: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
         """The batches of an optimiser step as the method changes them, with what means are over (`Task.counts`)."""
         self.module.progress = Progress(step, self.steps, step / self.steps_per_epoch)
-        made = [{**b, "inputs": self.method.prepare_batch(b["inputs"], self.generator)} for b in batches]
+        made = [{**b, "inputs": self.method.prepare_batch(self._varied(b["inputs"]), self.generator)} for b in batches]
         each = [self.task.counts(b["inputs"]) for b in made]
         if not each or not each[0]:
             return made
@@ -479,6 +480,12 @@ class Engine:
             torch.distributed.all_reduce(sums)
         means = {n: max(1, total) / (len(made) * world_size()) for n, total in zip(each[0], sums.tolist())}
         return [{**b, "inputs": {**b["inputs"], "mean_counts": means}} for b in made]
+
+    def _varied(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the task draws anew in each epoch, unless stored signals are of the first one's."""
+        if self.stored:
+            return inputs
+        return dict(self.task.vary(inputs, self.student, int(self.module.progress.epoch)))
 
     # -- watching ---------------------------------------------------------------------------------------------
 

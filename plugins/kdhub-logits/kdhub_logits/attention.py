@@ -274,9 +274,23 @@ def _padding_only(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Ten
     return attention_mask
 
 
-NAME = "kdhub-efficient"
+def _one_row(*, attention_mask: Tensor, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor:
+    """(batch, 1, 1, n): 0 for real tokens, the least number for padding."""
+    return (~attention_mask.bool())[:, None, None].to(dtype) * torch.finfo(dtype).min
+
+
+NAME, LINEAR_MASK = "kdhub-efficient", "kdhub-linear-mask"
 transformers.AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, _padding_only)
+AttentionMaskInterface.register(LINEAR_MASK, _one_row)
+
+
+def without_square_mask(model: nn.Module) -> nn.Module:
+    """The library's Longformer (of version 5) makes a mask of all pairs and keeps one row of it; so it makes that row
+    alone. The same model otherwise: it has no attention function of the registry."""
+    if model.config.model_type == "longformer":
+        model.config._attn_implementation = LINEAR_MASK
+    return model
 
 
 def _config_class(source: str) -> type:

@@ -228,8 +228,10 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, model: nn.Module):
+        from kdhub_logits.attention import without_square_mask
+
         super().__init__()
-        self.model = model
+        self.model = without_square_mask(model)
         self.train(model.training)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ IMAGE, TABLE, TEXT = "image-classification", "tabular-classification", "text-cla
 TOKEN = "token-classification"
 TASKS = (IMAGE, TABLE, TEXT, TOKEN)
 LM = "causal-lm"  # of kdhub-lm
+FILL = "fill-mask"  # of kdhub-text
 SURVEY = "arXiv:2402.13116"
 SIGNALS = ("logits", "features")
 LAYERED = {"hidden_states": -2, "attentions": -1}
@@ -44,7 +45,8 @@ def kdhub_methods():
     soft = "soft_targets"
     yield method(
         "supervised", "supervised:Supervised", "labels alone: the baseline, and how teachers are made", SURVEY,
-        needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"), tags=("algorithm:supervised",),
+        tasks=(*TASKS, LM, FILL), needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"),
+        tags=("algorithm:supervised",),
     )  # fmt: skip
     yield method("kd", f"{soft}:Kd", "the teacher's soft targets beside the labels", "arXiv:1503.02531")
     yield method("reverse-kl", f"{soft}:ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")

@@ -39,20 +39,22 @@ def token_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def text_classifier(
     folder: Path, *, hidden: int = 16, layers: int = 2, seed: int = 0, classes: Sequence[str] = ("bad", "good"),
-    of: str = "BertForSequenceClassification",
+    of: str = "BertForSequenceClassification", mask: bool = False,
 ) -> Path:  # fmt: skip
-    """A transformers folder with a fresh BERT classifier."""
+    """A transformers folder with a fresh BERT classifier, or another head; with `mask` it has a token that hides."""
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, PreTrainedTokenizerFast
 
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *FILLER, *(w for words in WORDS.values() for w in words)]
+    vocabulary += ["[MASK]"] * mask
     ids = {token: i for i, token in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names |= {"mask_token": "[MASK]"} if mask else {}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **names)
     torch.manual_seed(seed)
     config = BertConfig(
@@ -80,6 +82,15 @@ def token_recipe(folder: Path) -> dict[str, Any]:
     """`TokenClassification.tiny_recipe`."""
     tags = sorted({tag for row in token_rows(64) for tag in row["tags"]})
     return _recipe(folder, token_rows, classes=tags, of="BertForTokenClassification")
+
+
+def masked_recipe(folder: Path) -> dict[str, Any]:
+    """The same texts, without a class, for masked language models."""
+
+    def texts(n: int, seed: int) -> list[dict[str, Any]]:
+        return [{"text": row["text"]} for row in rows(n, seed)]
+
+    return _recipe(folder, texts, of="BertForMaskedLM", mask=True)
 
 
 def _recipe(folder: Path, make: Callable[[int, int], list[dict[str, Any]]], **how: Any) -> dict[str, Any]:

@@ -211,3 +211,15 @@ def test_layers_of_longformer_keep_their_windows():
     model.config.attention_window = [2, 4, 6]
     keep_blocks(model, [0, 2])
     assert model.config.attention_window == [2, 6] and len(blocks(model)) == 2
+
+
+def test_longformer_without_the_square_mask_is_the_same():
+    model, ids = longformer(4, 16), torch.randint(5, 40, (2, 16), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 9:], ids[1, 9:] = 0, 1
+    further = further_inputs(model.config, mask)
+    with torch.no_grad():
+        before = model(ids, mask, **further).last_hidden_state
+        after = attention.without_square_mask(model)(ids, mask, **further).last_hidden_state
+    assert model.config._attn_implementation == attention.LINEAR_MASK
+    assert torch.equal(before[mask.bool()], after[mask.bool()])

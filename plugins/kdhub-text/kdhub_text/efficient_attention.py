@@ -263,7 +263,7 @@ def to_efficient(
         UsageError: settings that do not fit each other.
     """
     import transformers
-    from kdhub_logits.attention import AUTO, CONFIGS, DEFAULTS, PREFIX
+    from kdhub_logits.attention import AUTO, CONFIGS, DEFAULTS, PREFIX, without_square_mask
 
     if kind == "same":
         return model
@@ -284,7 +284,7 @@ def to_efficient(
     for name in ("efficient_attention", "architectures", "model_type"):
         given.pop(name, None)
     if kind == "longformer":
-        return _longformer(auto, given, weights, offset, window, globals)
+        return without_square_mask(_longformer(auto, given, weights, offset, window, globals))
     if kind == "full":
         config = transformers.AutoConfig.for_model(family, **given)
     else:

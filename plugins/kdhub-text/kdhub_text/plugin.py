@@ -5,7 +5,8 @@ from pathlib import Path
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 
 TASK = ("text-embedding",)
-LONG = ("text-classification", "token-classification")
+FILL = ("fill-mask",)
+LONG = ("text-classification", "token-classification", *FILL)
 
 
 @hookimpl
@@ -15,6 +16,12 @@ def kdhub_tasks():
         target="kdhub_text.task:TextEmbedding",
         signals=("embedding",),
         summary="texts to vectors: retrieval and similarity",
+    )
+    yield TaskSpec(
+        name="fill-mask",
+        target="kdhub_text.fill_mask:FillMask",
+        signals=("logits", "features", "hidden_states"),
+        summary="which tokens stood where some were hidden: masked language models",
     )
 
 
@@ -75,6 +82,13 @@ def kdhub_teachers():
         summary="any OpenAI-compatible embeddings endpoint",
     )
 
+    signals = ("logits", "features", "hidden_states")
+    for name, function, argument in (("path", "path", "FOLDER"), ("hf", "hub", "org/name[@revision]")):
+        yield TeacherSpec(
+            name=name, target=f"kdhub_text.masked_lm:teacher_{function}", tasks=FILL, gives=signals, argument=argument,
+            live=True, summary="a masked language model of the transformers library",
+        )  # fmt: skip
+
 
 @hookimpl
 def kdhub_students():
@@ -107,6 +121,16 @@ def kdhub_students():
         from_teacher=True,
         summary="a token table that starts from the teacher's vectors of its vocabulary",
     )
+
+    def masked(name, argument, summary, **spec):
+        target, exposes = f"kdhub_text.masked_lm:{'hub' if name == 'hf' else name}", ("logits", "features", "hidden_states")
+        return StudentSpec(
+            name=name, target=target, tasks=FILL, exposes=exposes, argument=argument, summary=summary, **spec
+        )
+
+    yield masked("path", "FOLDER", "a masked language model, or an encoder with a fresh head")
+    yield masked("hf", "org/name[@revision]", "a masked language model, or an encoder, on the Hub")
+    yield masked("layers", "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True)
 
     def long(name, function, argument, summary, tasks=LONG, module="efficient_attention", **spec):
         target = f"kdhub_text.{module}:{function}"
@@ -152,6 +176,16 @@ def kdhub_metrics():
             summary=summary,
             fidelity=fidelity,
         )
+
+    def of_hidden(name, function, summary, better=True, fidelity=False):
+        target = f"kdhub_text.fill_mask:{function}"
+        return MetricSpec(
+            name=name, target=target, tasks=FILL, summary=summary, higher_is_better=better, fidelity=fidelity
+        )
+
+    yield of_hidden("masked-perplexity", "perplexity", "exp of the mean -log p of hidden tokens", better=False)
+    yield of_hidden("masked-accuracy", "accuracy", "share of hidden tokens that were told")
+    yield of_hidden("masked-agreement", "agreement", "share of hidden tokens told as the teacher does", fidelity=True)
 
     yield metric("ndcg@10", "ndcg_at_10", "retrieval", "ranking quality of the first ten, graded")
     yield metric("recall@10", "recall_at_10", "retrieval", "share of the relevant documents among the first ten")

@@ -1,0 +1,112 @@
+"""Masked language modelling: what is hidden, that it varies by epoch alone, and what is told."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from kdhub_logits import tiny
+from kdhub_text.fill_mask import Tokens, Told, accuracy, agreement, hidden, perplexity
+from kdhub_text.masked_lm import MaskedLm
+
+from kdhub.errors import CompatibilityError
+from kdhub.resolve import Resolver
+
+TOKENS = Tokens(mask=4, special=frozenset(range(5)), others=np.arange(5, 50))
+
+
+@pytest.fixture
+def model(home, tmp_path):
+    return MaskedLm.load(tiny.text_classifier(tmp_path / "model", of="BertForMaskedLM", mask=True))
+
+
+@pytest.fixture
+def task(home):
+    return Resolver().task("fill-mask")
+
+
+def test_one_in_seven_tokens_is_told_of_which_most_are_hidden():
+    ids = [2, *[5 + i % 45 for i in range(200)], 3]
+    kinds = {"hidden": 0, "same": 0, "other": 0}
+    for key in range(200):
+        made, at, labels = hidden(ids, TOKENS, 0.15, key)
+        assert len(at) == 30 and 0 not in at and 201 not in at and labels == [ids[i] for i in at]
+        assert all(made[i] == ids[i] for i in range(202) if i not in at)
+        for i in at:
+            kinds["hidden" if made[i] == 4 else "same" if made[i] == ids[i] else "other"] += 1
+    shares = [n / 6000 for n in kinds.values()]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02)  # an other token is the same one in 45 times
+
+
+def test_draws_come_from_content_and_epoch():
+    ids = [2, *range(5, 45), 3]
+    assert hidden(ids, TOKENS, 0.15, 7) == hidden(ids, TOKENS, 0.15, 7)
+    assert hidden(ids, TOKENS, 0.15, 7)[1] != hidden(ids, TOKENS, 0.15, 8)[1]
+    assert hidden(ids, TOKENS, 0.15, 7)[1] != hidden(ids, TOKENS, 0.15, 7, epoch=1)[1]
+    assert hidden([2, 9, 3], TOKENS, 0.15, 0)[1] == [1]  # at least one
+    assert hidden([2, 1, 3], TOKENS, 0.15, 0) == ([2, 1, 3], [], [])
+
+
+def test_batch_varies_by_epoch_and_not_by_its_company(model, task):
+    rows = [{"text": row["text"]} for row in tiny.rows(6)]
+    examples = task.preparer(model, None)(rows)
+    batch = task.collate(examples, model)
+    assert task.vary(batch, model, 0)["at"].tolist() == batch["at"].tolist()
+    later = task.vary(batch, model, 1)
+    assert later["at"].tolist() != batch["at"].tolist()
+    assert torch.equal(later["original"], batch["original"])
+    assert torch.equal(batch["original"].flatten()[batch["at"]], batch["labels"])
+    assert torch.equal(later["original"].flatten()[later["at"]], later["labels"])
+    alone = task.vary(task.collate(examples[2:3], model), model, 1)
+    n = len(examples[2]["ids"])
+    assert torch.equal(alone["input_ids"][0, :n], later["input_ids"][2, :n])
+    assert task.counts(batch) == {
+        "positions": len(batch["labels"]), "labels": len(batch["labels"]), "tokens": sum(e["length"] for e in examples)
+    }  # fmt: skip
+
+
+def test_signals_are_the_librarys(model, task):
+    rows = [{"text": row["text"]} for row in tiny.rows(5)]
+    examples = task.preparer(model, None)(rows)
+    batch = task.collate(examples, model)
+    with torch.no_grad():
+        given = model.module.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+        )
+    ours = model.signals(examples, "logits")["logits"]
+    assert [len(x) for x in ours] == [len(e["labels"]) for e in examples]
+    assert np.abs(np.concatenate(ours) - given.logits.flatten(0, 1)[batch["at"]].numpy()).max() < 1e-5
+    states = model.signals(examples, "hidden_states")["hidden_states"]
+    assert [len(x) for x in states] == [e["length"] for e in examples] and states[0].shape[1:] == (2, 16)
+    last = given.hidden_states[-1][0, : examples[0]["length"]].numpy()
+    assert np.abs(states[0][:, -1] - last).max() < 1e-5
+
+
+def test_metrics():
+    out = Told(np.log([0.5, 0.125]), np.array([3, 4]), np.array([3, 5]))
+    assert perplexity(out) == pytest.approx(4.0)
+    assert accuracy(out) == 0.5
+    assert agreement(out, Told(np.zeros(2), np.array([3, 4]), out.labels)) == 1.0
+    assert math.isclose(agreement(out, Told(np.zeros(2), np.array([3, 3]), out.labels)), 0.5)
+
+
+def test_models_of_other_tokens_are_refused(model, task, tmp_path):
+    other = MaskedLm.load(tiny.text_classifier(tmp_path / "other", of="BertForMaskedLM", mask=True))
+    other.tokenizer.add_tokens(["more"])
+    with pytest.raises(CompatibilityError, match="other tokens"):
+        task.preparer(model, other)
+    plain = tiny.text_classifier(tmp_path / "plain", of="BertForMaskedLM")
+    with pytest.raises(CompatibilityError, match="hides"):
+        MaskedLm.load(plain)
+
+
+def test_student_is_the_librarys_own_folder(model, tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    model.save(folder)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    mine = dict(model.module.model.named_parameters())
+    assert all(torch.equal(p, mine[n]) for n, p in again.named_parameters())
