@@ -246,6 +246,11 @@ class Task(ABC):
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         """Run a student's (or a live teacher's) network on a batch; gradient flows."""
 
+    def mismatch(self, student: Any, teacher: Any) -> str:
+        """Why what the teacher gives when it is used says nothing to this student (other classes); empty where it does.
+        Such a teacher is not measured on the student's data; it may still teach by its states."""
+        return ""
+
     def compare(self, student: Student, teacher: Teacher, thorough: bool = False) -> list[Finding]:
         """What of the two is alike and what differs, of all that may spoil learning: prompts, normalisation, tokens,
         classes. Nothing by default.

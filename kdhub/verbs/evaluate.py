@@ -55,14 +55,13 @@ def evaluate(
     options = resolver.evaluation_options(task_object, recipe)
     evaluator = Evaluator(task_object, resolver, recipe.evaluation, options, recipe.on_bad_rows)
     report, against = Report(), None
-    model = None
-    if recipe.teacher is not None:
-        model = resolver.teacher(recipe.teacher, recipe.task)
+    model = resolver.teacher(recipe.teacher, recipe.task) if recipe.teacher is not None else None
+    loaded = student(model)
+    if model is not None and not task_object.mismatch(loaded, model):
         against = stored_encoder(
             partial(measured_signals, model, dtype=recipe.signals.dtype), task_object.preparer(None, model)
         )
         report.measures += evaluator.measure("teacher", against)
-    loaded = student(model)
     report.measures += evaluator.measure("student", encoder_of(loaded, task_object.preparer(loaded, None)), against)
     report.notes += evaluator.notes
     report.facts = {"primary": dict(task_object.primary)}

@@ -142,8 +142,8 @@ class _Trial(Session):
         teacher, encoder = [], None
         if self.teacher is not None:
             self.seen += self.task.compare(student, self.teacher, thorough=True)
-            encoder = self._teacher_encoder()
-            teacher = self.evaluator.measure("teacher", encoder)
+            encoder = self._teacher_encoder(student)
+            teacher = self.evaluator.measure("teacher", encoder) if encoder is not None else []
         between = time.monotonic()
         start = self.evaluator.measure("student-before", self._student_encoder(student), encoder)
         self.seconds["evaluating the teacher"] = between - began

@@ -15,7 +15,7 @@ import numpy as np
 
 from kdhub._ranks import barrier, rank
 from kdhub.data import Data
-from kdhub.errors import UsageError
+from kdhub.errors import CompatibilityError, UsageError
 from kdhub.evaluation import Evaluator, describe_data, encoder_of, stored_encoder
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
@@ -117,6 +117,10 @@ class Session:
             )
         parts = self.training_data[use]
         table = self.table(use)
+        signal = self.task.primary_signal
+        if self.teacher is not None and signal in self.method.spec.needs:
+            if why := self.task.mismatch(self.student, self.teacher):
+                raise CompatibilityError(why, hint=f"method {self.recipe.method} learns from the teacher's {signal}")
         prepare = self.task.preparer(self.student, self.teacher, **settings)
         logger.info("reading %d %s rows", len(table), use)
         rows = Rows.build(table, prepare, row_key).learnable()
@@ -208,12 +212,14 @@ class Session:
 
     def evaluate(self, student: Student) -> Report:
         """Measure teacher, start and student, and what each costs."""
-        report = Report()
-        if self.teacher is not None:
-            report.measures += self._measured("teacher", self._teacher_encoder())
+        report, teacher = Report(), self._teacher_encoder(student)
+        if teacher is not None:
+            report.measures += self._measured("teacher", teacher)
+        elif self.teacher is not None:
+            report.notes.append(f"the teacher was not measured: {self.task.mismatch(student, self.teacher)}")
         if self.run.finished("student-before"):
             report.measures += [Measure(**m) for m in self.run.stage("student-before", lambda: None)]
-        report.measures += self._measured("student", self._student_encoder(student), fresh=True)
+        report.measures += self._measured("student", self._student_encoder(student), teacher, fresh=True)
         report.notes += self.evaluator.notes
         self._note_data(self.evaluator.used)
         report.facts = self._facts(student)
@@ -236,9 +242,9 @@ class Session:
         """Measure the student as it stands before training, once in the life of the run."""
         if rank() == 0:
             self.run.add_provenance(student={"start_parameters": parameters(student)})
-            encode = self._student_encoder(student)
-            teacher = self._measured("teacher", self._teacher_encoder()) if self.teacher is not None else []
-            say(in_order(teacher, self._measured("student-before", encode)))
+            encode, against = self._student_encoder(student), self._teacher_encoder(student)
+            teacher = self._measured("teacher", against) if against is not None else []
+            say(in_order(teacher, self._measured("student-before", encode, against)))
         barrier()
 
     def _logged(self, student: Student, steps: int) -> Callable[[Mapping[str, Any]], None]:
@@ -256,17 +262,19 @@ class Session:
 
         return logged
 
-    def _measured(self, subject: str, encode: Any, fresh: bool = False) -> list[Measure]:
+    def _measured(self, subject: str, encode: Any, against: Any = None, fresh: bool = False) -> list[Measure]:
         """A stage of its own, except for the student: a resumed run that trained again must not show an old score."""
         if fresh:
-            return [Measure(**m) for m in self._measure_dicts(subject, encode)]
-        return [Measure(**m) for m in self.run.stage(subject, lambda: self._measure_dicts(subject, encode))]
+            return [Measure(**m) for m in self._measure_dicts(subject, encode, against)]
+        return [Measure(**m) for m in self.run.stage(subject, lambda: self._measure_dicts(subject, encode, against))]
 
-    def _measure_dicts(self, subject: str, encode: Any) -> list[dict[str, Any]]:
-        against = self._teacher_encoder() if self.teacher is not None and subject != "teacher" else None
+    def _measure_dicts(self, subject: str, encode: Any, against: Any) -> list[dict[str, Any]]:
         return [m.to_dict() for m in self.evaluator.measure(subject, encode, against)]
 
-    def _teacher_encoder(self) -> Any:
+    def _teacher_encoder(self, student: Student) -> Any:
+        """None without a teacher, or where it cannot be compared with the student."""
+        if self.teacher is None or self.task.mismatch(student, self.teacher):
+            return None
         return stored_encoder(self.measured_signals, self.task.preparer(None, self.teacher))
 
     def _student_encoder(self, student: Student) -> Any:

@@ -214,7 +214,7 @@ def _evaluate(
     task = resolver.task(facts.task)
     options = resolver.evaluation_options(task, recipe)
     encode = encoder_of(student, task.preparer(student, None))
-    against, why = _teacher(recipe, task, resolver) if with_teacher else (None, WITHOUT)
+    against, why = _teacher(recipe, task, student, resolver) if with_teacher else (None, WITHOUT)
     scored = _fingerprints(facts)
     reasons = []
     for ref in recipe.evaluation.data:
@@ -252,7 +252,7 @@ def _fingerprints(facts: Manifest) -> dict[tuple[str, str], Any]:
     return {(str(d.get("name")), str(d.get("split"))): d.get("fingerprint") for d in known}
 
 
-def _teacher(recipe: Recipe, task: Any, resolver: Resolver) -> tuple[Any, str]:
+def _teacher(recipe: Recipe, task: Any, student: Any, resolver: Resolver) -> tuple[Any, str]:
     """An encoder of the recipe's teacher, or None and why there is none."""
     if recipe.teacher is None:
         return None, "the recipe has no teacher"
@@ -262,6 +262,8 @@ def _teacher(recipe: Recipe, task: Any, resolver: Resolver) -> tuple[Any, str]:
         model = resolver.teacher(recipe.teacher, recipe.task)
     except KdhubError as error:
         return None, f"the teacher cannot be had: {error.message}"
+    if why := task.mismatch(student, model):
+        return None, why
     signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
     return stored_encoder(signals, task.preparer(None, model)), ""
 

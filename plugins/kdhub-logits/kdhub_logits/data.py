@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,33 +14,39 @@ SPLITS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slic
 """Of the 1797 rows, shuffled with seed 0."""
 
 
-def digits(form: Literal["image", "features"] = "image") -> Data:
+def digits(form: Literal["image", "features"] = "image", turned: int = 0) -> Data:
     """1797 handwritten digits of 8 x 8 pixels, 0 to 16 (UCI, as scikit-learn has it): train 1200, validation 200,
     test 397.
 
     Args:
         form: `image`, bytes of 0 to 255, or `features`, 64 numbers a row.
+        turned: 0, 90, 180 or 270 degrees, against the clock: inputs that a network of upright digits does not know.
     """
     if form not in ("image", "features"):
         raise UsageError(f"digits has the forms image and features, not {form!r}")
+    if turned not in (0, 90, 180, 270):
+        raise UsageError(f"digits are turned by 0, 90, 180 or 270 degrees, not {turned!r}")
 
     def rows(part: slice) -> Iterator[dict[str, Any]]:
         from sklearn.datasets import load_digits
 
         loaded = load_digits()
         for i in np.random.default_rng(0).permutation(len(loaded.target))[part]:
+            image = np.rot90(loaded.images[i], turned // 90)
             if form == "image":
-                yield {"image": (loaded.images[i] * 15.9375).astype(int).tolist(), "label": int(loaded.target[i])}
+                yield {"image": (image * 15.9375).astype(int).tolist(), "label": int(loaded.target[i])}
             else:
-                yield {"features": loaded.data[i].tolist(), "label": int(loaded.target[i])}
+                yield {"features": image.ravel().tolist(), "label": int(loaded.target[i])}
 
     splits = {name: (lambda part=part: rows(part)) for name, part in SPLITS.items()}
-    return Data.from_rows("digits", splits, key={"form": form, "version": 1}, licence="cc-by-4.0")
+    key = {"form": form, "version": 1} | ({"turned": turned} if turned else {})
+    return Data.from_rows("digits", splits, key=key, licence="cc-by-4.0")
 
 
 def labels(
     argument: str,
     *,
+    groups: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]] | None = None,
     imbalance: float | None = None,
     per_class: int | None = None,
     noise: float = 0.0,
@@ -51,9 +57,14 @@ def labels(
     split: str = "train",
     options: Mapping[str, Any] | None = None,
 ) -> Data:
-    """Another data set with fewer rows, wrong labels or missing labels in one split; the others are as they were.
+    """Another data set with fewer rows, wrong labels or missing labels in one split; the others are as they were, but
+    for `groups`.
 
-    In this order, each drawn anew from the seed:
+    `groups` makes one class of several, in all splits: `{even: [0, 2, 4, 6, 8], odd: [1, 3, 5, 7, 9]}`, or a list of
+    lists for classes that are numbers. Rows of no group are left out. The column `subclass` says which of its group a
+    row was, by position; it is no part of what models are taught by, but for controls.
+
+    Then in this order, each drawn anew from the seed:
 
     1. `per_class`: at most so many rows of each class. `imbalance` r: a long tail, int(m r^(-c/(C-1))) rows of the c-th
        of C classes, where m is `per_class` or the size of the smallest class.
@@ -81,26 +92,52 @@ def labels(
     if split not in data.splits:
         raise UsageError(f"labels:{argument}: there is no split {split!r}, only {', '.join(data.splits)}")
 
-    def changed() -> Iterator[dict[str, Any]]:
-        table = data.split(split)
-        if "label" not in table.column_names:
-            raise UsageError(f"labels:{argument}: split {split!r} has no column 'label'")
-        given = list(table["label"])
-        kept, new = change_labels(
-            given, imbalance=imbalance, per_class=per_class, noise=noise, noise_kind=noise_kind, labelled=labelled,
-            unlabelled=unlabelled, seed=seed,
-        )  # fmt: skip
-        for i, label in zip(kept, new):
-            yield {**table[int(i)], "label": label}
+    places = None if groups is None else grouped(groups, f"labels:{argument}")
 
-    def same(name: str) -> Iterator[dict[str, Any]]:
-        return iter(data.split(name))
+    def changed(name: str) -> Iterator[dict[str, Any]]:
+        table = data.split(name)
+        if "label" not in table.column_names:
+            raise UsageError(f"labels:{argument}: split {name!r} has no column 'label'")
+        given, rows, subclasses = list(table["label"]), range(len(table)), []
+        if places is not None:
+            rows = [i for i, v in enumerate(given) if v is None or v == -1 or v in places]
+            found = [places.get(given[i], (given[i], -1)) for i in rows]
+            given, subclasses = [label for label, _ in found], [{"subclass": at} for _, at in found]
+        kept, new = np.arange(len(given)), given
+        if name == split:
+            kept, new = change_labels(
+                given, imbalance=imbalance, per_class=per_class, noise=noise, noise_kind=noise_kind,
+                labelled=labelled, unlabelled=unlabelled, seed=seed,
+            )  # fmt: skip
+        for i, label in zip(kept, new):
+            yield {**table[int(rows[i])], "label": label, **(subclasses[i] if subclasses else {})}
+
+    def made(name: str) -> Iterator[dict[str, Any]]:
+        return iter(data.split(name)) if name != split and places is None else changed(name)
 
     said = {"imbalance": imbalance, "per_class": per_class, "noise": noise, "noise_kind": noise_kind, "version": 1}
     said |= {"labelled": labelled, "unlabelled": unlabelled, "seed": seed}
-    sources = {name: (lambda name=name: changed() if name == split else same(name)) for name in data.splits}
+    said |= {} if groups is None else {"groups": groups}
+    sources = {name: (lambda name=name: made(name)) for name in data.splits}
     key = {"of": {name: data.fingerprint(name) for name in data.splits}, **said}
     return Data.from_rows(f"labels:{argument}", sources, key=key, licence=data.licence)
+
+
+def grouped(groups: Any, where: str) -> dict[Any, tuple[Any, int]]:
+    """Label -> the class that it is a part of, and its position there.
+
+    Raises:
+        UsageError: no lists of labels, or a label in two of them.
+    """
+    named = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
+    lists = [(name, labels) for name, labels in named if isinstance(labels, list | tuple) and labels]
+    places = {label: (name, at) for name, labels in lists for at, label in enumerate(labels)}
+    if len(lists) < len(groups) or len(places) < sum(len(labels) for _, labels in lists):
+        raise UsageError(
+            f"{where}: groups {groups!r} are not lists of labels, each in one of them",
+            hint="groups: {even: [0, 2, 4, 6, 8], odd: [1, 3, 5, 7, 9]}",
+        )
+    return places
 
 
 def change_labels(

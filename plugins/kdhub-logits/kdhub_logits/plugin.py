@@ -191,7 +191,7 @@ def kdhub_datasets():
         target="kdhub_logits.data:labels",
         argument="DATA",
         example="digits",
-        summary="another data set with a long tail, wrong labels, few labels or none",
+        summary="another data set with classes joined, a long tail, wrong labels, few labels or none",
     )
 
 

@@ -301,11 +301,18 @@ def _network(context: BuildContext, config: dict[str, Any], how: str) -> Network
 
 
 def _classes(context: BuildContext) -> list[str]:
-    """The teacher's classes, in its order; without one those of the training rows."""
-    classes = context.teacher.classes if context.teacher is not None else context.facts.get("classes")
+    """The teacher's classes, in its order; without one, or where the training rows have others, those of the rows."""
+    of_rows, classes = context.facts.get("classes"), context.teacher.classes if context.teacher is not None else None
+    if not classes or (of_rows and not _are_of(of_rows, classes)):
+        classes = of_rows
     if not classes:
         raise UsageError("a fresh classifier needs a teacher or labelled rows to know its classes")
     return list(classes)
+
+
+def _are_of(rows: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether rows' classes are some of these; numbers are their positions."""
+    return set(rows) <= set(classes) or (all(c.isdecimal() for c in rows) and len(rows) <= len(classes))
 
 
 def _numbers(kind: str, argument: str) -> list[int]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from kdhub.data import Data
     from kdhub_logits.classifiers import Classifier
 
+SUBCLASS = "subclass"
+"""Column of some data sets: which part of its class a row is of, a number; for controls (see `data.labels`)."""
 SURVEYED = 5000
 """Rows that mean and standard deviation of the inputs are taken from, evenly over the split."""
 
@@ -83,6 +85,8 @@ class Outputs(Signals):
 class Classification(Task):
     """Rows have `label`, a number or a name, and an input column. In training a label may be missing (null or -1).
 
+    A batch also has `keys`, a number that a row's content gives, and `subclasses` where rows say so (`SUBCLASS`).
+
     Attributes:
         column: the input; target: the classes of a row.
         classes: of the models at hand, set when rows are prepared for them.
@@ -113,7 +117,7 @@ class Classification(Task):
                 f"{data.name}, split {split!r}, has no column {self.column!r}, only {', '.join(table.column_names)}",
                 hint=f"map it: columns: {{{', '.join(f'{c}: THEIRS' for c in (self.column, self.target) if c)}}}",
             )
-        return table.select_columns([c for c in (self.column, self.target) if c in table.column_names])
+        return table.select_columns([c for c in (self.column, self.target, SUBCLASS) if c in table.column_names])
 
     def labelled(self, table: datasets.Dataset) -> bool:
         return self.target in table.column_names
@@ -131,23 +135,22 @@ class Classification(Task):
     def _labels(self, table: datasets.Dataset) -> set[Any]:
         return set(table.unique(self.target))
 
-    def agree(self, student: Any, teacher: Any) -> list[str]:
-        """The classes both have, in one order.
+    def mismatch(self, student: Any, teacher: Any) -> str:
+        """Other classes, or another order of them."""
+        if student.classes == teacher.classes:
+            return ""
+        return f"the student has the classes {_some(student.classes)}, the teacher {_some(teacher.classes)}"
 
-        Raises:
-            CompatibilityError: they have others, or another order.
-        """
-        if student is not None and teacher is not None and student.classes != teacher.classes:
-            raise CompatibilityError(
-                f"the student has the classes {_some(student.classes)}, the teacher {_some(teacher.classes)}",
-                hint="both must have the same classes in the same order; start the student from this teacher's classes",
-            )
+    def _known(self, student: Any, teacher: Any) -> list[str]:
+        """The student's classes; without one the teacher's."""
         self.classes = (student or teacher).classes
         return self.classes
 
     def compare(self, student: Any, teacher: Any, thorough: bool = False) -> list[Finding]:
-        """Classes, which must be the same (see `agree`), and tokens, which need not."""
+        """Classes, which must be the same where the teacher's logits are used, and tokens, which need not."""
         found = [Finding("ok", "classes", f"the same {len(student.classes)}")]
+        if why := self.mismatch(student, teacher):
+            found = [Finding("note", "classes", why, "fine where the teacher teaches by its states alone")]
         if thorough and getattr(student, "tokenizer", None) and (given := getattr(teacher, "model", None)):
             found += filter(None, [shared_tokens(student.tokenizer, getattr(given, "tokenizer", None))])
         return found
@@ -155,7 +158,11 @@ class Classification(Task):
     def collate(self, examples: Sequence[Example], student: Classifier) -> dict[str, torch.Tensor]:
         import torch
 
-        return {**student.collate(examples), "labels": torch.tensor([e["label"] for e in examples])}
+        batch = {**student.collate(examples), "labels": torch.tensor([e["label"] for e in examples])}
+        batch["keys"] = torch.tensor([zlib.crc32(e["content"]) for e in examples])
+        if all(e.get("subclass") is not None for e in examples):
+            batch["subclasses"] = torch.tensor([e["subclass"] for e in examples])
+        return batch
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
         """`positions`, rows or words, and how many of them have `labels`."""
@@ -209,14 +216,15 @@ class _Arrays(Classification):
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         from kdhub_logits.classifiers import label_index
 
-        classes, column, read = self.agree(student, teacher), self.column, self.read
+        classes, column, read = self._known(student, teacher), self.column, self.read
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
             made = []
             for row in rows:
                 x = read(row[column])
                 label = label_index(row.get("label"), classes)
-                made.append({"x": x, "label": label, "content": x.tobytes(), "length": 1, "cut": False})
+                one = {"x": x, "label": label, "subclass": row.get(SUBCLASS)}
+                made.append({**one, "content": x.tobytes(), "length": 1, "cut": False})
             return made
 
         return prepare
@@ -303,7 +311,7 @@ class TextClassification(Classification):
         from kdhub_logits.classifiers import label_index
 
         model, limit = student or teacher, settings.get("max_length")
-        encode, classes = model.encode, self.agree(student, teacher)
+        encode, classes = model.encode, self._known(student, teacher)
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
             texts = [row["text"] for row in rows]
@@ -314,6 +322,7 @@ class TextClassification(Classification):
                     "ids": i,
                     "by": model.tokenizer,
                     "label": label_index(row.get("label"), classes),
+                    "subclass": row.get(SUBCLASS),
                     "content": text.encode(),
                     "length": len(i),
                     "cut": c,
@@ -363,7 +372,7 @@ class TokenClassification(Classification):
         `privacy`). A row ends with the last word that every model sees."""
         from kdhub_logits.classifiers import label_index
 
-        limit, scorer, classes = settings.get("max_length"), settings.get("private"), self.agree(student, teacher)
+        limit, scorer, classes = settings.get("max_length"), settings.get("private"), self._known(student, teacher)
         models = [model for model in (student, teacher) if model is not None]
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:

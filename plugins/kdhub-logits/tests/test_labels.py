@@ -50,3 +50,32 @@ def test_only_the_named_split_changes_and_mistakes_are_told():
     for wrong in ({"noise": 2}, {"imbalance": 0.5}, {"labelled": -1}, {"split": "dev"}, {"noise_kind": "x"}):
         with pytest.raises(KdhubError):
             Resolver().open_data("labels:digits", DataOptions(), wrong).split("train")
+
+
+def test_classes_are_joined_in_all_splits_and_rows_know_which_they_were():
+    plain = Resolver().open_data("digits", DataOptions())
+    groups = {"low": [0, 1, 2], "high": [9, 7]}
+    opened = Resolver().open_data("labels:digits", DataOptions(), {"groups": groups, "per_class": 50})
+    kept = [v for v in plain.split("test")["label"] if v in (0, 1, 2, 7, 9)]
+    found = opened.split("test")
+    assert [groups[row["label"]][row["subclass"]] for row in found] == kept
+    train = opened.split("train")["label"]
+    assert train.count("low") == train.count("high") == 50, "what comes after is of the joined classes"
+    numbers = Resolver().open_data("labels:digits", DataOptions(), {"groups": [[1], [2, 0]], "labelled": 5})
+    labels, parts = numbers.split("train")["label"], numbers.split("train")["subclass"]
+    assert set(labels) == {-1, 0, 1} and labels.count(0) == 5 and -1 not in parts
+    for wrong in ([[1, 2], [2]], {"a": []}, {"a": 3}):
+        with pytest.raises(KdhubError, match="lists of labels, each in one of them"):
+            Resolver().open_data("labels:digits", DataOptions(), {"groups": wrong})
+
+
+def test_digits_that_lie_on_their_side():
+    upright, turned = (
+        Resolver().open_data("digits", DataOptions(), {"turned": turn}).split("validation") for turn in (0, 90)
+    )
+    assert turned["label"] == upright["label"]
+    assert np.array_equal(np.array(turned[3]["image"]), np.rot90(np.array(upright[3]["image"])))
+    flat = Resolver().open_data("digits", DataOptions(), {"turned": 90, "form": "features"}).split("validation")
+    assert (np.array(flat[3]["features"]) * 15.9375).astype(int).tolist() == np.ravel(turned[3]["image"]).tolist()
+    with pytest.raises(KdhubError, match="0, 90, 180 or 270"):
+        Resolver().open_data("digits", DataOptions(), {"turned": 45})
