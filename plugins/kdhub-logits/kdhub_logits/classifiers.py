@@ -89,6 +89,18 @@ class Classifier(Student):
         """The same, with None in front where an example has several."""
         return (*((None,) if self.ragged else ()), *self.width(kind))
 
+    def split_classes(self, number: int, temperature: float, aggregate: str) -> None:
+        """Give each class so many outputs, by a fresh last layer, from here on and in what is saved; `logits` are one
+        a class as before (see `networks.Subclasses`).
+
+        Raises:
+            CompatibilityError: its logits are no plain linear layer's.
+        """
+        if isinstance(self.module, networks.Subclasses | networks.Rescaled | networks.TwoHeads):
+            raise CompatibilityError(f"the logits of the student are those of a {type(self.module).__name__} already")
+        networks.widen(self.module, len(self.classes), number)
+        self.module = networks.Subclasses(self.module, number, temperature, aggregate)
+
 
 class ProbedClassifier(Classifier):
     """A network of which it is seen by running it which signals it gives, and of which shapes."""
@@ -117,6 +129,10 @@ class ProbedClassifier(Classifier):
         if kind not in self._shapes:
             raise CompatibilityError(f"a {self.network} gives {', '.join(self._shapes)}, not {kind!r}")
         return self._shapes[kind]
+
+    def split_classes(self, number: int, temperature: float, aggregate: str) -> None:
+        super().split_classes(number, temperature, aggregate)
+        self.__dict__.pop("_shapes", None)
 
     @property
     def network(self) -> str:
@@ -155,6 +171,10 @@ class NetworkClassifier(ProbedClassifier):
         if not self.config.get("std_scaled_probs"):
             self.config["std_scaled_probs"] = True
             self.module = networks.Rescaled(self.module)
+
+    def split_classes(self, number: int, temperature: float, aggregate: str) -> None:
+        super().split_classes(number, temperature, aggregate)
+        self.config["subclasses"] = {"number": number, "temperature": temperature, "aggregate": aggregate}
 
     def two_heads(self, mix: float, beta: float) -> None:
         """Add a head for what a teacher says; see `networks.TwoHeads`."""
@@ -270,9 +290,8 @@ class TextClassifier(Classifier):
     kinds = ("logits", "features", *LAYERED)
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
-        labels = model.config.id2label
-        classes = [str(labels[i]) for i in range(len(labels))]
-        super().__init__(self.task_name, Transformer(model), classes, start)
+        network = with_subclasses(Transformer(model), model.config)
+        super().__init__(self.task_name, network, class_names(model.config), start)
         self.tokenizer = tokenizer
         if is_efficient(model.config):
             self.kinds = tuple(kind for kind in self.kinds if kind != "attentions")
@@ -282,6 +301,10 @@ class TextClassifier(Classifier):
     def like(self, model: nn.Module, start: Mapping[str, Any]) -> TextClassifier:
         """Another network that reads texts as this one."""
         return type(self)(model, self.tokenizer, start)
+
+    def split_classes(self, number: int, temperature: float, aggregate: str) -> None:
+        super().split_classes(number, temperature, aggregate)
+        note_subclasses(self.module.model, self.classes, number, temperature, aggregate)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
         """Token ids, cut to what the model takes, and which texts were cut."""
@@ -323,7 +346,8 @@ class TextClassifier(Classifier):
 
         names = dict(enumerate(classes))
         numbers = {v: k for k, v in names.items()}
-        config = transformers.AutoConfig.from_pretrained(folder, id2label=names, label2id=numbers)
+        whole = {"id2label": names, "label2id": numbers, "subclasses": None}
+        config = transformers.AutoConfig.from_pretrained(folder, **whole)
         transformers.set_seed(seed)
         model = getattr(transformers, cls.auto).from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
@@ -357,6 +381,15 @@ class TextClassifier(Classifier):
     def usage(self) -> str:
         if is_efficient(self.module.model.config):  # the library has no such model, or gives it no global tokens
             return super().usage()
+        if isinstance(self.module, networks.Subclasses):
+            return (
+                "from transformers import pipeline\n\n"
+                'classify, scores = pipeline("text-classification", model="{path}", top_k=None), {}\n'
+                'for part in classify(["a text to classify"])[0]:  # outputs of one class are NAME/0, NAME/1, ...\n'
+                '    name = part["label"].rpartition("/")[0]\n'
+                f'    scores[name] = scores.get(name, 0) + part["score"] ** (1 / {self.module.temperature})\n'
+                "print(max(scores, key=scores.get))"
+            )
         return (
             "from transformers import pipeline\n\n"
             f'classify = pipeline("{self.task_name}", model="{{path}}")\n'
@@ -426,6 +459,32 @@ class TokenClassifier(TextClassifier):
         # Of what both models can see: a row may have fewer words than this one alone would take.
         at = [c * width + first for e, row in zip(examples, places) for c, first in row[: len(e["words"])]]
         return {**batch, "at": torch.tensor(at, dtype=torch.long)}
+
+
+def class_names(config: Any) -> list[str]:
+    """The classes of a transformers configuration; outputs of one class count as one (`note_subclasses`)."""
+    labels = [str(config.id2label[i]) for i in range(len(config.id2label))]
+    split = getattr(config, "subclasses", None)
+    return [name.rpartition("/")[0] for name in labels[:: split["number"]]] if split else labels
+
+
+def with_subclasses(network: nn.Module, config: Any) -> nn.Module:
+    """The network of a model, with one logit a class where its configuration says that a class has several outputs."""
+    split = getattr(config, "subclasses", None)
+    return networks.Subclasses(network, **split) if split else network
+
+
+def note_subclasses(model: nn.Module, classes: Sequence[str], number: int, temperature: float, aggregate: str) -> None:
+    """Say in a transformers configuration that a class has several outputs, which the library calls `NAME/0`, ..."""
+    names = dict(enumerate(f"{name}/{part}" for name in classes for part in range(number)))
+    model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
+    model.config.subclasses = {"number": number, "temperature": temperature, "aggregate": aggregate}
+    model.num_labels = len(names)
+
+
+def segments(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Which of two texts each token is of, where a model was told."""
+    return {name: inputs[name] for name in ("token_type_ids",) if name in inputs}
 
 
 def padded(ids: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:

@@ -50,6 +50,13 @@ class Standardise(nn.Module):
         return (x - self.mean) / self.std
 
 
+class _Layer(nn.Linear):
+    """A linear map and ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
 class Mlp(nn.Module):
     """Linear layers with ReLU between; inputs of any shape are flattened and standardised by feature or channel.
 
@@ -66,13 +73,13 @@ class Mlp(nn.Module):
         super().__init__()
         self.scale = Standardise(mean, std)
         widths = [prod(shape), *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.hidden = nn.ModuleList(_Layer(a, b) for a, b in zip(widths, widths[1:]))
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = self.scale(inputs["x"]).flatten(1)
         for layer in self.hidden:
-            x = F.relu(layer(x))
+            x = layer(x)
         return {"logits": self.head(x), "features": x}
 
 
@@ -322,6 +329,56 @@ class TwoHeads(nn.Module):
         return given
 
 
+class Subclasses(nn.Module):
+    """A network with `number` outputs for each class, one after the other, and one logit a class made of them.
+
+    `tempered`: temperature logsumexp(outputs / temperature), the logits whose softmax at that temperature is the sum of
+    the outputs' probabilities there; `sum`: the same at temperature 1. `subclass_logits` are the outputs themselves.
+    """
+
+    def __init__(self, network: nn.Module, number: int, temperature: float = 1.0, aggregate: str = "tempered"):
+        super().__init__()
+        self.network, self.number = network, number
+        self.temperature = temperature if aggregate == "tempered" else 1.0
+
+    @property
+    def model(self) -> nn.Module:
+        return self.network.model
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = self.network(inputs)
+        outputs = given["logits"]
+        given.update(logits=merged(outputs, self.number, self.temperature), subclass_logits=outputs)
+        return given
+
+
+def merged(outputs: Tensor, number: int, temperature: float = 1.0) -> Tensor:
+    """temperature logsumexp(outputs / temperature) over each class's `number` outputs: (..., classes) float32."""
+    return temperature * (outputs.float() / temperature).unflatten(-1, (-1, number)).logsumexp(-1)
+
+
+def last_layer(network: nn.Module, classes: int) -> str:
+    """The name of the linear layer that gives the logits.
+
+    Raises:
+        CompatibilityError: there is none.
+    """
+    from kdhub.errors import CompatibilityError
+
+    named = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    if not named:
+        raise CompatibilityError(f"a {type(network).__name__} has no linear layer that gives its {classes} classes")
+    return named[-1]
+
+
+def widen(network: nn.Module, classes: int, number: int) -> None:
+    """Give each class `number` outputs, in place, by a fresh last layer. Repeated outputs of the old one would begin
+    alike, and what tells the parts of a class apart would not reach the layers below at first."""
+    name = last_layer(network, classes)
+    old = network.get_submodule(name)
+    network.set_submodule(name, nn.Linear(old.in_features, classes * number, old.bias is not None).to(old.weight))
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": Mlp,
     "resnet": CifarResNet,
@@ -334,11 +391,16 @@ NETWORKS: dict[str, type[nn.Module]] = {
 def build(config: Mapping[str, Any]) -> nn.Module:
     """The network of a `config.json`: `{"network": "mlp", "shape": [8, 8], "classes": [...], ...}`.
 
-    `std_scaled_probs: true` makes it `Rescaled`, `two_heads: {mix, beta}` gives it `TwoHeads`.
+    `std_scaled_probs: true` makes it `Rescaled`, `two_heads: {mix, beta}` gives it `TwoHeads`, `subclasses: {number,
+    temperature, aggregate}` makes it `Subclasses`.
     """
-    around = ("network", "task", "kdhub", "std_scaled_probs", "two_heads")
+    around = ("network", "task", "kdhub", "std_scaled_probs", "two_heads", "subclasses")
     settings = {k: v for k, v in config.items() if k not in around}
-    network = NETWORKS[config["network"]](**{**settings, "classes": len(config["classes"])})
+    split = config.get("subclasses")
+    outputs = len(config["classes"]) * (split["number"] if split else 1)
+    network = NETWORKS[config["network"]](**{**settings, "classes": outputs})
+    if split:
+        network = Subclasses(network, **split)
     if heads := config.get("two_heads"):
         with torch.no_grad():
             width = network({"x": torch.zeros(1, *config["shape"])})["features"].shape[1]

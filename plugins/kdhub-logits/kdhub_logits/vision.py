@@ -13,8 +13,8 @@ from torch import nn
 from kdhub.errors import CompatibilityError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.task import Example
-from kdhub_logits.classifiers import ProbedClassifier
-from kdhub_logits.networks import Given
+from kdhub_logits.classifiers import ProbedClassifier, class_names, note_subclasses, with_subclasses
+from kdhub_logits.networks import Given, last_layer
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -30,11 +30,7 @@ class ImageNetwork(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        many = model.config.num_labels
-        named = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == many]
-        if not named:
-            raise CompatibilityError(f"a {type(model).__name__} has no linear layer that gives its {many} classes")
-        self.last = named[-1]
+        self.last = last_layer(model, model.config.num_labels)
         self.train(model.training)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> Given:
@@ -70,14 +66,17 @@ class ImageClassifier(ProbedClassifier):
     batch = 64
 
     def __init__(self, model: nn.Module, processor: Any, start: Mapping[str, Any] | None = None):
-        labels = model.config.id2label
-        classes = [str(labels[i]) for i in range(len(labels))]
-        super().__init__("image-classification", ImageNetwork(model), classes, start)
+        network = with_subclasses(ImageNetwork(model), model.config)
+        super().__init__("image-classification", network, class_names(model.config), start)
         self.processor = processor
 
     def like(self, model: nn.Module, start: Mapping[str, Any]) -> ImageClassifier:
         """Another network that sees images as this one."""
         return type(self)(model, self.processor, start)
+
+    def split_classes(self, number: int, temperature: float, aggregate: str) -> None:
+        super().split_classes(number, temperature, aggregate)
+        note_subclasses(self.module.model, self.classes, number, temperature, aggregate)
 
     def blank(self) -> dict[str, torch.Tensor]:
         return self.collate([{"x": np.zeros((32, 32), np.uint8)}])
@@ -121,6 +120,7 @@ class ImageClassifier(ProbedClassifier):
         named = {}
         if classes is not None:
             named = {"id2label": dict(enumerate(classes)), "label2id": {c: i for i, c in enumerate(classes)}}
+            named["subclasses"] = None
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **named)
         transformers.set_seed(seed)
         model = transformers.AutoModelForImageClassification.from_pretrained(
