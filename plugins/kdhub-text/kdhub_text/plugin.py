@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from kdhub_logits.plugin import IMAGE, TABLE, TEXT, TOKEN
+
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 
 TASK = ("text-embedding",)
@@ -45,6 +47,30 @@ def kdhub_methods():
         summary="half the layers of a model with sliding-window, sparse or linear attention",
         recipe="efficient-attention",
         tags=("elicitation:feature", "algorithm:divergence"),
+    )
+    yield MethodSpec(
+        name="lelp",
+        target="kdhub_text.lelp:Lelp",
+        tasks=(IMAGE, TABLE, TEXT),
+        needs=("logits", "features"),
+        uses=("logits",),
+        paper="arXiv:2409.20449",
+        summary="a few classes, each split along projections of the teacher's embeddings",
+        recipe="lelp",
+        tags=("elicitation:feature", "algorithm:divergence"),
+    )
+    yield MethodSpec(
+        name="talking-models",
+        target="kdhub_text.talking_models:TalkingModels",
+        tasks=(TABLE, IMAGE, TEXT, TOKEN),
+        needs=("features",),
+        uses=("logits", "features"),
+        labels=True,
+        live=True,
+        paper="arXiv:2310.03188",
+        summary="the student asks, the teacher's upper layers answer, in messages that both learn",
+        recipe="talking-models",
+        tags=("elicitation:feature", "algorithm:similarity"),
     )
 
 

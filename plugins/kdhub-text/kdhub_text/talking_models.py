@@ -1,0 +1,336 @@
+"""Talking models: student and teacher converse about each input, and the student learns from the answers
+(arXiv:2310.03188).
+
+Each model has an encoder E from its states to messages and a decoder D back, at a lower and an upper place between its
+blocks. The student tells what it has seen so far, the teacher thinks on from that and answers:
+
+    m = E_g(H_g^l)    Ht_h^l = D_h(m)    Ht_h^u = upper_h(Ht_h^l)    answer = E_h(Ht_h^u)    Ht_g^u = D_g(answer)
+
+    L = CE(y) + w_interact L_I + w_mc L_MC + w_sc L_SC
+    L_I  = d(Ht_g^u, H_g^u)                                      the answer is the student's own view, further on
+    L_MC = d(E_g(H_g^l), E_h(H_h^l)) + d(E_g(H_g^u), E_h(H_h^u))    one word for one thing: both models read x
+    L_SC = sum over models and places of d(D(E(H)), H)           messages keep what is said
+
+with d a mean squared difference. In further rounds the student speaks of what it understood, m = E_g(Ht_g^u), and L_I
+is the mean. The teacher's weights are frozen and its graph is kept: gradients reach E_g and D_h through it. As it
+teaches by its states, it may be made for other classes. The student alone is kept and used.
+
+The paper's text and code were not at hand: that the four parts are these is reported by its reviewers, the arguments of
+the losses and all defaults are a reconstruction. States are standardised before the codecs, by means and one deviation
+a place, measured before training; distances are in these units. Of the teacher's own states, and of the targets of
+L_SC, no gradient is taken; H_g^u in L_I moves. Codecs are warmed up on L_MC and L_SC over up to 1,024 rows, both models
+frozen, before training begins. `teacher_lr` is `freeze_teacher: false`, a copy of the upper blocks trained along at the
+rate of the rest; `consult`, a student that needs its teacher in use, is not there.
+
+Control: `one_way`, in which the teacher reads x itself and the student's message goes nowhere. After training,
+`permutation-ratio` is L_I with the messages of other rows over L_I, 1 without a message, and `message-dependence` what
+the answer changes by when the message is 0, over its size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from kdhub_logits.soft_targets import ClassifierOptions, label_loss
+from pydantic import Field
+
+from kdhub.errors import CompatibilityError
+from kdhub.method import ObjectiveMethod, Progress
+from kdhub.metric import Measure
+
+if TYPE_CHECKING:
+    import torch
+    from kdhub_logits.splitting import Split
+    from torch import Tensor, nn
+
+    from kdhub.method import Run
+    from kdhub.student import Student
+    from kdhub.task import Rows, Signals
+    from kdhub.teacher import Teacher
+
+ROWS = 1024
+"""That codecs are warmed up and talk is measured on, at most."""
+PLACES = ("lower", "upper")
+
+
+class TalkingModels(ObjectiveMethod):
+    """The student asks, the teacher's upper blocks answer, in messages that both learn."""
+
+    class Options(ClassifierOptions):
+        student_lower: int | None = Field(None, ge=0, description="blocks below the student's message; half if unset")
+        student_upper: int | None = Field(None, ge=1, description="block of the student that is compared; the last")
+        teacher_lower: int | None = Field(None, ge=0, description="blocks of the teacher that it leaves out; half")
+        teacher_upper: int | None = Field(None, ge=1, description="block of the teacher that answers; the last")
+        message_dim: int | None = Field(None, ge=1, le=65536, description="numbers in a message; the narrowest width")
+        codec: Literal["mlp", "linear"] = Field("mlp", description="encoders and decoders: one hidden layer, or none")
+        rounds: int = Field(1, ge=1, le=5, description="answers that are talked on about")
+        w_interact: float = Field(1.0, ge=0, description="weight of the answer against the student's own state")
+        w_mc: float = Field(0.1, ge=0, description="weight of one message for one state (message consistency)")
+        w_sc: float = Field(0.1, ge=0, description="weight of decoding what was encoded (state consistency)")
+        one_way: bool = Field(False, description="control: the teacher reads the input, not the student's message")
+        freeze_teacher: bool = Field(True, description="false: its upper blocks are trained along, and thrown away")
+        share_codec_levels: Literal["auto"] | bool = Field(
+            "auto", description="one encoder and decoder for both places of a model; auto: where they are of one width"
+        )
+        distance: Literal["mse", "cosine"] = Field("mse", description="of states and of messages")
+        warmup_codec_epochs: int = Field(1, ge=0, le=1000, description="passes of codecs alone before training")
+
+    options: Options
+    _rows: Rows
+
+    def rows(self, run: Run) -> Rows:
+        self._rows = super().rows(run)
+        return self._rows
+
+    def distill(self, run: Run) -> Student:
+        from kdhub_logits.splitting import Split
+
+        o = self.options
+        self._student = Split(run.student.module, o.student_lower, o.student_upper)
+        self._teacher = Split(run.teacher.module, o.teacher_lower, o.teacher_upper)
+        with ExitStack() as reading:
+            for split in (self._student, self._teacher):
+                reading.enter_context(split.read())
+            student = super().distill(run)
+            self._found = self._measured(run, student)
+        return student
+
+    def evaluate(self, run: Run, student: Student) -> Any:
+        """Also how the models talk, over training rows."""
+        report = run.evaluate(student)
+        rows, found = self._found
+        for name, value in found.items():
+            better = name in ("permutation-ratio", "message-dependence")
+            report.measures.append(
+                Measure(
+                    metric=name, value=value, subject="student", dataset="training rows", examples=rows,
+                    higher_is_better=better,
+                )
+            )  # fmt: skip
+        return report
+
+    # -- before training --------------------------------------------------------------------------------------
+
+    def initialise(self, student: Any, inputs: Mapping[str, Tensor], teacher: Signals) -> None:
+        """Measure the states, make the codecs, and warm them up."""
+        import torch
+
+        o = self.options
+        states = self._read(student, inputs)
+        self._modules = torch.nn.ModuleDict({who: voice(own, self._width(states), o) for who, own in states.items()})
+        if not o.freeze_teacher:
+            self._copy = copy.deepcopy(self._teacher.network).requires_grad_(False)
+            for block in self._answering.blocks[self._teacher.lower : self._teacher.upper]:
+                block.requires_grad_(True)
+        self.modules = {"codecs": self._modules}
+        optimiser = torch.optim.AdamW(self._modules.parameters(), lr=o.lr)
+        many = len(states["student"]["upper"])
+        with torch.enable_grad():
+            for _ in range(o.warmup_codec_epochs):
+                for some in torch.randperm(many).split(o.batch_size):
+                    seen = {who: {p: h[some] for p, h in own.items()} for who, own in states.items()}
+                    loss = sum(self._consistency(seen, _real(inputs, some)).values())
+                    if not loss.requires_grad:  # both weights are 0
+                        return
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+        optimiser.zero_grad()
+
+    def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
+        return {"codecs": self._modules} | ({} if self.options.freeze_teacher else {"teacher": self._copy})
+
+    def _read(self, student: Any, inputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Both models' states of a batch, without gradient, as sequences."""
+        import torch
+
+        was, states = student.module.training, {}
+        student.module.eval()
+        with torch.no_grad():
+            for who, split in (("student", self._student), ("teacher", self._teacher)):
+                states[who] = _states(split.network(inputs))
+        student.module.train(was)
+        return states
+
+    def _width(self, states: Mapping[str, Mapping[str, Tensor]]) -> int:
+        return self.options.message_dim or min(h.shape[-1] for own in states.values() for h in own.values())
+
+    # -- talking ----------------------------------------------------------------------------------------------
+
+    def objective(
+        self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        states = {"student": _states(student), "teacher": _states(teacher)}
+        terms = {"labels": label_loss(student.logits, batch)}
+        terms["interaction"] = self.options.w_interact * self._interaction(states, batch)
+        return terms | self._consistency(states, _real(batch))
+
+    def _interaction(self, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any], **how: Any) -> Tensor:
+        """L_I, the mean over rounds."""
+        student = self.modules["codecs"]["student"]
+        own = student["scale"]["upper"](states["student"]["upper"])
+        message, total = say(student, "lower", student["scale"]["lower"](states["student"]["lower"])), 0.0
+        rounds = 1 if self.options.one_way else self.options.rounds
+        for _ in range(rounds):
+            heard = self._heard(self._answer(message, states, batch, **how), own.shape[1])
+            total = total + distance(heard, own, self.options.distance, _real(batch))
+            message = say(student, "upper", heard)
+        return total / rounds
+
+    def _heard(self, answer: Tensor, positions: int) -> Tensor:
+        """Ht_g^u, standardised."""
+        from kdhub_logits.splitting import resized
+
+        return hear(self.modules["codecs"]["student"], "upper", resized(answer, positions))
+
+    def _answer(
+        self, message: Tensor, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any],
+        order: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The teacher's reply to messages, taken in another order if one is given."""
+        from kdhub_logits.splitting import as_sequence, as_state
+
+        voice = self.modules["codecs"]["teacher"]
+        if self.options.one_way:
+            thought = states["teacher"]["upper"]
+        else:
+            message = message if order is None else message[order]
+            scale = voice["scale"]["lower"]
+
+            def replace(own: Tensor) -> Tensor:
+                return as_state(hear(voice, "lower", message) * scale.std + scale.mean, own)
+
+            thought = as_sequence(self._answering.onward(batch, replace)).float()
+        return say(voice, "upper", voice["scale"]["upper"](thought))
+
+    @property
+    def _answering(self) -> Split:
+        """The teacher, or where it is trained along, its copy."""
+        from kdhub_logits.splitting import Split
+
+        if self.options.freeze_teacher:
+            return self._teacher
+        return Split(self._copy.eval(), self._teacher.lower, self._teacher.upper)
+
+    def _consistency(self, states: Mapping[str, Mapping[str, Tensor]], real: Tensor | None) -> dict[str, Tensor]:
+        """L_MC and L_SC, with their weights."""
+        from kdhub_logits.splitting import resized
+
+        o, voices = self.options, self.modules["codecs"]
+        messages, kept = {}, []
+        for who, own in states.items():
+            for place in PLACES:
+                state = voices[who]["scale"][place](own[place])
+                messages[who, place] = say(voices[who], place, state)
+                again = hear(voices[who], place, messages[who, place])
+                kept.append(distance(again, state.detach(), o.distance, real))
+        alike = []
+        for place in PLACES:
+            mine, theirs = messages["student", place], messages["teacher", place]
+            alike.append(distance(mine, resized(theirs, mine.shape[1]), o.distance, real))
+        return {"messages": o.w_mc * sum(alike), "states": o.w_sc * sum(kept)}
+
+    # -- afterwards -------------------------------------------------------------------------------------------
+
+    def _measured(self, run: Run, student: Any) -> tuple[int, dict[str, float]]:
+        """How many rows, and what the three losses, message dependence and permutation ratio are over them."""
+        import torch
+
+        examples = self._rows[np.arange(min(len(self._rows), ROWS))]
+        device = next(student.module.parameters()).device
+        inputs = {k: v.to(device) for k, v in run.task.collate(examples, student).items()}
+        states, o = self._read(student, inputs), self.options
+        many = len(states["student"]["upper"])
+        order = torch.randperm(many, generator=torch.Generator().manual_seed(run.seed)).to(device)
+        with torch.no_grad():
+            voice = self.modules["codecs"]["student"]
+            message = say(voice, "lower", voice["scale"]["lower"](states["student"]["lower"]))
+            answer, without = (self._answer(m, states, inputs) for m in (message, torch.zeros_like(message)))
+            talk = self._interaction(states, inputs)
+            found = {"interaction-loss": talk}
+            rest = self._consistency(states, _real(inputs))
+            for name, term, weight in (("message", "messages", o.w_mc), ("state", "states", o.w_sc)):
+                if weight:
+                    found[f"{name}-consistency-loss"] = rest[term] / weight
+            found["message-dependence"] = (answer - without).square().mean() / answer.square().mean().clamp_min(1e-12)
+            found["permutation-ratio"] = self._interaction(states, inputs, order=order) / talk.clamp_min(1e-12)
+        return len(examples), {name: float(value) for name, value in found.items()}
+
+
+def voice(states: Mapping[str, Tensor], width: int, o: TalkingModels.Options) -> nn.ModuleDict:
+    """One model's encoders and decoders, for both places, and the scale of its states there.
+
+    Args:
+        states: place -> (rows, positions, width of the model there).
+        width: of a message.
+
+    Raises:
+        CompatibilityError: one codec is asked for places of two widths.
+    """
+    from kdhub_logits.networks import Standardise
+    from torch import nn
+
+    wide = {place: states[place].shape[-1] for place in PLACES}
+    one = len(set(wide.values())) == 1 if o.share_codec_levels == "auto" else o.share_codec_levels
+    if one and len(set(wide.values())) > 1:
+        raise CompatibilityError(
+            f"states of {wide['lower']} and {wide['upper']} numbers cannot share an encoder",
+            hint="--set share_codec_levels=auto",
+        )
+    made: dict[str, Any] = {"scale": nn.ModuleDict()}
+    for place, state in states.items():
+        flat = state.flatten(0, 1)
+        made["scale"][place] = Standardise(flat.mean(0), (flat - flat.mean(0)).square().mean().sqrt())
+    for kind, ends in (("encoder", lambda d: (d, width)), ("decoder", lambda d: (width, d))):
+        parts = {place: mapping(*ends(wide[place]), o.codec) for place in PLACES[: 1 if one else 2]}
+        made[kind] = nn.ModuleDict({place: parts.get(place, parts["lower"]) for place in PLACES})
+    return nn.ModuleDict(made)
+
+
+def mapping(before: int, after: int, kind: str) -> nn.Module:
+    from torch import nn
+
+    if kind == "linear":
+        return nn.Linear(before, after)
+    hidden = max(before, after)
+    return nn.Sequential(nn.Linear(before, hidden), nn.ReLU(), nn.Linear(hidden, after))
+
+
+def say(voice: Any, place: str, state: Tensor) -> Tensor:
+    """The message of a standardised state."""
+    return voice["encoder"][place](state)
+
+
+def hear(voice: Any, place: str, message: Tensor) -> Tensor:
+    """What a message means, a standardised state."""
+    return voice["decoder"][place](message)
+
+
+def distance(a: Tensor, b: Tensor, kind: str = "mse", real: Tensor | None = None) -> Tensor:
+    """Mean squared difference, or 1 - cos of each position, mean; scalar.
+
+    Args:
+        a, b: (rows, positions, width).
+        real: (rows, positions), 0 for padding, or None; without effect on sequences of other lengths.
+    """
+    from torch.nn.functional import cosine_similarity
+
+    each = 1 - cosine_similarity(a, b, dim=-1) if kind == "cosine" else (a - b).square().mean(-1)
+    if real is None or real.shape != each.shape:
+        return each.mean()
+    return (each * real).sum() / real.sum()
+
+
+def _states(signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    from kdhub_logits.splitting import as_sequence
+
+    return {place: as_sequence(signals[place]).float() for place in PLACES}
+
+
+def _real(batch: Mapping[str, Any], some: Tensor | None = None) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return mask if mask is None or some is None else mask[some]

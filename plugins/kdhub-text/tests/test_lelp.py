@@ -1,0 +1,289 @@
+"""LELP: the specification's numbers, what a split leaves alone, students saved with several outputs a class."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from kdhub_logits import networks, tiny
+from kdhub_logits.classifiers import NetworkClassifier, TextClassifier, load
+from kdhub_text.lelp import (
+    Lelp,
+    Moments,
+    clusters,
+    cross_entropies,
+    null_space,
+    orthonormal,
+    shares,
+    targets,
+    true_shares,
+)
+
+import kdhub
+from kdhub.errors import CompatibilityError, UsageError
+from kdhub.method import Progress
+from kdhub.task import Signals
+
+P = torch.tensor([[0.8, 0.2]])
+SCORES = torch.tensor([[[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]]])
+STUDENT = torch.tensor([[0.3, 0.1, -0.2, 0.4, 0.0, -0.1]])
+SPLIT = [0.693451, 0.093848, 0.012701, 0.084464, 0.084464, 0.031072]
+PARITY = {"groups": {"even": [0, 2, 4, 6, 8], "odd": [1, 3, 5, 7, 9]}, "options": {"form": "features"}}
+
+
+def near(value, expected, abs=2e-6):
+    got = value.tolist() if isinstance(value, torch.Tensor) else value
+    assert np.asarray(got) == pytest.approx(np.asarray(expected), abs=abs)
+
+
+# -- the loss -------------------------------------------------------------------------------------------------
+
+
+def test_split_loss_and_its_two_parts_of_the_specification():
+    q = torch.softmax(SCORES / 0.5, -1)
+    p = targets(P.log(), q)
+    near(p, [SPLIT])
+    near(p.unflatten(-1, (2, 3)).sum(-1), P)
+    near(torch.softmax(networks.merged(STUDENT, 3), -1), [[0.490788, 0.509212]])
+    apart = cross_entropies(STUDENT, p)
+    near(apart, [1.652125])
+    near(apart + (p * p.log()).sum(-1), [0.595405])
+    mine = torch.log_softmax(STUDENT, -1).unflatten(-1, (2, 3))
+    of_classes = (P * (P.log() - mine.logsumexp(-1))).sum()
+    inside = (P * (q * (q.log() - mine.log_softmax(-1))).sum(-1)).sum()
+    near([of_classes, inside], [0.203971, 0.391435])
+
+
+def test_in_use_the_classes_have_the_teachers_probabilities_at_any_temperature():
+    p, q = torch.tensor([[0.45, 0.55]]), torch.tensor([[[0.9, 0.05, 0.05], [1 / 3, 1 / 3, 1 / 3]]])
+    best = 4 * targets(p.log(), q).log()
+    near(torch.softmax(networks.merged(best, 3, 4.0) / 4, -1), p)
+    near(torch.softmax(networks.merged(best, 3), -1), [[0.888125, 0.111875]])
+    near(networks.merged(STUDENT + 7, 3, 4.0), networks.merged(STUDENT, 3, 4.0) + 7, abs=1e-5)
+
+
+def objective(student, features, teacher, split, labels=(0,), **options):
+    method = Lelp(Lelp.Options(**options))
+    weight, offset = split
+    method._number = weight.shape[1]
+    method.modules = {"subspaces": Signals(weight=weight, offset=offset)}
+    batch = {"labels": torch.tensor(labels)}
+    given = Signals(subclass_logits=student), Signals(logits=teacher, features=features)
+    return method.objective(*given, batch, Progress(0, 1, 0.0))
+
+
+def test_one_subclass_is_plain_soft_targets_and_labels_count_the_sum():
+    from kdhub_logits.soft_targets import Kd
+
+    z, s = torch.tensor([[2.0, 0.5]]), torch.tensor([[0.3, -0.4]])
+    grads = []
+    for mine in (s.clone().requires_grad_(), s.clone().requires_grad_()):
+        if not grads:
+            terms = objective(mine, torch.ones(1, 3), z, (torch.zeros(2, 1, 3), torch.zeros(2, 1)), temperature=2.0)
+        else:
+            kd = Kd(Kd.Options(alpha=1.0, temperature=2.0))
+            batch = {"labels": torch.tensor([0])}
+            terms = kd.objective(Signals(logits=mine), Signals(logits=z), batch, Progress(0, 1, 0.0))
+        sum(terms.values()).backward()
+        grads.append(mine.grad)
+    near(grads[0], grads[1])
+    # Scores of 0 for all: p_c / S; the labels' term is -log of the class's whole probability, .490788.
+    flat = (torch.zeros(2, 3, 3), torch.zeros(2, 3))
+    terms = objective(STUDENT, torch.ones(1, 3), P.log(), flat, temperature=1.0, alpha=0.25)
+    near(terms["labels"] / 0.25, -np.log(0.490788))
+    near(terms["teacher"] / 0.75, cross_entropies(STUDENT, P.repeat_interleave(3, -1) / 3)[0])
+
+
+# -- directions -----------------------------------------------------------------------------------------------
+
+
+def test_null_space_of_the_specification():
+    near(null_space(np.array([[1.0, 0, 0], [0, 1, 0]])) @ [2, 3, 5], [0, 0, 5])
+    near(null_space(np.array([[1.0, 1, 0]])) @ [2, 3, 5], [-0.5, 0.5, 5])
+    w = np.random.default_rng(0).normal(size=(3, 7))
+    p = null_space(w)
+    near(p @ w.T, np.zeros((7, 3)), abs=1e-12)
+    near(p @ p, p, abs=1e-12)
+
+
+def made(seed=0, n=400, d=6, spread=(3.0, 1.0, 1.0, 0.5, 2.0, 1.0)):
+    """Embeddings of two classes, logits linear in them, and the map."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 2, n)
+    h = rng.normal(size=(n, d)) * spread + 4 * group[:, None] + 2
+    w = rng.normal(size=(2, d))
+    return h, h @ w.T + [1.0, -2.0], group, w
+
+
+def test_the_map_to_the_logits_is_the_teachers_own_in_one_pass_or_many():
+    h, z, group, w = made()
+    whole = Moments.of([(h, z, group)], 2)
+    parts = Moments.of([(h[i::3], z[i::3], group[i::3]) for i in range(3)], 2)
+    near(whole.map_to_logits(), w, abs=1e-9)
+    near(parts.products, whole.products, abs=1e-6)
+    near(whole.covariance(1), np.cov(h[group == 1].T, bias=True), abs=1e-9)
+    p = null_space(whole.map_to_logits())
+    assert whole.directions(np.eye(6)) == 6 and whole.directions(p) == 4
+    weight, offset = whole.subspaces(p, 3, np.random.default_rng(0))
+    moved = h + np.random.default_rng(1).normal(size=(len(h), 2)) @ w
+    scores = [np.einsum("csd,nd->ncs", weight, x) - offset for x in (h, moved)]
+    near(scores[1], scores[0], abs=1e-8)
+    # Centred, and of mean variance 1 over the directions, class by class.
+    for c in range(2):
+        own = scores[0][group == c, c]
+        near(own.mean(0), np.zeros(3), abs=1e-9)
+        near(own.var(0).mean(), 1.0, abs=1e-9)
+
+
+def test_a_turn_evens_out_variances_and_keeps_their_sum():
+    turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
+    near(np.diag(turn @ np.diag([9.0, 1.0]) @ turn.T), [5.0, 5.0])
+    q = orthonormal(5, np.random.default_rng(3))
+    near(q @ q.T, np.eye(5), abs=1e-12)
+    h, z, group, _ = made()
+    found = Moments.of([(h, z, group)], 2)
+    spread = {}
+    for rotate in (True, False):
+        many = [found.subspaces(np.eye(6), 3, np.random.default_rng(s), rotate=rotate)[0][0] for s in range(200)]
+        spread[rotate] = np.mean([np.diag(v @ found.covariance(0) @ v.T) for v in many], 0)
+    near(spread[True], np.ones(3), abs=0.15)
+    assert spread[False][0] / spread[False][2] > 4
+
+
+def test_flat_classes_are_split_evenly_and_clusters_by_their_nearest_centre():
+    h, z, group, _ = made()
+    h[group == 1] = h[group == 1][0]
+    group[0] = -1
+    found = Moments.of([(h, z, group)], 2)
+    assert found.n.sum() == len(h) - 1 and found.directions(np.eye(6)) == 1
+    weight, offset = (torch.from_numpy(x).float() for x in found.subspaces(np.eye(6), 2, np.random.default_rng(0)))
+    near(shares(torch.from_numpy(h).float(), weight, offset, 0.5)[:, 1], np.full((len(h), 2), 0.5))
+    weight, offset = clusters([(h, z, group)], np.eye(6), 2, 3, seed=0)
+    q = shares(*(torch.from_numpy(x) for x in (h, weight, offset)), None)[:, 0].numpy()
+    nearest = np.linalg.norm(h[:, None] - weight[0], axis=-1).argmin(1)
+    assert set(q.sum(1)) == {1.0} and (q.argmax(1) == nearest).all()
+
+
+def test_true_subclasses_where_they_are_known():
+    q = true_shares(torch.tensor([1, 0, -1]), torch.tensor([2, -1, 0]), 2, 4)
+    near(q[0], [[0.25] * 4, [0, 0, 1, 0]])
+    near(q[1:], np.full((2, 2, 4), 0.25))
+
+
+# -- students -------------------------------------------------------------------------------------------------
+
+
+def test_a_widened_student_is_saved_with_all_its_outputs(tmp_path):
+    config = {"network": "mlp", "shape": [4], "classes": ["a", "b", "c"], "hidden": [8]}
+    student = NetworkClassifier("tabular-classification", config)
+    examples = [{"x": np.arange(4, dtype=np.float32)}]
+    student.split_classes(5, 4.0, "tempered")
+    assert student.width("subclass_logits") == (15,) and student.width("logits") == (3,)
+    outputs = student.signals(examples, "subclass_logits")["subclass_logits"].reshape(3, 5)
+    near(student.signals(examples, "logits")["logits"][0], 4 * np.log(np.exp(outputs / 4).sum(1)), abs=1e-5)
+    student.save(tmp_path)
+    near(load(tmp_path).signals(examples, "logits")["logits"], student.signals(examples, "logits")["logits"])
+    with pytest.raises(CompatibilityError, match="Subclasses already"):
+        student.split_classes(2, 1.0, "sum")
+
+
+def test_a_text_student_is_a_plain_folder_of_the_library_with_named_parts(tmp_path):
+    from transformers import pipeline
+
+    student = TextClassifier.load(tiny.text_classifier(tmp_path / "start"))
+    student.split_classes(3, 4.0, "tempered")
+    with torch.no_grad():
+        student.module.model.classifier.weight.normal_()
+    (tmp_path / "saved").mkdir()
+    student.save(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert again.classes == ["bad", "good"] and again.width("logits") == (2,)
+    example = {"text": "a great film", "length": 5}
+    logits = again.signals([example], "logits")["logits"]
+    near(logits, student.signals([example], "logits")["logits"])
+    plain = pipeline("text-classification", model=str(tmp_path / "saved"), top_k=None)
+    scores = {p["label"]: p["score"] for p in plain([example["text"]])[0]}
+    assert set(scores) == {f"{name}/{part}" for name in ("bad", "good") for part in range(3)}
+    tempered = [sum(v**0.25 for n, v in scores.items() if n.startswith(name)) for name in ("bad", "good")]
+    near(4 * np.diff(np.log(tempered)), np.diff(logits[0]), abs=1e-4)
+    said = {}
+    usage = again.usage().replace("{path}", str(tmp_path / "saved")).replace("a text to classify", example["text"])
+    exec(usage, said)
+    assert max(said["scores"], key=said["scores"].get) == ["bad", "good"][logits.argmax()]
+    # As a start for other classes it is an encoder like any other.
+    fresh = TextClassifier.with_head(tmp_path / "saved", ["x", "y"], 0, {})
+    assert fresh.classes == ["x", "y"] and fresh.module.model.classifier.out_features == 2
+
+
+# -- runs -----------------------------------------------------------------------------------------------------
+
+
+def run(tmp_path, name, train=None, **options):
+    changes = {"options.epochs": 25, "evaluation.cost": False, "options.subclasses": 3}
+    changes |= {f"options.{key}": value for key, value in options.items()}
+    data = [{"source": "labels:digits", "split": "train", "options": PARITY | (train or {"per_class": 40})}]
+    return kdhub.distill({"method": "lelp", "data": {"train": data}}, out=tmp_path / name, set=changes)
+
+
+def accuracy(run):
+    return {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "accuracy"}["student"]
+
+
+def test_rows_without_a_label_teach_and_controls_find_their_rows(tmp_path):
+    """The parity of digits: no label is needed. A random split and the true one are of the same rows."""
+    few = run(tmp_path, "few", {"labelled": 0, "unlabelled": 80})
+    assert accuracy(few) > 0.8
+    assert json.loads((few.student_folder / "config.json").read_text())["classes"] == ["even", "odd"]
+    found = {control: accuracy(run(tmp_path, control, control=control)) for control in ("random", "oracle")}
+    assert min(found.values()) > 0.7
+    assert accuracy(run(tmp_path, "labels", group_by="label", alpha=0.5, null_space=True, direction="kmeans")) > 0.75
+
+
+def test_a_random_split_is_of_the_same_parts_but_of_other_rows(tmp_path):
+    """Over rows each part of a class has the mean it had; a row finds its own entry by its content."""
+    from kdhub.verbs.session import Session
+
+    made = {}
+    for control in ("none", "random"):
+        done = run(tmp_path, control, control=control, max_steps=1)
+        session = Session(done, kdhub.resolve.Resolver())
+        session.recipe = done.recipe = kdhub.verbs.chain.unchained(done.recipe, session.resolver)[0]
+        method = session.method
+        method._rows = session.rows("train")
+        method._fit(session)
+        made[control] = method, session
+    method, session = made["random"]
+    batch = session.task.collate(method._rows[np.arange(80)], session.student)
+    permuted = method._shares(Signals(), batch)
+    weight, offset = (torch.from_numpy(x).float() for x in method._split)
+    features = session.signals(method._rows, "features")[np.arange(80)]["features"]
+    own = shares(torch.from_numpy(features).float(), weight, offset, 1.0)
+    near(permuted.mean(0), own.mean(0), abs=1e-6)
+    for c in range(2):
+        near(permuted[:, c].sort(0).values, own[:, c].sort(0).values)
+        assert (permuted[:, c] - own[:, c]).abs().max(-1).values.gt(1e-3).float().mean() > 0.8
+
+
+def test_what_cannot_be_is_told(tmp_path):
+    with pytest.raises(UsageError, match="no column 'subclass'"):
+        kdhub.distill({"method": "lelp"} | _teacher(tmp_path), out=tmp_path / "a", set={"options.control": "oracle"})
+
+
+def _teacher(folder):
+    config = {"network": "mlp", "shape": [64], "hidden": [8], "classes": [str(i) for i in range(10)]}
+    (folder / "teacher").mkdir()
+    NetworkClassifier("tabular-classification", config).save(folder / "teacher")
+    data = [{"source": "digits", "options": {"form": "features"}}]
+    return {"teacher": f"path:{folder / 'teacher'}", "data": {"train": data}, "evaluation": {"data": []}}
+
+
+def test_too_few_directions_are_clamped_and_told(tmp_path, caplog):
+    """Eight dimensions, of which ten logits carry all: null_space auto leaves them; true is refused."""
+    recipe = {"method": "lelp"} | _teacher(tmp_path)
+    with pytest.raises(CompatibilityError, match="the logits carry all 8 dimensions"):
+        kdhub.distill(recipe, out=tmp_path / "a", set={"options.null_space": True, "options.max_steps": 1})
+    done = kdhub.distill(recipe, out=tmp_path / "b", set={"options.subclasses": 20, "options.max_steps": 1})
+    number = json.loads((done.student_folder / "config.json").read_text())["subclasses"]["number"]
+    assert 1 <= number <= 8 and f"{number} pseudo-subclasses instead of 20" in caplog.text

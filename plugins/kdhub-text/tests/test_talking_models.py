@@ -1,0 +1,183 @@
+"""Talking models: the specification's numbers, what gradients reach, and that what is said matters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kdhub_logits import networks
+from kdhub_logits.classifiers import load
+from kdhub_logits.splitting import Split
+from kdhub_text.talking_models import TalkingModels, distance, voice
+from torch import nn
+
+import kdhub
+from kdhub.errors import CompatibilityError, UsageError
+
+E_H, D_H = [[1.0, 0, 0], [0, 1, 1]], [[1.0, 0], [0, 1], [1, 1]]
+I2 = [[1.0, 0], [0, 1]]
+
+
+def side(encoder, decoder) -> nn.ModuleDict:
+    """One model's codecs of plain matrices, the same at both places, and states as they are."""
+
+    def linear(matrix):
+        made = nn.Linear(len(matrix[0]), len(matrix), bias=False)
+        with torch.no_grad():
+            made.weight.copy_(torch.tensor(matrix))
+        return made
+
+    of = {"encoder": linear(encoder), "decoder": linear(decoder)}
+    parts = {kind: nn.ModuleDict({"lower": one, "upper": one}) for kind, one in of.items()}
+    scale = nn.ModuleDict({place: networks.Standardise(0.0, 1.0) for place in ("lower", "upper")})
+    return nn.ModuleDict({**parts, "scale": scale})
+
+
+def talking(**options) -> TalkingModels:
+    """The specification's example: the teacher's upper part is relu(. - 1)."""
+    method = TalkingModels(TalkingModels.Options(**options))
+    teacher = networks.Mlp([3], 2, [3, 3])
+    with torch.no_grad():
+        teacher.hidden[1].weight.copy_(torch.eye(3))
+        teacher.hidden[1].bias.fill_(-1)
+    method._teacher = Split(teacher.requires_grad_(False), 1, 2)
+    method.modules = {"codecs": nn.ModuleDict({"student": side(I2, I2), "teacher": side(E_H, D_H)})}
+    return method
+
+
+def states(lower=(1.0, 2.0), upper=(1.0, 1.0), teacher=(1.0, 1.0, 1.0), above=(0.0, 1.0, 2.0)):
+    def one(x):
+        return torch.tensor([[x]])
+
+    return {
+        "student": {"lower": one(lower), "upper": one(upper)},
+        "teacher": {"lower": one(teacher), "upper": one(above)},
+    }
+
+
+BATCH = {"x": torch.zeros(1, 3)}
+
+
+# -- the losses -----------------------------------------------------------------------------------------------
+
+
+def test_an_answer_of_the_specification_and_a_second_round():
+    """Decoded [1, 2, 3], thought [0, 1, 2], answer [0, 3]; then [0, 3] > [0, 3, 3] > [0, 2, 2] > [0, 4]."""
+    method = talking()
+    message = torch.tensor([[[1.0, 2.0]]])
+    assert method._answer(message, states(), BATCH).tolist() == [[[0, 3]]]
+    assert method._interaction(states(), BATCH).item() == 2.5
+    assert talking(rounds=2)._interaction(states(), BATCH).item() == (2.5 + 5.0) / 2
+    # One way: the teacher's own [0, 1, 2] is [0, 3] in words, whatever the student says.
+    assert talking(one_way=True, rounds=3)._interaction(states(lower=(9.0, 9.0)), BATCH).item() == 2.5
+
+
+def test_consistency_of_the_specification():
+    method = talking(w_mc=1.0, w_sc=1.0)
+    found = method._consistency(states(), None)
+    # One word for both below, [1, 2]; above the student says [1, 1], the teacher [0, 3].
+    assert found["messages"].item() == pytest.approx(0 + 2.5)
+    # The student's come back as they were; [1, 1, 1] comes back as [1, 2, 3], and [0, 1, 2] as [0, 3, 3].
+    assert found["states"].item() == pytest.approx(5 / 3 + 5 / 3)
+    method.modules["codecs"]["teacher"] = side(torch.eye(3).tolist(), torch.eye(3).tolist())
+    method.modules["codecs"]["student"] = side([[2.0, 0], [0, 4], [0, 0]], [[0.5, 0, 0], [0, 0.25, 0]])
+    assert method._consistency(states(), None)["states"].item() == 0, "exact inverses"
+
+
+def test_distances_leave_padding_out():
+    a, b = torch.tensor([[[1.0, 0], [5, 5]]]), torch.tensor([[[0.0, 1], [1, 1]]])
+    assert distance(a, b).item() == 8.5 and distance(a, b, real=torch.tensor([[1, 0]])).item() == 1.0
+    assert distance(a, b, "cosine").item() == pytest.approx(0.5, abs=1e-6)
+    assert distance(a, b, real=torch.ones(1, 3)).item() == 8.5, "a mask of other positions says nothing"
+
+
+def test_a_frozen_teacher_passes_gradients_on_and_keeps_none():
+    method = talking()
+    own = states()
+    own["student"]["upper"].requires_grad_()
+    before = {name: p.clone() for name, p in method._teacher.network.named_parameters()}
+    method._interaction(own, BATCH).backward()
+    codecs = method.modules["codecs"]
+    for part in (codecs["student"]["encoder"]["lower"], codecs["teacher"]["decoder"]["lower"]):
+        assert part.weight.grad.abs().sum() > 0
+    assert own["student"]["upper"].grad.abs().sum() > 0, "the student moves towards the answer"
+    for name, p in method._teacher.network.named_parameters():
+        assert p.grad is None and torch.equal(p, before[name])
+
+
+def test_codecs_by_width():
+    some = {"lower": torch.rand(20, 1, 6) * 3 + 5, "upper": torch.rand(20, 1, 4)}
+    made = voice(some, 3, TalkingModels.Options())
+    scaled = made["scale"]["lower"](some["lower"])
+    assert scaled.mean((0, 1)).abs().max() < 1e-5 and scaled.square().mean().item() == pytest.approx(1, abs=1e-5)
+    assert made["encoder"]["lower"] is not made["encoder"]["upper"]
+    assert made["decoder"]["upper"](torch.rand(2, 1, 3)).shape == (2, 1, 4)
+    with pytest.raises(CompatibilityError, match="6 and 4 numbers cannot share"):
+        voice(some, 3, TalkingModels.Options(share_codec_levels=True))
+    even = {place: some["lower"] for place in some}
+    made = voice(even, 3, TalkingModels.Options(codec="linear"))
+    assert made["encoder"]["lower"] is made["encoder"]["upper"] and isinstance(made["encoder"]["lower"], nn.Linear)
+
+
+# -- runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A network trained for a moment on the ten upright digits."""
+    folder = tmp_path_factory.mktemp("teacher")
+    recipe = "upright-digits-teacher"
+    return kdhub.distill(recipe, out=folder / "run", set={"options.epochs": 4, "evaluation.data": []}).student_folder
+
+
+def run(teacher, out, method="talking-models", **options):
+    changes = {"options.epochs": 60, "evaluation.cost": False} | {f"options.{k}": v for k, v in options.items()}
+    recipe = {"name": "x"} | ({} if method == "supervised" else {"teacher": f"path:{teacher}"})
+    if method == "supervised":
+        catalogue = kdhub.catalog.default_catalog().get("recipes", "talking-models")
+        recipe |= {key: catalogue[key] for key in ("task", "student", "data", "evaluation", "options")}
+    return kdhub.distill({"method": method, **recipe}, out=out, set=changes)
+
+
+def measured(run):
+    return {m["metric"]: m["value"] for m in run.report["measures"] if m["subject"] == "student"}
+
+
+def test_without_weights_it_is_supervised_training_to_the_bit(teacher, tmp_path):
+    """And the student that is kept is one that was never spoken to: the same file, name by name."""
+    nothing = {"w_interact": 0.0, "w_mc": 0.0, "w_sc": 0.0, "epochs": 5}
+    folders = [run(teacher, tmp_path / "talk", **nothing), run(teacher, tmp_path / "alone", "supervised", epochs=5)]
+    a, b = (load(done.student_folder).module.state_dict() for done in folders)
+    assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_is_said_matters_and_a_teacher_of_other_classes_is_not_measured(teacher, tmp_path):
+    talk = run(teacher, tmp_path / "talk", lr=5e-3)
+    found = measured(talk)
+    assert found["permutation-ratio"] > 2 and found["message-dependence"] > 0.05 and found["accuracy"] > 0.7
+    assert not [m for m in talk.report["measures"] if m["subject"] == "teacher" and m["metric"] == "accuracy"]
+    assert "the teacher was not measured: the student has the classes high, low" in talk.report["notes"][-1]
+    one = measured(run(teacher, tmp_path / "one", one_way=True, epochs=5))
+    assert one["permutation-ratio"] == 1.0 and one["message-dependence"] == 0.0
+    again = kdhub.evaluate(talk.folder)
+    value = next(m.value for m in again.measures if m.metric == "accuracy")
+    assert value == pytest.approx(found["accuracy"])
+
+
+def test_a_teacher_that_learns_along_is_a_copy(teacher, tmp_path):
+    before = (teacher / "model.safetensors").read_bytes()
+    kept = {"freeze_teacher": False, "rounds": 2, "distance": "cosine", "codec": "linear", "epochs": 5}
+    done = run(teacher, tmp_path / "run", **kept)
+    assert (teacher / "model.safetensors").read_bytes() == before
+    assert all(line["terms"]["interaction"] > 0 for line in done.metrics())
+
+
+def test_its_logits_are_of_no_use_for_other_classes(teacher, tmp_path):
+    with pytest.raises(CompatibilityError, match="the student has the classes high, low, the teacher 0, 1"):
+        kdhub.distill({**_data(), "method": "kd", "teacher": f"path:{teacher}"}, out=tmp_path / "kd")
+    with pytest.raises(UsageError, match="of 2 blocks cannot be split at 2 and 2"):
+        run(teacher, tmp_path / "run", student_lower=2)
+
+
+def _data():
+    catalogue = kdhub.catalog.default_catalog().get("recipes", "talking-models")
+    return {key: catalogue[key] for key in ("task", "student", "data")}
