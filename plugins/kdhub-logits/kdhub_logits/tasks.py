@@ -332,6 +332,11 @@ class TextClassification(Classification):
 
         return prepare
 
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
+        """Also `tokens`, where the rows have such."""
+        mask = batch.get("attention_mask")
+        return {**super().counts(batch), **({} if mask is None else {"tokens": int(mask.sum())})}
+
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         from kdhub_logits import tiny
 
@@ -340,11 +345,6 @@ class TextClassification(Classification):
 
 class TokenClassification(Classification):
     """Rows of words as `tokens`, and a class for each of them as `tags` (numbers or names; missing: null or -1).
-
-    def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
-        """Also `tokens`, where the rows have such."""
-        mask = batch.get("attention_mask")
-        return {**super().counts(batch), **({} if mask is None else {"tokens": int(mask.sum())})}
 
     Signals and labels are those of words, one row after the other: a loss over rows is here one over words. A batch
     also has `counts`, words of each row, `keys`, a number that a row's content gives, and, where asked for, `private`.
