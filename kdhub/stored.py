@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,14 @@ logits. A thousand texts over 128,000 tokens would be a hundred gigabytes."""
 
 
 class Stored:
-    """Stored signals of some rows, read by row number."""
+    """Stored signals of some rows, read by row number.
+
+    Attributes:
+        parts: what they are read from: itself, but of a teacher with members one for each.
+    """
 
     def __init__(self, store: SignalStore, keys: np.ndarray, report: FillReport):
-        self.store, self.report = store, report
+        self.store, self.report, self.parts = store, report, [self]
         self.positions = store.locate(keys)
 
     def __len__(self) -> int:
@@ -34,6 +38,30 @@ class Stored:
 
     def __getitem__(self, indices: Any) -> Mapping[str, Any]:
         return self.store.read(self.positions[indices])
+
+
+class Joined:
+    """Signals of a teacher with members, joined whenever they are read; each member's are in its own store."""
+
+    def __init__(self, teacher: Teacher, kind: str, members: Sequence[Stored | Joined]):
+        self.teacher, self.kind, self.members = teacher, kind, members
+        self.parts = [part for member in members for part in member.parts]
+
+    def __len__(self) -> int:
+        return len(self.members[0])
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return self.teacher.joined(self.kind, [member[indices] for member in self.members])
+
+    @property
+    def report(self) -> FillReport:
+        reports = [part.report for part in self.parts]
+        damaged = [name for one in reports for name in one.damaged]
+        return FillReport(
+            *(sum(getattr(one, name) for one in reports) for name in ("computed", "found", "calls")),
+            damaged,
+            sum(one.seconds for one in reports),
+        )
 
 
 class Anew:
@@ -49,8 +77,10 @@ class Anew:
         return self.teacher.signals(self.rows[indices], self.kind)
 
 
-def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored:
+def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored | Joined:
     """A teacher's signals of these rows; what is missing is computed, by all ranks together."""
+    if teacher.members:
+        return Joined(teacher, kind, [stored_signals(one, rows, own, dtype=dtype) for one, own in teacher.parts(kind)])
     fields = fields_of(teacher, kind, dtype)
     key = {"teacher": teacher.identity, "signal": kind}
     store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
@@ -72,8 +102,8 @@ def measured_signals(
     kind: str,
     *,
     dtype: str = "float16",
-    stored: Callable[[Rows, str], Stored] | None = None,
-) -> Stored | Anew:
+    stored: Callable[[Rows, str], Stored | Joined] | None = None,
+) -> Stored | Joined | Anew:
     """A teacher's signals of rows that it is only measured on: through the store, unless they are heavier than
     computing them once more (`HEAVY`) and its weights are at hand.
 

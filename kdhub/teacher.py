@@ -40,6 +40,8 @@ class Teacher(ABC):
         concurrent_groups: how many groups are computed at once, each in a thread of its own. More than one only where
             `signals` may be called from many threads and mostly waits, as behind an API.
         module: the network, for methods that run the teacher inside training; None behind an API.
+        members: the teachers that it is made of; empty for one that is itself. Their signals are stored as if each were
+            alone (`parts`), and what they give together (`joined`) is not.
     """
 
     class Options(BaseModel):
@@ -48,6 +50,7 @@ class Teacher(ABC):
     group_rows: ClassVar[int] = 1024
     concurrent_groups: ClassVar[int] = 1
     module: nn.Module | None = None
+    members: Sequence[Teacher] = ()
 
     def __init__(self, argument: str, options: BaseModel | None = None):
         self.argument = argument
@@ -72,6 +75,14 @@ class Teacher(ABC):
         """Fields of one row of a signal and their shapes (`{"embedding": (384,)}`); a leading None is a ragged one. A
         `kdhub.signals.Field` where the storage is its own. A kind is a signal's name; `logits:top-32` when a recipe
         asks for a part of it (`signals.keep`), which a teacher may refuse."""
+
+    def parts(self, kind: str) -> Sequence[tuple[Teacher, str]]:
+        """Of a teacher with `members`: who is asked for a kind of signal, and for which of their own."""
+        return [(member, kind) for member in self.members]
+
+    def joined(self, kind: str, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Of a teacher with `members`: a kind of signal of some rows, from what each of `parts` gave for them."""
+        raise NotImplementedError
 
     def probe(self) -> Mapping[str, Any]:
         """Facts that cost a call, such as the width of its vectors. See `facts`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdhub._files import home
+from kdhub._files import canonical_json, home
 from kdhub.resolve import Resolver
 from kdhub.run import Run
 from kdhub.signals import SignalStore
@@ -37,8 +37,12 @@ def verify_run(
     rows = session.rows("train", **settings)
 
     def live(store: SignalStore) -> Any:
+        asked = [session.teacher, *session.teacher.members]
+        key = canonical_json(store.key["teacher"])
+        teacher = next((one for one in asked if canonical_json(one.identity) == key), asked[0])
+
         def compute(indices: np.ndarray) -> Any:
-            return session.teacher.signals(rows[indices], store.key["signal"])
+            return teacher.signals(rows[indices], store.key["signal"])
 
         return rows.keys, compute
 

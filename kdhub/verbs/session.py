@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kdhub.resolve import Resolver
 from kdhub.run import Run
 from kdhub.sampler import Probe
 from kdhub.signals import FillReport, SignalStore, row_key
-from kdhub.stored import Anew, Stored, measured_signals, stored_signals
+from kdhub.stored import Anew, Joined, Stored, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.task import Rows
 from kdhub.teacher import Teacher
@@ -136,7 +136,7 @@ class Session:
         """The plain rows of one use of data (`datasets.Dataset`)."""
         return self.task.training_table(self.training_data[use])
 
-    def signals(self, rows: Rows, kind: str) -> Stored:
+    def signals(self, rows: Rows, kind: str) -> Stored | Joined:
         """Stored teacher signals of these rows; what is missing is computed, by all ranks together."""
         teacher = self.teacher
         if teacher is None:
@@ -146,17 +146,18 @@ class Session:
             stored = stored_signals(teacher, rows, kind, dtype=self.recipe.signals.dtype)
         finally:
             self._note_spent(kind, before)
-        report, store = stored.report, stored.store
-        self.calls += report.calls
-        if report.computed:
-            logger.info(
-                "teacher gave %s of %d rows in %.1f s, %d were stored before",
-                kind, report.computed, report.seconds, report.found,
-            )  # fmt: skip
-        self._note_signals(kind, store, report)
+        for n, part in enumerate(stored.parts, 1):
+            report, which = part.report, f"teacher {n}" if teacher.members else "teacher"
+            self.calls += report.calls
+            if report.computed:
+                logger.info(
+                    "%s gave %s of %d rows in %.1f s, %d were stored before",
+                    which, kind, report.computed, report.seconds, report.found,
+                )  # fmt: skip
+            self._note_signals(f"{kind} of {which}" if teacher.members else kind, part.store, report)
         return stored
 
-    def measured_signals(self, rows: Rows, kind: str) -> Stored | Anew:
+    def measured_signals(self, rows: Rows, kind: str) -> Stored | Joined | Anew:
         """Those of rows that are only measured on: heavy ones of a teacher at hand are computed anew, not stored."""
         given = measured_signals(self.teacher, rows, kind, dtype=self.recipe.signals.dtype, stored=self.signals)
         if isinstance(given, Anew):
@@ -220,10 +221,25 @@ class Session:
         if self.run.finished("student-before"):
             report.measures += [Measure(**m) for m in self.run.stage("student-before", lambda: None)]
         report.measures += self._measured("student", self._student_encoder(student), teacher, fresh=True)
+        report.measures += self._beside_members(student)
         report.notes += self.evaluator.notes
         self._note_data(self.evaluator.used)
         report.facts = self._facts(student)
         return report
+
+    def _beside_members(self, student: Student) -> list[Measure]:
+        """Of a teacher with members: each of them, and the student's fidelity to each."""
+        fidelity = {e.name for e in self.resolver.registry.all("metric", self.task.name) if e.spec.fidelity}
+        encode, found = self._student_encoder(student), []
+        for n, member in enumerate(self.teacher.members if self.teacher is not None else (), 1):
+            if self.task.mismatch(student, member):
+                continue
+            signals = partial(measured_signals, member, dtype=self.recipe.signals.dtype)
+            theirs = stored_encoder(signals, self.task.preparer(None, member))
+            mine = [m for m in self.evaluator.measure("student", encode, theirs) if m.metric in fidelity]
+            of_member = self.evaluator.measure("teacher", theirs)
+            found += [replace(m, variant={"teacher": n}) for m in (*of_member, *mine) if not m.variant]
+        return found
 
     def log(self, **record: Any) -> None:
         self.run.log(**record)

@@ -8,7 +8,7 @@ IMAGE, TABLE, TEXT = "image-classification", "tabular-classification", "text-cla
 TOKEN = "token-classification"
 TASKS = (IMAGE, TABLE, TEXT, TOKEN)
 LM = "causal-lm"  # of kdhub-lm
-FILL = "fill-mask"  # of kdhub-text
+PAIRS, FILL = "text-pairs", "fill-mask"  # of kdhub-text
 SURVEY = "arXiv:2402.13116"
 SIGNALS = ("logits", "features")
 LAYERED = {"hidden_states": -2, "attentions": -1}
@@ -45,7 +45,7 @@ def kdhub_methods():
     soft = "soft_targets"
     yield method(
         "supervised", "supervised:Supervised", "labels alone: the baseline, and how teachers are made", SURVEY,
-        tasks=(*TASKS, LM, FILL), needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"),
+        tasks=(*TASKS, LM, PAIRS, FILL), needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"),
         tags=("algorithm:supervised",),
     )  # fmt: skip
     yield method("kd", f"{soft}:Kd", "the teacher's soft targets beside the labels", "arXiv:1503.02531")
@@ -101,6 +101,15 @@ def kdhub_teachers():
         return TeacherSpec(tasks=TASKS, gives=(*SIGNALS, "tokens", *LAYERED), live=True, **spec)
 
     yield local(name="path", target="kdhub_logits.teachers:path", argument="FOLDER", summary="a classifier folder")
+    for task in (*TASKS, PAIRS, FILL):
+        yield TeacherSpec(
+            name="ensemble",
+            target=f"kdhub_logits.ensemble:{task.replace('-', '_')}",
+            tasks=(task,),
+            gives=("logits",),
+            live=True,
+            summary="several teachers behind one: its `members`",
+        )
     yield TeacherSpec(
         name="prototypes",
         target="kdhub_logits.teachers:Prototypes",

@@ -1,0 +1,245 @@
+"""Several teachers behind one, for any method and any task of classes, values or tokens.
+
+    teacher:
+      source: ensemble
+      members: [{source: recipe:a}, {source: path:b}]
+
+What each member gives is stored as if it were alone, so a member that has taught before, or will, alone or in another
+ensemble, is asked once. `logits` are those of the members together, what every method takes; methods that want each
+one's own ask for `each:KIND`, whose fields are told apart by the number of the member (`each`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdhub.errors import CompatibilityError, TeacherError
+from kdhub.recipe import TextRef
+from kdhub.task import Example, Signals
+from kdhub.teacher import Teacher
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EACH = "each:"
+"""In front of a kind of signal: that of each member."""
+LAST = "hidden_states:last"
+"""The states of each member's own last layer, as `each:` has them."""
+
+
+class Ensemble(Teacher):
+    """Teachers of one task, with the same classes or tokens where their logits are taken together."""
+
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        members: list[TextRef] = Field(min_length=1, description="the teachers, each as a recipe names one")
+        weights: list[float] | None = Field(None, description="of each in what they give together; alike if unset")
+        mean: Literal["probabilities", "logits"] = Field(
+            "probabilities", description="what is averaged: probabilities, or logits (their geometric mean)"
+        )
+        init_from: int = Field(
+            1, ge=1, description="the member, from 1, that a student made of the teacher starts from"
+        )
+
+    task: ClassVar[str]
+
+    @cached_property
+    def members(self) -> Sequence[Teacher]:
+        from kdhub.resolve import Resolver
+
+        resolver = Resolver()
+        return [resolver.teacher(ref, self.task) for ref in self.options.members]
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Their sum is 1.
+
+        Raises:
+            TeacherError: not one for each member, or none above 0.
+        """
+        return shares(self.options.weights, len(self.members))
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        how = {"weights": self.weights, "mean": self.options.mean}
+        return {"kind": "ensemble", "members": [dict(member.identity) for member in self.members], **how}
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        told = [dict(member.provenance) for member in self.members]
+        names = [str(one.get("id") or member.argument) for one, member in zip(told, self.members)]
+        licences = dict.fromkeys(str(one["licence"]) for one in told if one.get("licence"))
+        known = {"licence": "; ".join(licences)} if licences else {}
+        return {"id": f"ensemble of {' and '.join(names)}", "members": told, "weights": self.weights, **known}
+
+    # -- the member that a student starts from, and that reads rows for all ------------------------------------
+
+    @property
+    def first(self) -> Any:
+        """The member that `init_from` says.
+
+        Raises:
+            TeacherError: there are fewer.
+        """
+        if self.options.init_from > len(self.members):
+            raise TeacherError(f"init_from is {self.options.init_from}, the ensemble has {len(self.members)} members")
+        return self.members[self.options.init_from - 1]
+
+    @property
+    def model(self) -> Any:
+        return self.first.model
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        return self.first.known
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.first.tokenizer
+
+    @property
+    def classes(self) -> list[str]:
+        """Those of all members.
+
+        Raises:
+            CompatibilityError: they have others, or another order of them.
+        """
+        classes = self.members[0].classes
+        for n, member in enumerate(self.members[1:], 2):
+            if member.classes != classes:
+                raise CompatibilityError(
+                    f"the first teacher of the ensemble has the classes {', '.join(classes[:6])}, teacher {n} "
+                    f"{', '.join(member.classes[:6])}",
+                    hint="teachers of one ensemble have the same classes in the same order",
+                )
+        return classes
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> Any:
+        return self.first.encode(texts, max_length)
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> Any:
+        return self.first.encode_pairs(pairs, max_length)
+
+    def encode_words(self, rows: Sequence[Sequence[str]], max_length: int | None = None) -> Any:
+        """Of each row what the member gives that sees the fewest words of it."""
+        seen = [member.encode_words(rows, max_length) for member in self.members]
+        fewest = [min(seen, key=lambda one, n=n: len(one[1][n])) for n in range(len(rows))]
+        return [one[0][n] for n, one in enumerate(fewest)], [one[1][n] for n, one in enumerate(fewest)]
+
+    # -- signals ----------------------------------------------------------------------------------------------
+
+    def parts(self, kind: str) -> list[tuple[Teacher, str]]:
+        kind = kind.removeprefix(EACH)
+        return [(member, own_kind(member, kind)) for member in self.members]
+
+    def layout(self, kind: str) -> dict[str, Any]:
+        own = [member.layout(asked) for member, asked in self.parts(kind)]
+        if kind.startswith(EACH):
+            return {f"{n}/{name}": shape for n, fields in enumerate(own) for name, shape in fields.items()}
+        if kind != "logits":
+            raise TeacherError(
+                f"an ensemble gives the logits of its members together, and {EACH}KIND of each, not {kind!r}",
+                hint="methods that learn from states take one teacher, or ask for each (multi-teacher)",
+            )
+        if any(fields != own[0] for fields in own):
+            raise CompatibilityError(
+                "the members of the ensemble have logits of different shapes: none are theirs together"
+            )
+        return own[0]
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        return self.joined(kind, [member.signals(examples, own) for member, own in self.parts(kind)])
+
+    def joined(self, kind: str, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if kind.startswith(EACH):
+            return {f"{n}/{name}": values for n, one in enumerate(given) for name, values in one.items()}
+        self.layout(kind)
+        rows = [one["logits"] for one in given]
+        if isinstance(rows[0], list):
+            return {"logits": [together(of, self.weights, self.options.mean) for of in zip(*rows)]}
+        return {"logits": together(rows, self.weights, self.options.mean)}
+
+    @cached_property
+    def module(self) -> nn.Module | None:
+        """The members' networks as one that gives their logits together; None where one has none."""
+        networks = [member.module for member in self.members]
+        return None if None in networks else _network(networks, self.weights, self.options.mean)
+
+
+def shares(weights: Sequence[float] | None, members: int) -> list[float]:
+    """Weights that sum to 1; alike where none are given.
+
+    Raises:
+        TeacherError: not one for each member, or none above 0.
+    """
+    given = list(weights) if weights is not None else [1.0] * members
+    if len(given) != members or min(given) < 0 or not sum(given):
+        raise TeacherError(
+            f"weights {given} for {members} teachers", hint="one for each, 0 or more, and not all of them 0"
+        )
+    return [w / sum(given) for w in given]
+
+
+def own_kind(teacher: Any, kind: str) -> str:
+    """`hidden_states:last` as the number that this teacher's last layer has."""
+    if kind != LAST:
+        return kind
+    return f"hidden_states:{teacher.layout('hidden_states')['hidden_states'][-2]}"
+
+
+def each(teacher: Signals) -> list[Signals]:
+    """The signals of each member, of those of an ensemble that was asked for `each:`; of another teacher its own."""
+    found: dict[int, Signals] = {}
+    for name, value in teacher.items():
+        number, slash, own = name.partition("/")
+        found.setdefault(int(number) if slash else 0, Signals())[own if slash else name] = value
+    return [found[n] for n in sorted(found)]
+
+
+def together(logits: Sequence[np.ndarray], weights: Sequence[float], mean: str = "probabilities") -> np.ndarray:
+    """(n, classes) logits of several teachers as those of one: log of the mean probability, or the mean of the
+    logits; of one output (a value) their mean."""
+    x = np.stack([np.asarray(one, np.float64) for one in logits])
+    w = np.asarray(weights).reshape(-1, *[1] * (x.ndim - 1))
+    if mean == "logits" or x.shape[-1] == 1:
+        return (w * x).sum(0).astype(np.float32)
+    top = x.max(-1, keepdims=True)
+    p = np.exp(x - top)
+    p /= p.sum(-1, keepdims=True)
+    return np.log(np.clip((w * p).sum(0), 1e-30, None)).astype(np.float32)
+
+
+def _network(networks: Sequence[nn.Module], weights: Sequence[float], mean: str) -> nn.Module:
+    import torch
+    from torch import nn
+
+    class Together(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.networks = nn.ModuleList(networks)
+
+        def forward(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+            logits = torch.stack([network(inputs)["logits"].float() for network in self.networks])
+            w = logits.new_tensor(weights).reshape(-1, *[1] * (logits.dim() - 1))
+            if mean == "logits" or logits.shape[-1] == 1:
+                return {"logits": (w * logits).sum(0)}
+            return {"logits": torch.logsumexp(logits.log_softmax(-1) + w.log(), 0)}
+
+    return Together()
+
+
+def _of(name: str) -> type[Ensemble]:
+    return type("Ensemble", (Ensemble,), {"task": name, "__doc__": Ensemble.__doc__})
+
+
+image_classification = _of("image-classification")
+tabular_classification = _of("tabular-classification")
+text_classification = _of("text-classification")
+token_classification = _of("token-classification")
+text_pairs = _of("text-pairs")
+fill_mask = _of("fill-mask")
