@@ -49,6 +49,27 @@ def kdhub_methods():
         tags=("elicitation:feature", "algorithm:divergence"),
     )
     yield MethodSpec(
+        name="vidlankd",
+        target="kdhub_text.vidlankd:VidLanKd",
+        tasks=FILL,
+        needs=("logits", "hidden_states"),
+        live=True,
+        paper="arXiv:2107.02681",
+        summary="a language model from text alone, led by the states of a teacher that saw video",
+        recipe="vidlankd",
+        tags=("elicitation:feature", "algorithm:similarity"),
+    )
+    yield MethodSpec(
+        name="vidlankd-teacher",
+        target="kdhub_text.vidlankd:VidLanKdTeacher",
+        tasks=FILL,
+        uses=("logits", "hidden_states"),
+        paper="arXiv:2107.02681",
+        summary="a language model from captions, by contrast with their clips: a teacher for vidlankd",
+        recipe="vidlankd-teacher",
+        tags=("algorithm:similarity",),
+    )
+    yield MethodSpec(
         name="lelp",
         target="kdhub_text.lelp:Lelp",
         tasks=(IMAGE, TABLE, TEXT),
@@ -149,7 +170,8 @@ def kdhub_students():
     )
 
     def masked(name, argument, summary, **spec):
-        target, exposes = f"kdhub_text.masked_lm:{'hub' if name == 'hf' else name}", ("logits", "features", "hidden_states")
+        target = f"kdhub_text.masked_lm:{'hub' if name == 'hf' else name}"
+        exposes = ("logits", "features", "hidden_states")
         return StudentSpec(
             name=name, target=target, tasks=FILL, exposes=exposes, argument=argument, summary=summary, **spec
         )
@@ -189,6 +211,13 @@ def kdhub_datasets():
         splits=("train", "validation", "test"),
         summary="documents whose first word tells the kind of all names in them, generated",
     )
+    for name, splits, summary in (
+        ("digit-clips", ("train", "validation"), "clips of moving digits with captions, made of scikit-learn's digits"),
+        ("digit-sentences", ("train", "validation", "test"), "sentences that tell no digit from another, generated"),
+        ("digit-words", ("test",), "digits in neutral sentences, each with its mean picture"),
+    ):
+        target = f"kdhub_text.clips:{name.replace('-', '_')}"
+        yield DatasetSpec(name=name, target=target, splits=splits, summary=summary)
 
 
 @hookimpl

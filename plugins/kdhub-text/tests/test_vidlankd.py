@@ -1,0 +1,249 @@
+"""VidLanKD: the objectives by hand, what padding and order do to them, and the two stages on tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdhub_logits import tiny
+from kdhub_text.clips import moved, slant
+from kdhub_text.vidlankd import (
+    VidLanKd,
+    VidLanKdTeacher,
+    contrast_loss,
+    crd_loss,
+    nst_loss,
+    ntxent_loss,
+    picture_probe,
+    queue,
+    rsa,
+    video_encoder,
+    word_states,
+)
+from torch.nn.functional import normalize
+
+import kdhub
+from kdhub.errors import CompatibilityError, DataError, UsageError
+from kdhub.recipe import DataRef
+from kdhub.resolve import Resolver
+
+S = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+T = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+ALL = torch.ones(1, 3, dtype=torch.bool)
+
+
+def nst(student, teacher, units=False, **how):
+    a, b = (normalize(x, dim=-1) if units else x for x in (student, teacher))
+    return float(nst_loss(a[None], b[None], ALL, **how))
+
+
+def test_nst_by_hand():
+    assert nst(S, T, constant=False) == pytest.approx(-0.25)
+    assert nst(S, T) == pytest.approx(0.375)
+    assert nst(S, S, constant=False) == pytest.approx(-0.625) and nst(S, S) == pytest.approx(0, abs=1e-6)
+    assert nst(S, T, units=True, constant=False) == pytest.approx(-0.333333, abs=1e-6)
+    assert nst(S, T, units=True) == pytest.approx(0.222222, abs=1e-6)
+    assert nst(S, S, units=True, constant=False) == pytest.approx(-0.555556, abs=1e-6)
+
+
+def test_nst_does_not_see_order_and_sign_of_neurons():
+    for units in (False, True):
+        base = nst(S, T, units, constant=False)
+        assert nst(S, T[:, [1, 0]], units, constant=False) == pytest.approx(base)
+        assert nst(S, T * torch.tensor([-1.0, 1.0]), units, constant=False) == pytest.approx(base)
+    larger = T * torch.tensor([3.0, 1.0])
+    assert nst(S, larger, constant=False) == pytest.approx(-0.25)
+    assert nst(S, larger, units=True, constant=False) == pytest.approx(-0.346487, abs=1e-6)
+    wide = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    assert nst(S, wide) >= 0  # a squared distance, also between other widths
+
+
+def test_nst_as_the_released_code():
+    both, mask = torch.stack([S, S]), torch.ones(2, 3, dtype=torch.bool)
+    assert float(nst_loss(both, torch.stack([T, T]), mask, "code")) == pytest.approx(2 * -0.25 / 3)
+
+
+def padded(x, more=2):
+    return torch.cat([x, torch.full((len(x), more, x.shape[-1]), 0.7)], 1)
+
+
+def test_padding_changes_no_loss():
+    generator = torch.Generator().manual_seed(0)
+    s, t = (normalize(torch.randn(4, 3, 5, generator=generator), dim=-1) for _ in range(2))
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    wide = torch.cat([mask, torch.zeros(4, 2, dtype=torch.bool)], 1)
+    clips = normalize(torch.randn(4, 5, generator=generator), dim=-1)
+    for loss in (nst_loss, ntxent_loss):
+        assert torch.allclose(loss(s, t, mask), loss(padded(s), padded(t), wide))
+    assert torch.allclose(contrast_loss(s, mask, clips), contrast_loss(padded(s), wide, clips))
+
+
+def test_hinge():
+    def hinge(positive, negative):
+        """One token each of two texts, with these scores to its own clip and to the other."""
+        tokens = torch.tensor([[[positive, negative]], [[negative, positive]]])
+        return float(contrast_loss(tokens, torch.ones(2, 1), torch.eye(2)))
+
+    assert hinge(1.0, 0.0) == pytest.approx(0)
+    assert hinge(0.2, 0.7) == pytest.approx(1.5)
+    # An odd batch is completed by its last row, whose negative is then the middle one.
+    tokens, clips = torch.eye(3)[:, None], torch.eye(3)
+    assert float(contrast_loss(tokens, torch.ones(3, 1), clips)) == pytest.approx(0)
+    assert float(contrast_loss(tokens, torch.ones(3, 1), clips.roll(2, 0), 1.0)) > 0.5
+
+
+def test_ntxent_by_hand():
+    eye, mask = torch.eye(2)[:, None], torch.ones(2, 1, dtype=torch.bool)
+    assert float(ntxent_loss(eye, eye, mask)) == pytest.approx(0.551445, abs=1e-6)
+    assert float(ntxent_loss(eye, eye, mask, reduction="code")) == pytest.approx(0.137861, abs=1e-6)
+    alone = torch.tensor([[True], [False]])  # one text alone has nothing to be told from
+    assert float(ntxent_loss(eye, eye, alone)) == 0
+
+
+def test_crd_by_hand():
+    s = torch.tensor([[1.0, 0.0]])
+    memory = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    expected = math.log(math.e + 1 + math.exp(-1)) - 1
+    assert float(crd_loss(s, s, memory, 1.0)) == pytest.approx(expected)
+    assert float(crd_loss(s, s, memory[:0], 1.0)) == 0
+
+
+def test_queue_keeps_the_last_states():
+    memory = queue(3, 1)
+    assert len(memory.held()) == 0
+    memory.put(torch.tensor([[1.0], [2.0]]))
+    assert memory.held().flatten().tolist() == [1, 2]
+    memory.put(torch.tensor([[3.0], [4.0]]))
+    assert sorted(memory.held().flatten().tolist()) == [2, 3, 4]
+    again = queue(3, 1)
+    again.load_state_dict(memory.state_dict())
+    assert torch.equal(again.held(), memory.held()) and not list(memory.parameters())
+
+
+def test_likeness_of_words_and_pictures():
+    pictures = np.random.default_rng(0).random((10, 64))
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(64, 64)))[0]
+    assert rsa(pictures @ turn, pictures) == pytest.approx(1)
+    assert picture_probe(pictures @ turn, pictures, 1e-6) > picture_probe(
+        np.random.default_rng(2).random((10, 64)), pictures
+    )
+    chance = [rsa(np.random.default_rng(s).normal(size=(10, 16)), pictures) for s in range(200)]
+    assert abs(np.mean(chance)) < 0.03 and np.mean(np.abs(chance) > 0.29) < 0.12
+
+
+def test_clips_show_what_their_captions_say(home):
+    image = np.zeros((8, 8))
+    image[4, 4] = 1
+    assert moved(image, np.array([-1, 2]))[3, 6] == 1 and moved(image, np.array([9, 0])).sum() == 1
+    lean = np.fliplr(np.eye(8))  # from bottom left to top right
+    assert slant(lean) == pytest.approx(1) and slant(lean[:, ::-1]) == pytest.approx(-1)
+    data = Resolver().data(DataRef(source="digit-clips"))
+    rows = data.split("validation").select(range(100))
+    names = "zero one two three four five six seven eight nine".split()
+    for row in rows:
+        assert np.asarray(row["frames"]).shape == (4, 64)
+        assert {word for word in row["text"].split() if word in names} == {names[row["digit"]]}
+    left = [np.asarray(r["frames"]).reshape(4, 8, 8) for r in rows if "left" in r["text"]]
+    assert len(left) > 5
+    columns = np.arange(8)
+    drift = [((f[3].sum(0) @ columns) / f[3].sum()) - ((f[0].sum(0) @ columns) / f[0].sum()) for f in left]
+    assert np.mean(drift) < -1
+
+
+def test_sentences_tell_no_digit_from_another(home):
+    """The word before and after a digit: the same shares for all ten."""
+    rows = Resolver().data(DataRef(source="digit-sentences")).split("train").select(range(4000))["text"]
+    names = "zero one two three four five six seven eight nine".split()
+    near = {name: {} for name in names}
+    for text in rows:
+        words = ["^", *text.split(), "$"]
+        for a, word, b in zip(words, words[1:], words[2:]):
+            if word in near:
+                near[word][a, b] = near[word].get((a, b), 0) + 1
+    contexts = sorted({c for counts in near.values() for c in counts})
+    table = np.array([[near[n].get(c, 0) for c in contexts] for n in names])
+    from scipy.stats import chi2_contingency
+
+    common = table[:, table.sum(0) > 50]
+    assert common.shape[1] > 5 and chi2_contingency(common).pvalue > 0.001
+
+
+def test_video_encoder_gives_unit_vectors():
+    torch.manual_seed(0)
+    made = video_encoder(4, 64, 16, 1, 2, 0.3).eval()
+    vectors = made(torch.rand(3, 4, 64))
+    assert torch.allclose(vectors.norm(dim=-1), torch.ones(3), atol=1e-5)
+    frames = torch.rand(1, 4, 64)
+    assert not torch.allclose(made(frames), made(frames.flip(1)), atol=1e-4)  # it knows which frame is when
+
+
+@pytest.fixture
+def folders(home, tmp_path):
+    """A teacher and captions whose clips are brighter for good words."""
+    made = {name: tiny.text_classifier(tmp_path / name, of="BertForMaskedLM", mask=True) for name in ("a", "b")}
+    rng, rows = np.random.default_rng(0), []
+    for row in tiny.rows(32):
+        frames = (rng.random((2, 4)) + (row["label"] == "good")).tolist()
+        rows.append({"text": row["text"], "frames": frames})
+    file = tmp_path / "clips.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made, file
+
+
+def run(folders, method, out, **options):
+    made, file = folders
+    recipe = {
+        "task": "fill-mask", "method": method, "student": f"path:{made['b']}",
+        "data": {"train": [{"source": f"path:{file}"}]},
+        "options": {"lr": 1e-3, "batch_size": 8, "epochs": 1, "precision": "float32", **options},
+        "evaluation": {"data": [], "cost": False},
+    }  # fmt: skip
+    if method == "vidlankd":
+        recipe["teacher"] = f"path:{made['a']}"
+        recipe["options"]["pictures"] = None
+    return kdhub.distill(recipe, out=out)
+
+
+def test_first_stage_trains_with_clips_and_leaves_the_video_side_behind(folders, tmp_path):
+    done = run(folders, "vidlankd-teacher", tmp_path / "run", clips={"source": f"path:{folders[1]}"}, video_heads=2)
+    logged = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("contrast" in json.dumps(record) for record in logged)
+    saved = {p.name for p in (done.folder / "student").iterdir()}
+    assert "model.safetensors" in saved
+    from safetensors import safe_open
+
+    with safe_open(done.folder / "student" / "model.safetensors", "pt") as file:
+        assert all(name.startswith(("bert.", "cls.")) for name in file.keys())
+
+
+@pytest.mark.parametrize("objectives", [["nst", "crd", "ntxent", "soft_label", "l2"], []])
+def test_second_stage_has_each_objective(folders, tmp_path, objectives):
+    done = run(folders, "vidlankd", tmp_path / "run", objectives=objectives, crd_queue=16)
+    first = next(r for r in map(json.loads, (done.folder / "metrics.jsonl").read_text().splitlines()) if "step" in r)
+    terms = json.dumps(first)
+    assert all(f'"{name}"' in terms for name in [*objectives, "labels"])
+    assert ('"nst"' in terms) == bool(objectives)
+
+
+def test_what_does_not_fit_is_said(folders, home, tmp_path):
+    with pytest.raises(UsageError, match="clips"):
+        VidLanKdTeacher(VidLanKdTeacher.Options()).extras(None, None)
+
+    class Wide:
+        def width(self, kind):
+            return (2, 16)
+
+        def layout(self, kind):
+            return {"hidden_states": (None, 2, 32)}
+
+    with pytest.raises(CompatibilityError, match="16 dimensions, the teacher's 32"):
+        VidLanKd(VidLanKd.Options(head=False, objectives=("l2",))).extras(Wide(), Wide())
+    assert VidLanKd(VidLanKd.Options(head=False)).extras(Wide(), Wide()) == {}
+    from kdhub_text.masked_lm import MaskedLm
+
+    model = MaskedLm.load(folders[0]["a"])
+    with pytest.raises(DataError, match="is not in"):
+        word_states(model, [{"text": "the film", "word": "plot", "picture": [0.0]}])
