@@ -90,6 +90,12 @@ class TalkingModels(ObjectiveMethod):
         from kdhub_logits.splitting import Split
 
         o = self.options
+        mine, theirs = (getattr(model, "tokenizer", None) for model in (run.student, run.teacher))
+        if mine is not None and theirs is not None and mine.get_vocab() != theirs.get_vocab():
+            raise CompatibilityError(
+                "student and teacher have other tokens, and the teacher reads what the student reads",
+                hint="start the student from the teacher: --student layers:N",
+            )
         self._student = Split(run.student.module, o.student_lower, o.student_upper)
         self._teacher = Split(run.teacher.module, o.teacher_lower, o.teacher_upper)
         with ExitStack() as reading:
@@ -134,8 +140,6 @@ class TalkingModels(ObjectiveMethod):
                 for some in torch.randperm(many).split(o.batch_size):
                     seen = {who: {p: h[some] for p, h in own.items()} for who, own in states.items()}
                     loss = sum(self._consistency(seen, _real(inputs, some)).values())
-                    if not loss.requires_grad:  # both weights are 0
-                        return
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()

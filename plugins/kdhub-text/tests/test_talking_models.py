@@ -9,6 +9,7 @@ from kdhub_logits.classifiers import load
 from kdhub_logits.splitting import Split
 from kdhub_text.talking_models import TalkingModels, distance, voice
 from torch import nn
+from transformers import AutoTokenizer
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
@@ -176,6 +177,19 @@ def test_its_logits_are_of_no_use_for_other_classes(teacher, tmp_path):
         kdhub.distill({**_data(), "method": "kd", "teacher": f"path:{teacher}"}, out=tmp_path / "kd")
     with pytest.raises(UsageError, match="of 2 blocks cannot be split at 2 and 2"):
         run(teacher, tmp_path / "run", student_lower=2)
+
+
+def test_texts_are_read_by_one_tokenizer(tmp_path):
+    from kdhub_logits import tiny
+
+    recipe = tiny.text_recipe(tmp_path)
+    settings = {"task": "text-classification", "method": "talking-models", "options": {"max_steps": 2}}
+    assert measured(kdhub.distill({**recipe, **settings}, out=tmp_path / "run"))["message-dependence"] > 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    tokenizer.add_tokens(["other"])
+    tokenizer.save_pretrained(tmp_path / "student")
+    with pytest.raises(CompatibilityError, match="have other tokens"):
+        kdhub.distill({**recipe, **settings}, out=tmp_path / "other")
 
 
 def _data():
