@@ -33,7 +33,8 @@ LAST = "hidden_states:last"
 
 
 class Ensemble(Teacher):
-    """Teachers of one task, with the same classes or tokens where their logits are taken together."""
+    """Teachers of one task with the same classes. Where they are models of tokens, only those that have the tokens of
+    the member that `init_from` says give logits together."""
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -133,9 +134,16 @@ class Ensemble(Teacher):
 
     # -- signals ----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _alike(self) -> list[int]:
+        """Members whose logits can be taken together: of models of tokens those with the tokens of the first."""
+        tokens = [getattr(member, "vocabulary", None) for member in self.members]
+        return [n for n, one in enumerate(tokens) if one == tokens[self.members.index(self.first)]]
+
     def parts(self, kind: str) -> list[tuple[Teacher, str]]:
-        kind = kind.removeprefix(EACH)
-        return [(member, own_kind(member, kind)) for member in self.members]
+        if kind.startswith(EACH):
+            return [(member, own_kind(member, kind.removeprefix(EACH))) for member in self.members]
+        return [(self.members[n], kind) for n in self._alike]
 
     def layout(self, kind: str) -> dict[str, Any]:
         own = [member.layout(asked) for member, asked in self.parts(kind)]
@@ -160,15 +168,17 @@ class Ensemble(Teacher):
             return {f"{n}/{name}": values for n, one in enumerate(given) for name, values in one.items()}
         self.layout(kind)
         rows = [one["logits"] for one in given]
+        weights = shares([self.weights[n] for n in self._alike], len(rows))
         if isinstance(rows[0], list):
-            return {"logits": [together(of, self.weights, self.options.mean) for of in zip(*rows)]}
-        return {"logits": together(rows, self.weights, self.options.mean)}
+            return {"logits": [together(of, weights, self.options.mean) for of in zip(*rows)]}
+        return {"logits": together(rows, weights, self.options.mean)}
 
     @cached_property
     def module(self) -> nn.Module | None:
         """The members' networks as one that gives their logits together; None where one has none."""
-        networks = [member.module for member in self.members]
-        return None if None in networks else _network(networks, self.weights, self.options.mean)
+        networks = [self.members[n].module for n in self._alike]
+        weights = shares([self.weights[n] for n in self._alike], len(networks))
+        return None if None in networks else _network(networks, weights, self.options.mean)
 
 
 def shares(weights: Sequence[float] | None, members: int) -> list[float]:

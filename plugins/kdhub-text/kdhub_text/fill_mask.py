@@ -51,8 +51,12 @@ class FillMask(Classification):
     token, 10 % left as they are (arXiv:1810.04805). Which ones is drawn from the text's content and the epoch; where
     the teacher's outputs are stored, all epochs are like the first.
 
-    Signals and labels are those of the tokens to be told, one row after the other; `hidden_states` of all tokens. A
-    batch also has `keys`, a number that a row's content gives.
+    Signals and labels are those of the tokens to be told, one row after the other, or of all tokens where a method asks
+    for it (`whole`; labels are -1 where nothing is to be told); `hidden_states` of all tokens. A batch also has `keys`,
+    a number that a row's content gives, `counts`, positions of each row, and with `whole` the `spans` of its tokens.
+
+    What is hidden is a stretch of the text, by the tokens of one model, so a teacher with other tokens sees the same
+    text with the same characters hidden (`bridge`).
     """
 
     name = "fill-mask"
@@ -78,29 +82,34 @@ class FillMask(Classification):
         return list(filter(None, [given and shared_tokens(student.tokenizer, given.tokenizer)]))
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        """Settings: max_length, tokens at most, beside the models' own limits; mlm_prob, the share to be told.
+        """Settings: max_length, tokens at most, beside the models' own limits; mlm_prob, the share to be told; whole,
+        whether signals are those of all tokens; bridge, whether the teacher may have other tokens.
 
         Raises:
             CompatibilityError: student and teacher have other tokens.
         """
-        models = [model for model in (student, teacher) if model is not None]
-        if len(models) == 2 and student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-            raise CompatibilityError(
-                "student and teacher have other tokens: what one hides means nothing to the other",
-                hint="start the student from this teacher, or give it the teacher's tokenizer",
-            )
+        model = student if student is not None else teacher.model
         limit, share = settings.get("max_length"), settings.get("mlm_prob", SHARE)
+        whole = bool(settings.get("whole"))
+        given = [] if student is None or teacher is None else getattr(teacher, "members", ()) or [teacher]
+        for one in given:
+            limit = min(filter(None, (limit, one.max_length)), default=None)
+            if one.vocabulary != model.vocabulary and not settings.get("bridge"):
+                raise CompatibilityError(
+                    "student and teacher have other tokens: what one hides means nothing to the other",
+                    hint="start the student from this teacher, or give it the teacher's tokenizer",
+                )
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            texts, made = [row["text"] for row in rows], []
-            ids, cut = models[0].encode(texts, limit)
-            for text, tokens, was_cut in zip(texts, ids, cut):
-                one = {"text": text, "ids": tokens, "share": share, "key": zlib.crc32(text.encode())}
-                _, at, labels = hidden(tokens, models[0].tokens, share, one["key"])
+            made = []
+            for one, was_cut in model.read([row["text"] for row in rows], limit):
+                one |= {"share": share, "whole": whole, "key": zlib.crc32(one["text"].encode())}
+                _, at, labels = hidden(one["ids"], model.tokens, share, one["key"])
+                one["hidden"] = [one["spans"][i] for i in at]
+                what = f"{share}{' whole' * whole} {one['hidden']}\x1f{one['text']}"
                 # Of a text with nothing to tell (no tokens of its own) nothing is left to learn.
-                length = len(tokens) if at else 0
-                content = f"{share}\x1f{text}".encode()
-                made.append({**one, "labels": labels, "content": content, "length": length, "cut": was_cut})
+                length = len(one["ids"]) if at else 0
+                made.append({**one, "labels": labels, "content": what.encode(), "length": length, "cut": was_cut})
             return made
 
         return prepare
@@ -119,7 +128,11 @@ class FillMask(Classification):
         lengths = batch["attention_mask"].sum(1).tolist()
         rows = [ids[:n] for ids, n in zip(batch["original"].tolist(), lengths)]
         device = batch["input_ids"].device
-        fresh = student.hide(rows, batch["keys"].tolist(), batch["share"].tolist(), epoch)
+        drawn = [
+            hidden(ids, student.tokens, share, key, epoch)
+            for ids, share, key in zip(rows, batch["share"].tolist(), batch["keys"].tolist())
+        ]
+        device, fresh = batch["input_ids"].device, student.asked(rows, drawn, bool(batch["whole"][0]))
         return {**batch, **{name: value.to(device) for name, value in fresh.items()}}
 
     def load(self, folder: Path) -> MaskedLm:
@@ -181,9 +194,27 @@ def hidden(
     many = max(1, round(share * len(own)))
     at = np.sort(rng.choice(own, many, replace=False)).tolist()
     made, labels = list(ids), [ids[i] for i in at]
-    for i, draw, other in zip(at, rng.random(many), rng.choice(tokens.others, many)):
-        made[i] = tokens.mask if draw < 0.8 else int(other) if draw < 0.9 else made[i]
+    for i, way, other in zip(at, how(key, many, epoch), rng.choice(tokens.others, many)):
+        made[i] = tokens.mask if way < 0.8 else int(other) if way < 0.9 else made[i]
     return made, at, labels
+
+
+def how(key: int, many: int, epoch: int = 0) -> list[float]:
+    """In which way each of the tokens to be told is hidden, from the first on, 0 to 1: by the mask below .8, by another
+    token below .9, else not at all."""
+    return np.random.default_rng([key, epoch, 1]).random(many).tolist()
+
+
+def places(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+    """Of each token its number in the text, where it starts and ends in characters, and the number of its word, which
+    white space parts from others; -1 for special tokens."""
+    words, inside = [], False
+    number = -1
+    for letter in text:
+        number += not letter.isspace() and not inside
+        inside = not letter.isspace()
+        words.append(number)
+    return [(n, start, end, words[start] if end > start else -1) for n, (start, end) in enumerate(spans)]
 
 
 def perplexity(out: Told) -> float:
@@ -197,5 +228,11 @@ def accuracy(out: Told) -> float:
 
 
 def agreement(out: Told, teacher: Told) -> float:
-    """Share of hidden tokens for which both tell the same."""
+    """Share of hidden tokens for which both tell the same.
+
+    Raises:
+        CompatibilityError: they have other tokens, so other ones were hidden.
+    """
+    if out.labels.shape != teacher.labels.shape or (out.labels != teacher.labels).any():
+        raise CompatibilityError("student and teacher have other tokens: what they tell cannot be compared")
     return float((out.chosen == teacher.chosen).mean())

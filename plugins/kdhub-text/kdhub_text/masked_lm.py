@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,16 @@ from kdhub_logits.long import further_inputs, is_efficient
 from kdhub_logits.networks import Given
 from kdhub_logits.students import keep_layers
 from kdhub_logits.teachers import LocalClassifier, local
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from kdhub._files import canonical_json
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.recipe import DataRef
+from kdhub.signals import Field as StoredField
 from kdhub.student import BuildContext
 from kdhub.task import Example
-from kdhub_text.fill_mask import Tokens, hidden
+from kdhub_text.fill_mask import Tokens, hidden, how, places
 
 
 class Network(nn.Module):
@@ -67,35 +72,89 @@ class MaskedLm(TextClassifier):
         self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
 
     @cached_property
+    def vocabulary(self) -> str:
+        """Digest of the tokens and their numbers."""
+        return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
+
+    def read(self, texts: Sequence[str], max_length: int | None = None) -> list[tuple[Example, bool]]:
+        """Of each text what fits in: `text`, its token `ids` and their `spans` of characters, (0, 0) for special ones;
+        and whether it was cut."""
+        limit = min(filter(None, (self.max_length, max_length)))
+        given = self.tokenizer(list(texts), return_offsets_mapping=True)
+        if any(len(ids) > limit for ids in given["input_ids"]):
+            whole = given["input_ids"]
+            given = self.tokenizer(list(texts), truncation=True, max_length=limit, return_offsets_mapping=True)
+        else:
+            whole = given["input_ids"]
+        made = []
+        for text, ids, spans, all_ids in zip(texts, given["input_ids"], given["offset_mapping"], whole):
+            cut = len(ids) < len(all_ids)
+            kept = text[: max(end for _, end in spans)] if cut else text
+            one = {"text": kept, "ids": ids, "spans": [tuple(span) for span in spans], "vocabulary": self.vocabulary}
+            made.append((one, cut))
+        return made
+
+    @cached_property
     def tokens(self) -> Tokens:
         special = frozenset(self.tokenizer.all_special_ids)
         others = np.array([i for i in sorted(self.tokenizer.get_vocab().values()) if i not in special])
         return Tokens(self.tokenizer.mask_token_id, special, others)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        rows, keys = [e["ids"] for e in examples], [e["key"] for e in examples]
-        shares = [e["share"] for e in examples]
-        pad = self.tokenizer.pad_token_id or 0
-        return {
-            **padded(rows, pad),
-            "original": padded(rows, pad)["input_ids"],
+        """As they were prepared; those prepared by other tokens with the same characters hidden."""
+        mine = [e if e["vocabulary"] == self.vocabulary else self._reread(e) for e in examples]
+        rows, keys = [e["ids"] for e in mine], [e["key"] for e in mine]
+        drawn = [e["drawn"] if "drawn" in e else hidden(e["ids"], self.tokens, e["share"], e["key"]) for e in mine]
+        batch = {
+            **padded(rows, self.tokenizer.pad_token_id or 0),
+            "original": padded(rows, self.tokenizer.pad_token_id or 0)["input_ids"],
             "keys": torch.tensor(keys),
-            "share": torch.tensor(shares, dtype=torch.float64),
-            **self.hide(rows, keys, shares),
+            "share": torch.tensor([e["share"] for e in mine], dtype=torch.float64),
+            "whole": torch.tensor([e["whole"] for e in mine]),
+            **self.asked(rows, drawn, examples[0]["whole"]),
         }
+        if examples[0]["whole"]:
+            batch["spans"] = torch.tensor([place for e in mine for place in places(e["text"], e["spans"])])
+        return batch
 
-    def hide(
-        self, rows: Sequence[Sequence[int]], keys: Sequence[int], shares: Sequence[float], epoch: int = 0
+    def asked(
+        self, rows: Sequence[Sequence[int]], drawn: Sequence[tuple[list[int], list[int], list[int]]], whole: bool
     ) -> dict[str, torch.Tensor]:
-        """`input_ids` with tokens hidden; `at`, where in the flat batch those are, and `labels`, what they were."""
-        made = [hidden(ids, self.tokens, share, key, epoch) for ids, share, key in zip(rows, shares, keys)]
-        batch = padded([ids for ids, _, _ in made], self.tokenizer.pad_token_id or 0)
-        width = batch["input_ids"].shape[1]
-        at = [n * width + i for n, (_, places, _) in enumerate(made) for i in places]
-        labels = [label for _, _, of in made for label in of]
-        as_numbers = {"at": at, "labels": labels}
+        """`input_ids` with tokens hidden; `at`, where in the flat batch the positions are, `labels`, what stood there,
+        and `counts`, how many each row has.
+
+        Args:
+            drawn: of each row what `hidden` gave.
+            whole: whether all tokens are positions, or the hidden ones alone.
+        """
+        batch = padded([ids for ids, _, _ in drawn], self.tokenizer.pad_token_id or 0)
+        width, at, labels, counts = batch["input_ids"].shape[1], [], [], []
+        for n, (ids, (_, hides, truth)) in enumerate(zip(rows, drawn)):
+            told = dict(zip(hides, truth))
+            mine = range(len(ids)) if whole else hides
+            at += [n * width + i for i in mine]
+            labels += [told.get(i, -1) for i in mine]
+            counts.append(len(mine))
+        as_numbers = {"at": at, "labels": labels, "counts": counts}
         numbers = {name: torch.tensor(values, dtype=torch.long) for name, values in as_numbers.items()}
         return {"input_ids": batch["input_ids"], **numbers}
+
+    def _reread(self, example: Example) -> Example:
+        """A text that was prepared by other tokens, by its own: a token is hidden where it shares characters with one
+        that was, and in the same way (by the mask, by another, or seen)."""
+        one, _ = self.read([example["text"]])[0]
+        ways = dict(zip(example["hidden"], how(example["key"], len(example["hidden"]))))
+        rng = np.random.default_rng([example["key"], 1])
+        made, at, labels = list(one["ids"]), [], []
+        for i, (start, end) in enumerate(one["spans"]):
+            way = next((w for (first, last), w in ways.items() if start < last and first < end), None)
+            if way is None:
+                continue
+            at.append(i)
+            labels.append(made[i])
+            other = int(rng.choice(self.tokens.others))
+            made[i] = self.tokens.mask if way < 0.8 else other if way < 0.9 else made[i]
+        return {**example, **one, "drawn": (made, at, labels)}
 
     def width(self, kind: str) -> tuple[int, ...]:
         config = self.module.model.config
@@ -108,7 +167,13 @@ class MaskedLm(TextClassifier):
     def counts(self, examples: Sequence[Example], batch: Mapping[str, torch.Tensor], kind: str) -> list[int]:
         if kind == "hidden_states":
             return batch["attention_mask"].sum(1).tolist()
-        return [len(e["labels"]) for e in examples]
+        return batch["counts"].tolist()
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        if kind != "spans":
+            return super().signals(examples, kind)
+        read = [e if e["vocabulary"] == self.vocabulary else self._reread(e) for e in examples]
+        return {"spans": [np.array(places(e["text"], e["spans"]), np.int32).reshape(-1, 4) for e in read]}
 
     def split_classes(self, *given: Any) -> None:
         raise CompatibilityError("tokens are no classes that could be split")
@@ -141,9 +206,23 @@ class LocalMaskedLm(LocalClassifier):
     def read(folder: Path, name: str | None) -> MaskedLm:
         return MaskedLm.load(folder, name=name)
 
+    def probe(self) -> Mapping[str, Any]:
+        return {**super().probe(), "vocabulary": self.model.vocabulary, "max_length": self.model.max_length}
+
     @property
-    def tokens(self) -> Tokens:
-        return self.model.tokens
+    def vocabulary(self) -> str:
+        return self.facts.get("vocabulary") or self.model.vocabulary
+
+    @property
+    def max_length(self) -> int:
+        return self.facts.get("max_length") or self.model.max_length
+
+    def layout(self, kind: str) -> dict[str, Any]:
+        """Also `spans` of its tokens, (tokens, 4): see `fill_mask.places`."""
+        return {"spans": StoredField("spans", "int32", (4,), ragged=True)} if kind == "spans" else super().layout(kind)
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        return self.model.signals(examples, kind) if kind == "spans" else super().signals(examples, kind)
 
 
 teacher_path, teacher_hub = local(LocalMaskedLm)
@@ -170,3 +249,74 @@ def layers(argument: str, context: BuildContext) -> MaskedLm:
     """N evenly spaced layers of the teacher, first and last among them, with its embeddings and head."""
     model, start = keep_layers(argument, context, MaskedLm)
     return MaskedLm(model, copy.deepcopy(context.teacher.model.tokenizer), start)
+
+
+class ConfigOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    data: DataRef | None = Field(None, description="texts that a tokenizer is made from; the teacher's own if unset")
+    vocabulary: int = Field(5000, ge=16, description="tokens of it, at most")
+    lowercase: bool = Field(True, description="it lowers the case, and takes accents away")
+    max_length: int = Field(128, ge=4, description="tokens of a text, special ones included")
+
+
+def config(argument: str, context: BuildContext) -> MaskedLm:
+    """`config:layers=2,width=64,heads=2`: a fresh BERT with the teacher's tokenizer, or with one made from texts.
+
+    Raises:
+        UsageError: an unknown setting, heads that do not divide the width, or nothing that gives a tokenizer.
+    """
+    import transformers
+
+    from kdhub.resolve import Resolver
+
+    settings = {"layers": 2, "width": 64, "heads": 2}
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if name not in settings or not value.isdigit() or not int(value):
+            raise UsageError(f"student config:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
+        settings[name] = int(value)
+    if settings["width"] % settings["heads"]:
+        raise UsageError(f"student config:{argument}: {settings['heads']} heads do not divide {settings['width']}")
+    options = ConfigOptions.model_validate(context.options)
+    if options.data is not None:
+        data = Resolver().data(options.data)
+        rows = data.split(data.pick(*([options.data.split] if options.data.split else ["train"])))
+        tokenizer = wordpiece(rows["text"], options.vocabulary, options.lowercase, options.max_length)
+    elif context.teacher is not None:
+        tokenizer = copy.deepcopy(context.teacher.tokenizer)
+    else:
+        raise UsageError(
+            f"student config:{argument} needs a tokenizer", hint="a teacher's, or one from its option `data`"
+        )
+    transformers.set_seed(context.seed)
+    made = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings["width"],
+        num_hidden_layers=settings["layers"],
+        num_attention_heads=settings["heads"],
+        intermediate_size=4 * settings["width"],
+        max_position_embeddings=options.max_length,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        initializer_range=0.02 * (768 / settings["width"]) ** 0.5,  # BERT's, at the same spread of what a layer gives
+    )
+    return MaskedLm(transformers.BertForMaskedLM(made), tokenizer, {"how": f"fresh config:{argument}"})
+
+
+config.Options = ConfigOptions
+
+
+def wordpiece(texts: Sequence[str], vocabulary: int, lowercase: bool, max_length: int) -> Any:
+    """A WordPiece tokenizer made from texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    )
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_length, **names)

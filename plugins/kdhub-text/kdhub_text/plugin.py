@@ -179,6 +179,7 @@ def kdhub_students():
     yield masked("path", "FOLDER", "a masked language model, or an encoder with a fresh head")
     yield masked("hf", "org/name[@revision]", "a masked language model, or an encoder, on the Hub")
     yield masked("layers", "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True)
+    yield masked("config", "layers=N,width=N,heads=N", "a fresh BERT with the teacher's tokenizer, or one from texts")
 
     def long(name, function, argument, summary, tasks=LONG, module="efficient_attention", **spec):
         target = f"kdhub_text.{module}:{function}"

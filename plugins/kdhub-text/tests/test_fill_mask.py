@@ -110,3 +110,36 @@ def test_student_is_the_librarys_own_folder(model, tmp_path):
     again = transformers.AutoModelForMaskedLM.from_pretrained(folder)
     mine = dict(model.module.model.named_parameters())
     assert all(torch.equal(p, mine[n]) for n, p in again.named_parameters())
+
+
+def test_a_model_of_other_tokens_sees_the_same_characters_hidden(home, tmp_path):
+    from kdhub_text.masked_lm import config
+
+    from kdhub.recipe import DataRef
+    from kdhub.student import BuildContext
+
+    texts = [{"text": row["text"]} for row in tiny.rows(40)]
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{row["text"]}"}}\n' for row in texts))
+    task, made = Resolver().task("fill-mask"), []
+    for vocabulary in (40, 200):  # pieces of words, and whole words
+        options = {"data": DataRef(source=f"{tmp_path / 'texts.jsonl'}"), "vocabulary": vocabulary}
+        made.append(config("layers=1,width=8,heads=2", BuildContext(task, None, 0, options)))
+    words, pieces = made[1], made[0]
+    examples = task.preparer(words, None, whole=True)(texts[:8])
+    batch, other = words.collate(examples), pieces.collate(examples)
+    assert batch["counts"].tolist() == [e["length"] for e in examples] == batch["attention_mask"].sum(1).tolist()
+    assert int((batch["labels"] >= 0).sum()) == sum(len(e["hidden"]) for e in examples)
+    assert len(other["spans"]) > len(batch["spans"]) == len(batch["labels"])
+    for n, e in enumerate(examples):
+        here = [b for b, row in zip(batch["spans"].tolist(), rows_of(batch["counts"])) if row == n]
+        theirs = [b for b, row in zip(other["spans"].tolist(), rows_of(other["counts"])) if row == n]
+        hides = [label >= 0 for label, row in zip(other["labels"].tolist(), rows_of(other["counts"])) if row == n]
+        spans = [span for span, hide in zip(theirs, hides) if hide]
+        assert {i for _, a, b, _ in spans for i in range(a, b)} == {i for a, b in e["hidden"] for i in range(a, b)}
+        assert {w for *_, w in here} == {w for *_, w in theirs} == {-1, *range(len(e["text"].split()))}
+    kept = pieces.signals(examples, "spans")["spans"]
+    assert np.array_equal(np.concatenate(kept), other["spans"].numpy())
+
+
+def rows_of(counts):
+    return [n for n, many in enumerate(counts.tolist()) for _ in range(many)]
