@@ -256,7 +256,7 @@ class Transformer(nn.Module):
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         mask, at = inputs["attention_mask"], inputs.get("at")
-        further = further_inputs(self.model.config, mask)
+        further = {**further_inputs(self.model.config, mask), **segments(inputs)}
         given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True, **further)
         chosen = mask.flatten().bool() if at is None else at
         logits, states = given.logits, given.hidden_states[-1]
@@ -275,7 +275,9 @@ class Transformer(nn.Module):
         mask, was = inputs["attention_mask"], self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
         try:
-            given = self.model(input_ids=inputs["input_ids"], attention_mask=mask, output_attentions=True)
+            given = self.model(
+                input_ids=inputs["input_ids"], attention_mask=mask, output_attentions=True, **segments(inputs)
+            )
         finally:
             self.model.set_attn_implementation(was)
         real = mask.bool()

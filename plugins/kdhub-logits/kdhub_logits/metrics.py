@@ -94,22 +94,29 @@ def divergence(out: Predictions, teacher: Predictions) -> float:
     return float((p * (teacher.log_probabilities - out.log_probabilities)).sum(axis=1).mean())
 
 
-def probability_loyalty(out: Predictions, teacher: Predictions) -> float:
+def probability_loyalty(out: Predictions, teacher: Predictions, base: float = 2) -> float:
     """Mean of 1 - sqrt(JS(teacher, student)) with logarithms to base 2, in [0, 1] (arXiv:2109.03228)."""
     from scipy.spatial.distance import jensenshannon
 
-    return float(1 - jensenshannon(teacher.probabilities, out.probabilities, axis=1, base=2).mean())
+    # What scipy gives is the root already.
+    return float(1 - jensenshannon(teacher.probabilities, out.probabilities, axis=1, base=base).mean())
+
+
+def natural_loyalty(out: Predictions, teacher: Predictions) -> float:
+    """`probability_loyalty` with natural logarithms, as it was published: at least 1 - sqrt(ln 2) = .167."""
+    return probability_loyalty(out, teacher, np.e)
 
 
 def regression_loyalty(out: Predictions, teacher: Predictions) -> float | None:
     """Pearson's correlation of student's and teacher's scores over rows, mean over classes (arXiv:2112.12650).
 
     A class's score is its logit less the row's mean, so that constants in the logits say nothing; with two classes it
-    is the correlation of the margins. Blind to a scale and a constant. None where a side gives all rows the same.
+    is the correlation of the margins; a single logit is the score itself. Blind to a scale and a constant. None where a
+    side gives all rows the same.
     """
     from scipy.stats import pearsonr
 
-    mine, theirs = (x.logits - x.logits.mean(axis=1, keepdims=True) for x in (out, teacher))
+    mine, theirs = (x.logits - (x.logits.shape[1] > 1) * x.logits.mean(axis=1, keepdims=True) for x in (out, teacher))
     varies = [c for c in range(mine.shape[1]) if np.ptp(mine[:, c]) > 0 and np.ptp(theirs[:, c]) > 0]
     if not varies:
         return None

@@ -87,6 +87,20 @@ def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> T
     return each.masked_fill(labels < 0, 0)
 
 
+def has_label(labels: Tensor) -> Tensor:
+    """Which rows have one: classes are numbers from 0 (-1 for none), values are fractions (NaN for none)."""
+    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
+
+
+def label_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """What each row is short of its label, 0 where it has none: -log q(label) where labels are classes, in nats;
+    (logit - label)^2 where they are values, of which a model has one logit."""
+    if not labels.is_floating_point():
+        return cross_entropies(logits, labels, smoothing)
+    apart = (logits.float().squeeze(-1) - labels.nan_to_num()).square()
+    return apart.masked_fill(labels.isnan(), 0)
+
+
 def positions_in(batch: Mapping[str, Any]) -> float:
     """What a sum over the positions of a batch is divided by for their mean: in training how many a batch has on
     average, over all ranks and accumulated batches of the step, so that no position counts more than another."""
@@ -100,12 +114,12 @@ def labelled_in(batch: Mapping[str, Any]) -> float:
 
 def labels_in(labels: Tensor) -> Tensor:
     """How many rows have a label, at least 1: what a mean over them is divided by."""
-    return (labels >= 0).sum().clamp_min(1)
+    return has_label(labels).sum().clamp_min(1)
 
 
 def label_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """Mean -log q(label) over the rows that have one, over the whole step (`labelled_in`); 0 when none has."""
-    return cross_entropies(logits, batch["labels"]).sum() / labelled_in(batch)
+    """Mean of `label_losses` over the rows that have one, over the whole step (`labelled_in`); 0 when none has."""
+    return label_losses(logits, batch["labels"]).sum() / labelled_in(batch)
 
 
 class Kd(SoftTargets):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kdhub.method import ObjectiveMethod, Progress
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labelled_in
+from kdhub_logits.soft_targets import ClassifierOptions, label_losses, labelled_in
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class Supervised(ObjectiveMethod):
-    """Cross-entropy with the rows' labels; rows without one count nothing. No teacher."""
+    """Cross-entropy with the rows' classes, squared error where labels are values (`label_losses`); rows without one
+    count nothing. No teacher."""
 
     class Options(ClassifierOptions):
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
@@ -34,6 +35,6 @@ class Supervised(ObjectiveMethod):
         labelled = labelled_in(batch)
 
         def sums(s: Tensor, _: None, y: Tensor) -> dict[str, Tensor]:
-            return {"labels": cross_entropies(s, y, smoothing).sum() / labelled}
+            return {"labels": label_losses(s, y, smoothing).sum() / labelled}
 
         return over_positions(sums, student, teacher, labels)

@@ -166,7 +166,9 @@ class Classification(Task):
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
         """`positions`, rows or words, and how many of them have `labels`."""
-        return {"positions": len(batch["labels"]), "labels": int((batch["labels"] >= 0).sum())}
+        from kdhub_logits.soft_targets import has_label
+
+        return {"positions": len(batch["labels"]), "labels": int(has_label(batch["labels"]).sum())}
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return Outputs(module(inputs))

@@ -84,21 +84,24 @@ def student_of(config: Any, tokenizer: Any, context: BuildContext, start: dict[s
 
 
 def word_tokenizer(rows: Any, vocabulary: int, max_length: int) -> Any:
-    """A tokenizer of the most frequent words of rows of `tokens` or `text`; of equally frequent ones the first by code.
+    """A tokenizer of the most frequent words of rows of `tokens`, texts or pairs; of equally frequent ones the first by
+    code.
 
     Raises:
-        DataError: rows have neither.
+        DataError: rows have none of them.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    column = next((c for c in ("tokens", "text") if c in rows.column_names), None)
-    if column is None:
-        raise DataError(f"words come from tokens or text, not from {', '.join(rows.column_names)}")
+    known = ("tokens", "text", "text_pair", "sentence1", "sentence2")
+    columns = [c for c in known if c in rows.column_names]
+    if not columns:
+        raise DataError(f"words come from {', '.join(known)}, not from {', '.join(rows.column_names)}")
     many: Counter[str] = Counter()
     for batch in rows.iter(1000):
-        for value in batch[column]:
-            many.update(value if column == "tokens" else value.split())
+        for column in columns:
+            for value in batch[column]:
+                many.update(value if column == "tokens" else value.split())
     chosen = sorted((w for w in many if w not in SPECIAL), key=lambda w: (-many[w], w))
     ids = {token: i for i, token in enumerate([*SPECIAL, *chosen[: max(0, vocabulary - len(SPECIAL))]])}
     backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))

@@ -9,6 +9,7 @@ from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, Te
 TASK = ("text-embedding",)
 FILL = ("fill-mask",)
 LONG = ("text-classification", "token-classification", *FILL)
+PAIRS = ("text-pairs",)
 
 
 @hookimpl
@@ -25,6 +26,12 @@ def kdhub_tasks():
         signals=("logits", "features", "hidden_states"),
         summary="which tokens stood where some were hidden: masked language models",
     )
+    yield TaskSpec(
+        name="text-pairs",
+        target="kdhub_text.pairs:TextPairs",
+        signals=("logits", "features", "embeddings", "hidden_states", "attentions"),
+        summary="pairs of texts to a class or a score",
+    )
 
 
 @hookimpl
@@ -37,6 +44,17 @@ def kdhub_methods():
         paper="arXiv:2509.12539",
         summary="the student's vectors in the teacher's own space",
         recipe="leaf",
+    )
+    yield MethodSpec(
+        name="dse",
+        target="kdhub_text.dse:Dse",
+        tasks=PAIRS,
+        needs=("logits",),
+        uses=("logits", "embeddings"),
+        paper="arXiv:1908.05161",
+        summary="a cross-encoder's scores into two towers, whose vectors can be kept",
+        recipe="dse",
+        tags=("elicitation:feature", "algorithm:similarity"),
     )
     yield MethodSpec(
         name="efficient-attention",
@@ -70,6 +88,16 @@ def kdhub_methods():
         tags=("algorithm:similarity",),
     )
     yield MethodSpec(
+    yield MethodSpec(
+        name="multi-teacher",
+        target="kdhub_text.multi_teacher:MultiTeacher",
+        tasks=(*FILL, TEXT, TOKEN, "text-pairs"),
+        needs=("logits",),
+        paper="arXiv:2112.12650",
+        summary="soft targets, labels and states of several teachers at once, also with other tokens",
+        recipe="multi-teacher",
+        tags=("elicitation:feature", "algorithm:divergence"),
+    )
         name="lelp",
         target="kdhub_text.lelp:Lelp",
         tasks=(IMAGE, TABLE, TEXT),
@@ -130,6 +158,18 @@ def kdhub_teachers():
     )
 
     signals = ("logits", "features", "hidden_states")
+    def of_pairs(**spec):
+        gives = ("logits", "features", "hidden_states", "attentions")
+        return TeacherSpec(tasks=PAIRS, gives=gives, live=True, **spec)
+
+    yield of_pairs(name="path", target="kdhub_text.pairs:path", argument="FOLDER", summary="a cross-encoder's folder")
+    yield of_pairs(
+        name="hf",
+        target="kdhub_text.pairs:hub",
+        argument="org/name[@revision]",
+        summary="a cross-encoder on the Hugging Face Hub",
+    )
+
     for name, function, argument in (("path", "path", "FOLDER"), ("hf", "hub", "org/name[@revision]")):
         yield TeacherSpec(
             name=name, target=f"kdhub_text.masked_lm:teacher_{function}", tasks=FILL, gives=signals, argument=argument,
@@ -169,6 +209,40 @@ def kdhub_students():
         summary="a token table that starts from the teacher's vectors of its vocabulary",
     )
 
+    yield builder(
+        name="words",
+        target="kdhub_text.fresh:words",
+        argument="layers=N,width=N,heads=N",
+        summary="a fresh encoder over the words of some rows",
+    )
+
+    layered = ("logits", "features", "hidden_states", "attentions")
+
+    def of_pairs(name, target, argument, summary, exposes=layered, **spec):
+        return StudentSpec(
+            name=name, target=target, tasks=PAIRS, exposes=exposes, argument=argument, summary=summary, **spec
+        )
+
+    yield of_pairs(
+        "towers", "kdhub_text.towers:towers", "ENCODER|teacher", "two towers: one encoder reads each text alone",
+        ("logits", "embeddings"), example="layers:1",
+    )  # fmt: skip
+    yield of_pairs(
+        "packaged", "kdhub_logits.students:packaged", "NAME", "a cross-encoder from an encoder that a package carries",
+        example="all-minilm-l6-v2",
+    )  # fmt: skip
+    yield of_pairs("hf", "kdhub_logits.students:hub", "org/name[@revision]", "a cross-encoder from a model on the Hub")
+    yield of_pairs(
+        "path", "kdhub_logits.students:path", "FOLDER", "a folder of a model of pairs, or an encoder",
+        (*layered, "embeddings"),
+    )  # fmt: skip
+    yield of_pairs(
+        "layers", "kdhub_logits.students:layers", "N", "N evenly spaced layers of the cross-encoder", example="1",
+        from_teacher=True,
+    )  # fmt: skip
+    yield of_pairs(
+        "words", "kdhub_text.fresh:words", "layers=N,width=N,heads=N", "a fresh cross-encoder over words",
+    )  # fmt: skip
     def masked(name, argument, summary, **spec):
         target = f"kdhub_text.masked_lm:{'hub' if name == 'hf' else name}"
         exposes = ("logits", "features", "hidden_states")
@@ -207,6 +281,12 @@ def kdhub_datasets():
         summary="another data set with consecutive rows joined until they have so many words",
     )
     yield DatasetSpec(
+    yield DatasetSpec(
+        name="scenes",
+        target="kdhub_text.scenes:scenes",
+        splits=("train", "validation", "test"),
+        summary="pairs of sentences with graded likeness, generated",
+    )
         name="long-range",
         target="kdhub_text.documents:long_range",
         splits=("train", "validation", "test"),
@@ -254,6 +334,38 @@ def kdhub_metrics():
     yield metric("cosine-queries", "alignment_queries", "retrieval", f"{same}, queries only", fidelity=True)
     yield metric("cosine-documents", "alignment_documents", "retrieval", f"{same}, documents only", fidelity=True)
 
+
+    def of_pairs(name, target, form, summary, **spec):
+        return MetricSpec(name=name, target=f"kdhub_{target}", tasks=PAIRS, form=form, summary=summary, **spec)
+
+    own, known, values, classes = "text.pair_metrics", "logits.metrics", "sts", ("rows", "texts")
+    yield of_pairs("pearson", f"{own}:pearson", values, "linear correlation of value and human score")
+    yield of_pairs("spearman", f"{own}:spearman", values, "rank correlation of value and human score")
+    yield of_pairs("accuracy", f"{known}:accuracy", classes, "share of pairs whose most probable class is right")
+    yield of_pairs("f1", f"{own}:f1", classes, "F1 of the second of two classes")
+    yield of_pairs("macro-f1", f"{known}:macro_f1", classes, "F1 of each class, unweighted mean")
+    yield of_pairs("auroc", f"{known}:auroc", classes, "area under the ROC curve, two classes")
+    yield of_pairs(
+        "nll", f"{known}:nll", classes, "mean -log probability of the right class, nats", higher_is_better=False
+    )
+    to_teacher = {"fidelity": True}
+    yield of_pairs("agreement", f"{known}:agreement", classes, "share of pairs both choose one class of", **to_teacher)
+    yield of_pairs(
+        "loyalty", f"{known}:probability_loyalty", classes, "1 - root of the Jensen-Shannon divergence, mean",
+        **to_teacher,
+    )  # fmt: skip
+    yield of_pairs(
+        "regression-loyalty", f"{known}:regression_loyalty", "", "Pearson's correlation with the teacher's scores",
+        **to_teacher,
+    )  # fmt: skip
+    yield of_pairs(
+        "score-rmse", f"{own}:score_rmse", "", "root of the mean squared difference to the teacher's scores",
+        higher_is_better=False, **to_teacher,
+    )  # fmt: skip
+    yield of_pairs(
+        "degradation", f"{own}:degradation", "", "100 (teacher - student) / teacher of Pearson or accuracy", unit="%",
+        higher_is_better=False, **to_teacher,
+    )  # fmt: skip
 
 @hookimpl
 def kdhub_catalogs():
