@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,8 +216,9 @@ def _with_head(folder: Path, context: BuildContext, start: dict[str, Any], name:
 
         return ImageClassifier.load(folder, name=name, classes=_classes(context), seed=context.seed, start=start)
     check_model_folder(folder, name=name)
-    kind = {c.task_name: c for c in (TextClassifier, TokenClassifier)}[context.task.name]
-    return kind.with_head(folder, _classes(context), context.seed, start)
+    known = {c.task_name: c.with_head for c in (TextClassifier, TokenClassifier)}
+    with_head = known.get(context.task.name) or partial(context.task.with_head, context.facts)
+    return with_head(folder, _classes(context), context.seed, start)
 
 
 def layers(argument: str, context: BuildContext) -> Classifier:
