@@ -70,7 +70,8 @@ def kdhub_methods():
         name="vidlankd",
         target="kdhub_text.vidlankd:VidLanKd",
         tasks=FILL,
-        needs=("logits", "hidden_states"),
+        needs=("hidden_states",),
+        uses=("logits", "hidden_states"),
         live=True,
         paper="arXiv:2107.02681",
         summary="a language model from text alone, led by the states of a teacher that saw video",
@@ -88,7 +89,6 @@ def kdhub_methods():
         tags=("algorithm:similarity",),
     )
     yield MethodSpec(
-    yield MethodSpec(
         name="multi-teacher",
         target="kdhub_text.multi_teacher:MultiTeacher",
         tasks=(*FILL, TEXT, TOKEN, "text-pairs"),
@@ -98,6 +98,7 @@ def kdhub_methods():
         recipe="multi-teacher",
         tags=("elicitation:feature", "algorithm:divergence"),
     )
+    yield MethodSpec(
         name="lelp",
         target="kdhub_text.lelp:Lelp",
         tasks=(IMAGE, TABLE, TEXT),
@@ -157,7 +158,6 @@ def kdhub_teachers():
         summary="any OpenAI-compatible embeddings endpoint",
     )
 
-    signals = ("logits", "features", "hidden_states")
     def of_pairs(**spec):
         gives = ("logits", "features", "hidden_states", "attentions")
         return TeacherSpec(tasks=PAIRS, gives=gives, live=True, **spec)
@@ -170,6 +170,7 @@ def kdhub_teachers():
         summary="a cross-encoder on the Hugging Face Hub",
     )
 
+    signals = ("logits", "features", "hidden_states")
     for name, function, argument in (("path", "path", "FOLDER"), ("hf", "hub", "org/name[@revision]")):
         yield TeacherSpec(
             name=name, target=f"kdhub_text.masked_lm:teacher_{function}", tasks=FILL, gives=signals, argument=argument,
@@ -208,7 +209,6 @@ def kdhub_students():
         from_teacher=True,
         summary="a token table that starts from the teacher's vectors of its vocabulary",
     )
-
     yield builder(
         name="words",
         target="kdhub_text.fresh:words",
@@ -243,6 +243,7 @@ def kdhub_students():
     yield of_pairs(
         "words", "kdhub_text.fresh:words", "layers=N,width=N,heads=N", "a fresh cross-encoder over words",
     )  # fmt: skip
+
     def masked(name, argument, summary, **spec):
         target = f"kdhub_text.masked_lm:{'hub' if name == 'hf' else name}"
         exposes = ("logits", "features", "hidden_states")
@@ -281,12 +282,12 @@ def kdhub_datasets():
         summary="another data set with consecutive rows joined until they have so many words",
     )
     yield DatasetSpec(
-    yield DatasetSpec(
         name="scenes",
         target="kdhub_text.scenes:scenes",
         splits=("train", "validation", "test"),
         summary="pairs of sentences with graded likeness, generated",
     )
+    yield DatasetSpec(
         name="long-range",
         target="kdhub_text.documents:long_range",
         splits=("train", "validation", "test"),
@@ -334,7 +335,6 @@ def kdhub_metrics():
     yield metric("cosine-queries", "alignment_queries", "retrieval", f"{same}, queries only", fidelity=True)
     yield metric("cosine-documents", "alignment_documents", "retrieval", f"{same}, documents only", fidelity=True)
 
-
     def of_pairs(name, target, form, summary, **spec):
         return MetricSpec(name=name, target=f"kdhub_{target}", tasks=PAIRS, form=form, summary=summary, **spec)
 
@@ -366,6 +366,7 @@ def kdhub_metrics():
         "degradation", f"{own}:degradation", "", "100 (teacher - student) / teacher of Pearson or accuracy", unit="%",
         higher_is_better=False, **to_teacher,
     )  # fmt: skip
+
 
 @hookimpl
 def kdhub_catalogs():
