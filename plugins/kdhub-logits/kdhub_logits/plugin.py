@@ -247,6 +247,7 @@ def kdhub_metrics():
     yield metric("agreement", "agreement", "share of rows where student and teacher choose one class", fidelity=True)
     yield metric("kl", "divergence", "mean KL(teacher || student), nats", better=False, fidelity=True)
     yield metric("loyalty", "probability_loyalty", "1 - root of the Jensen-Shannon divergence, mean", fidelity=True)
+    yield metric("loyalty-nats", "natural_loyalty", "the same with natural logarithms, as published", fidelity=True)
     yield metric(
         "regression-loyalty", "regression_loyalty", "correlation of the scores of each class over rows, mean",
         fidelity=True,

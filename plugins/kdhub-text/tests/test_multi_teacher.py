@@ -1,0 +1,165 @@
+"""Several teachers: the specification's numbers, weights, and the bridge between vocabularies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from kdhub_logits import tiny
+from kdhub_logits.metrics import agreement, probability_loyalty, regression_loyalty
+from kdhub_logits.tasks import Predictions
+from kdhub_text.masked_lm import MaskedLm, wordpiece
+from kdhub_text.multi_teacher import Bridge, by_word, confidence, divergence, matched, written
+
+import kdhub
+from kdhub.errors import CompatibilityError, TeacherError
+
+Z1, Z2, S = (torch.tensor([row]) for row in ([2.0, 1, 0], [0.0, 1, 2], [1.0, 1, 0]))
+MODES = ("avg_loss", "avg_prob", "avg_logit")
+
+
+def test_modes_as_computed_by_hand():
+    """Invariant 1: the mean of KLs, the KL of the mean, and their difference, which is the teachers' own."""
+    loss, prob = (float(divergence(S, [Z1, Z2], [0.5, 0.5], mode, 2.0)) for mode in MODES[:2])
+    assert loss == pytest.approx(0.111030, abs=1e-6)
+    assert prob == pytest.approx(0.034167, abs=1e-6)
+    assert loss - prob == pytest.approx(0.076863, abs=2e-6)
+    even = torch.zeros(1, 3)
+    assert float(divergence(even, [Z1, Z2], [0.5, 0.5], "avg_logit", 2.0)) == pytest.approx(0, abs=1e-7)
+
+
+def test_mean_of_losses_and_loss_of_the_mean_have_one_gradient():
+    slopes = []
+    for mode in MODES:
+        s = S.clone().requires_grad_()
+        divergence(s, [Z1, Z2], [0.3, 0.7], mode, 2.0).sum().backward()
+        slopes.append(s.grad)
+    assert torch.allclose(slopes[0], slopes[1], atol=1e-6)
+    assert not torch.allclose(slopes[0], slopes[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_teacher_twice_is_that_teacher(mode):
+    """Invariant 2."""
+    alone = divergence(S, [Z1], [1.0], mode, 2.0)
+    assert torch.allclose(divergence(S, [Z1, Z1], [0.5, 0.5], mode, 2.0), alone, atol=1e-6)
+    assert torch.allclose(divergence(S, [Z1, Z2], [1.0, 0.0], mode, 2.0), alone, atol=1e-6)
+    assert torch.allclose(divergence(S, [Z1], [0.25], mode, 2.0), alone / 4, atol=1e-6)  # the rest is bridged
+
+
+def test_confidence_is_the_inverse_of_entropy():
+    sure, unsure = torch.tensor([[4.0, 0, 0]]), torch.tensor([[1.0, 0, 0]])
+    entropy = [float(-(z.softmax(-1) * z.log_softmax(-1)).sum()) for z in (sure, unsure)]
+    w = confidence([sure, unsure]).flatten().tolist()
+    assert sum(w) == pytest.approx(1) and w[0] / w[1] == pytest.approx(entropy[1] / entropy[0], rel=1e-5)
+    assert float(confidence([sure, unsure], 0.5).sum()) == pytest.approx(0.5)
+
+
+def test_loyalty_as_computed_by_hand():
+    """Invariants 3 to 5, with logarithms to base 2 and e."""
+
+    def of(*rows):
+        return Predictions(np.log(np.clip(np.array(rows, float), 1e-30, None)), np.zeros(len(rows), int))
+
+    p, q = of([0.75, 0.2, 0.05]), of([0.8, 0.1, 0.1])
+    assert probability_loyalty(p, q) == pytest.approx(0.862286, abs=1e-6)
+    assert probability_loyalty(p, q, base=np.e) == pytest.approx(0.885345, abs=1e-6)
+    one, other = of([1, 0]), of([0, 1])
+    assert probability_loyalty(one, one) == 1.0
+    assert probability_loyalty(one, other) == pytest.approx(0, abs=1e-6)
+    assert probability_loyalty(one, other, base=np.e) == pytest.approx(0.167445, abs=1e-6)
+    classes = np.eye(4)
+    assert agreement(of(*classes[[0, 2, 1, 3]]), of(*classes)) == 0.5
+    values = [Predictions(np.array(row, float)[:, None], np.zeros(4)) for row in ([1, 2, 3, 5], [1.1, 1.9, 3.2, 4.0])]
+    assert regression_loyalty(*values) == pytest.approx(0.970309, abs=1e-6)
+    scaled = Predictions(3 * values[0].logits + 7, np.zeros(4))
+    assert regression_loyalty(scaled, values[1]) == pytest.approx(0.970309, abs=1e-6)
+
+
+def test_tokens_are_compared_where_their_characters_are_the_same():
+    """ "unhappy now": one side reads un ##happy now, the other unhappy now; of two texts."""
+    mine = torch.tensor([[0, 0, 0, -1], [1, 0, 2, 0], [2, 2, 7, 0], [3, 8, 11, 1]] * 2)
+    theirs = torch.tensor([[0, 0, 0, -1], [1, 0, 7, 0], [2, 8, 11, 1]] * 2)
+    bridge = Bridge([1, 2], [0, 2])
+    student, teacher = torch.randn(8, 3), torch.randn(6, 3) + torch.tensor([9.0, 0, 0])
+    value, many = bridge.divergence(student, mine, teacher, theirs, 2.0)
+    assert many == 2
+    by_hand = 0.0
+    for i, j in ((3, 2), (7, 5)):
+        p = (teacher[j, [0, 2]] / 2).softmax(-1)
+        by_hand += float((p * (p.log() - (student[i, [1, 2]] / 2).log_softmax(-1))).sum())
+    assert float(value) == pytest.approx(by_hand, rel=1e-5)
+    unknown = torch.tensor([0.0, 9.0, 0.0]).repeat(6, 1)  # the teacher gives what both know next to nothing
+    assert bridge.divergence(student, mine, unknown, theirs, 2.0) == (0.0, 0)
+    a, b = by_word(student, mine, teacher, theirs)
+    assert torch.allclose(a[0], student[1:3].mean(0)) and torch.allclose(b[3], teacher[5])
+    assert len(a) == len(b) == 4
+
+
+def test_nothing_in_common_matches_nothing():
+    assert [len(x) for x in matched(torch.tensor([1, 2]), torch.tensor([-1, 5]))] == [0, 0]
+    assert [len(x) for x in matched(torch.tensor([1, -1]), torch.tensor([], dtype=torch.long))] == [0, 0]
+
+
+def test_vocabularies_meet_in_what_tokens_stand_for():
+    texts = ["good film great meal"] * 20
+    whole, pieces = wordpiece(texts, 60, True, 32), wordpiece(texts, 22, True, 32)
+    assert written(whole)[True, "film"] == whole.get_vocab()["film"]
+    assert (False, "i") in written(pieces) and (True, "[MASK]") not in written(pieces)
+    bridge = Bridge.between(whole, pieces)
+    names = whole.convert_ids_to_tokens(bridge.mine.tolist())
+    assert names == pieces.convert_ids_to_tokens(bridge.theirs.tolist()) and "f" in names
+    with pytest.raises(CompatibilityError, match="no token in common"):
+        Bridge.between(whole, wordpiece(["123 456"] * 9, 40, True, 32))
+
+
+@pytest.fixture
+def masked(home, tmp_path):
+    """A recipe with two teachers of other tokens, and the folder of each."""
+    made = tiny.masked_recipe(tmp_path)
+    texts = [row["text"] for row in tiny.rows(200)]
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    tokenizer = wordpiece(texts, 90, True, 64)
+    first = MaskedLm.load(tmp_path / "teacher")
+    torch.manual_seed(5)
+    first.module.model.config.vocab_size = len(tokenizer)
+    other = MaskedLm(type(first.module.model)(first.module.model.config), tokenizer)
+    with torch.no_grad():  # it thinks of whole words
+        other.module.model.cls.predictions.bias[Bridge.between(first.tokenizer, tokenizer).theirs] += 9
+    other.save(folder)
+    one, two = made.pop("teacher"), {"source": f"path:{folder}"}
+    return {**made, "task": "fill-mask", "method": "multi-teacher", "student": "layers:1"}, one, two
+
+
+def run(recipe, teacher, out, **options):
+    options = {"epochs": 2.0, "batch_size": 16, "precision": "float32", **options}
+    return kdhub.distill(recipe={**recipe, "teacher": teacher, "options": options}, out=out)
+
+
+def test_teachers_with_other_tokens(masked, tmp_path):
+    recipe, one, two = masked
+    both = {"source": "ensemble", "members": [one, two]}
+    done = run(recipe, both, tmp_path / "both", lr=3e-3)
+    records = [r for r in done.metrics() if "terms" in r]
+    assert records[-1]["terms"]["teacher"] < records[0]["terms"]["teacher"]
+    assert 0 < records[-1]["state"]["coverage-2"] < 1
+    assert any("teacher 2 has other tokens" in note for note in done.report["notes"])
+    asked = done.provenance["signals"]
+    assert {f"each:{kind} of teacher {n}" for kind in ("logits", "hidden_states:last", "spans") for n in (1, 2)} <= set(
+        asked
+    )
+    alone = run(recipe, one, tmp_path / "alone")  # what it gave beside the other is found
+    assert alone.provenance["signals"]["logits"]["computed"] == 0
+    with pytest.raises(CompatibilityError, match="other tokens"):
+        run(recipe, both, tmp_path / "off", vocab_bridge="off")
+
+
+def test_one_teacher_twice_teaches_the_same(masked, tmp_path):
+    recipe, one, _ = masked
+    once = run(recipe, one, tmp_path / "once")
+    twice = run(recipe, {"source": "ensemble", "members": [one, one]}, tmp_path / "twice")
+    a, b = ([r["loss"] for r in done.metrics() if "terms" in r] for done in (once, twice))
+    assert a == pytest.approx(b, rel=1e-4)
+    with pytest.raises(TeacherError, match="for 1 teachers"):
+        run(recipe, one, tmp_path / "wrong", weights=[0.5, 0.5])
