@@ -51,3 +51,24 @@ def test_round_trip(tiny, hub, tmp_path, monkeypatch):
     found = kdhub.verify("me/leaf")
     assert found.status == "not-checkable" and not found.problems, "its rows are a file of its maker"
     assert {"on the machine of its maker only" in f.note for f in found.figures} == {True}
+
+
+def test_towers_round_trip(hub, tmp_path, monkeypatch):
+    from kdhub_text.tiny import pair_recipe, random_texts
+    from sentence_transformers import SentenceTransformer
+
+    options = {"top_layers": 1, "include_cls": True, "fc_dims": [8], "max_steps": 2, "precision": "float32"}
+    recipe = {"schema": 1, "task": "text-pairs", "method": "dse", "options": options, **pair_recipe(tmp_path)}
+    run = kdhub.distill(recipe, out=tmp_path / "run")
+    kdhub.publish(run.folder, "me/towers", licence="apache-2.0")  # runs the usage lines of its card
+
+    monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "another"))
+    texts, pulled = random_texts(5, seed=3), kdhub.pull("me/towers")
+    student, wanted = kdhub.load("me/towers"), kdhub.load(run.folder)
+    np.testing.assert_allclose(student.embed(texts), wanted.embed(texts), atol=1e-6)
+    plain = SentenceTransformer(str(pulled.folder / "encoder"), device="cpu").encode(texts)
+    np.testing.assert_allclose(plain, wanted.embed(texts), atol=1e-5)
+    measured = {(m.subject, m.metric): m.value for m in kdhub.evaluate(run.folder).measures}
+    assert {m["metric"] for m in run.report["measures"]} >= {"pearson", "spearman", "score-rmse", "degradation"}
+    reported = {(m["subject"], m["metric"]): m["value"] for m in run.report["measures"]}
+    assert measured["student", "pearson"] == pytest.approx(reported["student", "pearson"], abs=1e-4)
