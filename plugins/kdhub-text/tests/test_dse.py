@@ -293,6 +293,38 @@ def test_a_head_of_values_begins_with_the_teachers_mean(folder):
 
 
 @pytest.mark.usefixtures("home")
+def test_two_classes_from_rows_to_report(tmp_path):
+    """A cross-encoder by labels alone, under the other names of the columns; its scores into an inner product."""
+    encoder = tiny.tiny_encoder(tmp_path / "encoder", layers=2, hidden=16, plain=True)
+    rows = [
+        {"text": r["sentence1"], "text_pair": r["sentence2"], "label": "same" if r["score"] > 0.3 else "other"}
+        for r in tiny.pairs(48)
+    ]
+    data = {"source": f"path:{tiny.write_jsonl(tmp_path / 'rows.jsonl', rows)}"}
+    shared = {
+        "schema": 1,
+        "task": "text-pairs",
+        "data": {"train": [data]},
+        "evaluation": {"data": [data], "cost": False},
+    }
+    options = {"lr": 3e-3, "epochs": 2, "precision": "float32"}
+    cross = {"method": "supervised", "student": f"path:{encoder}", "options": {**options, "batch_size": 16}}
+    made = kdhub.distill({**shared, **cross}, out=tmp_path / "cross")
+    dse = {"method": "dse", "teacher": f"path:{made.student_folder}", "student": "towers:teacher"}
+    run = kdhub.distill(
+        {**shared, **dse, "options": {**options, "head": "dot", "embed_dim": 8, "top_layers": 2}}, out=tmp_path / "run"
+    )
+    found = {m["metric"] for m in run.report["measures"] if m["subject"] == "student" and m.get("value") is not None}
+    assert {"accuracy", "f1", "agreement", "score-rmse", "degradation", "regression-loyalty"} <= found
+    student = kdhub.load(run.folder)
+    assert student.classes == ["other", "same"]
+    vectors = student.embed([rows[0]["text"], rows[1]["text"]])
+    assert np.allclose(student.matrix(vectors, vectors), vectors @ vectors.T, atol=1e-5)
+    with pytest.raises(DataError, match="pairs with a label"):
+        kdhub.evaluate(run.folder, data=f"path:{tiny.write_jsonl(tmp_path / 'sts.jsonl', tiny.pairs(4))}")
+
+
+@pytest.mark.usefixtures("home")
 def test_a_student_that_reads_both_together_is_refused(tmp_path):
     recipe = {"schema": 1, "task": "text-pairs", "method": "dse", **tiny.pair_recipe(tmp_path), "student": "layers:1"}
     with pytest.raises(CompatibilityError, match="embeddings"):
