@@ -16,11 +16,12 @@ is the mean. The teacher's weights are frozen and its graph is kept: gradients r
 teaches by its states, it may be made for other classes. The student alone is kept and used.
 
 The paper's text and code were not at hand: that the four parts are these is reported by its reviewers, the arguments of
-the losses and all defaults are a reconstruction. States are standardised before the codecs, by means and one deviation
-a place, measured before training; distances are in these units. Of the teacher's own states, and of the targets of
-L_SC, no gradient is taken; H_g^u in L_I moves. Codecs are warmed up on L_MC and L_SC over up to 1,024 rows, both models
-frozen, before training begins. `teacher_lr` is `freeze_teacher: false`, a copy of the upper blocks trained along at the
-rate of the rest; `consult`, a student that needs its teacher in use, is not there.
+the losses and all defaults are a reconstruction. States are standardised before the codecs, by the batch's mean and one
+deviation, and distances are in these units. The gradient knows of both: with constants the interaction fell as the
+student's states shrank, until all were alike. Of the teacher's own states, and of the targets of L_SC, no gradient is
+taken; H_g^u in L_I moves. Codecs are warmed up on L_MC and L_SC over up to 1,024 rows, both models frozen, before
+training begins. `teacher_lr` is `freeze_teacher: false`, a copy of the upper blocks trained along at the rate of the
+rest; `consult`, a student that needs its teacher in use, is not there.
 
 Control: `one_way`, in which the teacher reads x itself and the student's message goes nowhere. After training,
 `permutation-ratio` is L_I with the messages of other rows over L_I, 1 without a message, and `message-dependence` what
@@ -77,6 +78,7 @@ class TalkingModels(ObjectiveMethod):
             "auto", description="one encoder and decoder for both places of a model; auto: where they are of one width"
         )
         distance: Literal["mse", "cosine"] = Field("mse", description="of states and of messages")
+        standardise: bool = Field(True, description="states by the batch's mean and deviation; false: as they are")
         warmup_codec_epochs: int = Field(1, ge=0, le=1000, description="passes of codecs alone before training")
 
     options: Options
@@ -122,7 +124,7 @@ class TalkingModels(ObjectiveMethod):
     # -- before training --------------------------------------------------------------------------------------
 
     def initialise(self, student: Any, inputs: Mapping[str, Tensor], teacher: Signals) -> None:
-        """Measure the states, make the codecs, and warm them up."""
+        """Make the codecs, and warm them up."""
         import torch
 
         o = self.options
@@ -175,9 +177,8 @@ class TalkingModels(ObjectiveMethod):
 
     def _interaction(self, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any], **how: Any) -> Tensor:
         """L_I, the mean over rounds."""
-        student = self.modules["codecs"]["student"]
-        own = student["scale"]["upper"](states["student"]["upper"])
-        message, total = say(student, "lower", student["scale"]["lower"](states["student"]["lower"])), 0.0
+        student, lower, own = self.modules["codecs"]["student"], *map(self._unit, states["student"].values())
+        message, total = say(student, "lower", lower), 0.0
         rounds = 1 if self.options.one_way else self.options.rounds
         for _ in range(rounds):
             heard = self._heard(self._answer(message, states, batch, **how), own.shape[1])
@@ -198,18 +199,28 @@ class TalkingModels(ObjectiveMethod):
         """The teacher's reply to messages, taken in another order if one is given."""
         from kdhub_logits.splitting import as_sequence, as_state
 
-        voice = self.modules["codecs"]["teacher"]
+        voice, (below, above) = self.modules["codecs"]["teacher"], map(self._scale, states["teacher"].values())
         if self.options.one_way:
             thought = states["teacher"]["upper"]
         else:
             message = message if order is None else message[order]
-            scale = voice["scale"]["lower"]
 
             def replace(own: Tensor) -> Tensor:
-                return as_state(hear(voice, "lower", message) * scale.std + scale.mean, own)
+                return as_state(hear(voice, "lower", message) * below[1] + below[0], own)
 
             thought = as_sequence(self._answering.onward(batch, replace)).float()
-        return say(voice, "upper", voice["scale"]["upper"](thought))
+        return say(voice, "upper", (thought - above[0]) / above[1])
+
+    def _scale(self, state: Tensor) -> tuple[Any, Any]:
+        """The mean of each number, and one deviation for all."""
+        if not self.options.standardise:
+            return 0.0, 1.0
+        mean = state.mean((0, 1))
+        return mean, ((state - mean).square().mean() + 1e-12).sqrt()
+
+    def _unit(self, state: Tensor) -> Tensor:
+        mean, deviation = self._scale(state)
+        return (state - mean) / deviation
 
     @property
     def _answering(self) -> Split:
@@ -228,7 +239,7 @@ class TalkingModels(ObjectiveMethod):
         messages, kept = {}, []
         for who, own in states.items():
             for place in PLACES:
-                state = voices[who]["scale"][place](own[place])
+                state = self._unit(own[place])
                 messages[who, place] = say(voices[who], place, state)
                 again = hear(voices[who], place, messages[who, place])
                 kept.append(distance(again, state.detach(), o.distance, real))
@@ -252,7 +263,7 @@ class TalkingModels(ObjectiveMethod):
         order = torch.randperm(many, generator=torch.Generator().manual_seed(run.seed)).to(device)
         with torch.no_grad():
             voice = self.modules["codecs"]["student"]
-            message = say(voice, "lower", voice["scale"]["lower"](states["student"]["lower"]))
+            message = say(voice, "lower", self._unit(states["student"]["lower"]))
             answer, without = (self._answer(m, states, inputs) for m in (message, torch.zeros_like(message)))
             talk = self._interaction(states, inputs)
             found = {"interaction-loss": talk}
@@ -266,7 +277,7 @@ class TalkingModels(ObjectiveMethod):
 
 
 def voice(states: Mapping[str, Tensor], width: int, o: TalkingModels.Options) -> nn.ModuleDict:
-    """One model's encoders and decoders, for both places, and the scale of its states there.
+    """One model's encoders and decoders, for both places.
 
     Args:
         states: place -> (rows, positions, width of the model there).
@@ -275,7 +286,6 @@ def voice(states: Mapping[str, Tensor], width: int, o: TalkingModels.Options) ->
     Raises:
         CompatibilityError: one codec is asked for places of two widths.
     """
-    from kdhub_logits.networks import Standardise
     from torch import nn
 
     wide = {place: states[place].shape[-1] for place in PLACES}
@@ -285,10 +295,7 @@ def voice(states: Mapping[str, Tensor], width: int, o: TalkingModels.Options) ->
             f"states of {wide['lower']} and {wide['upper']} numbers cannot share an encoder",
             hint="--set share_codec_levels=auto",
         )
-    made: dict[str, Any] = {"scale": nn.ModuleDict()}
-    for place, state in states.items():
-        flat = state.flatten(0, 1)
-        made["scale"][place] = Standardise(flat.mean(0), (flat - flat.mean(0)).square().mean().sqrt())
+    made = {}
     for kind, ends in (("encoder", lambda d: (d, width)), ("decoder", lambda d: (width, d))):
         parts = {place: mapping(*ends(wide[place]), o.codec) for place in PLACES[: 1 if one else 2]}
         made[kind] = nn.ModuleDict({place: parts.get(place, parts["lower"]) for place in PLACES})
@@ -305,7 +312,7 @@ def mapping(before: int, after: int, kind: str) -> nn.Module:
 
 
 def say(voice: Any, place: str, state: Tensor) -> Tensor:
-    """The message of a standardised state."""
+    """The message of a state."""
     return voice["encoder"][place](state)
 
 

@@ -19,7 +19,7 @@ I2 = [[1.0, 0], [0, 1]]
 
 
 def side(encoder, decoder) -> nn.ModuleDict:
-    """One model's codecs of plain matrices, the same at both places, and states as they are."""
+    """One model's codecs of plain matrices, the same at both places."""
 
     def linear(matrix):
         made = nn.Linear(len(matrix[0]), len(matrix), bias=False)
@@ -28,14 +28,12 @@ def side(encoder, decoder) -> nn.ModuleDict:
         return made
 
     of = {"encoder": linear(encoder), "decoder": linear(decoder)}
-    parts = {kind: nn.ModuleDict({"lower": one, "upper": one}) for kind, one in of.items()}
-    scale = nn.ModuleDict({place: networks.Standardise(0.0, 1.0) for place in ("lower", "upper")})
-    return nn.ModuleDict({**parts, "scale": scale})
+    return nn.ModuleDict({kind: nn.ModuleDict({"lower": one, "upper": one}) for kind, one in of.items()})
 
 
 def talking(**options) -> TalkingModels:
     """The specification's example: the teacher's upper part is relu(. - 1)."""
-    method = TalkingModels(TalkingModels.Options(**options))
+    method = TalkingModels(TalkingModels.Options(**{"standardise": False} | options))
     teacher = networks.Mlp([3], 2, [3, 3])
     with torch.no_grad():
         teacher.hidden[1].weight.copy_(torch.eye(3))
@@ -84,6 +82,22 @@ def test_consistency_of_the_specification():
     assert method._consistency(states(), None)["states"].item() == 0, "exact inverses"
 
 
+def test_states_count_alike_whatever_their_size():
+    """Ten times the states of both models, through a teacher for which ten times in is ten times out."""
+    method = talking(standardise=True)
+    method._teacher.network.hidden[1].bias.data.zero_()
+    torch.manual_seed(0)
+    own = {
+        who: {place: torch.rand(6, 1, n) for place in ("lower", "upper")} for who, n in (("student", 2), ("teacher", 3))
+    }
+    large = {who: {place: 10 * h for place, h in of.items()} for who, of in own.items()}
+    batch = {"x": torch.zeros(6, 3)}
+    for talk in (method._interaction, lambda s, _: method._consistency(s, None)["states"]):
+        assert talk(large, batch).item() == pytest.approx(talk(own, batch).item(), rel=1e-4)
+    seen = method._unit(5 + own["student"]["lower"])
+    assert seen.mean((0, 1)).abs().max() < 1e-5 and seen.square().mean().item() == pytest.approx(1.0, rel=1e-4)
+
+
 def test_distances_leave_padding_out():
     a, b = torch.tensor([[[1.0, 0], [5, 5]]]), torch.tensor([[[0.0, 1], [1, 1]]])
     assert distance(a, b).item() == 8.5 and distance(a, b, real=torch.tensor([[1, 0]])).item() == 1.0
@@ -108,8 +122,6 @@ def test_a_frozen_teacher_passes_gradients_on_and_keeps_none():
 def test_codecs_by_width():
     some = {"lower": torch.rand(20, 1, 6) * 3 + 5, "upper": torch.rand(20, 1, 4)}
     made = voice(some, 3, TalkingModels.Options())
-    scaled = made["scale"]["lower"](some["lower"])
-    assert scaled.mean((0, 1)).abs().max() < 1e-5 and scaled.square().mean().item() == pytest.approx(1, abs=1e-5)
     assert made["encoder"]["lower"] is not made["encoder"]["upper"]
     assert made["decoder"]["upper"](torch.rand(2, 1, 3)).shape == (2, 1, 4)
     with pytest.raises(CompatibilityError, match="6 and 4 numbers cannot share"):
