@@ -44,7 +44,8 @@ def long_documents(
         return joined(table, columns, min_tokens, document)
 
     said = {"min_tokens": min_tokens, "document": document, "version": 1}
-    return data.remade(f"long-documents:{argument}", rows, data.splits, key=said)
+    own = [split for split in data.splits if split != "queries"]  # without them a corpus is texts like any
+    return data.remade(f"long-documents:{argument}", rows, own, key=said)
 
 
 def joined(rows: Any, columns: list[str], min_tokens: int, document: str | None = None) -> Iterator[dict[str, Any]]:

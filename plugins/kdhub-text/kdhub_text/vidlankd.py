@@ -206,6 +206,8 @@ class VidLanKd(ObjectiveMethod):
         ] = None
 
     options: Options
+    # nst alone does not see a teacher whose weights all have the other sign: its states are then the same, up to sign.
+    tiny_recipe = {"options": {"objectives": ["nst", "soft_label"]}}
 
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         """A head for each objective, and the queue of crd.
