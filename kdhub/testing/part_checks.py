@@ -325,7 +325,8 @@ def _source(bench: Bench, key: str) -> dict[str, Any]:
     if bench.spec.example:
         return {"source": f"{bench.entry.name}:{bench.spec.example}"}
     if not bench.spec.argument:
-        return {"source": bench.entry.name}
+        own = getattr(bench.target, "tiny_options", None)
+        return {"source": bench.entry.name, **(own(bench.tiny(bench.task)) if own else {})}
     for given in map(bench.tiny(bench.task).get, (key, "teacher")):  # a folder that is a teacher is a start as well
         given = {"source": given} if isinstance(given, str) else given
         if given and given["source"].partition(":")[0] == bench.entry.name:

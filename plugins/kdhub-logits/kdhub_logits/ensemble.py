@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdhub.errors import CompatibilityError, TeacherError
+from kdhub.errors import CompatibilityError, TeacherError, UsageError
 from kdhub.recipe import TextRef
 from kdhub.task import Example, Signals
 from kdhub.teacher import Teacher
@@ -38,8 +38,10 @@ class Ensemble(Teacher):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid")
-        members: list[TextRef] = Field(min_length=1, description="the teachers, each as a recipe names one")
-        weights: list[float] | None = Field(None, description="of each in what they give together; alike if unset")
+        members: list[TextRef] = Field(default_factory=list, description="the teachers, each as a recipe names one")
+        weights: list[Annotated[float, Field(ge=0)]] | None = Field(
+            None, description="of each in what they give together; alike if unset"
+        )
         mean: Literal["probabilities", "logits"] = Field(
             "probabilities", description="what is averaged: probabilities, or logits (their geometric mean)"
         )
@@ -49,10 +51,21 @@ class Ensemble(Teacher):
 
     task: ClassVar[str]
 
+    @classmethod
+    def tiny_options(cls, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        return {"members": [recipe["teacher"], recipe["teacher"]]}
+
     @cached_property
     def members(self) -> Sequence[Teacher]:
+        """Raises:
+        UsageError: none are named.
+        """
         from kdhub.resolve import Resolver
 
+        if not self.options.members:
+            raise UsageError(
+                "the ensemble has no members", hint="teacher: {source: ensemble, members: [{source: ...}]}"
+            )
         resolver = Resolver()
         return [resolver.teacher(ref, self.task) for ref in self.options.members]
 
@@ -240,7 +253,7 @@ def _network(networks: Sequence[nn.Module], weights: Sequence[float], mean: str)
                 return {"logits": (w * logits).sum(0)}
             return {"logits": torch.logsumexp(logits.log_softmax(-1) + w.log(), 0)}
 
-    return Together()
+    return Together().eval()
 
 
 def _of(name: str) -> type[Ensemble]:
