@@ -64,11 +64,18 @@ class Session:
         if self.recipe.teacher is None:
             return None
         teacher = self.resolver.teacher(self.recipe.teacher, self.recipe.task)
-        facts = {"source": self.recipe.teacher.source, **teacher.provenance}
-        if made := self._made_by(self.recipe.teacher.source):  # its folder says nothing to anybody else
-            facts |= {"source": made, "id": made}
-        self.run.add_provenance(teacher=facts)
+        self.run.add_provenance(teacher=self._known(teacher, self.recipe.teacher.source))
         return teacher
+
+    def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
+        """What the provenance says of a teacher, and of its members."""
+        facts = {"source": source, **teacher.provenance}
+        if made := self._made_by(source):  # its folder says nothing to anybody else
+            facts |= {"source": made, "id": made}
+        if teacher.members:
+            told = [self._known(one, str(one.provenance.get("source", one.argument))) for one in teacher.members]
+            facts |= {"id": " and ".join(str(one.get("id") or one["source"]) for one in told), "members": told}
+        return facts
 
     def _made_by(self, source: str) -> str | None:
         """The `recipe:NAME` whose student a source is, by what this run noted when it began."""

@@ -85,11 +85,9 @@ class Ensemble(Teacher):
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        told = [dict(member.provenance) for member in self.members]
-        names = [str(one.get("id") or member.argument) for one, member in zip(told, self.members)]
-        licences = dict.fromkeys(str(one["licence"]) for one in told if one.get("licence"))
+        licences = dict.fromkeys(str(one) for member in self.members if (one := member.provenance.get("licence")))
         known = {"licence": "; ".join(licences)} if licences else {}
-        return {"id": f"ensemble of {' and '.join(names)}", "members": told, "weights": self.weights, **known}
+        return {"weights": self.weights, "mean": self.options.mean, **known}
 
     # -- the member that a student starts from, and that reads rows for all ------------------------------------
 

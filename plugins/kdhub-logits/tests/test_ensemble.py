@@ -69,6 +69,7 @@ def test_members_are_stored_as_if_alone_and_each_is_measured(tmp_path):
     assert len(alone) == 1 and len(stores()) == 2 and alone < stores()
     told = run.provenance["signals"]
     assert told["logits of teacher 1"]["computed"] == 0 and told["logits of teacher 2"]["computed"] > 0
+    assert run.provenance["teacher"]["id"] == "a and b"
     report = run.report["measures"]
     of = {(m["subject"], m["variant"].get("teacher")) for m in report if m["metric"] == "accuracy"}
     assert {("teacher", None), ("teacher", 1), ("teacher", 2), ("student", None)} <= of
