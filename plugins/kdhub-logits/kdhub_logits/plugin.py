@@ -48,12 +48,16 @@ def kdhub_methods():
         tasks=(*TASKS, LM, PAIRS, FILL), needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"),
         tags=("algorithm:supervised",),
     )  # fmt: skip
-    yield method("kd", f"{soft}:Kd", "the teacher's soft targets beside the labels", "arXiv:1503.02531")
-    yield method("reverse-kl", f"{soft}:ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")
-    yield method("jsd", f"{soft}:Jsd", "soft targets by the generalised Jensen-Shannon divergence", "arXiv:2306.13649")
-    yield method("tvd", f"{soft}:Tvd", "soft targets by total variation", "arXiv:2307.15190")
-    yield method("skew-kl", f"{soft}:SkewKl", "soft targets by a skewed KL", "arXiv:2402.03898")
-    yield method("akl", f"{soft}:Akl", "soft targets by forward and reverse KL, head against tail", "arXiv:2404.02657")
+
+    def divergence(name, cls, summary, paper):
+        return method(name, f"{soft}:{cls}", summary, paper, tasks=(*TASKS, LM, FILL))
+
+    yield divergence("kd", "Kd", "the teacher's soft targets beside the labels", "arXiv:1503.02531")
+    yield divergence("reverse-kl", "ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")
+    yield divergence("jsd", "Jsd", "soft targets by the generalised Jensen-Shannon divergence", "arXiv:2306.13649")
+    yield divergence("tvd", "Tvd", "soft targets by total variation", "arXiv:2307.15190")
+    yield divergence("skew-kl", "SkewKl", "soft targets by a skewed KL", "arXiv:2402.03898")
+    yield divergence("akl", "Akl", "soft targets by forward and reverse KL, head against tail", "arXiv:2404.02657")
     yield method("dkd", f"{soft}:Dkd", "target class and other classes apart", "arXiv:2203.08679", labels=True)
     yield method(
         "feature", "similarity:Feature", "the teacher's features, through a linear map", SURVEY, needs=("features",),

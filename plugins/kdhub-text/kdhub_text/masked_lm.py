@@ -80,7 +80,7 @@ class MaskedLm(TextClassifier):
         """Of each text what fits in: `text`, its token `ids` and their `spans` of characters, (0, 0) for special ones;
         and whether it was cut."""
         limit = min(filter(None, (self.max_length, max_length)))
-        given = self.tokenizer(list(texts), return_offsets_mapping=True)
+        given = self.tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
         if any(len(ids) > limit for ids in given["input_ids"]):
             whole = given["input_ids"]
             given = self.tokenizer(list(texts), truncation=True, max_length=limit, return_offsets_mapping=True)

@@ -143,3 +143,15 @@ def test_a_model_of_other_tokens_sees_the_same_characters_hidden(home, tmp_path)
 
 def rows_of(counts):
     return [n for n, many in enumerate(counts.tolist()) for _ in range(many)]
+
+
+def test_soft_targets_distil_a_masked_language_model(home, tmp_path):
+    import kdhub
+
+    made = {**tiny.masked_recipe(tmp_path), "task": "fill-mask", "method": "kd"}
+    options = {"epochs": 8.0, "lr": 3e-3, "alpha": 1.0, "precision": "float32"}
+    run = kdhub.distill(recipe={**made, "options": options}, out=tmp_path / "run")
+    found = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "masked-agreement"}
+    assert found["student"] > found["student-before"]
+    losses = [r["loss"] for r in run.metrics() if "terms" in r]
+    assert losses[-1] < losses[0]
