@@ -232,10 +232,7 @@ def kdhub_students():
         example="all-minilm-l6-v2",
     )  # fmt: skip
     yield of_pairs("hf", "kdhub_logits.students:hub", "org/name[@revision]", "a cross-encoder from a model on the Hub")
-    yield of_pairs(
-        "path", "kdhub_logits.students:path", "FOLDER", "a folder of a model of pairs, or an encoder",
-        (*layered, "embeddings"),
-    )  # fmt: skip
+    yield of_pairs("path", "kdhub_logits.students:path", "FOLDER", "a folder of a model of pairs, or an encoder")
     yield of_pairs(
         "layers", "kdhub_logits.students:layers", "N", "N evenly spaced layers of the cross-encoder", example="1",
         from_teacher=True,
