@@ -358,7 +358,7 @@ class TextClassifier(Classifier):
         return cls(model, tokenizer, start)
 
     def at_once(self, examples: Sequence[Example]) -> int:
-        return max(1, min(self.batch, TOKENS // max(1, *(e["length"] for e in examples))))
+        return max(1, min(self.batch, TOKENS // max(1, *(e.get("length", 1) for e in examples))))
 
     def width(self, kind: str) -> tuple[int, ...]:
         config = self.module.model.config
