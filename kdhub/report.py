@@ -187,11 +187,14 @@ class Report:
     # -- tables -----------------------------------------------------------------------------------------------
 
     def tables(self) -> list[Table]:
-        """Quality; the headline metrics seen otherwise (truncated, stored smaller); cost. Empty ones are left out."""
-        head = {(line.dataset, line.split, line.metric) for line in self.headline()}
+        """Quality; the headline metrics and fidelity seen otherwise (truncated, stored smaller, beside one teacher of
+        several); cost. Empty ones are left out."""
         lines = self.lines()
         plain = [line for line in lines if not line.variant]
-        varied = [line for line in lines if line.variant and (line.dataset, line.split, line.metric) in head]
+        measured = any(TEACHER in line.measures for line in plain)
+        beside = [line for line in plain if measured and TEACHER not in line.measures]
+        seen = {(line.dataset, line.split, line.metric) for line in (*self.headline(), *beside)}
+        varied = [line for line in lines if line.variant and (line.dataset, line.split, line.metric) in seen]
         places = list(dict.fromkeys((line.dataset, line.split) for line in varied))
         varied.sort(key=lambda line: places.index((line.dataset, line.split)))
         tables = [_quality("Quality", plain), _quality("Quality, looked at otherwise", varied)]
