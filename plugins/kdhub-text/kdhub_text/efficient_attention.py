@@ -237,7 +237,8 @@ def cut_layers(
     keep_blocks(made, chosen)
     if init == "random":
         transformers.set_seed(seed)
-        return type(made)(made.config), f"{len(chosen)} fresh layers"
+        # Of what would be saved: how this object computes its masks is no choice that a new one may be made with.
+        return type(made)(type(made.config)(**made.config.to_dict())).eval(), f"{len(chosen)} fresh layers"
     return made, f"layers {', '.join(str(i + 1) for i in chosen)} of {have}"
 
 

@@ -104,6 +104,9 @@ def test_half_the_layers():
     fresh, _ = cut_layers(model, "half", "random", seed=3)
     assert not torch.equal(blocks(fresh)[0].attention.self.query.weight, weights[0])
     assert len(blocks(model)) == 12
+    for kind in ("longformer", "lsg"):  # also of converted ones
+        fresh, _ = cut_layers(to_efficient(model, kind, **SMALL), "half", "random")
+        assert len(blocks(fresh)) == 6 and type(fresh) is type(to_efficient(model, kind, **SMALL))
     with pytest.raises(UsageError, match="has 12"):
         cut_layers(model, (1, 13))
 
