@@ -82,6 +82,9 @@ def test_loyalties_of_the_specification():
     p, q = given([[0.75, 0.2, 0.05]]), given([[0.8, 0.1, 0.1]])
     assert metrics.probability_loyalty(q, p) == pytest.approx(0.862286, abs=2e-6)
     assert metrics.probability_loyalty(given([[1, 0]]), given([[0, 1]])) == pytest.approx(0, abs=1e-6)
+    z = 8 * np.random.default_rng(0).normal(size=(2000, 2))
+    close = [metrics.Predictions(x, np.zeros(len(z), int)) for x in (z, z + 1e-9)]
+    assert metrics.probability_loyalty(*close) == pytest.approx(1), "all but equal, and rounded below that"
     labels = [given(np.eye(4)[chosen], of=np.array) for chosen in ([0, 2, 1, 3], [0, 1, 2, 3])]
     assert metrics.agreement(*labels) == 0.5
     scores = [[1, 2, 3, 5], [1.1, 1.9, 3.2, 4.0]]
