@@ -61,7 +61,7 @@ class Evaluator:
             for ref in self.plan.data:
                 try:
                     data = self.resolver.data(ref, self.on_bad_rows)
-                    split = data.pick(*([ref.split] if ref.split else ["test", "validation", "train"]))
+                    split = data.pick("test", "validation", "train")
                     data.split(split)
                 except (UnavailableError, HubError) as error:
                     if not ref.optional:

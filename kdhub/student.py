@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdhub.errors import UsageError
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
@@ -69,3 +71,18 @@ class BuildContext:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def sizes(kind: str, argument: str, **defaults: int) -> dict[str, int]:
+    """The argument of a fresh network's builder, `width=64,layers=2`: whole numbers from 1 by name, all with defaults.
+
+    Raises:
+        UsageError: an unknown name, or no such number.
+    """
+    found = dict(defaults)
+    for part in filter(None, argument.split(",")):
+        name, _, value = part.partition("=")
+        if name not in found or not value.isdigit() or not int(value):
+            raise UsageError(f"student {kind}:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in found)}")
+        found[name] = int(value)
+    return found

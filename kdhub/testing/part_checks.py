@@ -338,7 +338,7 @@ def _parts(task: Any, recipe: Recipe, resolver: Resolver) -> list[tuple[Data, st
     parts = []
     for ref in recipe.data["train"]:
         data = resolver.data(ref)
-        parts.append((data, data.pick(*([ref.split] if ref.split else ["train"]))))
+        parts.append((data, data.pick("train")))
     return parts
 
 

@@ -110,7 +110,7 @@ class Session:
             opened[use] = []
             for ref in refs:
                 data = self.resolver.data(ref, self.recipe.on_bad_rows)
-                opened[use].append((data, data.pick(*([ref.split] if ref.split else [use, "train"]))))
+                opened[use].append((data, data.pick(use, "train")))
         return opened
 
     def has_rows(self, use: str) -> bool:

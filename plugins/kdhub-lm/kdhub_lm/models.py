@@ -17,7 +17,7 @@ from torch import nn
 
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
-from kdhub.student import BuildContext
+from kdhub.student import BuildContext, sizes
 from kdhub.task import Example, Signals
 from kdhub_lm.decoding import draws, write
 from kdhub_lm.generation import Generation, encoded, is_text, layout
@@ -273,12 +273,7 @@ def llama(argument: str, context: BuildContext) -> CausalLm:
     """
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    settings = {"width": 64, "layers": 2, "heads": 4, "length": 512}
-    for part in filter(None, argument.split(",")):
-        name, _, value = part.partition("=")
-        if name not in settings or not value.isdigit() or not int(value):
-            raise UsageError(f"student llama:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
-        settings[name] = int(value)
+    settings = sizes("llama", argument, width=64, layers=2, heads=4, length=512)
     width, heads = settings["width"], settings["heads"]
     if width % (2 * heads):
         raise UsageError(f"student llama:{argument}: {heads} heads of an even width do not divide {width}")

@@ -208,7 +208,7 @@ def _calibration(context: BuildContext) -> tuple[list[dict[str, Any]], str]:
     if options["calib"] or not rows:
         ref = DataRef.model_validate(options["calib"] or {"source": EMBEDDED})
         data = Resolver().data(ref)
-        table = context.task.training_table([(data, data.pick(*([ref.split] if ref.split else ["train"])))])
+        table = context.task.training_table([(data, data.pick("train"))])
         rows, of = plain_rows(table, range(min(limit, len(table)))), ref.source
     answers = {} if "text" in rows[0] or "response" in rows[0] or "messages" in rows[0] else {"prompts": 1}
     examples = context.task.preparer(None, context.teacher, **answers)(rows)

@@ -272,16 +272,20 @@ class Transformer(nn.Module):
         )
 
     def _attentions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        mask, was = inputs["attention_mask"], self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")
-        try:
-            given = self.model(
-                input_ids=inputs["input_ids"], attention_mask=mask, output_attentions=True, **segments(inputs)
-            )
-        finally:
-            self.model.set_attn_implementation(was)
+        mask = inputs["attention_mask"]
+        given = openly(self.model, input_ids=inputs["input_ids"], attention_mask=mask, **segments(inputs))
         real = mask.bool()
         return torch.stack([a.mean(1) for a in given.attentions], -1)[real[:, :, None] & real[:, None, :]]
+
+
+def openly(model: nn.Module, **inputs: torch.Tensor) -> Any:
+    """What a transformers model gives with its attention maps, which its usual kernels do not make."""
+    was = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        return model(output_attentions=True, **inputs)
+    finally:
+        model.set_attn_implementation(was)
 
 
 class TextClassifier(Classifier):

@@ -53,22 +53,19 @@ def by_tagger(tagger: Teacher) -> Scorer:
     prepare = Resolver().task("token-classification").preparer(None, tagger)
     outside = tagger.classes.index("O")
 
-    def of_words(words: list[str]) -> list[float]:
-        rows = [{"tokens": words[at : at + WORDS]} for at in range(0, len(words), WORDS)]
-        found: list[float] = []
-        for row, logits in zip(rows, tagger.signals(prepare(rows), "logits")["logits"] if rows else ()):
-            p = np.exp(logits - logits.max(1, keepdims=True))
-            seen = (1 - p[:, outside] / p.sum(1)).tolist()
-            found += seen + [0.0] * (len(row["tokens"]) - len(seen))
-        return found
-
     def score(texts: Sequence[str], spans: Sequence[Spans]) -> list[list[float]]:
-        made = []
-        for text, own in zip(texts, spans):
+        characters = [np.zeros(len(text)) for text in texts]
+        pieces = []  # text, and where its next words are
+        for n, text in enumerate(texts):
             places = [match.span() for match in re.finditer(r"\S+", text)]
-            rho = of_words([text[a:b] for a, b in places])
-            made.append([max((r for r, (a, b) in zip(rho, places) if x < b and y > a), default=0.0) for x, y in own])
-        return made
+            pieces += [(n, places[at : at + WORDS]) for at in range(0, len(places), WORDS)]
+        rows = [{"tokens": [texts[n][a:b] for a, b in places]} for n, places in pieces]
+        given = tagger.signals(prepare(rows), "logits")["logits"] if rows else ()
+        for (n, places), logits in zip(pieces, given):
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            for (a, b), rho in zip(places, 1 - p[:, outside] / p.sum(1)):
+                characters[n][a:b] = rho
+        return [[float(own[a:b].max(initial=0.0)) for a, b in of] for own, of in zip(characters, spans)]
 
     return score
 

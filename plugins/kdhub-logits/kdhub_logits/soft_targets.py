@@ -112,6 +112,11 @@ def labelled_in(batch: Mapping[str, Any]) -> float:
     return batch.get("mean_counts", {}).get("labels") or labels_in(batch["labels"])
 
 
+def tokens_in(batch: Mapping[str, Any], here: int) -> float:
+    """The same for a sum over all tokens but padding, of which this batch has `here`; where the task counts them."""
+    return batch.get("mean_counts", {}).get("tokens") or here
+
+
 def labels_in(labels: Tensor) -> Tensor:
     """How many rows have a label, at least 1: what a mean over them is divided by."""
     return has_label(labels).sum().clamp_min(1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdhub.errors import CompatibilityError, UsageError
-from kdhub.student import BuildContext
+from kdhub.student import BuildContext, sizes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,12 +86,7 @@ def vit(argument: str, context: BuildContext) -> NetworkClassifier:
     Raises:
         UsageError: an unknown setting, a patch that does not divide the image, heads that do not divide the width.
     """
-    settings: dict[str, Any] = {"patch": 2, "width": 32, "layers": 2, "heads": 4}
-    for part in filter(None, argument.split(",")):
-        name, _, value = part.partition("=")
-        if name not in settings or not value.isdigit() or not int(value):
-            raise UsageError(f"student vit:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
-        settings[name] = int(value)
+    settings = sizes("vit", argument, patch=2, width=32, layers=2, heads=4)
     shape = context.facts.get("shape", [])
     if shape and any(n % settings["patch"] for n in shape[-2:]):
         raise UsageError(f"student vit:{argument}: patches of {settings['patch']} do not divide {shape[-2:]} pixels")
@@ -247,13 +242,18 @@ def keep_layers(argument: str, context: BuildContext, kind: type) -> tuple[Any, 
     have, keep = len(blocks(model)), int(argument) if argument.isdigit() else 0
     if not 1 <= keep <= have:
         raise UsageError(f"student layers:{argument}: the teacher has {have} layers")
-    chosen = np.linspace(0, have - 1, keep).round().astype(int).tolist() if keep > 1 else [0]
+    chosen = evenly(have, keep)
     keep_blocks(model, chosen)
     model.requires_grad_(True)
     known = context.teacher.known
     how = f"layers {', '.join(str(i + 1) for i in chosen)} of {have}"
     base = known.get("id") if known.get("revision") else None
     return model, {"base_model": base, "revision": known.get("revision"), "how": how}
+
+
+def evenly(have: int, keep: int) -> list[int]:
+    """So many of some layers, counted from 0: evenly spaced, the first and the last among them; the first of one."""
+    return np.linspace(0, have - 1, keep).round().astype(int).tolist() if keep > 1 else [0]
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

@@ -17,12 +17,17 @@ from kdhub.teacher import Teacher
 from kdhub_logits.plugin import LAYERED
 from kdhub_logits.sparse import Form, packed
 
+IDENTIFYING = (".safetensors", ".json", ".txt", ".model")
+"""Files of a model's folder that say what it gives."""
+
 
 class LocalClassifier(Teacher):
-    """A classifier folder, ours or the transformers library's; its identity is read from its files."""
+    """A classifier folder, ours or the transformers library's; its identity is read from its files, those of folders in
+    it too where it is `nested`."""
 
     group_rows = 512
     kind = "classifier"
+    nested = False
 
     @staticmethod
     def read(folder: Path, name: str | None) -> Any:
@@ -39,9 +44,9 @@ class LocalClassifier(Teacher):
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        kept = (".safetensors", ".json", ".txt", ".model")
-        files = [p.name for p in sorted(self.folder.iterdir()) if p.is_file() and p.suffix in kept]
-        return {"kind": self.kind, "files": sha256_files(self.folder, files)}
+        inside = self.folder.rglob("*") if self.nested else self.folder.iterdir()
+        files = [p.relative_to(self.folder).as_posix() for p in inside if p.is_file() and p.suffix in IDENTIFYING]
+        return {"kind": self.kind, "files": sha256_files(self.folder, sorted(files))}
 
     @property
     def provenance(self) -> Mapping[str, Any]:

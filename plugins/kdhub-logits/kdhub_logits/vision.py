@@ -13,7 +13,7 @@ from torch import nn
 from kdhub.errors import CompatibilityError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.task import Example
-from kdhub_logits.classifiers import ProbedClassifier, class_names, note_subclasses, with_subclasses
+from kdhub_logits.classifiers import ProbedClassifier, class_names, note_subclasses, openly, with_subclasses
 from kdhub_logits.networks import Given, last_layer
 
 PROCESSOR = "preprocessor_config.json"
@@ -50,13 +50,8 @@ class ImageNetwork(nn.Module):
         )
 
     def _attentions(self, x: torch.Tensor) -> torch.Tensor:
-        was = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")
-        try:
-            given = self.model(pixel_values=x, output_attentions=True)
-        finally:
-            self.model.set_attn_implementation(was)
-        return torch.stack([a.mean(1).flatten(1) for a in given.attentions], -1)
+        maps = openly(self.model, pixel_values=x).attentions
+        return torch.stack([a.mean(1).flatten(1) for a in maps], -1)
 
 
 class ImageClassifier(ProbedClassifier):

@@ -23,7 +23,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labelled_in, positions_in
+from kdhub_logits.soft_targets import ClassifierOptions, cross_entropies, labelled_in, positions_in, tokens_in
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import CompatibilityError, UsageError
@@ -93,7 +93,7 @@ class EfficientAttention(ObjectiveMethod):
         terms = over_positions(sums, student, teacher, batch["labels"])
         if o.a_cos:
             apart = cosine_loss(student["hidden_states"][:, -1], teacher["hidden_states"].float()[:, -1])
-            terms["cosine"] = o.a_cos * apart.sum() / (batch.get("mean_counts", {}).get("tokens") or len(apart))
+            terms["cosine"] = o.a_cos * apart.sum() / tokens_in(batch, len(apart))
         return terms
 
 
@@ -219,16 +219,15 @@ def cut_layers(
     Raises:
         UsageError: layers that it has not.
     """
-    import numpy as np
     import transformers
-    from kdhub_logits.students import blocks, keep_blocks
+    from kdhub_logits.students import blocks, evenly, keep_blocks
 
     have = len(blocks(model))
     if layers == "all":
         return copy.deepcopy(model), ""
     if layers == "half":
         keep = max(1, have // 2)
-        chosen = list(range(keep)) if init == "first" or keep == 1 else _even(np.linspace(0, have - 1, keep))
+        chosen = list(range(keep)) if init == "first" else evenly(have, keep)
     else:
         chosen = [layer - 1 for layer in layers]
         if max(chosen) >= have or sorted(set(chosen)) != chosen:
@@ -240,10 +239,6 @@ def cut_layers(
         # Of what would be saved: how this object computes its masks is no choice that a new one may be made with.
         return type(made)(type(made.config)(**made.config.to_dict())).eval(), f"{len(chosen)} fresh layers"
     return made, f"layers {', '.join(str(i + 1) for i in chosen)} of {have}"
-
-
-def _even(values: Any) -> list[int]:
-    return values.round().astype(int).tolist()
 
 
 def to_efficient(

@@ -127,7 +127,6 @@ class FillMask(Classification):
             return dict(batch)
         lengths = batch["attention_mask"].sum(1).tolist()
         rows = [ids[:n] for ids, n in zip(batch["original"].tolist(), lengths)]
-        device = batch["input_ids"].device
         drawn = [
             hidden(ids, student.tokens, share, key, epoch)
             for ids, share, key in zip(rows, batch["share"].tolist(), batch["keys"].tolist())

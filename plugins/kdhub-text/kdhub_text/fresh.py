@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import DataError, UsageError
 from kdhub.recipe import DataRef
-from kdhub.student import BuildContext
+from kdhub.student import BuildContext, sizes
 
 if TYPE_CHECKING:
     from kdhub.student import Student
@@ -30,38 +30,38 @@ def words(argument: str, context: BuildContext) -> Student:
     Raises:
         UsageError: an unknown setting, or heads that do not divide the width.
     """
-    import transformers
-
     from kdhub.resolve import Resolver
 
-    settings = {"layers": 2, "width": 64, "heads": 4}
-    for part in filter(None, argument.split(",")):
-        name, _, value = part.partition("=")
-        if name not in settings or not value.isdigit() or not int(value):
-            raise UsageError(f"student words:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
-        settings[name] = int(value)
-    layers, width, heads = settings.values()
+    settings = sizes("words", argument, layers=2, width=64, heads=4)
+    width, heads = settings["width"], settings["heads"]
     if width % heads:
         raise UsageError(f"student words:{argument}: {heads} heads do not divide a width of {width}")
     options = FreshOptions.model_validate(context.options)
     if options.data is None:
         raise UsageError(f"student words:{argument} needs rows whose words are its tokens", hint="its option `data`")
     data = Resolver().data(options.data)
-    split = data.pick(*([options.data.split] if options.data.split else ["train"]))
-    tokenizer = word_tokenizer(data.split(split), options.vocabulary, options.max_length)
-    config = transformers.BertConfig(
+    tokenizer = word_tokenizer(data.split(data.pick("train")), options.vocabulary, options.max_length)
+    config = bert(tokenizer, **settings, length=options.max_length)
+    return student_of(config, tokenizer, context, {"how": f"fresh words:{argument}"})
+
+
+words.Options = FreshOptions
+
+
+def bert(tokenizer: Any, *, layers: int, width: int, heads: int, length: int) -> Any:
+    """The configuration of a BERT of this size for a tokenizer."""
+    import transformers
+
+    return transformers.BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * width,
-        max_position_embeddings=options.max_length,
+        max_position_embeddings=length,
+        pad_token_id=tokenizer.pad_token_id or 0,
         initializer_range=0.02 * (768 / width) ** 0.5,  # BERT's, at the same spread of what a layer gives
     )
-    return student_of(config, tokenizer, context, {"how": f"fresh words:{argument}"})
-
-
-words.Options = FreshOptions
 
 
 def student_of(config: Any, tokenizer: Any, context: BuildContext, start: dict[str, Any]) -> Student:

@@ -23,9 +23,10 @@ from kdhub._files import canonical_json
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.recipe import DataRef
 from kdhub.signals import Field as StoredField
-from kdhub.student import BuildContext
+from kdhub.student import BuildContext, sizes
 from kdhub.task import Example
 from kdhub_text.fill_mask import Tokens, hidden, how, places
+from kdhub_text.fresh import bert
 
 
 class Network(nn.Module):
@@ -269,18 +270,13 @@ def config(argument: str, context: BuildContext) -> MaskedLm:
 
     from kdhub.resolve import Resolver
 
-    settings = {"layers": 2, "width": 64, "heads": 2}
-    for part in filter(None, argument.split(",")):
-        name, _, value = part.partition("=")
-        if name not in settings or not value.isdigit() or not int(value):
-            raise UsageError(f"student config:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in settings)}")
-        settings[name] = int(value)
+    settings = sizes("config", argument, layers=2, width=64, heads=2)
     if settings["width"] % settings["heads"]:
         raise UsageError(f"student config:{argument}: {settings['heads']} heads do not divide {settings['width']}")
     options = ConfigOptions.model_validate(context.options)
     if options.data is not None:
         data = Resolver().data(options.data)
-        rows = data.split(data.pick(*([options.data.split] if options.data.split else ["train"])))
+        rows = data.split(data.pick("train"))
         tokenizer = wordpiece(rows["text"], options.vocabulary, options.lowercase, options.max_length)
     elif context.teacher is not None:
         tokenizer = copy.deepcopy(context.teacher.tokenizer)
@@ -289,16 +285,7 @@ def config(argument: str, context: BuildContext) -> MaskedLm:
             f"student config:{argument} needs a tokenizer", hint="a teacher's, or one from its option `data`"
         )
     transformers.set_seed(context.seed)
-    made = transformers.BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings["width"],
-        num_hidden_layers=settings["layers"],
-        num_attention_heads=settings["heads"],
-        intermediate_size=4 * settings["width"],
-        max_position_embeddings=options.max_length,
-        pad_token_id=tokenizer.pad_token_id or 0,
-        initializer_range=0.02 * (768 / settings["width"]) ** 0.5,  # BERT's, at the same spread of what a layer gives
-    )
+    made = bert(tokenizer, **settings, length=options.max_length)
     return MaskedLm(transformers.BertForMaskedLM(made), tokenizer, {"how": f"fresh config:{argument}"})
 
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from kdhub_logits.soft_targets import label_losses, labelled_in, positions_in
+from kdhub_logits.soft_targets import label_losses, labelled_in, positions_in, tokens_in
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError, UsageError
@@ -182,7 +182,7 @@ class MultiTeacher(ObjectiveMethod):
                 a, b = by_word(own, batch["spans"], theirs, one.spans)
                 value = cosine_loss(a, b).sum() / max(1, len(a))
             else:
-                value = cosine_loss(own, theirs).sum() / (batch.get("mean_counts", {}).get("tokens") or len(mine))
+                value = cosine_loss(own, theirs).sum() / tokens_in(batch, len(mine))
             total = total + self._weights[n] * value
         return total if not isinstance(total, float) else mine.sum() * 0
 

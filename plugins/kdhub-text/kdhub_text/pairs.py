@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +18,6 @@ import numpy as np
 from kdhub_logits.tasks import SUBCLASS, Classification, Predictions
 from kdhub_logits.teachers import LocalClassifier, local
 
-from kdhub._files import sha256_files
 from kdhub.errors import CompatibilityError, DataError
 from kdhub.task import Encoder, Example, Prepare, Signals, View
 
@@ -189,19 +187,14 @@ def load(folder: Path, *, name: str | None = None) -> Classifier:
 
 
 class PairTeacher(LocalClassifier):
-    """A folder with a model of pairs; its identity is read from its files, those of folders in it too."""
+    """A folder with a model of pairs."""
 
     kind = "pair-classifier"
+    nested = True
 
     @staticmethod
     def read(folder: Path, name: str | None) -> Any:
         return load(folder, name=name)
-
-    @cached_property
-    def identity(self) -> Mapping[str, Any]:
-        kept = (".safetensors", ".json", ".txt", ".model")
-        files = [p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.suffix in kept]
-        return {"kind": self.kind, "files": sha256_files(self.folder, sorted(files))}
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> list[dict[str, Any]]:
         return self.model.encode_pairs(pairs, max_length)

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from kdhub_logits.students import evenly
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.student import BuildContext
@@ -39,7 +39,7 @@ def layers(argument: str, context: BuildContext) -> EmbeddingStudent:
         raise UsageError(
             f"student layers:{argument}: the teacher has {have} layers", hint=f"use layers:1 to layers:{have}"
         )
-    chosen = np.linspace(0, have - 1, keep).round().astype(int).tolist() if keep > 1 else [0]
+    chosen = evenly(have, keep)
     for i in reversed(range(have)):
         if i not in chosen:
             del stack[i]

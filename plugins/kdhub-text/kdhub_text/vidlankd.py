@@ -132,7 +132,7 @@ def _clips(ref: DataRef | None) -> dict[int, list[Tensor]]:
     if ref is None:
         raise UsageError("the contrast needs clips", hint="options.clips: {source: digit-clips}")
     data = Resolver().data(ref)
-    table = data.split(data.pick(*([ref.split] if ref.split else ["train"])))
+    table = data.split(data.pick("train"))
     if not {"text", "frames"} <= set(table.column_names):
         raise DataError(f"clips have text and frames, not {', '.join(table.column_names)}")
     found: dict[int, list[Tensor]] = {}
@@ -281,7 +281,7 @@ class VidLanKd(ObjectiveMethod):
         if o.pictures is None:
             return report
         data = Resolver().data(o.pictures)  # no rows of the task's: words, and what they look like
-        split = data.pick(*([o.pictures.split] if o.pictures.split else ["test"]))
+        split = data.pick("test")
         rows = list(data.split(split))
         for subject, model in (("teacher", run.teacher.model), ("student", student)):
             states, pictures = word_states(model, rows)
