@@ -2,6 +2,11 @@
 
 A chunk is a safetensors file with `keys` (uint8, [rows, 12]) and, by field: `name`; `name.scale` (float16) for int8
 codes; `name.offsets` (int64, [rows + 1]) where rows are ragged. Its bytes depend on nothing but these arrays.
+
+Keys of vectors take no room. In float16 a number below 2 has an exponent of 15 at most, so the exponent's highest bit
+is 0; where all numbers of a chunk are so (those of vectors of length 1 are), the bits of all keys stand there, in the
+first numbers of the chunk. It has no `keys` then, and the type uint16, so that nobody takes it for numbers: `freed`
+gives those back, bit by bit.
 """
 
 from __future__ import annotations
@@ -31,6 +36,9 @@ DTYPES = {
     "int64": (np.dtype("<i8"), "I64"),
     "uint8": (np.dtype("|u1"), "U8"),
 }
+PACKED = np.dtype("<u2")
+SPARE = np.uint16(1 << 14)
+"""Of a float16: the highest bit of the exponent."""
 
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]
 """Tensors of a chunk in the order of the file: name -> type, and shape without the first dimension."""
@@ -77,6 +85,12 @@ def layout_of(fields: Sequence[Field]) -> Layout:
 
 def row_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+
+def carrier_of(fields: Sequence[Field]) -> str | None:
+    """The field that has room for keys: float16, a bit of a row's key for each of its numbers, or more numbers."""
+    roomy = (f.name for f in fields if f.dtype == "float16" and not f.ragged and np.prod(f.shape) >= 8 * KEY_BYTES)
+    return next(roomy, None)
 
 
 # Values
@@ -163,6 +177,31 @@ def decode(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return values
 
 
+def carrying(values: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
+    """Float16 values with the bits of keys in their first numbers, as uint16; None where a number is 2 or more."""
+    packed = values.reshape(-1).view(PACKED)
+    if (packed & SPARE).any():
+        return None
+    packed = packed.copy()
+    packed[: 8 * keys.size] |= np.unpackbits(keys.reshape(-1)).astype(PACKED) << 14
+    return packed.reshape(values.shape)
+
+
+def carried(packed: np.ndarray) -> np.ndarray:
+    """The keys in the first 96 numbers a row, uint8 [rows, 12]."""
+    return np.packbits((packed & SPARE) != 0).reshape(-1, KEY_BYTES)
+
+
+def freed(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Take the bits of keys out of these rows of float16 values, in place."""
+    packed = values.view(PACKED)
+    if rows.all():
+        packed &= ~SPARE
+    elif rows.any():
+        packed[rows] &= ~SPARE
+    return values
+
+
 # Files
 
 
@@ -172,7 +211,8 @@ class DamagedError(Exception):
 
 @dataclass
 class Chunk:
-    """A committed group. `intact` once its digest was checked in this process, `gone` once it was removed."""
+    """A committed group. `intact` once its digest was checked in this process, `gone` once it was removed. `carrier` is
+    the field whose numbers carry the keys, where one does."""
 
     path: Path
     rows: int
@@ -180,6 +220,7 @@ class Chunk:
     start: int  # of the tensors in the file
     size: int  # of the file
     spans: dict[str, tuple[int, int]]  # tensor -> begin and end in the file
+    carrier: str | None = None
     intact: bool = False
     gone: bool = False
 
@@ -193,26 +234,32 @@ class Chunk:
 
     def keys(self) -> np.ndarray:
         """uint8 [rows, 12], checked against the file's name, so that a lookup never finds a wrong row."""
-        begin, end = self.spans["keys"]
+        begin, end = self.spans[self.carrier or "keys"]
+        if self.carrier:
+            end = begin + PACKED.itemsize * 8 * KEY_BYTES * self.rows
         with open(self.path, "rb") as file:
             file.seek(begin)
-            keys = file.read(end - begin)
-        if group_name(keys) != self.path.stem:
+            read = file.read(end - begin)
+        keys = carried(np.frombuffer(read, PACKED)) if self.carrier else np.frombuffer(read, np.uint8)
+        if group_name(keys.tobytes()) != self.path.stem:
             raise DamagedError(self.path)
-        return np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
+        return keys.reshape(-1, KEY_BYTES)
 
 
 def group_name(keys: bytes | np.ndarray) -> str:
     return hashlib.sha256(keys).hexdigest()[:32]
 
 
-def write_chunk(file: BinaryIO, layout: Layout, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write and fsync. `file` is unbuffered."""
+def write_chunk(file: BinaryIO, layout: Layout, arrays: Mapping[str, np.ndarray], carrier: str | None = None) -> None:
+    """Write and fsync. `file` is unbuffered; the field `carrier` carries the keys where its numbers allow it."""
+    if carrier and (packed := carrying(arrays[carrier], arrays["keys"])) is not None:
+        layout, arrays = _without_keys(layout, carrier), {**arrays, carrier: packed}
     flat = [np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in layout]
     digest = hashlib.sha256()
     for array in flat:
         digest.update(array)
-    head, _ = _head(layout, {name: len(array) for name, array in arrays.items()}, digest.hexdigest())
+    counts = {name: len(array) for name, array in arrays.items()}
+    head, _ = _head(layout, counts, counts["keys"], digest.hexdigest())
     for part in (head, *flat):
         view = memoryview(part)
         while len(view):  # a nearly full disk takes less than it is given, and says so at the next write
@@ -220,7 +267,11 @@ def write_chunk(file: BinaryIO, layout: Layout, arrays: Mapping[str, np.ndarray]
     os.fsync(file.fileno())
 
 
-def open_chunk(path: Path, layout: Layout) -> Chunk:
+def _without_keys(layout: Layout, carrier: str) -> Layout:
+    return {n: (PACKED if n == carrier else dtype, shape) for n, (dtype, shape) in layout.items() if n != "keys"}
+
+
+def open_chunk(path: Path, layout: Layout, carrier: str | None = None) -> Chunk:
     """Read and check head and size.
 
     Raises:
@@ -232,23 +283,28 @@ def open_chunk(path: Path, layout: Layout) -> Chunk:
         head += file.read(min(int.from_bytes(head, "little"), 1 << 20))
     try:
         header = json.loads(head[8:])
+        carrier = None if "keys" in header else carrier
+        if carrier:
+            layout = _without_keys(layout, carrier)
         counts = {name: header[name]["shape"][0] for name in layout}
-        sha256 = header["__metadata__"]["sha256"]
-        expected, spans = _head(layout, counts, sha256)
+        rows, sha256 = counts[carrier or "keys"], header["__metadata__"]["sha256"]
+        expected, spans = _head(layout, counts, rows, sha256)
     except (ValueError, LookupError, TypeError) as error:
         raise DamagedError(path) from error
     if head != expected or size != max(end for _, end in spans.values()):
         raise DamagedError(path)
-    return Chunk(path, counts["keys"], sha256, len(head), size, spans)
+    return Chunk(path, rows, sha256, len(head), size, spans, carrier)
 
 
-def _head(layout: Layout, counts: Mapping[str, int], sha256: str) -> tuple[bytes, dict[str, tuple[int, int]]]:
+def _head(
+    layout: Layout, counts: Mapping[str, int], rows: int, sha256: str
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The head of a safetensors file, and where its tensors are in the file.
 
     The safetensors library is not used: its heads must not depend on its version, or a resumed store might differ.
     """
-    names = {dtype: name for dtype, name in DTYPES.values()}
-    header: dict[str, Any] = {"__metadata__": {"schema": str(SCHEMA), "rows": str(counts["keys"]), "sha256": sha256}}
+    names = {dtype: name for dtype, name in DTYPES.values()} | {PACKED: "U16"}
+    header: dict[str, Any] = {"__metadata__": {"schema": str(SCHEMA), "rows": str(rows), "sha256": sha256}}
     spans, at = {}, 0
     for name, (dtype, shape) in layout.items():
         end = at + counts[name] * row_bytes(dtype, shape)

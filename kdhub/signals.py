@@ -43,8 +43,10 @@ from kdhub._chunks import (
     Chunk,
     DamagedError,
     Field,
+    carrier_of,
     decode,
     encode,
+    freed,
     group_name,
     layout_of,
     open_chunk,
@@ -105,7 +107,8 @@ class SignalStore:
         self.key: dict[str, Any] = meta["key"]
         self.fields = tuple(Field(**f) for f in meta["fields"])
         self.group_rows: int = meta["group_rows"]
-        self._layout = layout_of(self.fields)
+        self._layout, self._carrier = layout_of(self.fields), carrier_of(self.fields)
+        self._carries = np.zeros(0, bool)  # of each chunk: whether its vectors carry its keys
         self._chunks: list[Chunk] = []
         self._known: dict[str, int] = {}
         self._bad: set[str] = set()  # files whose header or keys are not whole
@@ -187,7 +190,7 @@ class SignalStore:
                 continue
             with _explained(f"read {self.folder / name}"):
                 try:
-                    chunk = open_chunk(self.folder / name, self._layout)
+                    chunk = open_chunk(self.folder / name, self._layout, self._carrier)
                     new.append((chunk, chunk.keys()))
                 except FileNotFoundError:  # pruned, or removed as damaged, since the folder was read
                     pass
@@ -200,6 +203,7 @@ class SignalStore:
             self._chunks.append(chunk)
         first = int(self._starts[-1])
         self._starts = np.cumsum([0, *(c.rows for c in self._chunks)], dtype=np.int64)
+        self._carries = np.array([c.carrier is not None for c in self._chunks])
         for views in self._views.values():
             views.extend([None] * len(new))
         for name, array in self._small.items():
@@ -270,6 +274,8 @@ class SignalStore:
 
     def _read(self, f: Field, chunk: np.ndarray, row: np.ndarray) -> np.ndarray:
         values = self._gather(f.name, chunk, row)
+        if f.name == self._carrier:
+            return freed(values, self._carries[chunk])
         if f.dtype != "int8":
             return values
         return decode(values, self._gather(f.name + ".scale", chunk, row))
@@ -397,7 +403,7 @@ class SignalStore:
                 arrays = encode(compute(group), self.fields, group, number)
                 safe = f"{len(unique) - len(missing) + done} of {len(unique)} rows are stored and safe"
                 with _explained(f"write to the signal store {self.folder} ({safe})"):
-                    write_chunk(file, self._layout, {"keys": keys[group], **arrays})
+                    write_chunk(file, self._layout, {"keys": keys[group], **arrays}, self._carrier)
                     self._commit(name)
                 return True
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import kdhub.signals
+from kdhub._chunks import carried, carrying, freed
 from kdhub.errors import StoreError, TeacherError, UnknownNameError
 from kdhub.signals import Field, SignalStore, row_key, row_keys
 from kdhub.verbs import cache
@@ -108,6 +111,56 @@ def test_rows_come_back_in_any_order(tmp_path, dtype):
         store.read(np.array([0, -1]))
 
 
+def test_bits_of_a_key_stand_where_numbers_below_two_have_none():
+    """By hand: 0.5 is 0x3800 in float16, and with the spare bit 0x7800."""
+    values, keys = np.full((2, 96), 0.5, np.float16), np.zeros((2, 12), np.uint8)
+    keys[0, 0], keys[1, 11] = 0b10000001, 1
+    packed = carrying(values, keys)
+    assert [hex(n) for n in packed[0, :9]] == ["0x7800", *["0x3800"] * 6, "0x7800", "0x3800"]
+    assert packed[1, -1] == 0x7800 and (packed[1, :-1] == 0x3800).all()
+    np.testing.assert_array_equal(carried(packed), keys)
+    np.testing.assert_array_equal(freed(packed.view(np.float16), np.array([True, True])), values)
+    values[1, 5] = -1.999
+    assert carrying(values, keys) is not None
+    values[1, 5] = 2
+    assert carrying(values, keys) is None
+
+
+@pytest.mark.parametrize("dims", [96, 384])
+def test_vectors_below_two_carry_their_keys_and_others_have_them_beside(tmp_path, dims):
+    keys, lengths = row_keys(str(i).encode() for i in range(100)), np.arange(100)[::-1]
+    values = values_of(keys, dims)
+    values = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
+    values[3, :4] = [-0.0, 1.999, -1.999, 6e-8]  # the least and the largest that there are
+    values[60, 7] = 2.0
+
+    def fill(store):
+        return store.fill(keys, lengths, lambda rows: {"embedding": values[rows]})
+
+    store = SignalStore.open(tmp_path, KEY, [Field("embedding", "float16", (dims,))], group_rows=20)
+    assert fill(store).calls == 5
+    bodies = {p.stem: load_file(p) for p in store.folder.glob("*.safetensors")}
+    assert sum("keys" in body for body in bodies.values()) == 1, "the group with the 2 alone"
+    for body in bodies.values():
+        assert body["embedding"].dtype == (np.float16 if "keys" in body else np.uint16)
+    for again in (store, SignalStore.load(store.folder), pickle.loads(pickle.dumps(store))):
+        for rows in (np.arange(100)[::-1], np.arange(40, 100, 3), np.array([3])):
+            got = again.read(again.locate(keys[rows]))["embedding"]
+            assert got.tobytes() == values[rows].tobytes()
+    assert fill(SignalStore.load(store.folder)).calls == 0
+
+    (broken, *_) = (name for name, body in bodies.items() if "keys" not in body)
+    path = store.folder / f"{broken}.safetensors"
+    data = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    data[begin + 1] ^= 0x40  # the first bit of the first key
+    path.write_bytes(data)
+    again = SignalStore.load(store.folder)
+    assert again.locate(keys).min() == -1, "a key that is not whole finds nothing"
+    assert fill(again).calls == 1
+    assert again.read(again.locate(keys))["embedding"].tobytes() == values.tobytes()
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts the maps of this process, as Linux lists them")
 def test_groups_of_a_row_or_two_take_no_map(tmp_path):
     """A teacher behind an API commits each answer; a process may have 65,530 maps."""
@@ -169,8 +222,6 @@ def test_ragged_fields_and_the_safetensors_library_agree(tmp_path):
         assert np.allclose(got["coded"][row], logits[row], atol=0.02)
         assert got["coded"][row].shape == (row, 3)
     assert got["top"].tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
-
-    from safetensors.numpy import load_file
 
     files = [load_file(p) for p in sorted(store.folder.glob("*.safetensors"))]
     assert sorted(sum((f["top"][:, 0].tolist() for f in files), [])) == [0, 1, 2, 3]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kdhub._chunks import DamagedError, encode, layout_of, open_chunk
+from kdhub._chunks import DamagedError, carrier_of, encode, layout_of, open_chunk
 from kdhub._files import home
 from kdhub.errors import StoreError, UnknownNameError
 from kdhub.signals import META, Compute, Field, SignalStore, distinct, read_meta
@@ -192,11 +192,11 @@ def _describe(folder: Path) -> dict[str, Any]:
     try:
         meta = read_meta(folder)
         fields = [Field(**f) for f in meta["fields"]]
-        layout = layout_of(fields)
+        layout, carrier = layout_of(fields), carrier_of(fields)
         out.update(_labels(meta["key"]), dtypes=[f.dtype for f in fields])
         for path in folder.glob("*.safetensors"):
             try:
-                out["rows"] += open_chunk(path, layout).rows
+                out["rows"] += open_chunk(path, layout, carrier).rows
             except FileNotFoundError:
                 pass
             except DamagedError:
