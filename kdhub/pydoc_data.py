@@ -22,6 +22,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,7 +90,43 @@ class _Pair:
 
     @property
     def split(self) -> str:
-        return "validation" if hashlib.sha256(f"held-out:{self.top}".encode()).digest()[0] % 3 == 0 else "test"
+        return held_out_split(self.top)
+
+
+def held_out_split(top: str) -> str:
+    """validation or test: of which split a top-level module of the standard library is."""
+    return "validation" if hashlib.sha256(f"held-out:{top}".encode()).digest()[0] % 3 == 0 else "test"
+
+
+def modules(split: str) -> Iterator[tuple[str, bytes]]:
+    """Name and source of each module of `train` (packages), `validation` or `test` (the standard library)."""
+    if split == "train":
+        for name in PACKAGES:
+            for file, place in _package_files(name):
+                with suppress(OSError):
+                    yield _module(Path(file)), place.read_bytes()
+        return
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in _stdlib_files(root):
+        name = _module(file)
+        if held_out_split(name.partition(".")[0]) == split:
+            yield name, (root / file).read_bytes()
+
+
+def versions() -> dict[str, object]:
+    """What the rows depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = ""  # the rows say it when they are asked for
+    return {"rules": RULES, "python": platform.python_version(), "packages": packages}
+
+
+LICENCE = "the licences of Python and of the packages read"
 
 
 def _module(file: Path) -> str:
@@ -153,15 +190,6 @@ def _train() -> Iterator[dict[str, str]]:
 
 def pydoc(argument: str = "") -> Data:
     """The data set `pydoc`."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = ""  # the rows say it when they are asked for
-    key = {"rules": RULES, "python": platform.python_version(), "packages": versions}
 
     def judgements(split: str) -> Iterator[dict[str, object]]:
         for pair in _held_out()[0]:
@@ -180,14 +208,19 @@ def pydoc(argument: str = "") -> Data:
             "validation-texts": lambda: ({"text": p.document} for p in _held_out()[0] if p.split == "validation"),
             "test-texts": lambda: ({"text": p.document} for p in _held_out()[0] if p.split == "test"),
         },
-        key=key,
+        key=versions(),
         format={"train": "texts", "validation-texts": "texts", "test-texts": "texts"},
-        licence="the licences of Python and of the packages read",
+        licence=LICENCE,
     )
 
 
 def docstrings(source: bytes) -> list[str]:
     """Documentation strings of a module, its classes and functions; [] when it does not parse."""
+    return [text for _, text in documented(source)]
+
+
+def documented(source: bytes) -> list[tuple[ast.AST, str]]:
+    """A module, its classes and functions that have a documentation string, and that; [] when it does not parse."""
     collecting = gc.isenabled()
     gc.disable()  # a syntax tree is many small objects and no cycles: a fifth faster
     try:
@@ -199,15 +232,15 @@ def docstrings(source: bytes) -> list[str]:
     finally:
         if collecting:
             gc.enable()
-    found: list[str] = []
+    found: list[tuple[ast.AST, str]] = []
     blocks: list[list[ast.stmt]] = [tree.body]
     if text := ast.get_docstring(tree):
-        found.append(text)
+        found.append((tree, text))
     while blocks:  # only statements hold definitions: expressions, most of the tree, are not walked
         for node in blocks.pop():
             if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 if text := ast.get_docstring(node):
-                    found.append(text)
+                    found.append((node, text))
             for name in ("body", "orelse", "finalbody"):
                 if isinstance(inner := getattr(node, name, None), list):
                     blocks.append(inner)

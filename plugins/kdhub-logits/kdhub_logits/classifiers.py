@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kdhub._files import canonical_json
 from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import Student
@@ -303,6 +305,11 @@ class TextClassifier(Classifier):
             self.kinds = tuple(kind for kind in self.kinds if kind != "attentions")
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Digest of the tokens and their numbers."""
+        return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
 
     def like(self, model: nn.Module, start: Mapping[str, Any]) -> TextClassifier:
         """Another network that reads texts as this one."""

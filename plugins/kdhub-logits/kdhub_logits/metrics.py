@@ -46,7 +46,7 @@ def entity_f1(out: Predictions) -> float | None:
 
 def nll(out: Predictions) -> float:
     """Mean -log p(true class), in nats."""
-    return float(-out.log_probabilities[np.arange(out.examples), out.labels].mean())
+    return float(-out.log_probabilities[np.arange(len(out.labels)), out.labels].mean())
 
 
 def brier(out: Predictions) -> float | None:

@@ -8,7 +8,7 @@ IMAGE, TABLE, TEXT = "image-classification", "tabular-classification", "text-cla
 TOKEN = "token-classification"
 TASKS = (IMAGE, TABLE, TEXT, TOKEN)
 LM = "causal-lm"  # of kdhub-lm
-PAIRS, FILL = "text-pairs", "fill-mask"  # of kdhub-text
+PAIRS, FILL, QUESTIONS = "text-pairs", "fill-mask", "question-answering"  # of kdhub-text
 SURVEY = "arXiv:2402.13116"
 SIGNALS = ("logits", "features")
 LAYERED = {"hidden_states": -2, "attentions": -1}
@@ -45,12 +45,12 @@ def kdhub_methods():
     soft = "soft_targets"
     yield method(
         "supervised", "supervised:Supervised", "labels alone: the baseline, and how teachers are made", SURVEY,
-        tasks=(*TASKS, LM, PAIRS, FILL), needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"),
+        tasks=(*TASKS, LM, PAIRS, FILL, QUESTIONS), needs=(), uses=("logits",), labels=True, aliases=("ce", "sft"),
         tags=("algorithm:supervised",),
     )  # fmt: skip
 
     def divergence(name, cls, summary, paper):
-        return method(name, f"{soft}:{cls}", summary, paper, tasks=(*TASKS, LM, FILL))
+        return method(name, f"{soft}:{cls}", summary, paper, tasks=(*TASKS, LM, FILL, QUESTIONS))
 
     yield divergence("kd", "Kd", "the teacher's soft targets beside the labels", "arXiv:1503.02531")
     yield divergence("reverse-kl", "ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")

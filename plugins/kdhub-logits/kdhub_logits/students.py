@@ -186,9 +186,10 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _headless(config: Mapping[str, Any]) -> bool:
-    """Whether it is that of a transformers model without a classifier."""
+    """Whether it is that of a transformers model without a head of its task."""
     names = config.get("architectures") or [""]
-    return bool(config) and "network" not in config and not str(names[0]).endswith("Classification")
+    headed = str(names[0]).endswith(("Classification", "QuestionAnswering"))
+    return bool(config) and "network" not in config and not headed
 
 
 def _of_timm(folder: Path, context: BuildContext, start: dict[str, Any], name: str | None = None) -> NetworkClassifier:

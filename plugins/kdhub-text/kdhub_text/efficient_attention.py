@@ -10,8 +10,9 @@ they are chained.
 
       L = a_ce tau^2 mean KL(p_T^tau || p_S^tau)  +  a_mlm mean CE  +  a_cos mean (1 - cos(h_S, h_T))
 
-  over positions, positions with a label, and real tokens; h are the last states. Labels are the masked tokens in masked
-  language modelling, the rows' own in classification of texts or words.
+  over positions, positions with a label, and real tokens; h are the last states. Positions are all real tokens in
+  masked language modelling, as in DistilBERT's code, and the masked ones have labels; in classification of texts or
+  words both are the rows' own, in question answering the first and last token of an answer.
 
 The paper's body was not at hand: weights are DistilBERT's (tau 2, 5, 2, 1), and where it is silent the choice is ours
 (tiling, which layers, the share of long documents, which is a matter of the recipe's data: the sampler `mixture`).
@@ -50,8 +51,14 @@ class EfficientAttention(ObjectiveMethod):
         a_ce: float = Field(5.0, ge=0, description="weight of the soft targets")
         a_mlm: float = Field(2.0, ge=0, description="weight of the labels: masked tokens, or classes")
         a_cos: float = Field(1.0, ge=0, description="weight of the cosine of last states")
+        positions: Literal["all", "masked"] = Field("all", description="fill-mask: tokens of the soft targets")
 
     options: Options
+    partial_signals = ("top", "renormalised")
+
+    def settings(self) -> dict[str, Any]:
+        """That of fill-mask; other tasks have no use for it."""
+        return {"whole": self.options.positions == "all"}
 
     def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
         if not self.options.a_cos:

@@ -93,7 +93,7 @@ def word_tokenizer(rows: Any, vocabulary: int, max_length: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    known = ("tokens", "text", "text_pair", "sentence1", "sentence2")
+    known = ("tokens", "text", "text_pair", "sentence1", "sentence2", "question", "context")
     columns = [c for c in known if c in rows.column_names]
     if not columns:
         raise DataError(f"words come from {', '.join(known)}, not from {', '.join(rows.column_names)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,6 @@ from kdhub_logits.teachers import LocalClassifier, local
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from kdhub._files import canonical_json
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.recipe import DataRef
 from kdhub.signals import Field as StoredField
@@ -71,11 +69,6 @@ class MaskedLm(TextClassifier):
         self.tokenizer = tokenizer
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
-
-    @cached_property
-    def vocabulary(self) -> str:
-        """Digest of the tokens and their numbers."""
-        return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
 
     def read(self, texts: Sequence[str], max_length: int | None = None) -> list[tuple[Example, bool]]:
         """Of each text what fits in: `text`, its token `ids` and their `spans` of characters, (0, 0) for special ones;

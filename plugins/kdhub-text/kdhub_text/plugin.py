@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from kdhub_logits.plugin import IMAGE, TABLE, TEXT, TOKEN
+from kdhub_logits.plugin import IMAGE, QUESTIONS, TABLE, TEXT, TOKEN
 
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 
 TASK = ("text-embedding",)
 FILL = ("fill-mask",)
-LONG = ("text-classification", "token-classification", *FILL)
+ASK = (QUESTIONS,)
+LONG = (TEXT, TOKEN, *FILL, *ASK)
 PAIRS = ("text-pairs",)
 
 
@@ -25,6 +26,12 @@ def kdhub_tasks():
         target="kdhub_text.fill_mask:FillMask",
         signals=("logits", "features", "hidden_states"),
         summary="which tokens stood where some were hidden: masked language models",
+    )
+    yield TaskSpec(
+        name=QUESTIONS,
+        target="kdhub_text.question_answering:QuestionAnswering",
+        signals=("logits", "hidden_states", "attentions"),
+        summary="questions to the words of a text that answer them",
     )
     yield TaskSpec(
         name="text-pairs",
@@ -177,6 +184,13 @@ def kdhub_teachers():
             live=True, summary="a masked language model of the transformers library",
         )  # fmt: skip
 
+    of_reader = ("logits", "hidden_states", "attentions")
+    for name, function, argument in (("path", "path", "FOLDER"), ("hf", "hub", "org/name[@revision]")):
+        yield TeacherSpec(
+            name=name, target=f"kdhub_text.reader:{function}", tasks=ASK, gives=of_reader, argument=argument,
+            live=True, summary="a model of the transformers library that answers questions",
+        )  # fmt: skip
+
 
 @hookimpl
 def kdhub_students():
@@ -241,6 +255,18 @@ def kdhub_students():
         "words", "kdhub_text.fresh:words", "layers=N,width=N,heads=N", "a fresh cross-encoder over words",
     )  # fmt: skip
 
+    def reader(name, argument, summary, **spec):
+        target = f"kdhub_logits.students:{'hub' if name == 'hf' else name}"
+        exposes = ("logits", "hidden_states", "attentions")
+        return StudentSpec(
+            name=name, target=target, tasks=ASK, exposes=exposes, argument=argument, summary=summary, **spec
+        )
+
+    yield reader("path", "FOLDER", "a model that answers questions, or an encoder with a fresh head")
+    yield reader("hf", "org/name[@revision]", "a model that answers questions, or an encoder, on the Hub")
+    yield reader("packaged", "NAME", "an encoder that an installed package carries", example="all-minilm-l6-v2")
+    yield reader("layers", "N", "N evenly spaced layers of the teacher", example="1", from_teacher=True)
+
     def masked(name, argument, summary, **spec):
         target = f"kdhub_text.masked_lm:{'hub' if name == 'hf' else name}"
         exposes = ("logits", "features", "hidden_states")
@@ -263,7 +289,7 @@ def kdhub_students():
     yield long("efficient", "efficient", "KIND", "a text model with other attention, for longer texts", example="lsg")
     yield long("half-layers", "half_layers", "alternate|first|random", "half of a text model's layers", example="first")
     yield long(
-        "chunked", "chunked", "N", "a tagger that reads long rows in chunks with N tokens in common", LONG[1:2],
+        "chunked", "chunked", "N", "a tagger that reads long rows in chunks with N tokens in common", (TOKEN,),
         example="4",
     )  # fmt: skip
     yield long("words", "words", "layers=N,width=N,heads=N", "a fresh encoder over the words of some rows",
@@ -277,6 +303,12 @@ def kdhub_datasets():
         target="kdhub_text.documents:long_documents",
         argument="DATA",
         summary="another data set with consecutive rows joined until they have so many words",
+    )
+    yield DatasetSpec(
+        name="pydoc-questions",
+        target="kdhub_text.pydoc_questions:pydoc_questions",
+        splits=("train", "validation", "test"),
+        summary="which function of a module does what: questions of documentation strings, and heads of functions",
     )
     yield DatasetSpec(
         name="scenes",
@@ -320,6 +352,22 @@ def kdhub_metrics():
     yield of_hidden("masked-perplexity", "perplexity", "exp of the mean -log p of hidden tokens", better=False)
     yield of_hidden("masked-accuracy", "accuracy", "share of hidden tokens that were told")
     yield of_hidden("masked-agreement", "agreement", "share of hidden tokens told as the teacher does", fidelity=True)
+
+    def of_answers(name, target, summary, better=True, fidelity=False):
+        return MetricSpec(
+            name=name, target=f"kdhub_{target}", tasks=ASK, summary=summary, higher_is_better=better, fidelity=fidelity
+        )
+
+    asked = "text.question_answering"
+    yield of_answers("answer-f1", f"{asked}:answer_f1", "F1 of the words of the answer, as SQuAD counts them")
+    yield of_answers("exact-match", f"{asked}:exact_match", "share of answers that are right, as SQuAD compares them")
+    yield of_answers(
+        "answer-agreement", f"{asked}:answer_agreement", "share of answers that are the teacher's", fidelity=True
+    )
+    yield of_answers("nll", "logits.metrics:nll", "mean -log probability of first and last token, nats", better=False)
+    yield of_answers(
+        "kl", "logits.metrics:divergence", "mean KL(teacher || student), nats", better=False, fidelity=True
+    )
 
     yield metric("ndcg@10", "ndcg_at_10", "retrieval", "ranking quality of the first ten, graded")
     yield metric("recall@10", "recall_at_10", "retrieval", "share of the relevant documents among the first ten")

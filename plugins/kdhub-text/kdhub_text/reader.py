@@ -1,0 +1,164 @@
+"""Readers: encoders of the transformers library that find the answer to a question in a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from kdhub_logits.classifiers import TextClassifier, Transformer, padded, segments
+from kdhub_logits.long import further_inputs, is_efficient
+from kdhub_logits.networks import Given
+from kdhub_logits.plugin import LAYERED
+from kdhub_logits.teachers import LocalClassifier, local
+from torch import nn
+
+from kdhub.errors import CompatibilityError
+from kdhub.signals import Field as StoredField
+from kdhub.task import Example
+from kdhub_text.question_answering import ENDS
+
+NEVER = -1e4
+"""The logit of what cannot answer: no probability at any temperature, and still a number in float16."""
+
+
+class Spans(Transformer):
+    """A transformers reader with our names: `logits` (2 texts, positions), of first and last token in turns; asked for,
+    `hidden_states` and `attentions` as of any `Transformer`."""
+
+    def __init__(self, model: nn.Module, positions: int):
+        super().__init__(model)
+        self.positions = positions
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        mask = inputs["attention_mask"]
+        further = dict(further_inputs(self.model.config, mask))
+        if "global_attention_mask" in further:  # Longformer: the question is global, all that stands before the text
+            further["global_attention_mask"] = mask * (inputs["told"].cumsum(1) == 0)
+        given = self.model(
+            input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True, **further, **segments(inputs)
+        )
+        may = inputs["told"].bool()
+        may = torch.cat([may.new_ones(len(may), 1), may[:, 1:]], 1)[:, None]
+        logits = torch.stack([given.start_logits, given.end_logits], 1).float().masked_fill(~may, NEVER)
+        room = self.positions - logits.shape[-1]
+        real = mask.flatten().bool()
+        return Given(
+            {"logits": nn.functional.pad(logits, (0, room), value=NEVER).flatten(0, 1)},
+            hidden_states=lambda: torch.stack(given.hidden_states[1:], 2).flatten(0, 1)[real],
+            attentions=lambda: self._attentions(inputs),
+        )
+
+
+class Reader(TextClassifier):
+    """A reader with its tokenizer, in the library's own format. Its classes are the places of tokens."""
+
+    task_name = "question-answering"
+    auto = "AutoModelForQuestionAnswering"
+    kinds = ("logits", *LAYERED)
+    ragged = True
+
+    def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
+        model.config.id2label, model.config.label2id = dict(enumerate(ENDS)), {name: i for i, name in enumerate(ENDS)}
+        super().__init__(model, tokenizer, start)
+        self.classes = [str(i) for i in range(self.max_length)]
+        self.module = Spans(model, self.max_length)
+
+    def encode_questions(self, asked: Sequence[tuple[str, str]], max_length: int | None = None) -> list[dict[str, Any]]:
+        """Question and text as tokens, and where in the text each stands: (0, 0) for those of the question and special
+        ones. What does not fit is the end of the text.
+
+        Raises:
+            CompatibilityError: a question fills all that the model reads.
+        """
+        limit = min(filter(None, (self.max_length, max_length)))
+        questions, texts = map(list, zip(*asked))
+        given = self.tokenizer(questions, texts, return_offsets_mapping=True, verbose=False)
+        cut = [len(ids) > limit for ids in given["input_ids"]]
+        if any(cut):
+            room = limit - self.tokenizer.num_special_tokens_to_add(pair=True)
+            longest = max(map(len, self.tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]))
+            if longest >= room:
+                raise CompatibilityError(
+                    f"a question has {longest} tokens, and question and text may have {limit} together",
+                    hint="a larger max_length, or another model",
+                )
+            given = self.tokenizer(
+                questions, texts, truncation="only_second", max_length=limit, return_offsets_mapping=True
+            )
+        kinds = given.get("token_type_ids")
+        made = []
+        for n, (ids, offsets) in enumerate(zip(given["input_ids"], given["offset_mapping"])):
+            spans = [tuple(s) if of == 1 else (0, 0) for s, of in zip(offsets, given.sequence_ids(n))]
+            tokens = ids, kinds[n] if kinds else None, [int(b > a) for a, b in spans]
+            made.append({"tokens": tokens, "spans": spans, "by": self.vocabulary, "length": len(ids), "cut": cut[n]})
+        return made
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        if any(e["by"] != self.vocabulary for e in examples):  # prepared for another model
+            examples = self.encode_questions([e["asked"] for e in examples])
+        ids, kinds, told = zip(*(e["tokens"] for e in examples))
+        batch = padded(ids, self.tokenizer.pad_token_id or 0)
+        batch["told"] = padded(told, 0)["input_ids"]
+        if kinds[0] is not None:
+            batch["token_type_ids"] = padded(kinds, 0)["input_ids"]
+        return batch
+
+    def width(self, kind: str) -> tuple[int, ...]:
+        return (self.max_length,) if kind == "logits" else super().width(kind)
+
+    def split_classes(self, *given: Any) -> None:
+        raise CompatibilityError("places of tokens are no classes that could be split")
+
+    def usage(self) -> str:
+        if is_efficient(self.module.model.config):
+            return 'import kdhub\nstudent = kdhub.load("{path}")'
+        return (
+            "import kdhub\n\n"
+            'reader = kdhub.load("{path}")\n'
+            'print(reader.answer("who was it?", "Nobody knew, but it was Anna."))'
+        )
+
+    def answer(self, question: str, context: str) -> str:
+        """The words of the text that answer, "" where it does not say."""
+        import numpy as np
+
+        from kdhub_text.question_answering import best_span
+
+        (example,) = self.encode_questions([(question, context)])
+        (logits,) = self.signals([{**example, "labels": ENDS}], "logits")["logits"]
+        first, last = best_span(np.asarray(logits, np.float64), example["spans"])
+        return context[example["spans"][first][0] : example["spans"][last][1]] if first else ""
+
+    @classmethod
+    def with_head(cls, folder: Path, classes: Sequence[str], seed: int, start: Mapping[str, Any]) -> Reader:
+        return super().with_head(folder, ENDS, seed, start)
+
+
+class LocalReader(LocalClassifier):
+    """A folder of a reader."""
+
+    kind = "reader"
+
+    @staticmethod
+    def read(folder: Path, name: str | None) -> Reader:
+        return Reader.load(folder, name=name)
+
+    def probe(self) -> Mapping[str, Any]:
+        return {**super().probe(), "vocabulary": self.model.vocabulary}
+
+    @property
+    def vocabulary(self) -> str:
+        return self.facts.get("vocabulary") or self.model.vocabulary
+
+    def encode_questions(self, asked: Sequence[tuple[str, str]], max_length: int | None = None) -> Any:
+        return self.model.encode_questions(asked, max_length)
+
+    def layout(self, kind: str) -> dict[str, Any]:
+        """Logits in float16 whatever the store's type: beside `NEVER`, int8 would leave nothing of the others."""
+        given = super().layout(kind)
+        return {kind: StoredField(kind, "float16", given[kind][1:], ragged=True)} if kind == "logits" else given
+
+
+path, hub = local(LocalReader)
