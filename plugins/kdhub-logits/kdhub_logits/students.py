@@ -258,15 +258,18 @@ def evenly(have: int, keep: int) -> list[int]:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of a transformer's blocks.
+    """The list of a transformer's blocks, whatever its architecture calls it: of its lists that are as long as the
+    configuration says, or of all, the first of those with the most parameters.
 
     Raises:
         CompatibilityError: it has none.
     """
-    stack = next((m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) > 0), None)
-    if stack is None:
+    lists = [m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) > 0]
+    said = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    lists = [m for m in lists if len(m) == said] or lists
+    if not lists:
         raise CompatibilityError(f"a {type(model).__name__} has no list of layers")
-    return stack
+    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
 
 
 def keep_blocks(model: nn.Module, chosen: Sequence[int]) -> None:

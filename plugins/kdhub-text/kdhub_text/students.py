@@ -6,10 +6,10 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdhub_logits.students import evenly
+from kdhub_logits.students import blocks, evenly, keep_blocks
 
 from kdhub.errors import CompatibilityError, UsageError
-from kdhub.student import BuildContext
+from kdhub.student import BuildContext, sizes
 from kdhub_text.task import EmbeddingStudent
 
 if TYPE_CHECKING:
@@ -29,25 +29,13 @@ def layers(argument: str, context: BuildContext) -> EmbeddingStudent:
     teacher = _open_teacher(context, "layers")
     body = copy.deepcopy(teacher[0])
     network = body.auto_model
-    stack = _layer_stack(network)
-    have = len(stack)
-    try:
-        keep = int(argument)
-    except ValueError:
-        keep = 0
+    have, keep = len(blocks(network)), int(argument) if argument.isdigit() else 0
     if not 1 <= keep <= have:
         raise UsageError(
             f"student layers:{argument}: the teacher has {have} layers", hint=f"use layers:1 to layers:{have}"
         )
     chosen = evenly(have, keep)
-    for i in reversed(range(have)):
-        if i not in chosen:
-            del stack[i]
-    network.config.num_hidden_layers = keep
-    for at, layer in enumerate(stack):  # some attentions know their own number
-        for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = at
+    keep_blocks(network, chosen)
     known = context.teacher.known
     module = encoder.assemble(body, encoder.Pooling(width_of(body), pooling_mode="mean"))
     return _student(
@@ -91,15 +79,7 @@ def config(argument: str, context: BuildContext) -> EmbeddingStudent:
     from kdhub_text import encoder
 
     teacher = _open_teacher(context, "config")
-    known = {"layers": 2, "hidden_size": 128, "heads": None, "intermediate_size": None, "max_length": 512}
-    for pair in filter(None, (p.strip() for p in argument.split(","))):
-        key, _, value = pair.partition("=")
-        if key not in known or not value.isdigit() or int(value) < 1:
-            raise UsageError(
-                f"student config:{argument}: cannot read {pair!r}",
-                hint=f"expected key=number pairs with keys {', '.join(known)}",
-            )
-        known[key] = int(value)
+    known = sizes("config", argument, layers=2, hidden_size=128, heads=0, intermediate_size=0, max_length=512)
     hidden = known["hidden_size"]
     heads = known["heads"] or max(1, hidden // 32)
     if hidden % heads:
@@ -182,17 +162,3 @@ def _open_teacher(context: BuildContext, name: str) -> SentenceTransformer:
             hint="use an encoder of its own: hf:org/name, path:FOLDER",
         )
     return teacher
-
-
-def _layer_stack(network: nn.Module) -> nn.ModuleList:
-    """The list of equal layers of a transformer, whatever the architecture calls it."""
-    from torch.nn import ModuleList
-
-    wanted = network.config.num_hidden_layers
-    found = [m for m in network.modules() if isinstance(m, ModuleList) and len(m) == wanted]
-    if not found:
-        raise CompatibilityError(
-            f"student layers: no list of {wanted} layers in {type(network).__name__}",
-            hint="use an encoder of its own: hf:org/name, path:FOLDER",
-        )
-    return max(found, key=lambda m: sum(p.numel() for p in m.parameters()))
