@@ -3,7 +3,7 @@
 Both are made of all-MiniLM-L6-v2 (six layers of 384), so that it is the arrangement which is compared and not the size
 of the encoder; weights say nothing about speed, and heads are fresh. Texts are those of the STS Benchmark
 (`KDHUB_DATA`), else generated. Heads: `dot`; `concat` on 64 numbers with 64 hidden units; on 4 x 384 numbers with 64,
-as the recipe `dse-stsb` has it, and with 512, as the paper has it.
+and with 512, as the paper has it.
 
 The cross-encoder reads a sample of pairs, and its time for N x M is that of the sample times N M over its size. So is
 that of a head beyond the pairs of `MOST` (marked ~). All else is measured as a whole. Candidates were embedded before,
