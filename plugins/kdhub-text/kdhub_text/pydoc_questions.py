@@ -35,13 +35,13 @@ def rows(split: str, functions: int) -> Iterator[dict[str, Any]]:
     """Those of one split; which functions stand beside one is drawn from its own name and question."""
     seen = set()
     if split == "train":
-        seen = {normal(said) for other in SPLITS[1:] for name, source in modules(other) for said in _said(source)}
+        seen = {normal(said) for other in SPLITS[1:] for _, source in modules(other) for _, _, said in _heads(source)}
     for name, source in modules(split):
         asked = _heads(source)
         for number, (_, _, said) in enumerate(asked):
-            if normal(said) in seen:
+            if (plain := normal(said)) in seen:
                 continue
-            seen.add(normal(said))
+            seen.add(plain)
             drawn = int.from_bytes(hashlib.sha256(f"{name}:{said}".encode()).digest()[:4], "little")
             first = max(0, min(number - drawn % functions, len(asked) - functions))
             beside = asked[first : first + functions]
@@ -54,10 +54,6 @@ def rows(split: str, functions: int) -> Iterator[dict[str, Any]]:
                 "context": context,
                 "answers": {"text": [asked[number][0]], "answer_start": [start]},
             }
-
-
-def _said(source: bytes) -> Iterator[str]:
-    return (said for _, _, said in _heads(source))
 
 
 def _heads(source: bytes) -> list[tuple[str, str, str]]:

@@ -72,10 +72,10 @@ class QuestionAnswering(Classification):
         model_config = ConfigDict(extra="forbid")
 
     @staticmethod
-    def with_head(facts: Mapping[str, Any], folder: Path, classes: Any, *how: Any) -> Reader:
+    def with_head(facts: Mapping[str, Any], *how: Any) -> Reader:
         from kdhub_text.reader import Reader
 
-        return Reader.with_head(folder, ENDS, *how)
+        return Reader.with_head(*how)
 
     # -- rows -------------------------------------------------------------------------------------------------
 
@@ -153,9 +153,7 @@ class QuestionAnswering(Classification):
         for number, (logits, row, example) in enumerate(zip(given, rows, encode.prepare(rows))):
             if row["answers"] is None:
                 raise DataError(f"{data.name}, split {split!r}: row {number + 1} has no answers to score against")
-            first, last = best_span(np.asarray(logits, np.float64), example["spans"])
-            spans = example["spans"]
-            told.append(row["context"][spans[first][0] : spans[last][1]] if first else "")
+            told.append(answer(row["context"], logits, example["spans"]))
             truths.append([text for text, _ in known(row["context"], row["answers"])] or [""])
             labels += example["labels"]
         whole = np.concatenate([np.asarray(logits, np.float32) for logits in given])
@@ -165,7 +163,8 @@ class QuestionAnswering(Classification):
         yield View()
 
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
-        return self._columns(data, split).select(range(min(n, len(data.split(split))))).to_list()
+        table = self._columns(data, split)
+        return table.select(range(min(n, len(table)))).to_list()
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         from kdhub_text import tiny
@@ -225,6 +224,12 @@ def best_span(logits: np.ndarray, spans: Sequence[tuple[int, int]], longest: int
         if sums[at] > best:
             best, where = sums[at], (at, at + more)
     return where
+
+
+def answer(context: str, logits: np.ndarray, spans: Sequence[tuple[int, int]]) -> str:
+    """The words of the text that `best_span` chooses, "" for none."""
+    first, last = best_span(np.asarray(logits, np.float64), spans)
+    return context[spans[first][0] : spans[last][1]] if first else ""
 
 
 # -- metrics --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import nn
 from kdhub.errors import CompatibilityError
 from kdhub.signals import Field as StoredField
 from kdhub.task import Example
-from kdhub_text.question_answering import ENDS
+from kdhub_text.question_answering import ENDS, answer
 
 NEVER = -1e4
 """The logit of what cannot answer: no probability at any temperature, and still a number in float16."""
@@ -122,14 +122,9 @@ class Reader(TextClassifier):
 
     def answer(self, question: str, context: str) -> str:
         """The words of the text that answer, "" where it does not say."""
-        import numpy as np
-
-        from kdhub_text.question_answering import best_span
-
         (example,) = self.encode_questions([(question, context)])
         (logits,) = self.signals([{**example, "labels": ENDS}], "logits")["logits"]
-        first, last = best_span(np.asarray(logits, np.float64), example["spans"])
-        return context[example["spans"][first][0] : example["spans"][last][1]] if first else ""
+        return answer(context, logits, example["spans"])
 
     @classmethod
     def with_head(cls, folder: Path, classes: Sequence[str], seed: int, start: Mapping[str, Any]) -> Reader:
