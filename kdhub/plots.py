@@ -103,6 +103,8 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     everything = [v for values in series.values() for v in values if math.isfinite(v)]
     if finite and len(finite) == len(everything) and max(finite) > 20 * min(finite):
         upper.set_yscale("log")
+        upper.yaxis.set_major_formatter(lambda y, _: f"{y:g}")  # the library's own are formulas, which STYLE turns off
+        upper.yaxis.set_minor_formatter(lambda *_: "")
     else:
         upper.set_ylim(bottom=0 if everything and min(everything) >= 0 else None)
     upper.set_title("Training loss", loc="left")

@@ -180,6 +180,20 @@ def test_pictures_are_drawn_for_what_there_is(report, tmp_path):
     assert before == [f.read_bytes() for f in plot_run(run)], "the same numbers give the same bytes"
 
 
+def test_a_loss_over_decades_has_numbers_at_its_axis():
+    """Formulas are off, so that a term may be called `a$_{`: the library's own labels would show their source."""
+    import matplotlib
+
+    from kdhub import plots
+
+    steps = [{"step": i, "loss": 2.0 / i, "terms": {"a": 2.0 / i}, "lr": 1e-3} for i in range(1, 500)]
+    with matplotlib.rc_context(plots.STYLE):
+        upper, *_ = plots.loss_curve(steps).axes
+        labels = [tick.get_text() for tick in upper.get_yticklabels(which="both")]
+    assert {"0.01", "0.1", "1"} <= set(labels)
+    assert not [label for label in labels if "$" in label]
+
+
 def test_no_picture_without_its_numbers(tmp_path):
     from kdhub.plots import plot_run
 
