@@ -6,8 +6,13 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -20,6 +25,39 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def on_gpu() -> bool:
+    """Whether the ranks of this machine compute on GPUs, each on one of its own; with fewer than there are ranks all
+    compute on the CPU."""
+    import torch
+
+    return torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
+
+
+def device() -> torch.device:
+    """Where this rank computes: training, and whatever gives signals for it."""
+    import torch
+
+    if not on_gpu():
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else its sums differ from run to run
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """On a GPU, kernels that add up in one order, where torch has such: a seed gives one student there too, and a run
+    that is resumed ends as an undisturbed one."""
+    import torch
+
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if on_gpu():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+
+
 def barrier() -> None:
     """Wait for the other ranks; nothing when there are none. Long enough for a rank that labels or evaluates."""
     if world_size() == 1:
@@ -29,7 +67,7 @@ def barrier() -> None:
 
     first = not torch.distributed.is_initialized()
     # Without `cpu` Accelerate would take each rank on a machine without a GPU for a job of its own, and nobody waits.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
+    state = PartialState(cpu=not on_gpu(), timeout=timedelta(days=2))
     if first:
         atexit.register(leave)  # for programs that do not
     state.wait_for_everyone()

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from kdhub._files import write_json
-from kdhub._ranks import barrier, of_first, rank, world_size
+from kdhub._ranks import barrier, of_first, on_gpu, rank, world_size
 from kdhub.errors import TrainingError, UsageError
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
@@ -56,7 +56,7 @@ def resolve_precision(name: str, device: str | None = None) -> str:
     """`auto` becomes bfloat16 where the hardware computes in it, else float32."""
     if name != "auto":
         return name
-    if torch.cuda.is_available() and device != "cpu":
+    if on_gpu() and device != "cpu":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if _cpu_has_bfloat16() else "float32"
 
@@ -96,7 +96,7 @@ class _Objective(nn.Module):
         self._method, self._task = method, task
         self._teacher: list[Teacher] = []  # in a list: a live teacher is no submodule, it is neither trained nor saved
         self.progress = Progress(0, 1, 0.0)
-        on_cpu = not torch.cuda.is_available() and resolve_precision(method.options.precision) == "bfloat16"
+        on_cpu = not on_gpu() and resolve_precision(method.options.precision) == "bfloat16"
         self._attention = _Float32Attention if on_cpu else nullcontext
 
     def forward(self, inputs: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -424,7 +424,7 @@ class Engine:
         self.resumed_from: Path | None = None
         self._first_terms: list[dict[str, float]] = []
         data = _TrainingRows(rows, signals)
-        cuda = torch.cuda.is_available()
+        cuda = on_gpu()
         arguments = TrainingArguments(
             output_dir=str(run.checkpoints),
             per_device_train_batch_size=options.batch_size // parts,

@@ -94,6 +94,50 @@ def test_a_live_teacher_is_left_as_it_is(train):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("method", ["toy-hint", "toy-mix"])
+def test_student_and_live_teacher_are_where_the_rank_computes(train, monkeypatch, method):
+    """And what a method is initialised with. A device without memory stands for a GPU: training cannot go on there."""
+    import toy
+
+    from kdhub import training
+    from kdhub.verbs import session
+
+    class Stop(Exception):
+        pass
+
+    seen = {}
+
+    def initialise(self, student, inputs, teacher):
+        seen["inputs"] = {x.device.type for x in (*inputs.values(), *teacher.values())}
+
+    def engine(run, method, task, student, *, teacher=None, **given):
+        models = filter(None, (student, teacher))
+        seen["models"] = [{p.device.type for p in model.module.parameters()} for model in models]
+        raise Stop
+
+    monkeypatch.setattr(session, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(training, "Engine", engine)
+    monkeypatch.setattr({"toy-hint": toy.Hint, "toy-mix": toy.Mix}[method], "initialise", initialise, raising=False)
+    with pytest.raises(Stop):
+        train(method=method)
+    assert seen == {"inputs": {"meta"}, "models": [{"meta"}] * (2 if method == "toy-mix" else 1)}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "rank", "found"),
+    [(0, 1, 0, "cpu"), (1, 1, 0, "cuda:0"), (2, 2, 1, "cuda:1"), (1, 2, 0, "cpu"), (1, 2, 1, "cpu")],
+)
+def test_each_rank_has_a_gpu_of_its_own_or_all_are_on_the_cpu(monkeypatch, gpus, ranks, rank, found):
+    from kdhub._ranks import device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    assert str(device()) == found
+
+
 def test_teacher_signals_reach_their_own_rows(train):
     """In shuffled batches each row meets its own teacher vector, from the store: a matrix can be learned exactly."""
     run = train(method="toy-hint", student="mlp:64", lr=0.02, epochs=60, hint_weight=0, weight_decay=0, rows=16)
@@ -422,6 +466,7 @@ def test_auto_precision_follows_the_hardware(monkeypatch):
         assert resolve_precision("auto") == expected
         assert resolve_precision("float16") == "float16"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert resolve_precision("auto") == "bfloat16"
     assert resolve_precision("auto", "cpu") == "float32"

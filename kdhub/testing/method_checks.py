@@ -388,7 +388,7 @@ def _held(method: Any) -> list[tuple[str, Any]]:
 def _equal(a: Any, b: Any) -> bool:
     import torch
 
-    return torch.equal(a, b)
+    return torch.equal(a.cpu(), b.cpu())
 
 
 def _is_cache(path: Any) -> bool:

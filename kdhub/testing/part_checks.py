@@ -11,6 +11,7 @@ from unittest import SkipTest
 
 import numpy as np
 
+from kdhub._ranks import device
 from kdhub.data import Data, DataOptions
 from kdhub.errors import KdhubError
 from kdhub.evaluation import Evaluator, encoder_of
@@ -147,7 +148,10 @@ def exposes_what_it_declares(bench: Bench) -> None:
     student, rows, task = _student(bench)
     if student.module is None:
         raise SkipTest("it is no network")
-    outputs = task.forward(student.module.train(), task.collate(rows, student))
+    from accelerate.utils import send_to_device
+
+    batch = send_to_device(task.collate(rows, student), device())
+    outputs = task.forward(student.module.to(device()).train(), batch)
     missing = [name for name in bench.spec.exposes if name not in outputs]
     assert not missing, f"it does not give {', '.join(sorted(missing))}, only {', '.join(sorted(outputs))}"
     assert isinstance(outputs, Signals)

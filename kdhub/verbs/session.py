@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kdhub._ranks import barrier, rank
+from kdhub._ranks import barrier, device, rank, repeatable
 from kdhub.data import Data
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.evaluation import Evaluator, describe_data, encoder_of, stored_encoder
@@ -172,9 +172,11 @@ class Session:
             self.run.add_provenance(not_stored={kind: max(known, len(rows))})
         return given
 
+    @repeatable()
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
         """Adapt the student, measure its start, and train it to the end."""
         import torch
+        from accelerate.utils import send_to_device
         from transformers import set_seed
 
         from kdhub.cost import peak_memory
@@ -188,11 +190,14 @@ class Session:
         # A teacher whose outputs are stored is not built and draws nothing; what is made anew must not depend on it.
         set_seed(self.seed)
         method.adapt(student, self.teacher)
+        for model in filter(None, (student, live)):
+            model.module.to(device())
         if type(method).initialise is not ObjectiveMethod.initialise:
             some = np.arange(min(len(rows), 1024))
             stored = {k: as_tensor(v) for s in given.values() for k, v in s[some].items()}
             with torch.no_grad():
-                method.initialise(student, self.task.collate(rows[some], student), Signals(stored))
+                inputs, stored = send_to_device((self.task.collate(rows[some], student), stored), device())
+                method.initialise(student, inputs, Signals(stored))
         if self.teacher is not None and rank() == 0:
             say(self.task.compare(student, self.teacher))
         self.mark_start(student)
@@ -338,6 +343,7 @@ class Session:
             UsageError: no teacher, or not one validation data set for each of the training data.
         """
         import torch
+        from accelerate.utils import send_to_device
 
         from kdhub.task import Signals, as_tensor
 
@@ -359,14 +365,15 @@ class Session:
             losses = []
             for start in range(0, len(rows), PROBE_BATCH):
                 some = np.arange(start, min(start + PROBE_BATCH, len(rows)))
-                batch = self.task.collate(rows[some], student)
+                batch = send_to_device(self.task.collate(rows[some], student), device())
                 losses.append(self.task.label_losses(outputs(some, batch), batch))
             return float(torch.cat(losses).double().mean())
 
         signal, found = self.task.primary_signal, {}
         for i, rows in enumerate(domains):
             stored = self.measured_signals(rows, signal)
-            given = lambda some, _, stored=stored: Signals({k: as_tensor(v) for k, v in stored[some].items()})  # noqa: E731
+            read = lambda some, stored=stored: {k: as_tensor(v) for k, v in stored[some].items()}  # noqa: E731
+            given = lambda some, _, read=read: Signals(send_to_device(read(some), device()))  # noqa: E731
             found[f"teacher:{i}"] = mean(rows, given)
 
         def now() -> dict[str, float]:

@@ -111,15 +111,18 @@ def mean_log_probs(teacher: Teacher, prompt: str, responses: Sequence[str]) -> l
     """How probable a model finds each response to a prompt: mean log-probability of a token, nats."""
     import torch
 
+    from kdhub._ranks import device
     from kdhub_lm.log_probs import label_log_probs, per_row
     from kdhub_lm.task import CausalLanguage
 
     task = CausalLanguage()
     examples = task.preparer(None, teacher)([{"prompt": prompt, "response": text} for text in responses])
     found: list[float] = []
+    where = device()
+    teacher.module.to(where)
     for start in range(0, len(examples), BATCH):
         batch = task.collate(examples[start : start + BATCH], teacher.model)
-        batch = {name: value.to(teacher.model.device) for name, value in batch.items()}
+        batch = {name: value.to(where) for name, value in batch.items()}
         with torch.no_grad():
             each = label_log_probs(teacher.module(batch), batch["labels"])
         found += per_row(each, batch["counts"], mean=True).tolist()

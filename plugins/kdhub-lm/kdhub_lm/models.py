@@ -15,6 +15,7 @@ from kdhub_logits.students import keep_layers
 from kdhub_logits.teachers import LocalClassifier, local
 from torch import nn
 
+from kdhub._ranks import device
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import BuildContext, sizes
@@ -143,7 +144,7 @@ class CausalLm(Classifier):
         written: list[list[int]] = [[] for _ in prompts]
         were = [model.model.training for model, _ in models]
         for model, _ in models:
-            model.model.eval()
+            model.to(device()).model.eval()
         for start in range(0, len(order), self.batch):
             some = order[start : start + self.batch]
             longest = max(room[i] for i in some)

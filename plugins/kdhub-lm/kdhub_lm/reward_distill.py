@@ -68,7 +68,8 @@ class RewardDistill(PolicyGradient):
         from kdhub_lm.preferences import pairs
 
         states = mean_states(self.reference, inputs)
-        before, after = fit(self.head, states, *pairs(inputs["groups"], inputs["scores"]), self.options.head_decay)
+        given = pairs(inputs["groups"], inputs["scores"])
+        before, after = fit(self.head.to(states.device), states, *given, self.options.head_decay)
         logger.info(
             "the reward head ranks %.0f %% of pairs as the teacher does, %.0f %% before", 100 * after, 100 * before
         )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdhub._files import canonical_json
+from kdhub._ranks import device
 from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import Student
@@ -53,14 +54,15 @@ class Classifier(Student):
         raise NotImplementedError
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
-        device = self.device
+        where = device()
+        self.module.to(where)
         was, parts, counts = self.module.training, [], []
         self.module.eval()
         with torch.no_grad():
             at_once = self.at_once(examples)
             for start in range(0, len(examples), at_once):
                 some = examples[start : start + at_once]
-                batch = {k: v.to(device) for k, v in self.collate(some).items()}
+                batch = {k: v.to(where) for k, v in self.collate(some).items()}
                 parts.append(self.module(batch)[kind].float().cpu().numpy())
                 counts += self.counts(some, batch, kind) or ()
         self.module.train(was)

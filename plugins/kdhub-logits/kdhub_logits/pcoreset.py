@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from kdhub._ranks import device
 from kdhub.errors import CompatibilityError, DataError, TrainingError
 from kdhub.method import Method, MethodOptions, Run
 from kdhub.metric import Measure
@@ -205,17 +206,18 @@ class PCoreSet(Method):
         labelled = np.array(sorted(labels))
         others = np.setdiff1d(np.arange(len(rows)), labelled)
         rng = np.random.default_rng([run.seed, 2, number])
-        module, device = student.module, student.device
+        where = device()
+        module = student.module.to(where)
         optimiser = torch.optim.AdamW(module.parameters(), lr=o.lr, weight_decay=o.weight_decay)
         warm = max(1, round(o.warmup * o.steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: min((step + 1) / warm, (o.steps - step) / max(1, o.steps - warm))
         )
         if self._inputs is None:  # the pool stays the same in every round
-            self._inputs = {k: v.to(device) for k, v in student.collate(rows[np.arange(len(rows))]).items()}
+            self._inputs = {k: v.to(where) for k, v in student.collate(rows[np.arange(len(rows))]).items()}
         inputs = self._inputs
-        targets = torch.from_numpy(np.asarray(given, np.float32)).to(device)
-        truth = torch.tensor([labels.get(i, -1) for i in range(len(rows))], device=device)
+        targets = torch.from_numpy(np.asarray(given, np.float32)).to(where)
+        truth = torch.tensor([labels.get(i, -1) for i in range(len(rows))], device=where)
         module.train()
         for first, second in _batches(labelled, others, o.batch_size, o.steps, rng):
             both = np.concatenate([first, second])

@@ -95,10 +95,10 @@ class Dse(ObjectiveMethod):
         """A head of values begins with the teacher's mean over some rows: else the first steps only lift the score, at
         rates that leave an encoder which gives one vector for all texts."""
         if len(student.classes) == 1 and self.options.head == "concat":
-            some = {name: value[:SOME].to(student.device) for name, value in inputs.items()}
+            some = {name: value[:SOME] for name, value in inputs.items()}
             student.module.eval()
             given = student.module(some)["logits"]
-            student.module.head.lift(teacher.logits[:SOME].float().mean() - given.mean().cpu())
+            student.module.head.lift(teacher.logits[:SOME].float().mean() - given.mean())
 
     def learning_rate(self, step: int, steps: int) -> float:
         return super().learning_rate(step, steps * (self.options.accumulate if self._in_batches else 1))

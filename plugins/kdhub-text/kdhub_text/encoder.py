@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tokenizers import Tokenizer
 from torch import nn
 
+from kdhub._ranks import device
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.training import resolve_precision
@@ -36,7 +37,7 @@ def load(folder: Path, *, name: str | None = None, trust_remote_code: bool = Fal
     check_model_folder(folder, name=name, allow_remote_code=trust_remote_code)
     model = SentenceTransformer(
         str(folder),
-        device=_device(),
+        device=str(device()),
         local_files_only=True,
         trust_remote_code=trust_remote_code,
         model_kwargs={"use_safetensors": True},
@@ -46,11 +47,7 @@ def load(folder: Path, *, name: str | None = None, trust_remote_code: bool = Fal
 
 def assemble(*modules: nn.Module) -> SentenceTransformer:
     """A SentenceTransformer of these modules, on the device that trains."""
-    return SentenceTransformer(modules=list(modules), device=_device())
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return SentenceTransformer(modules=list(modules), device=str(device()))
 
 
 def fast_tokenizer(model: SentenceTransformer) -> Tokenizer:

@@ -133,7 +133,7 @@ def fit_head(head: nn.Linear, pooled: torch.Tensor, target: torch.Tensor, ridge:
         if head.bias is not None:
             p = torch.cat([p, p.new_ones(len(p), 1)], 1)
         gram = p.T @ p
-        gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=p.dtype)
+        gram.diagonal().add_(ridge * gram.diagonal().mean())
         solution = torch.linalg.solve(gram, p.T @ target.double()).T
         head.weight.copy_(solution[:, : head.in_features])
         if head.bias is not None:

@@ -134,6 +134,7 @@ class TalkingModels(ObjectiveMethod):
             self._copy = copy.deepcopy(self._teacher.network).requires_grad_(False)
             for block in self._answering.blocks[self._teacher.lower : self._teacher.upper]:
                 block.requires_grad_(True)
+        self._modules.to(states["student"]["upper"].device)
         self.modules = {"codecs": self._modules}
         optimiser = torch.optim.AdamW(self._modules.parameters(), lr=o.lr)
         many = len(states["student"]["upper"])

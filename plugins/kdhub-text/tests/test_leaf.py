@@ -289,6 +289,11 @@ def test_a_ridge_head_starts_below_a_random_one(tiny, tmp_path):
     assert first["ridge"] < 0.5 * first["default"]
 
 
+def test_a_ridge_head_is_fitted_where_its_states_are():
+    """All on one device, for which one without memory stands here: mixed ones are refused."""
+    fit_head(torch.nn.Linear(4, 3, device="meta"), *(torch.empty(8, n, device="meta") for n in (4, 3)))
+
+
 def test_a_ridge_start_without_a_head_changes_nothing():
     assert Leaf.initialise is not ObjectiveMethod.initialise
     student = SimpleNamespace(module=nn.Sequential(nn.Linear(2, 2)))
