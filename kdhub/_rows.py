@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROLES = ("document", "query")
 SCHEMA = 1  # of the prepared files: raised when checks or layout change, so that old ones are not used
-_BATCH = 1000
+_BATCH, _BYTES = 1000, 2**18
 _PEEK = 100  # rows looked at to tell the form
 _SHOWN = 5
 PAIR = ("sentence1", "sentence2")
@@ -582,8 +582,12 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def iterate(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    """Plain rows, a batch at a time; nothing is decoded (images stay bytes)."""
-    for batch in table.with_format("arrow").iter(_BATCH):
+    """Plain rows, a batch at a time; nothing is decoded (images stay bytes).
+
+    A batch of large rows has few: pixels as Python's values take forty times their bytes.
+    """
+    fit = _BYTES * table.data.num_rows // max(1, table.data.nbytes)
+    for batch in table.with_format("arrow").iter(max(1, min(_BATCH, fit))):
         yield from batch.to_pylist()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -242,13 +242,23 @@ class _Arrays(Classification):
             return facts
         table = self.training_table(parts)
         some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
-        x = np.stack([self.read(row[self.column]) for row in plain_rows(table, some.tolist())])
-        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
-        over = {2: (0,), 3: (0, 1, 2), 4: (0, 2, 3)}[x.ndim]  # by feature, whole image, channel
-        mean, std = (f(x, axis=over, keepdims=x.ndim == 4) for f in (np.mean, np.std))
-        if x.ndim == 4:
+        parts = np.array_split(some, -(-len(some) // 100))  # as floats, thousands of images are large
+
+        def read(at: np.ndarray) -> np.ndarray:
+            x = np.stack([self.read(row[self.column]) for row in plain_rows(table, at.tolist())])
+            return x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
+
+        shape = read(some[:1]).shape[1:]
+        over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3)}[len(shape)]  # by feature, whole image, channel
+
+        def mean_of(what: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            return sum(what(read(at)).mean(over, keepdims=len(shape) == 3) * len(at) for at in parts) / len(some)
+
+        mean = mean_of(lambda x: x)
+        std = np.sqrt(mean_of(lambda x: (x - mean) ** 2))
+        if len(shape) == 3:
             mean, std = mean[0], std[0]
-        return {**facts, "shape": list(x.shape[1:]), "mean": mean.tolist(), "std": std.tolist()}
+        return {**facts, "shape": list(shape), "mean": mean.tolist(), "std": std.tolist()}
 
 
 class ImageClassification(_Arrays):
