@@ -38,8 +38,8 @@ def peak() -> float:
 
 
 def resident() -> float:
-    """MB of this process now. What the work adds counts from here; a peak that opening models and data left behind would
-    hide a part of it."""
+    """MB of this process now. What the work adds counts from here: a peak of opening models and data would hide a part
+    of it."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
