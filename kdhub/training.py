@@ -425,6 +425,8 @@ class Engine:
         self._first_terms: list[dict[str, float]] = []
         data = _TrainingRows(rows, signals)
         cuda = on_gpu()
+        if torch.cuda.is_available() and not cuda and rank() == 0:
+            logger.warning("more processes than the %d GPUs here: all compute on the CPU", torch.cuda.device_count())
         arguments = TrainingArguments(
             output_dir=str(run.checkpoints),
             per_device_train_batch_size=options.batch_size // parts,
