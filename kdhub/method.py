@@ -150,8 +150,10 @@ class ObjectiveMethod(Method):
         """Change the student itself before training: saved, published, used at inference."""
 
     def initialise(self, student: Student, inputs: Mapping[str, torch.Tensor], teacher: Signals) -> None:
-        """A closed-form start from one large batch with the teacher's signals, after `adapt` and without gradient. Student,
-        batch, signals and a live teacher are on the device that trains; modules made here have to be put there."""
+        """A closed-form start from one large batch with the teacher's signals, after `adapt` and without gradient.
+
+        All of them, and a live teacher, are on the device that trains; modules that are made here have to be put there.
+        """
 
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         """Modules trained along but not published (a hint projection, a memory bank): in the optimiser and the
