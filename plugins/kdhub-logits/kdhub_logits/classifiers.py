@@ -55,7 +55,8 @@ class Classifier(Student):
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
         where = device()
-        self.module.to(where)
+        if self.device != where:  # looking at each weight again would be a part of a small network's latency
+            self.module.to(where)
         was, parts, counts = self.module.training, [], []
         self.module.eval()
         with torch.no_grad():
