@@ -162,7 +162,9 @@ def _streams(student: CausalLm, examples: Sequence[dict[str, Any]]) -> Any:
     which places are real, (rows, places)."""
     import torch
 
-    network = student.module.model
+    from kdhub._ranks import device
+
+    network = student.module.to(device()).model
     was = network.training
     network.eval()
     with torch.no_grad(), _watched(network) as seen:

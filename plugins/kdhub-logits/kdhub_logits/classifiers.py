@@ -306,8 +306,12 @@ class TextClassifier(Classifier):
         self.tokenizer = tokenizer
         if is_efficient(model.config):
             self.kinds = tuple(kind for kind in self.kinds if kind != "attentions")
-        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
-        self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens of a text that it takes, special ones included."""
+        limits = (getattr(self.module.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length)
+        return min((n for n in limits if n and n < 1_000_000), default=512)
 
     @cached_property
     def vocabulary(self) -> str:
@@ -322,14 +326,22 @@ class TextClassifier(Classifier):
         super().split_classes(number, temperature, aggregate)
         note_subclasses(self.module.model, self.classes, number, temperature, aggregate)
 
+    def tokenized(
+        self, *sides: Sequence[str], max_length: int | None = None, truncation: bool | str = True, **how: Any
+    ) -> tuple[Any, list[bool]]:
+        """What the tokenizer gives for texts, or for both sides of pairs, cut to what the model takes and at most
+        `max_length`; and which were cut."""
+        limit, sides = min(max_length or self.max_length, self.max_length), [list(side) for side in sides]
+        given = self.tokenizer(*sides, verbose=False, **how)
+        cut = [len(ids) > limit for ids in given["input_ids"]]
+        if any(cut):
+            given = self.tokenizer(*sides, truncation=truncation, max_length=limit, **how)
+        return given, cut
+
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
         """Token ids, cut to what the model takes, and which texts were cut."""
-        limit = min(filter(None, (self.max_length, max_length)))
-        whole = self.tokenizer(list(texts))["input_ids"]
-        cut = [len(ids) > limit for ids in whole]
-        if any(cut):
-            whole = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-        return whole, cut
+        given, cut = self.tokenized(texts, max_length=max_length)
+        return given["input_ids"], cut
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         ids = [e["ids"] if e.get("by") is self.tokenizer else None for e in examples]

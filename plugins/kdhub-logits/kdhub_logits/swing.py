@@ -122,7 +122,7 @@ class Swing(ObjectiveMethod):
         data = Resolver().open_data(o.public, DataOptions())
         texts = data.split(data.pick("train"))["text"]
         begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        ids = [[*begin, *row] for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        ids = [[*begin, *row] for row in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
         self._public = Ngrams(ids, student.width("logits")[0])
 
     def objective(

@@ -53,13 +53,8 @@ class PairClassifier(SortedRows, TextClassifier):
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> list[dict[str, Any]]:
         """Each pair as tokens of both texts between special ones; the longer text is cut first."""
-        limit = min(filter(None, (self.max_length, max_length)))
-        sides = [list(side) for side in zip(*pairs)]
-        whole = self.tokenizer(*sides, verbose=False)
-        cut = [len(ids) > limit for ids in whole["input_ids"]]
-        if any(cut):
-            whole = self.tokenizer(*sides, truncation="longest_first", max_length=limit)
-        ids, kinds = whole["input_ids"], whole.get("token_type_ids")
+        given, cut = self.tokenized(*zip(*pairs), max_length=max_length, truncation="longest_first")
+        ids, kinds = given["input_ids"], given.get("token_type_ids")
         return [
             {"tokens": (i, kinds[n] if kinds else None), "by": self, "length": len(i), "cut": c}
             for n, (i, c) in enumerate(zip(ids, cut))

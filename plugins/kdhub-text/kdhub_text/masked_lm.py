@@ -67,22 +67,13 @@ class MaskedLm(TextClassifier):
             raise CompatibilityError("the tokenizer has no token that hides another", hint="its mask_token")
         Classifier.__init__(self, self.task_name, Network(model), [], start)
         self.tokenizer = tokenizer
-        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
-        self.max_length = min((n for n in limits if n and n < 1_000_000), default=512)
 
     def read(self, texts: Sequence[str], max_length: int | None = None) -> list[tuple[Example, bool]]:
         """Of each text what fits in: `text`, its token `ids` and their `spans` of characters, (0, 0) for special ones;
         and whether it was cut."""
-        limit = min(filter(None, (self.max_length, max_length)))
-        given = self.tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
-        if any(len(ids) > limit for ids in given["input_ids"]):
-            whole = given["input_ids"]
-            given = self.tokenizer(list(texts), truncation=True, max_length=limit, return_offsets_mapping=True)
-        else:
-            whole = given["input_ids"]
+        given, cuts = self.tokenized(texts, max_length=max_length, return_offsets_mapping=True)
         made = []
-        for text, ids, spans, all_ids in zip(texts, given["input_ids"], given["offset_mapping"], whole):
-            cut = len(ids) < len(all_ids)
+        for text, ids, spans, cut in zip(texts, given["input_ids"], given["offset_mapping"], cuts):
             kept = text[: max(end for _, end in spans)] if cut else text
             one = {"text": kept, "ids": ids, "spans": [tuple(span) for span in spans], "vocabulary": self.vocabulary}
             made.append((one, cut))

@@ -72,21 +72,18 @@ class Reader(TextClassifier):
         Raises:
             CompatibilityError: a question fills all that the model reads.
         """
-        limit = min(filter(None, (self.max_length, max_length)))
-        questions, texts = map(list, zip(*asked))
-        given = self.tokenizer(questions, texts, return_offsets_mapping=True, verbose=False)
-        cut = [len(ids) > limit for ids in given["input_ids"]]
-        if any(cut):
-            room = limit - self.tokenizer.num_special_tokens_to_add(pair=True)
-            longest = max(map(len, self.tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]))
-            if longest >= room:
-                raise CompatibilityError(
-                    f"a question has {longest} tokens, and question and text may have {limit} together",
-                    hint="a larger max_length, or another model",
-                )
-            given = self.tokenizer(
-                questions, texts, truncation="only_second", max_length=limit, return_offsets_mapping=True
+        questions, texts = zip(*asked)
+        limit = min(max_length or self.max_length, self.max_length)
+        alone = self.tokenizer(list(questions), add_special_tokens=False, verbose=False)["input_ids"]
+        longest = max(map(len, alone))
+        if longest >= limit - self.tokenizer.num_special_tokens_to_add(pair=True):
+            raise CompatibilityError(
+                f"a question has {longest} tokens, and question and text may have {limit} together",
+                hint="a larger max_length, or another model",
             )
+        given, cut = self.tokenized(
+            questions, texts, max_length=limit, truncation="only_second", return_offsets_mapping=True
+        )
         kinds = given.get("token_type_ids")
         made = []
         for n, (ids, offsets) in enumerate(zip(given["input_ids"], given["offset_mapping"])):

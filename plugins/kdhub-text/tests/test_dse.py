@@ -137,8 +137,7 @@ def test_a_vector_knows_nothing_of_the_other_text(folder):
     batch = student.collate([one, other])
     hidden = []
     keep = student.encoder[0].auto_model.embeddings.register_forward_hook(lambda m, i, out: hidden.append(out))
-    student.module.eval()
-    given = student.module(batch)["embeddings"]
+    given = student.module.cpu().eval()(batch)["embeddings"]
     keep.remove()
     assert torch.equal(given[0, 0], given[1, 0])
     left, right = torch.autograd.grad(given[:, 0].pow(3).sum(), hidden)

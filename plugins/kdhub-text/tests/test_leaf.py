@@ -235,7 +235,7 @@ def test_max_length_is_carried_into_the_student(built, tmp_path):
 def test_padding_does_not_change_a_vector(built):
     student, _ = built("layers", "2")
     task, ids = TextEmbedding(), [[2, 60, 61, 3], [2, 62, 3]]
-    inputs = encoder.features(student.module, ids, 0, torch.device("cpu"))
+    inputs = encoder.features(student.module, ids, 0, student.module.device)
     more = {k: nn.functional.pad(v, (0, 9)) for k, v in inputs.items()}
     more["input_ids"][:, -9:] = 7  # whatever stands there
     with torch.no_grad():
