@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from kdhub.differences import LEVEL, Difference, holm, paired, spread, verdict
 from kdhub.errors import RecipeError, UsageError
 from kdhub.recipe import Layer, explain
-from kdhub.report import BEFORE, STUDENT, TEACHER, Report, Table, number
+from kdhub.report import BEFORE, STUDENT, TEACHER, Report, Table, describe, number
 
 SCHEMA = 1
 START = "untrained"
@@ -487,28 +487,28 @@ def plus_minus(mean: float, std: float | None) -> str:
 
 
 def values_of(report: Report, data: str) -> tuple[dict[str, dict[str, float]], dict[str, bool], dict[str, str]]:
-    """Subject -> metric -> value, plain views alone; by metric, whether higher is better; and where it was measured.
+    """Subject -> metric -> value; by metric, whether higher is better; and where it was measured.
 
-    A metric has its plain name on `data` (`NAME SPLIT`), and where else it is measured once. One that is measured in
-    several places is `METRIC on NAME SPLIT` in each, and `mean METRIC` and `worst METRIC` over them, of subjects that
-    have all.
+    A metric has its plain name on `data` (`NAME SPLIT`), and where else it is measured once; looked at otherwise, that
+    of the view as well: `ndcg@10, dims 96`. One that is measured in several places is `METRIC on NAME SPLIT` in each,
+    and, the whole of it, `mean METRIC` and `worst METRIC` over them, of subjects that have all.
     """
     found: dict[str, dict[str, float]] = {}
     directions: dict[str, bool] = {}
     places: dict[str, str] = {}
-    lines = [line for line in report.lines() if not line.variant]
-    spots = Counter(line.metric for line in lines)
-    for line in sorted(lines, key=lambda line: line.where != data):
-        names = [] if line.metric in directions else [line.metric]
-        if spots[line.metric] > 1:
-            names.append(f"{line.metric} on {line.where}")
+    lines = [(", ".join(filter(None, (line.metric, describe(line.variant)))), line) for line in report.lines()]
+    spots = Counter(metric for metric, _ in lines)
+    for metric, line in sorted(lines, key=lambda each: each[1].where != data):
+        names = [] if metric in directions else [metric]
+        if spots[metric] > 1:
+            names.append(f"{metric} on {line.where}")
         for name in names:
             directions[name], places[name] = line.any.higher_is_better, line.where
             for subject, measure in line.measures.items():
                 if measure.value is not None:
                     found.setdefault(subject, {})[name] = measure.value
-    for metric, n in spots.items():
-        if n > 1:
+    for metric in dict.fromkeys(line.metric for _, line in lines if not line.variant):
+        if (n := spots[metric]) > 1:
             names = [name for name in directions if name.startswith(f"{metric} on ")]
             for over in (MEAN, WORST):
                 directions[f"{over}{metric}"], places[f"{over}{metric}"] = directions[metric], f"{n} data sets"

@@ -256,9 +256,10 @@ def test_a_metric_is_compared_in_the_mean_over_data_sets():
         return Report(
             [
                 Measure(metric=metric, value=value - (30 if subject == BEFORE else 0), subject=subject, dataset=data,
-                        split="test", examples=9)
+                        split="test", examples=9, variant=view)
                 for subject in (STUDENT, BEFORE)
                 for metric, value, data in scores + taken
+                for view in ({}, {"dims": 96, "precision": "int8"} if metric == "nll" else {})
             ]
         )  # fmt: skip
 
@@ -272,6 +273,9 @@ def test_a_metric_is_compared_in_the_mean_over_data_sets():
     each = [value for name, value in values[STUDENT].items() if name.startswith("exact-match on ")]
     assert values[STUDENT]["worst exact-match"] == min(each) < values[STUDENT]["mean exact-match"]
     assert places["mean exact-match"] == "6 data sets" and "mean nll" not in directions
+    assert values[STUDENT]["nll, dims 96, precision int8"] == 2.0 and not any(
+        n.startswith("exact-match,") for n in places
+    )
     plan = {"name": "tulu", "arms": dict.fromkeys(TULU, {}), "seeds": [0, 1, 2]}
     result = Result(plan, "mean exact-match", "6 data sets", directions, "human", cells)
     _, table, _ = result.tables()
