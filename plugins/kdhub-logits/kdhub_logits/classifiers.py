@@ -95,8 +95,8 @@ class Classifier(Student):
         return (*((None,) if self.ragged else ()), *self.width(kind))
 
     def split_classes(self, number: int, temperature: float, aggregate: str) -> None:
-        """Give each class so many outputs, by a fresh last layer, from here on and in what is saved; `logits` are one
-        a class as before (see `networks.Subclasses`).
+        """Give each class so many outputs, from here on and in what is saved; `logits` are one a class as before (see
+        `networks.widen` and `networks.Subclasses`).
 
         Raises:
             CompatibilityError: its logits are no plain linear layer's.

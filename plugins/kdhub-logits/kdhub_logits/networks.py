@@ -372,11 +372,20 @@ def last_layer(network: nn.Module, classes: int) -> str:
 
 
 def widen(network: nn.Module, classes: int, number: int) -> None:
-    """Give each class `number` outputs, in place, by a fresh last layer. Repeated outputs of the old one would begin
-    alike, and what tells the parts of a class apart would not reach the layers below at first."""
+    """Give each class `number` outputs, in place: its old one so often, so that a student knows what it knew, with
+    noise of half the weights' deviation. Outputs that begin alike would not tell the layers below at first what tells
+    the parts of a class apart. One output a class is the old layer."""
+    if number == 1:
+        return
     name = last_layer(network, classes)
     old = network.get_submodule(name)
-    network.set_submodule(name, nn.Linear(old.in_features, classes * number, old.bias is not None).to(old.weight))
+    new = nn.Linear(old.in_features, classes * number, old.bias is not None).to(old.weight)
+    with torch.no_grad():
+        new.weight.copy_(old.weight.repeat_interleave(number, 0))
+        new.weight += 0.5 * old.weight.std() * torch.randn_like(new.weight)
+        if old.bias is not None:
+            new.bias.copy_(old.bias.repeat_interleave(number))
+    network.set_submodule(name, new)
 
 
 NETWORKS: dict[str, type[nn.Module]] = {

@@ -18,7 +18,9 @@ from embeddings to logits over the training rows, which is the same where logits
 tables), needs no weights, and where they are not (texts, whose embeddings are means over tokens) takes away what of
 the logits is linear in them. The turn is drawn from the run's seed and kept in checkpoints with all of the above.
 
-Controls: `control: random` gives each row the split of another one, `oracle` the true subclass (`data.labels`).
+Controls: `control: random` gives each row the split of another one, `oracle` the true subclass (`data.labels`), as soft
+as an embedding that told nothing else would be. The student's last layer is widened to what it was, so often, and a
+little noise; S = 1 is `kd`.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Lelp(ObjectiveMethod):
         )
         rotate: bool = Field(True, description="turn the directions of a class at random, so that none dominates")
         direction: Literal["pca", "random", "kmeans"] = Field(
-            "pca", description="of the split; random directions and hard clusters are ablations"
+            "pca",
+            description="of the split; ablations: random directions, and kmeans, the nearest of S centres takes all",
         )
         group_by: Literal["teacher", "label"] = Field("teacher", description="whose class a row is fitted in")
         center: bool = Field(True, description="take away the mean of a class")
@@ -133,9 +136,10 @@ class Lelp(ObjectiveMethod):
         import torch
 
         if self.options.control == "oracle":
-            return true_shares(batch["labels"], batch["subclasses"], teacher.logits.shape[-1], self._number)
+            classes, beta = teacher.logits.shape[-1], self.options.beta
+            return true_shares(batch["labels"], batch["subclasses"], classes, self._number, beta)
         if self._others is not None:
-            keys, shares = (x.to(batch["keys"].device) for x in self._others)
+            keys, shares = self._others = tuple(x.to(batch["keys"].device) for x in self._others)
             return shares[torch.searchsorted(keys, batch["keys"])]
         return self._of(teacher.features.float(), self.modules["subspaces"].weight, self.modules["subspaces"].offset)
 
@@ -158,6 +162,8 @@ class Lelp(ObjectiveMethod):
 
         rng = np.random.default_rng([run.seed, 0])
         found = Moments.of(parts(), classes)
+        if not found.n[:classes].any():
+            raise UsageError("group_by: label, and no training row has a label", hint="--set group_by=teacher")
         p = np.eye(found.width)
         if o.null_space is not False:
             p = null_space(found.map_to_logits())
@@ -168,12 +174,13 @@ class Lelp(ObjectiveMethod):
                     hint="--set null_space=auto",
                 )
             p = p if left else np.eye(found.width)
-        number = min(o.subclasses, found.directions(p))
+        ways, c = found.narrowest(p, o.subclasses)
+        number = max(1, min(o.subclasses, ways))
         if number < o.subclasses:
             logger.warning(
-                "in some class the teacher's embeddings vary in %d directions: %d pseudo-subclasses instead of %d%s; "
-                "rows that it was not trained on vary more", number, number, o.subclasses,
-                ", which is plain soft targets" if number == 1 else "",
+                "the teacher's embeddings of the %d rows of class %s vary in %d directions: %d pseudo-subclasses "
+                "instead of %d%s; rows that it was not trained on vary more", found.n[c], run.student.classes[c], ways,
+                number, o.subclasses, ", which is plain soft targets" if number == 1 else "",
             )  # fmt: skip
         if o.direction == "kmeans":
             self._split = clusters(parts(), p, classes, number, run.seed)
@@ -216,10 +223,11 @@ class Lelp(ObjectiveMethod):
 
 @dataclass
 class Moments:
-    """Sums over rows, in one pass: n rows, embeddings and their products for each class, and products with logits.
+    """Sums over rows, in one pass: n rows, embeddings and their products for each class and, last, for rows of none;
+    logits and their products with embeddings over all rows.
 
     Attributes:
-        n: (C,); sums: (C, D); products: (C, D, D); logits: (C,); crossed: (D, C).
+        n: (C + 1,); sums: (C + 1, D); products: (C + 1, D, D); logits: (C,); crossed: (D, C).
     """
 
     n: np.ndarray
@@ -230,20 +238,24 @@ class Moments:
 
     @classmethod
     def of(cls, parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int) -> Moments:
-        """From embeddings (n, D), logits (n, C) and classes (n,), -1 for rows of none, which count nothing."""
+        """From embeddings (n, D), logits (n, C) and classes (n,), -1 for rows of none."""
         made: Moments | None = None
         for h, z, group in parts:
             if made is None:
-                d = h.shape[1]
-                made = cls(*(np.zeros(s) for s in (classes, (classes, d), (classes, d, d), classes, (d, classes))))
-            for c in range(classes):
+                n, d = classes + 1, h.shape[1]
+                made = cls(*(np.zeros(s) for s in (n, (n, d), (n, d, d), classes, (d, classes))))
+            for c in (*range(classes), -1):
                 rows = h[group == c]
                 made.n[c] += len(rows)
                 made.sums[c] += rows.sum(0)
                 made.products[c] += rows.T @ rows
-            made.logits += z[group >= 0].sum(0)
-            made.crossed += h[group >= 0].T @ z[group >= 0]
+            made.logits += z.sum(0)
+            made.crossed += h.T @ z
         return made
+
+    @property
+    def classes(self) -> int:
+        return len(self.logits)
 
     @property
     def width(self) -> int:
@@ -264,14 +276,21 @@ class Moments:
         crossed = self.crossed / n - np.outer(mean, of_logits)
         return (np.linalg.pinv(covariance, RELATIVE, hermitian=True) @ crossed).T
 
-    def directions(self, p: np.ndarray) -> int:
-        """In how many the embeddings of every class of two rows or more vary, at least 1."""
-        many = []
-        for c in np.flatnonzero(self.n > 1):
+    def directions(self, p: np.ndarray) -> np.ndarray:
+        """In how many the embeddings of each class vary, (C,)."""
+        many = np.zeros(self.classes, int)
+        for c in range(self.classes):
             whole = self.covariance(c)
             most = max(LEAST, RELATIVE * np.linalg.eigvalsh(whole)[-1])
-            many.append(int((np.linalg.eigvalsh(p @ whole @ p) > most).sum()))
-        return max(1, min(many, default=1))
+            many[c] = (np.linalg.eigvalsh(p @ whole @ p) > most).sum()
+        return many
+
+    def narrowest(self, p: np.ndarray, wanted: int) -> tuple[int, int]:
+        """The fewest directions of a class, and the class, of those with more rows than are wanted: what few rows vary
+        in says nothing of the other classes. Where there are none such, the most directions."""
+        ways, large = self.directions(p), np.flatnonzero(self.n[: self.classes] > wanted)
+        c = int(large[ways[large].argmin()] if len(large) else ways.argmax())
+        return int(ways[c]), c
 
     def subspaces(
         self, p: np.ndarray, number: int, rng: np.random.Generator, *, direction: str = "pca", rotate: bool = True,
@@ -279,8 +298,8 @@ class Moments:
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """V_c P / s_c, (C, S, D), and V_c P mu_c / s_c, (C, S); 0 for a class without variance, which is split
         evenly."""
-        weight, offset = np.zeros((len(self.n), number, self.width)), np.zeros((len(self.n), number))
-        for c in range(len(self.n)):
+        weight, offset = np.zeros((self.classes, number, self.width)), np.zeros((self.classes, number))
+        for c in range(self.classes):
             within = p @ self.covariance(c, center) @ p
             if direction == "pca":
                 v = np.linalg.eigh(within)[1][:, ::-1][:, :number].T
@@ -324,25 +343,31 @@ def clusters(
 
 
 def shares(features: Tensor, weight: Tensor, offset: Tensor, beta: float | None) -> Tensor:
-    """q = softmax(a / beta) over each class's S scores a = weight h - offset, (n, C, S); without beta the largest
-    takes all."""
+    """q = softmax(a / beta) over each class's S scores a = weight h - offset, (n, C, S); without beta the largest takes
+    all, and equal ones share."""
     import torch
-    from torch.nn.functional import one_hot
 
     scores = torch.einsum("csd,nd->ncs", weight, features) - offset
     if beta is None:
-        return one_hot(scores.argmax(-1), scores.shape[-1]).to(scores)
+        largest = (scores == scores.amax(-1, keepdim=True)).to(scores)
+        return largest / largest.sum(-1, keepdim=True)
     return torch.softmax(scores / beta, -1)
 
 
-def true_shares(labels: Tensor, subclasses: Tensor, classes: int, number: int) -> Tensor:
-    """q where it is known: all to the true subclass of the true class; equal parts elsewhere. (n, C, S)."""
+def true_shares(labels: Tensor, subclasses: Tensor, classes: int, number: int, beta: float) -> Tensor:
+    """q where it is known, in the true class: softmax(a / beta) of an embedding that is the true subclass, one of S
+    alike, standardised as others are; equal parts elsewhere. (n, C, S).
+
+    All to the true one would teach outputs that they are never meant, and at T = 4 a row between two subclasses then
+    goes to another class: students ended far below `kd`.
+    """
     import torch
     from torch.nn.functional import one_hot
 
     q = torch.full((len(labels), classes, number), 1 / number, device=labels.device)
     known = ((labels >= 0) & (subclasses >= 0)).nonzero().squeeze(-1)
-    q[known, labels[known]] = one_hot(subclasses[known], number).to(q)
+    deviation = max(number - 1, 1) ** 0.5 / number
+    q[known, labels[known]] = torch.softmax(one_hot(subclasses[known], number).to(q) / (deviation * beta), -1)
     return q
 
 

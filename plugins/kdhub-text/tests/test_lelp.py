@@ -123,9 +123,11 @@ def test_the_map_to_the_logits_is_the_teachers_own_in_one_pass_or_many():
     parts = Moments.of([(h[i::3], z[i::3], group[i::3]) for i in range(3)], 2)
     near(whole.map_to_logits(), w, abs=1e-9)
     near(parts.products, whole.products, abs=1e-6)
+    few = Moments.of([(h, z, np.where(np.arange(len(h)) < 3, group, -1))], 2)
+    near(few.map_to_logits(), w, abs=1e-9)  # rows of no class have logits too
     near(whole.covariance(1), np.cov(h[group == 1].T, bias=True), abs=1e-9)
     p = null_space(whole.map_to_logits())
-    assert whole.directions(np.eye(6)) == 6 and whole.directions(p) == 4
+    assert whole.directions(np.eye(6)).tolist() == [6, 6] and whole.directions(p).tolist() == [4, 4]
     weight, offset = whole.subspaces(p, 3, np.random.default_rng(0))
     moved = h + np.random.default_rng(1).normal(size=(len(h), 2)) @ w
     scores = [np.einsum("csd,nd->ncs", weight, x) - offset for x in (h, moved)]
@@ -152,24 +154,38 @@ def test_a_turn_evens_out_variances_and_keeps_their_sum():
     assert spread[False][0] / spread[False][2] > 4
 
 
+def test_a_class_of_few_rows_does_not_decide_for_the_others():
+    h, z, group, _ = made()
+    group[:] = 0
+    group[:2] = 1
+    found = Moments.of([(h, z, group)], 2)
+    assert found.directions(np.eye(6)).tolist() == [6, 1]
+    assert found.narrowest(np.eye(6), 5) == (6, 0) and found.narrowest(np.eye(6), 1) == (1, 1)
+    assert found.narrowest(np.eye(6), 400) == (6, 0)
+
+
 def test_flat_classes_are_split_evenly_and_clusters_by_their_nearest_centre():
     h, z, group, _ = made()
     h[group == 1] = h[group == 1][0]
     group[0] = -1
     found = Moments.of([(h, z, group)], 2)
-    assert found.n.sum() == len(h) - 1 and found.directions(np.eye(6)) == 1
+    assert found.n[:2].sum() == len(h) - 1 and found.directions(np.eye(6)).tolist() == [6, 0]
     weight, offset = (torch.from_numpy(x).float() for x in found.subspaces(np.eye(6), 2, np.random.default_rng(0)))
     near(shares(torch.from_numpy(h).float(), weight, offset, 0.5)[:, 1], np.full((len(h), 2), 0.5))
     weight, offset = clusters([(h, z, group)], np.eye(6), 2, 3, seed=0)
     q = shares(*(torch.from_numpy(x) for x in (h, weight, offset)), None)[:, 0].numpy()
     nearest = np.linalg.norm(h[:, None] - weight[0], axis=-1).argmin(1)
     assert set(q.sum(1)) == {1.0} and (q.argmax(1) == nearest).all()
+    flat = shares(*(torch.from_numpy(x) for x in (h, weight, offset)), None)[:, 1]
+    near(flat, np.full((len(h), 3), 1 / 3))
 
 
 def test_true_subclasses_where_they_are_known():
-    q = true_shares(torch.tensor([1, 0, -1]), torch.tensor([2, -1, 0]), 2, 4)
-    near(q[0], [[0.25] * 4, [0, 0, 1, 0]])
+    """One of four alike has the deviation sqrt(3) / 4: e^2.309401 is 10.068389, of 13.068389."""
+    q = true_shares(torch.tensor([1, 0, -1]), torch.tensor([2, -1, 0]), 2, 4, beta=1.0)
+    near(q[0], [[0.25] * 4, [0.076521, 0.076521, 0.770438, 0.076521]])
     near(q[1:], np.full((2, 2, 4), 0.25))
+    near(true_shares(torch.tensor([0]), torch.tensor([0]), 1, 1, beta=1.0), [[[1.0]]])
 
 
 # -- students -------------------------------------------------------------------------------------------------
@@ -187,6 +203,20 @@ def test_a_widened_student_is_saved_with_all_its_outputs(tmp_path):
     near(load(tmp_path).signals(examples, "logits")["logits"], student.signals(examples, "logits")["logits"])
     with pytest.raises(CompatibilityError, match="Subclasses already"):
         student.split_classes(2, 1.0, "sum")
+
+
+def test_a_widened_student_knows_what_it_knew():
+    config = {"network": "mlp", "shape": [4], "classes": ["a", "b", "c"], "hidden": [64]}
+    x = [{"x": row} for row in np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)]
+    for number, apart in ((1, 0.0), (50, 0.3)):
+        student = NetworkClassifier("tabular-classification", config)
+        before = student.signals(x, "logits")["logits"]
+        student.split_classes(number, 4.0, "tempered")
+        after = student.signals(x, "logits")["logits"]
+        before, after = (z - z.mean(1, keepdims=True) for z in (before, after))
+        assert np.abs(after - before).max() <= apart * np.abs(before).max()
+        outputs = student.signals(x, "subclass_logits")["subclass_logits"].reshape(50, 3, number)
+        assert number == 1 or outputs.std(-1).min() > 0
 
 
 def test_a_text_student_is_a_plain_folder_of_the_library_with_named_parts(tmp_path):
@@ -269,6 +299,8 @@ def test_a_random_split_is_of_the_same_parts_but_of_other_rows(tmp_path):
 def test_what_cannot_be_is_told(tmp_path):
     with pytest.raises(UsageError, match="no column 'subclass'"):
         kdhub.distill({"method": "lelp"} | _teacher(tmp_path), out=tmp_path / "a", set={"options.control": "oracle"})
+    with pytest.raises(UsageError, match="no training row has a label"):
+        run(tmp_path, "b", {"labelled": 0, "unlabelled": 80}, group_by="label")
 
 
 def _teacher(folder):
