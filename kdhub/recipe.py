@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kdhub.catalog import read
 from kdhub.errors import RecipeError, close_matches
@@ -51,6 +51,15 @@ class Ref(_Model):
 
     model_config = ConfigDict(extra="allow")
     source: str = Field(min_length=1, description="catalogue name, kind:argument, recipe:NAME, or org/name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_seed(cls, values: Any) -> Any:
+        """`recipe:NAME` with `seed: 3` is `recipe:NAME@3`: so a comparison can have a teacher of each seed's own."""
+        if isinstance(values, dict) and str(values.get("source")).startswith("recipe:") and "seed" in values:
+            name = values["source"].partition("@")[0]
+            return {**{k: v for k, v in values.items() if k != "seed"}, "source": f"{name}@{values['seed']}"}
+        return values
 
     @property
     def options(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Resolver:
         word, argument = parse_source(text)
         if word != "recipe":
             return word, argument
-        self.catalog.path("recipes", argument)
+        self.catalog.path("recipes", argument.partition("@")[0])
         return "path", argument
 
     # -- objects ----------------------------------------------------------------------------------------------

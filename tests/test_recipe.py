@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -285,6 +286,19 @@ def test_a_chain_is_made_once_and_reused(chain, isolated, tmp_path):
     distill("last", out=tmp_path / "three")
     names = sorted(p.name.rpartition("-")[0] for p in (isolated / "recipes").iterdir())
     assert names == ["assistant", "assistant", "labelled"], "a changed recipe is made anew, what it stands on is not"
+
+
+def test_a_student_of_another_seed_is_another_one(chain, isolated, tmp_path):
+    chain("assistant", method="toy-plain", teacher=None, seed=1)
+    chain("last", teacher="recipe:assistant")
+    found = []
+    for teacher in ("recipe:assistant@1", "recipe:assistant", {"source": "recipe:assistant@1", "seed": 2}):
+        run = distill("last", out=tmp_path / str(len(found)), teacher=teacher)
+        found.append({p.name: p.read_bytes() for p in Path(run.recipe.teacher.source[5:]).glob("*.safetensors")})
+    assert found[0] == found[1] != found[2] and found[2]
+    assert run.provenance["teacher"]["id"] == "recipe:assistant@2"
+    with pytest.raises(RecipeError, match="the seed is 'two', expected a number"):
+        distill("last", out=tmp_path / "x", teacher="recipe:assistant@two")
 
 
 def test_a_recipe_that_leads_back_to_itself(chain, tmp_path):

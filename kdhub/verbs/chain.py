@@ -1,4 +1,4 @@
-"""`recipe:NAME`: the student of another recipe, made once and reused."""
+"""`recipe:NAME`: the student of another recipe, made once and reused; `recipe:NAME@3`: with the seed 3."""
 
 from __future__ import annotations
 
@@ -99,21 +99,24 @@ def _made_once(source: str, resolver: Resolver) -> Path:
 
 
 def _resolved(source: str, resolver: Resolver) -> Recipe:
-    """The recipe behind `recipe:NAME`, checked with those it stands on."""
+    """The recipe behind `recipe:NAME` or `recipe:NAME@SEED`, checked with those it stands on."""
     from kdhub.verbs.distill import resolve_recipe
 
-    with _opened(source.removeprefix(PREFIX)) as name:
-        return resolve_recipe(name, resolver=resolver)
+    name, _, seed = source.removeprefix(PREFIX).partition("@")
+    if seed and not seed.isdecimal():
+        raise RecipeError([f"{source}: the seed is {seed!r}, expected a number, as in {PREFIX}{name}@3"])
+    with _opened(name):
+        return resolve_recipe(name, resolver=resolver, seed=int(seed) if seed else None)
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[str]:
+def _opened(name: str) -> Iterator[None]:
     path = (*_open.get(), name)
     if name in path[:-1]:
         raise RecipeError([f"{PREFIX}{name} leads back to itself: {' > '.join(path)}"])
     token = _open.set(path)
     try:
-        yield name
+        yield
     finally:
         _open.reset(token)
 
