@@ -201,8 +201,13 @@ def nystrom_attention(
         query, key, value: (batch, heads, n, width).
         real: (batch, n) bool, False for padding.
         pinv: `newton`, `iterations` steps of the third-order iteration of the paper, or `exact`; in float32 at least,
-            since the iteration diverges in float16.
+            since the iteration diverges in float16. With `exact` so is everything else: the inverse of a matrix that is
+            nearly singular multiplies what rounding did on either side of it.
     """
+    if pinv == "exact" and (query.dtype.itemsize < 4 or torch.is_autocast_enabled(query.device.type)):
+        with torch.autocast(query.device.type, enabled=False):
+            wider = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value))
+            return nystrom_attention(*wider, real, landmarks=landmarks, pinv=pinv, scaling=scaling).to(value.dtype)
     batch, _, n, width = query.shape
     scaling = width**-0.5 if scaling is None else scaling
     if real is None:

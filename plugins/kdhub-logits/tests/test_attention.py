@@ -163,6 +163,19 @@ def test_nystrom_with_half_the_landmarks_is_an_approximation():
     assert np.quantile(errors, [0.25, 0.5, 0.75]) == pytest.approx([0.20, 0.35, 0.65], rel=0.25)
 
 
+def test_exact_inverse_is_not_rounded_on_its_way():
+    query, key, value = (x.bfloat16() for x in draw(128, width=16))
+    wide = [x.double() for x in (query, key, value)]
+    expected = attention.nystrom_attention(*wide, landmarks=16, pinv="exact")
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attention.nystrom_attention(*(x.float() for x in wide), landmarks=16, pinv="exact")
+    for out, dtype in (
+        (attention.nystrom_attention(query, key, value, landmarks=16, pinv="exact"), torch.bfloat16),
+        (mixed, torch.float32),
+    ):
+        assert out.dtype == dtype and (out - expected).norm() < 1e-2 * expected.norm()
+
+
 def test_newton_steps_come_near_the_inverse():
     a = torch.softmax(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2, -1)
     assert (attention.newton_inverse(a, 30) @ a - torch.eye(8)).abs().max() < 1e-2

@@ -102,11 +102,14 @@ class FillMask(Classification):
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
             made = []
-            for one, was_cut in model.read([row["text"] for row in rows], limit):
-                one |= {"share": share, "whole": whole, "key": zlib.crc32(one["text"].encode())}
+            for row, (one, was_cut) in zip(rows, model.read([row["text"] for row in rows], limit)):
+                # Of the text as given: clips are found by their captions, however little of one is read.
+                one |= {"share": share, "whole": whole, "key": zlib.crc32(row["text"].encode())}
                 _, at, labels = hidden(one["ids"], model.tokens, share, one["key"])
                 one["hidden"] = [one["spans"][i] for i in at]
                 what = f"{share}{' whole' * whole} {one['hidden']}\x1f{one['text']}"
+                if was_cut:  # what is left does not say the key, and so in which way a token is hidden
+                    what += f"\x1f{one['key']}"
                 # Of a text with nothing to tell (no tokens of its own) nothing is left to learn.
                 length = len(one["ids"]) if at else 0
                 made.append({**one, "labels": labels, "content": what.encode(), "length": length, "cut": was_cut})
@@ -206,14 +209,20 @@ def how(key: int, many: int, epoch: int = 0) -> list[float]:
 
 def places(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
     """Of each token its number in the text, where it starts and ends in characters, and the number of its word, which
-    white space parts from others; -1 for special tokens."""
+    white space parts from others; -1 for special tokens and for white space."""
     words, inside = [], False
     number = -1
     for letter in text:
         number += not letter.isspace() and not inside
         inside = not letter.isspace()
         words.append(number)
-    return [(n, start, end, words[start] if end > start else -1) for n, (start, end) in enumerate(spans)]
+    return [(n, start, end, words[start] if text[start:end].strip() else -1) for n, (start, end) in enumerate(spans)]
+
+
+def inked(text: str, start: int, end: int) -> tuple[int, int]:
+    """A token's characters without the white space before them, which some tokenizers count to it; of white space alone
+    all of it."""
+    return end - len(text[start:end].lstrip() or text[start:end]), end
 
 
 def perplexity(out: Told) -> float:

@@ -23,19 +23,24 @@ from kdhub.recipe import DataRef
 from kdhub.signals import Field as StoredField
 from kdhub.student import BuildContext, sizes
 from kdhub.task import Example
-from kdhub_text.fill_mask import Tokens, hidden, how, places
+from kdhub_text.fill_mask import Tokens, hidden, how, inked, places
 from kdhub_text.fresh import bert
 
 
 class Network(nn.Module):
     """A masked language model with our names: `logits` and `features`, the last states, of the tokens `at`; asked for,
-    `hidden_states` (tokens, layers, width) of all tokens but padding, one row after the other."""
+    `hidden_states` (tokens, layers, width) of all tokens but padding, one row after the other.
 
-    def __init__(self, model: nn.Module):
+    Args:
+        classes: columns of the head that are tokens. Others are padding; they are cut, for a logit of theirs would get
+            a share of the probability.
+    """
+
+    def __init__(self, model: nn.Module, classes: int):
         from kdhub_logits.attention import without_square_mask
 
         super().__init__()
-        self.model = without_square_mask(model)
+        self.model, self.classes = without_square_mask(model), classes
         self.train(model.training)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -49,7 +54,7 @@ class Network(nn.Module):
         logits = given.logits.flatten(0, 1)[at] if head is None else head(states)
         real = mask.flatten().bool()
         return Given(
-            {"logits": logits, "features": states},
+            {"logits": logits[:, : self.classes], "features": states},
             hidden_states=lambda: torch.stack(given.hidden_states[1:], 2).flatten(0, 1)[real],
         )
 
@@ -65,17 +70,20 @@ class MaskedLm(TextClassifier):
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         if tokenizer.mask_token_id is None:
             raise CompatibilityError("the tokenizer has no token that hides another", hint="its mask_token")
-        Classifier.__init__(self, self.task_name, Network(model), [], start)
+        numbers = tokenizer.get_vocab().values()  # not how many there are: one may be left out
+        network = Network(model, min(max(numbers) + 1, model.config.vocab_size))
+        Classifier.__init__(self, self.task_name, network, [], start)
         self.tokenizer = tokenizer
 
     def read(self, texts: Sequence[str], max_length: int | None = None) -> list[tuple[Example, bool]]:
-        """Of each text what fits in: `text`, its token `ids` and their `spans` of characters, (0, 0) for special ones;
-        and whether it was cut."""
+        """Of each text what fits in: `text`, its token `ids` and their `spans` of characters, (0, 0) for special ones,
+        without the white space before them; and whether it was cut."""
         given, cuts = self.tokenized(texts, max_length=max_length, return_offsets_mapping=True)
         made = []
         for text, ids, spans, cut in zip(texts, given["input_ids"], given["offset_mapping"], cuts):
             kept = text[: max(end for _, end in spans)] if cut else text
-            one = {"text": kept, "ids": ids, "spans": [tuple(span) for span in spans], "vocabulary": self.vocabulary}
+            inner = [inked(text, *span) for span in spans]
+            one = {"text": kept, "ids": ids, "spans": inner, "vocabulary": self.vocabulary}
             made.append((one, cut))
         return made
 
@@ -144,7 +152,7 @@ class MaskedLm(TextClassifier):
     def width(self, kind: str) -> tuple[int, ...]:
         config = self.module.model.config
         return {
-            "logits": (config.vocab_size,),
+            "logits": (self.module.classes,),
             "features": (config.hidden_size,),
             "hidden_states": (config.num_hidden_layers, config.hidden_size),
         }[kind]

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from kdhub_logits.soft_targets import label_losses, labelled_in, positions_in, tokens_in
 from pydantic import Field
 
-from kdhub.errors import CompatibilityError, UsageError
+from kdhub.errors import CompatibilityError, TeacherError, UsageError
 from kdhub.method import ObjectiveMethod, Progress, Run, TrainingOptions
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class MultiTeacher(ObjectiveMethod):
         epochs: float = Field(3.0, gt=0, description="passes over the training rows")
         warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
         mode: Literal["avg_loss", "avg_prob", "avg_logit"] = Field("avg_loss", description="what is averaged")
-        weights: Literal["uniform", "confidence"] | tuple[Annotated[float, Field(ge=0)], ...] = Field(
-            "uniform", description="of the teachers: alike, by the inverse of their entropy, or these"
+        weights: Literal["uniform", "confidence"] | tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+            None, description="of the teachers: alike, by inverse entropy, or these; the ensemble's own if unset"
         )
         tau: float = Field(2.0, ge=1, description="temperature of the soft targets")
         a_ce: float = Field(5.0, ge=0, description="weight of the soft targets")
@@ -108,15 +108,19 @@ class MultiTeacher(ObjectiveMethod):
         """Maps of the student's states to the width of teachers that have another one.
 
         Raises:
-            UsageError: weights that are not one for each teacher; other tokens, and signals of hidden tokens alone.
+            UsageError: weights that are not one for each teacher, or all 0; other tokens, and signals of hidden tokens
+                alone.
         """
         from kdhub_logits.ensemble import shares
         from torch import nn
 
         o, teachers = self.options, teacher.members or [teacher]
         self._masked = _of_tokens(teacher)
-        given = o.weights if isinstance(o.weights, tuple) else None
-        self._weights = shares(given, len(teachers))
+        given = getattr(teacher, "weights", None) if o.weights is None else o.weights
+        try:
+            self._weights = shares(None if isinstance(given, str) else given, len(teachers))
+        except TeacherError as error:
+            raise UsageError(error.message, hint=error.hint) from None
         self._bridges: dict[int, Bridge] = {}
         if self._masked:
             for n, one in enumerate(teachers):
@@ -224,7 +228,7 @@ def divergence(student: Tensor, teachers: Sequence[Tensor], weights: Any, mode: 
     if mode == "avg_loss":
         return (w * torch.stack([forward_kl(s, z) for z in zs])).sum(0)
     whole = w.sum(0)
-    own = (w / whole.clamp_min(1e-12)).unsqueeze(-1)
+    own = (w / whole).nan_to_num(1.0).unsqueeze(-1)  # of teachers without weight any shares do: the whole is 0
     if mode == "avg_logit":
         return whole * forward_kl(s, (own * zs).sum(0))
     return whole * forward_kl(s, torch.logsumexp(zs.log_softmax(-1) + own.log(), 0))
@@ -282,7 +286,8 @@ class Bridge:
         and how many those are. `mine`, `theirs` are their `spans`, rows of one batch one after the other."""
         from kdhub_logits.divergences import forward_kl
 
-        at, there = matched(*(_keys(spans, spans[:, 1] * WIDE + spans[:, 2]) for spans in (mine, theirs)))
+        # Stored spans are int32, too narrow for both ends in one number.
+        at, there = matched(*(_keys(spans, spans[:, 1].long() * WIDE + spans[:, 2]) for spans in (mine, theirs)))
         z = teacher.float()[there]
         known = z.softmax(-1)[:, self.theirs.to(z.device)].sum(-1) >= LEAST
         s = student.float()[at[known]][:, self.mine.to(z.device)]
@@ -327,24 +332,28 @@ def matched(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def written(tokenizer: Any) -> dict[tuple[bool, str], int]:
-    """What each token stands for: whether it begins a word, and its letters; special tokens are left out.
+    """What each token stands for: whether it begins a word, and its letters. Special tokens are left out, and so are
+    those with a part of a letter's bytes.
 
     WordPiece marks tokens inside a word (`##`), byte-level BPE and SentencePiece those at its beginning; a vocabulary
     with neither is one of words.
     """
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
     own = {token: n for token, n in vocabulary.items() if n not in special}
-    inside = any(token.startswith("##") for token in own)
-    first = next((mark for mark in ("\u0120", "\u2581") if any(token.startswith(mark) for token in own)), None)
+    # Asked of the model: in a byte-level vocabulary `##` is a heading.
+    inside = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None)
+    # Either mark may be a mere letter of the other's vocabulary.
+    marked = {mark: sum(token.startswith(mark) for token in own) for mark in ("\u0120", "\u2581")}
+    first = max(marked, key=marked.get) if any(marked.values()) else None
     found: dict[tuple[bool, str], int] = {}
     for token, n in own.items():
         if inside:
-            begins, letters = not token.startswith("##"), token.removeprefix("##")
+            begins, letters = not token.startswith(inside), token.removeprefix(inside)
         elif first:
             begins = token.startswith(first)
             letters = tokenizer.convert_tokens_to_string([token]).strip() if first == "\u0120" else token.lstrip(first)
         else:
             begins, letters = True, token
-        if letters:
+        if letters and "\ufffd" not in letters:
             found.setdefault((begins, letters), n)
     return found

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import zlib
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from kdhub_logits import tiny
-from kdhub_text.fill_mask import Tokens, Told, accuracy, agreement, hidden, perplexity
+from kdhub_text.fill_mask import Tokens, Told, accuracy, agreement, hidden, perplexity, places
 from kdhub_text.masked_lm import MaskedLm
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from kdhub.errors import CompatibilityError
 from kdhub.resolve import Resolver
@@ -143,6 +146,53 @@ def test_a_model_of_other_tokens_sees_the_same_characters_hidden(home, tmp_path)
 
 def rows_of(counts):
     return [n for n, many in enumerate(counts.tolist()) for _ in range(many)]
+
+
+def test_space_before_a_token_is_none_of_its_characters(model):
+    """Of tokenizers that count it to the token; others stay as they are."""
+    text, made = "good  film\nok", []
+    for trim in (True, False):
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.train_from_iterator([text] * 9, trainers.BpeTrainer(vocab_size=300, special_tokens=["<m>"]))
+        backend.post_processor = processors.ByteLevel(trim_offsets=trim)
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="<m>")
+        reader = MaskedLm(model.module.model, tokenizer)
+        made.append([place for one, _ in reader.read([text]) for place in places(text, one["spans"])])
+    without, given = [[place[1:] for place in some] for some in made]
+    assert without == [(0, 4, 0), (5, 5, -1), (6, 10, 1), (10, 11, -1), (11, 13, 2)]
+    assert given == [(0, 4, 0), (4, 5, -1), *without[2:]]
+
+
+def test_columns_that_are_no_tokens_are_cut(model, task, tmp_path):
+    rows = [{"text": row["text"]} for row in tiny.rows(5)]
+    examples = task.preparer(model, None)(rows)
+    before, tokens = model.signals(examples, "logits")["logits"], len(model.tokenizer)
+    padded = copy.deepcopy(model.module.model)
+    padded.resize_token_embeddings(tokens + 5)
+    wide = MaskedLm(padded, model.tokenizer)
+    assert wide.width("logits") == (tokens,) == model.width("logits")
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(wide.signals(examples, "logits")["logits"], before))
+    config = transformers.DistilBertConfig(vocab_size=tokens + 5, dim=8, n_layers=1, n_heads=1, hidden_dim=8)
+    other = MaskedLm(transformers.DistilBertForMaskedLM(config), model.tokenizer)  # its head is of several parts
+    assert other.signals(examples, "logits")["logits"][0].shape[1:] == other.width("logits") == (tokens,)
+    wide.save(tmp_path)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert len(again.get_output_embeddings().weight) == tokens + 5
+
+
+def test_rows_that_are_cut_are_known_by_their_whole_text(model, task):
+    """As clips are by their captions; what is stored of one is not found for another that begins alike."""
+    begin = " ".join(row["text"] for row in tiny.rows(2))
+    texts = [begin + end for end in ("", *(f" and {n}" for n in range(40)))]
+    prepared = task.preparer(model, None, max_length=4)([{"text": text} for text in texts])
+    assert all(e["cut"] for e in prepared) and len({e["text"] for e in prepared}) == 1
+    assert [e["key"] for e in prepared] == [zlib.crc32(text.encode()) for text in texts]
+    batch, seen = model.collate(prepared), {}
+    for e, ids in zip(prepared, batch["input_ids"].tolist()):
+        assert seen.setdefault(e["content"], ids) == ids
+    (whole,) = task.preparer(model, None)([{"text": texts[0]}])
+    assert not whole["cut"] and whole["content"] == f"0.15 {whole['hidden']}\x1f{texts[0]}".encode()
 
 
 def test_soft_targets_distil_a_masked_language_model(home, tmp_path):

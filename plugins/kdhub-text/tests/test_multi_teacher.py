@@ -9,10 +9,13 @@ from kdhub_logits import tiny
 from kdhub_logits.metrics import agreement, probability_loyalty, regression_loyalty
 from kdhub_logits.tasks import Predictions
 from kdhub_text.masked_lm import MaskedLm, wordpiece
-from kdhub_text.multi_teacher import Bridge, by_word, confidence, divergence, matched, written
+from kdhub_text.multi_teacher import Bridge, MultiTeacher, by_word, confidence, divergence, matched, written
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 import kdhub
-from kdhub.errors import CompatibilityError, TeacherError
+from kdhub.errors import CompatibilityError, UsageError
+from kdhub.task import Signals
 
 Z1, Z2, S = (torch.tensor([row]) for row in ([2.0, 1, 0], [0.0, 1, 2], [1.0, 1, 0]))
 MODES = ("avg_loss", "avg_prob", "avg_logit")
@@ -45,6 +48,37 @@ def test_one_teacher_twice_is_that_teacher(mode):
     assert torch.allclose(divergence(S, [Z1, Z1], [0.5, 0.5], mode, 2.0), alone, atol=1e-6)
     assert torch.allclose(divergence(S, [Z1, Z2], [1.0, 0.0], mode, 2.0), alone, atol=1e-6)
     assert torch.allclose(divergence(S, [Z1], [0.25], mode, 2.0), alone / 4, atol=1e-6)  # the rest is bridged
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_teachers_without_weight_give_nothing(mode):
+    """All weight may be that of bridged teachers."""
+    for teachers in ([Z1], [Z1, Z2]):
+        s = S.clone().requires_grad_()
+        apart = divergence(s, teachers, [0.0] * len(teachers), mode, 2.0)
+        apart.sum().backward()
+        assert apart.tolist() == [0.0] and s.grad.tolist() == [[0.0] * 3]
+
+
+def test_weights_are_those_of_the_ensemble_unless_set():
+    class One:
+        members, vocabulary = (), None
+
+    class Both(One):
+        members, weights = (One(), One()), [0.25, 0.75]
+
+    def value(teacher, **options):
+        method = MultiTeacher(MultiTeacher.Options(**options))
+        method.extras(None, teacher)
+        given = Signals({"0/logits": Z1, "1/logits": Z2})
+        batch = {"labels": torch.tensor([0])}
+        return float(method.objective(Signals(logits=S), given, batch, None)["teacher"])
+
+    own, even = value(Both()), value(Both(), weights="uniform")
+    assert own == value(Both(), weights=[1.0, 3.0]) != even == value(Both(), weights=[1.0, 1.0])
+    for wrong in ([1.0], [0.0, 0.0]):
+        with pytest.raises(UsageError, match="for 2 teachers"):
+            value(Both(), weights=wrong)
 
 
 def test_confidence_is_the_inverse_of_entropy():
@@ -96,6 +130,13 @@ def test_tokens_are_compared_where_their_characters_are_the_same():
     assert len(a) == len(b) == 4
 
 
+def test_tokens_far_into_a_text_are_compared():
+    """Stored spans are int32; those of a batch are not."""
+    mine = torch.tensor([[0, 0, 0, -1], [1, 0, 7, 0], [2, 2048, 2051, 1], [3, 4096, 4099, 2]])
+    value, many = Bridge([0, 1], [0, 1]).divergence(torch.zeros(4, 2), mine, torch.ones(4, 2), mine.int(), 2.0)
+    assert many == 3 and float(value) == pytest.approx(0, abs=1e-6)
+
+
 def test_nothing_in_common_matches_nothing():
     assert [len(x) for x in matched(torch.tensor([1, 2]), torch.tensor([-1, 5]))] == [0, 0]
     assert [len(x) for x in matched(torch.tensor([1, -1]), torch.tensor([], dtype=torch.long))] == [0, 0]
@@ -111,6 +152,28 @@ def test_vocabularies_meet_in_what_tokens_stand_for():
     assert names == pieces.convert_ids_to_tokens(bridge.theirs.tolist()) and "f" in names
     with pytest.raises(CompatibilityError, match="no token in common"):
         Bridge.between(whole, wordpiece(["123 456"] * 9, 40, True, 32))
+
+
+def test_marks_of_words_are_those_of_the_kind_of_tokenizer():
+    """Headings and Maltese are letters of other vocabularies."""
+    texts = ["good film ## ##ab caf\u00e9 \u0120awra"] * 20
+    bytewise = Tokenizer(models.BPE())
+    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    bytewise.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, initial_alphabet=letters, show_progress=False)
+    )
+    of_pieces = {
+        piece: n for n, piece in enumerate(["<unk>", "\u2581good", "\u2581film", "\u2581##", "##", "\u0120", "a"])
+    }
+    pieces = Tokenizer(models.Unigram([(piece, -1.0) for piece in of_pieces], 0))
+    bpe, unigram = (PreTrainedTokenizerFast(tokenizer_object=one) for one in (bytewise, pieces))
+    found, numbers = written(bpe), bpe.get_vocab()
+    assert found[True, "film"] == numbers["\u0120film"] and found[False, "##"] == numbers["##"]
+    assert not any("\ufffd" in letters for _, letters in found)  # a half of one letter is not a half of another
+    assert {(True, "good"), (True, "##"), (False, "##"), (False, "\u0120")} <= written(unigram).keys()
+    bridge = Bridge.between(bpe, unigram)
+    assert bridge.theirs[(bridge.mine == numbers["\u0120good"])].tolist() == [of_pieces["\u2581good"]]
 
 
 @pytest.fixture
@@ -161,5 +224,5 @@ def test_one_teacher_twice_teaches_the_same(masked, tmp_path):
     twice = run(recipe, {"source": "ensemble", "members": [one, one]}, tmp_path / "twice")
     a, b = ([r["loss"] for r in done.metrics() if "terms" in r] for done in (once, twice))
     assert a == pytest.approx(b, rel=1e-4)
-    with pytest.raises(TeacherError, match="for 1 teachers"):
+    with pytest.raises(UsageError, match="for 1 teachers"):
         run(recipe, one, tmp_path / "wrong", weights=[0.5, 0.5])
