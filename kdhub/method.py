@@ -150,7 +150,8 @@ class ObjectiveMethod(Method):
         """Change the student itself before training: saved, published, used at inference."""
 
     def initialise(self, student: Student, inputs: Mapping[str, torch.Tensor], teacher: Signals) -> None:
-        """A closed-form start from one large batch with the teacher's signals, after `adapt` and without gradient.
+        """A closed-form start from one large batch with the teacher's signals, after `adapt` and without gradient: up
+        to 1,024 rows, evenly spaced over those of training.
 
         All of them, and a live teacher, are on the device that trains; modules that are made here have to be put there.
         """

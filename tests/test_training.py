@@ -94,6 +94,16 @@ def test_a_live_teacher_is_left_as_it_is(train):
     assert losses[-1] < losses[0]
 
 
+def test_some_rows_are_from_everywhere():
+    from kdhub.task import Rows
+
+    def some(n, most):
+        return Rows(None, None, np.zeros((n, 12), np.uint8), np.ones(n, np.int32)).some(most)
+
+    assert some(150, 256).tolist() == list(range(150)) and some(0, 256).tolist() == []
+    assert len(set(some(1000, 256))) == 256 and set(np.diff(some(1000, 256))) == {3, 4} and some(1000, 256)[-1] > 990
+
+
 @pytest.mark.parametrize("method", ["toy-hint", "toy-mix"])
 def test_student_and_live_teacher_are_where_the_rank_computes(train, monkeypatch, method):
     """And what a method is initialised with. A device without memory stands for a GPU: training cannot go on there."""

@@ -193,7 +193,7 @@ class Session:
         for model in filter(None, (student, live)):
             model.module.to(device())
         if type(method).initialise is not ObjectiveMethod.initialise:
-            some = np.arange(min(len(rows), 1024))
+            some = rows.some(1024)
             stored = {k: as_tensor(v) for s in given.values() for k, v in s[some].items()}
             with torch.no_grad():
                 inputs, stored = send_to_device((self.task.collate(rows[some], student), stored), device())

@@ -17,15 +17,19 @@ teaches by its states, it may be made for other classes. The student alone is ke
 
 The paper's text and code were not at hand: that the four parts are these is reported by its reviewers, the arguments of
 the losses and all defaults are a reconstruction. States are standardised before the codecs, by the batch's mean and one
-deviation, and distances are in these units. The gradient knows of both: with constants the interaction fell as the
-student's states shrank, until all were alike. Of the teacher's own states, and of the targets of L_SC, no gradient is
-taken; H_g^u in L_I moves. Codecs are warmed up on L_MC and L_SC over up to 1,024 rows, both models frozen, before
-training begins. `teacher_lr` is `freeze_teacher: false`, a copy of the upper blocks trained along at the rate of the
-rest; `consult`, a student that needs its teacher in use, is not there.
+deviation, and distances are in these units; padding counts in neither. The gradient knows of both: with constants the
+interaction fell as the student's states shrank, until all were alike. Of the teacher's own states, and of the targets
+of L_SC, no gradient is taken; H_g^u in L_I moves. Codecs are warmed up on L_MC and L_SC over up to 1,024 rows, both
+models frozen, before training begins.
+
+Departures: the teacher has to read what the student reads (the case of one that cannot, in which the teacher's halves
+of L_MC are dropped, is not offered). Rows have classes: no regression, no recommendation. `teacher_lr` is
+`freeze_teacher: false`, a copy of the upper blocks trained along at the rate of the rest. `consult`, a student that
+needs its teacher in use, is not there.
 
 Control: `one_way`, in which the teacher reads x itself and the student's message goes nowhere. After training,
-`permutation-ratio` is L_I with the messages of other rows over L_I, 1 without a message, and `message-dependence` what
-the answer changes by when the message is 0, over its size.
+`permutation-ratio` is L_I with the first message from another row over L_I, 1 without a message, and
+`message-dependence` what the answer changes by when the message is 0, over its size.
 """
 
 from __future__ import annotations
@@ -35,9 +39,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from kdhub_logits.soft_targets import ClassifierOptions, label_loss
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError
 from kdhub.method import ObjectiveMethod, Progress
@@ -53,8 +56,8 @@ if TYPE_CHECKING:
     from kdhub.task import Rows, Signals
     from kdhub.teacher import Teacher
 
-ROWS = 1024
-"""That codecs are warmed up and talk is measured on, at most."""
+ROWS = 256
+"""That talk is measured on, at most."""
 PLACES = ("lower", "upper")
 
 
@@ -80,6 +83,12 @@ class TalkingModels(ObjectiveMethod):
         distance: Literal["mse", "cosine"] = Field("mse", description="of states and of messages")
         standardise: bool = Field(True, description="states by the batch's mean and deviation; false: as they are")
         warmup_codec_epochs: int = Field(1, ge=0, le=1000, description="passes of codecs alone before training")
+
+        @model_validator(mode="after")
+        def _fits(self) -> Any:
+            if self.one_way and not self.freeze_teacher:
+                raise ValueError("freeze_teacher: false means nothing with one_way: no gradient reaches the teacher")
+            return self
 
     options: Options
     _rows: Rows
@@ -152,14 +161,16 @@ class TalkingModels(ObjectiveMethod):
         return {"codecs": self._modules} | ({} if self.options.freeze_teacher else {"teacher": self._copy})
 
     def _read(self, student: Any, inputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Both models' states of a batch, without gradient, as sequences."""
+        """Both models' states of a batch, without gradient, as sequences; no more rows are run at once than are trained
+        on at once."""
         import torch
 
-        was, states = student.module.training, {}
+        was, states, parts = student.module.training, {}, _slices(inputs, self.options.batch_size)
         student.module.eval()
         with torch.no_grad():
             for who, split in (("student", self._student), ("teacher", self._teacher)):
-                states[who] = _states(split.network(inputs))
+                own = [_states(split.network(part)) for part in parts]
+                states[who] = {p: torch.cat([h[p] for h in own]) for p in PLACES} if len(own) > 1 else own[0]
         student.module.train(was)
         return states
 
@@ -176,14 +187,18 @@ class TalkingModels(ObjectiveMethod):
         terms["interaction"] = self.options.w_interact * self._interaction(states, batch)
         return terms | self._consistency(states, _real(batch))
 
-    def _interaction(self, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any], **how: Any) -> Tensor:
-        """L_I, the mean over rounds."""
-        student, lower, own = self.modules["codecs"]["student"], *map(self._unit, states["student"].values())
+    def _interaction(
+        self, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any], order: Tensor | None = None
+    ) -> Tensor:
+        """L_I, the mean over rounds; the first messages are taken in another order if one is given."""
+        student, real = self.modules["codecs"]["student"], _real(batch)
+        lower, own = (self._unit(state, real) for state in states["student"].values())
         message, total = say(student, "lower", lower), 0.0
+        message = message if order is None else message[order]
         rounds = 1 if self.options.one_way else self.options.rounds
         for _ in range(rounds):
-            heard = self._heard(self._answer(message, states, batch, **how), own.shape[1])
-            total = total + distance(heard, own, self.options.distance, _real(batch))
+            heard = self._heard(self._answer(message, states, batch), own.shape[1])
+            total = total + distance(heard, own, self.options.distance, real)
             message = say(student, "upper", heard)
         return total / rounds
 
@@ -193,18 +208,15 @@ class TalkingModels(ObjectiveMethod):
 
         return hear(self.modules["codecs"]["student"], "upper", resized(answer, positions))
 
-    def _answer(
-        self, message: Tensor, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any],
-        order: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """The teacher's reply to messages, taken in another order if one is given."""
+    def _answer(self, message: Tensor, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any]) -> Tensor:
+        """The teacher's reply to messages."""
         from kdhub_logits.splitting import as_sequence, as_state
 
-        voice, (below, above) = self.modules["codecs"]["teacher"], map(self._scale, states["teacher"].values())
+        voice, real = self.modules["codecs"]["teacher"], _real(batch)
+        below, above = (self._scale(state, real) for state in states["teacher"].values())
         if self.options.one_way:
             thought = states["teacher"]["upper"]
         else:
-            message = message if order is None else message[order]
 
             def replace(own: Tensor) -> Tensor:
                 return as_state(hear(voice, "lower", message) * below[1] + below[0], own)
@@ -212,15 +224,16 @@ class TalkingModels(ObjectiveMethod):
             thought = as_sequence(self._answering.onward(batch, replace)).float()
         return say(voice, "upper", (thought - above[0]) / above[1])
 
-    def _scale(self, state: Tensor) -> tuple[Any, Any]:
+    def _scale(self, state: Tensor, real: Tensor | None = None) -> tuple[Any, Any]:
         """The mean of each number, and one deviation for all."""
         if not self.options.standardise:
             return 0.0, 1.0
-        mean = state.mean((0, 1))
-        return mean, ((state - mean).square().mean() + 1e-12).sqrt()
+        seen = among(state, real)
+        mean = seen.mean((0, 1))
+        return mean, ((seen - mean).square().mean() + 1e-12).sqrt()
 
-    def _unit(self, state: Tensor) -> Tensor:
-        mean, deviation = self._scale(state)
+    def _unit(self, state: Tensor, real: Tensor | None = None) -> Tensor:
+        mean, deviation = self._scale(state, real)
         return (state - mean) / deviation
 
     @property
@@ -240,7 +253,7 @@ class TalkingModels(ObjectiveMethod):
         messages, kept = {}, []
         for who, own in states.items():
             for place in PLACES:
-                state = self._unit(own[place])
+                state = self._unit(own[place], real)
                 messages[who, place] = say(voices[who], place, state)
                 again = hear(voices[who], place, messages[who, place])
                 kept.append(distance(again, state.detach(), o.distance, real))
@@ -256,19 +269,20 @@ class TalkingModels(ObjectiveMethod):
         """How many rows, and what the three losses, message dependence and permutation ratio are over them."""
         import torch
 
-        examples = self._rows[np.arange(min(len(self._rows), ROWS))]
+        examples = self._rows[self._rows.some(ROWS)]
         device = next(student.module.parameters()).device
         inputs = {k: v.to(device) for k, v in run.task.collate(examples, student).items()}
-        states, o = self._read(student, inputs), self.options
+        states, real, o = self._read(student, inputs), _real(inputs), self.options
         many = len(states["student"]["upper"])
         order = torch.randperm(many, generator=torch.Generator().manual_seed(run.seed)).to(device)
         with torch.no_grad():
             voice = self.modules["codecs"]["student"]
-            message = say(voice, "lower", self._unit(states["student"]["lower"]))
-            answer, without = (self._answer(m, states, inputs) for m in (message, torch.zeros_like(message)))
+            message = say(voice, "lower", self._unit(states["student"]["lower"], real))
+            both = (self._answer(m, states, inputs) for m in (message, torch.zeros_like(message)))
+            answer, without = (among(one, real) for one in both)
             talk = self._interaction(states, inputs)
             found = {"interaction-loss": talk}
-            rest = self._consistency(states, _real(inputs))
+            rest = self._consistency(states, real)
             for name, term, weight in (("message", "messages", o.w_mc), ("state", "states", o.w_sc)):
                 if weight:
                     found[f"{name}-consistency-loss"] = rest[term] / weight
@@ -335,6 +349,24 @@ def distance(a: Tensor, b: Tensor, kind: str = "mse", real: Tensor | None = None
     if real is None or real.shape != each.shape:
         return each.mean()
     return (each * real).sum() / real.sum()
+
+
+def among(state: Tensor, real: Tensor | None) -> Tensor:
+    """The real positions of a state (rows, positions, width) as those of one row, (1, n, width); all of them as they
+    are without a mask, or with one of other positions."""
+    if real is None or real.shape != state.shape[:2]:
+        return state
+    return state[real.bool()].unsqueeze(0)
+
+
+def _slices(inputs: Mapping[str, Tensor], size: int) -> list[Mapping[str, Tensor]]:
+    """A batch in parts of so many rows. What is not of rows (labels of words, `at`, which counts through the batch) is
+    left out of them: states need none of it."""
+    many = len(inputs["input_ids" if "input_ids" in inputs else "x"])
+    if many <= size:
+        return [inputs]
+    of_rows = {name: values for name, values in inputs.items() if len(values) == many and name != "at"}
+    return [{name: v[start : start + size] for name, v in of_rows.items()} for start in range(0, many, size)]
 
 
 def _states(signals: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,16 +25,20 @@ objective that is thrown away at the end:
   code` divides by 2B once more.
 * `soft_label`: KL of the masked tokens' probabilities, times the temperature's square. `l2`: squared distance of s, t.
 
-The paper's tables could not be read. Departures: the clip's vector is pooled by a mean over frames; schedules are the
-engine's; teacher's dropout is off in stage 2, as in the code.
+The paper's tables could not be read. Departures: the clip's vector is pooled by a mean over frames, which have
+positions but no type embeddings; schedules and Adam's eps (1e-8, not 1e-6) are the engine's; what is trained has no
+dropout unless `dropout` is set, the video's side only that of its head; teacher's dropout is off in stage 2, as in the
+code; nst takes all neurons, also of wide models; there are no hard labels (vokens).
 """
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError, DataError, UsageError
@@ -45,8 +49,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from kdhub.data import Data
     from kdhub.student import Student
-    from kdhub.task import Signals
+    from kdhub.task import Rows, Signals
     from kdhub.teacher import Teacher
 
 Objective = Literal["nst", "crd", "ntxent", "soft_label", "l2"]
@@ -63,6 +68,7 @@ class TeacherOptions(TrainingOptions):
     teacher_objectives: tuple[Literal["mlm", "contrast"], ...] = Field(
         ("mlm", "contrast"), min_length=1, description="what it learns from"
     )
+    mlm_prob: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are to be told")
     margin: float = Field(1.0, ge=0, description="of the contrast")
     clips: Annotated[
         DataRef | None, Field(description="captioned clips, `text` and `frames`, as one of data.train")
@@ -79,12 +85,15 @@ class VidLanKdTeacher(ObjectiveMethod):
     options: TeacherOptions
     tiny_recipe = {"options": {"teacher_objectives": ["mlm"]}}  # its rows are no captions of clips
 
+    def settings(self) -> dict[str, Any]:
+        return {"mlm_prob": self.options.mlm_prob}
+
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         o = self.options
         if "contrast" not in o.teacher_objectives:
             return {}
-        self._clips = _clips(o.clips)
-        frames, pixels = next(iter(self._clips.values()))[0].shape
+        self._clips = Clips(o.clips)
+        frames, pixels = self._clips.shape
         width = student.width("hidden_states")[-1]
         if width % o.video_heads:
             raise UsageError(f"video_heads {o.video_heads} do not divide the language model's width {width}")
@@ -98,13 +107,13 @@ class VidLanKdTeacher(ObjectiveMethod):
             return batch
         chosen = []
         for key in batch["keys"].tolist():
-            clips = self._clips.get(key)
-            if clips is None:
+            rows = self._clips.rows(key)
+            if not rows:
                 raise DataError(
                     "a training row is no caption of the clips", hint="data.train is the clips' own data set"
                 )
-            chosen.append(clips[int(torch.randint(len(clips), (), generator=generator))])
-        return {**batch, "frames": torch.stack(chosen).to(batch["input_ids"].device)}
+            chosen.append(rows[int(torch.randint(len(rows), (), generator=generator))])
+        return {**batch, "frames": self._clips.frames(chosen).to(batch["input_ids"].device)}
 
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
@@ -122,23 +131,60 @@ class VidLanKdTeacher(ObjectiveMethod):
         return terms
 
 
-def _clips(ref: DataRef | None) -> dict[int, list[Tensor]]:
-    """Clips (frames, pixels) by what their caption's content gives."""
-    import torch
+class Clips:
+    """Captioned clips, which stay on disk until they are asked for; held are 16 bytes a caption.
 
-    from kdhub.resolve import Resolver
-    from kdhub.task import plain_rows
+    Attributes:
+        shape: (frames, pixels) of the first one, and of all.
 
-    if ref is None:
-        raise UsageError("the contrast needs clips", hint="options.clips: {source: digit-clips}")
-    data = Resolver().data(ref)
-    table = data.split(data.pick("train"))
-    if not {"text", "frames"} <= set(table.column_names):
-        raise DataError(f"clips have text and frames, not {', '.join(table.column_names)}")
-    found: dict[int, list[Tensor]] = {}
-    for row in plain_rows(table, range(len(table))):
-        found.setdefault(zlib.crc32(row["text"].encode()), []).append(torch.tensor(row["frames"], dtype=torch.float32))
-    return found
+    Raises:
+        UsageError: there are none. DataError: a column is missing, or the first row has no clip.
+    """
+
+    def __init__(self, ref: DataRef | None):
+        from kdhub.resolve import Resolver
+
+        if ref is None:
+            raise UsageError("the contrast needs clips", hint="options.clips: {source: digit-clips}")
+        data = Resolver().data(ref)
+        split = data.pick("train")
+        table = data.split(split)
+        if not {"text", "frames"} <= set(table.column_names):
+            raise DataError(f"clips have text and frames, not {', '.join(table.column_names)}")
+        texts = (text for part in table.select_columns(["text"]).iter(1000) for text in part["text"])
+        keys = np.fromiter((zlib.crc32(text.encode()) for text in texts), np.int64, len(table))
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+        self._table, self._name = table.select_columns(["frames"]).with_format("arrow"), f"{data.name}, split {split!r}"
+        self.shape: tuple[int, ...] = ()
+        self.shape = tuple(self.frames([0]).shape[1:])
+
+    def rows(self, key: int) -> list[int]:
+        """The rows, in their order, whose caption's content gives this number."""
+        first, last = np.searchsorted(self._keys, [key, key + 1])
+        return self._order[first:last].tolist()
+
+    def frames(self, rows: Sequence[int]) -> Tensor:
+        """Clips of some rows, (rows, frames, pixels).
+
+        Raises:
+            DataError: one is not of the first one's shape, or not of finite numbers.
+        """
+        import torch
+
+        from kdhub.task import plain_rows
+
+        made = []
+        for n, row in zip(rows, plain_rows(self._table, rows)):
+            try:
+                clip = np.asarray(row["frames"], np.float32)
+            except (TypeError, ValueError):  # no numbers, or lists of several lengths
+                clip = np.empty(0)
+            if clip.ndim != 2 or clip.shape != (self.shape or clip.shape) or not np.isfinite(clip).all():
+                size = " x ".join(map(str, self.shape or ("frames", "pixels")))
+                raise DataError(f"{self._name}: `frames` of row {n + 1} are not {size} finite numbers", rows=[n + 1])
+            made.append(clip)
+        return torch.from_numpy(np.stack(made))
 
 
 def video_encoder(frames: int, pixels: int, width: int, layers: int, heads: int, dropout: float) -> nn.Module:
@@ -192,6 +238,7 @@ class VidLanKd(ObjectiveMethod):
         objectives: tuple[Objective, ...] = Field(
             ("nst",), description="what is taken from the teacher; none is a control"
         )
+        mlm_prob: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are to be told")
         kd_weight: float = Field(1.0, ge=0, description="of their sum")
         head: bool = Field(True, description="map the student's states by a head of its own for each objective")
         ntxent_temperature: float = Field(1.0, gt=0, description="of ntxent")
@@ -208,6 +255,15 @@ class VidLanKd(ObjectiveMethod):
     options: Options
     # nst alone does not see a teacher whose weights all have the other sign: its states are then the same, up to sign.
     tiny_recipe = {"options": {"objectives": ["nst", "soft_label"]}}
+
+    def settings(self) -> dict[str, Any]:
+        return {"mlm_prob": self.options.mlm_prob}
+
+    def rows(self, run: Run) -> Rows:
+        """Those of `data.train`. What is wrong with the pictures is said here already, before training."""
+        if self.options.pictures is not None:
+            _pictures(self.options.pictures)
+        return super().rows(run)
 
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         """A head for each objective, and the queue of crd.
@@ -275,13 +331,11 @@ class VidLanKd(ObjectiveMethod):
         """Also, of teacher and student, how words lie to each other as their pictures do (`rsa`), and how well a
         word's picture is told from its state (`picture-probe`)."""
         from kdhub.report import Measure
-        from kdhub.resolve import Resolver
 
         report, o = run.evaluate(student), self.options
         if o.pictures is None:
             return report
-        data = Resolver().data(o.pictures)  # no rows of the task's: words, and what they look like
-        split = data.pick("test")
+        data, split = _pictures(o.pictures)
         rows = list(data.split(split))
         for subject, model in (("teacher", run.teacher.model), ("student", student)):
             states, pictures = word_states(model, rows)
@@ -420,59 +474,97 @@ def crd_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float
 # ---- what words are like
 
 
-def word_states(model: Any, rows: list[Mapping[str, Any]]) -> tuple[Any, Any]:
-    """Of each word the mean last state of its tokens over its sentences, (words, width), and its picture.
+def _pictures(ref: DataRef) -> tuple[Data, str]:
+    """A data set of words and what they look like, and its split.
+
+    Raises:
+        DataError: a column is missing, or a word is not in its text.
+    """
+    from kdhub.resolve import Resolver
+
+    data = Resolver().data(ref)
+    split = data.pick("test")
+    table = data.split(split)
+    if missing := [name for name in ("text", "word", "picture") if name not in table.column_names]:
+        raise DataError(f"pictures: {data.name}, split {split!r}, has no column {', '.join(missing)}")
+    for n, row in enumerate(table.select_columns(["text", "word"]), 1):
+        if span_of(row["word"], row["text"]) is None:
+            raise DataError(
+                f"pictures: {data.name}, split {split!r}: row {n}: {row['word']!r} is not in {row['text']!r}", rows=[n]
+            )
+    return data, split
+
+
+def span_of(word: Any, text: str) -> tuple[int, int] | None:
+    """Where a word starts and ends in a text, in characters, whatever their case: first as a word of its own, else as
+    a part of one; None if it is not there."""
+    if not word or not isinstance(word, str):
+        return None
+    letters = re.escape(word)
+    found = re.search(rf"(?<!\w){letters}(?!\w)", text, re.IGNORECASE) or re.search(letters, text, re.IGNORECASE)
+    return found.span() if found else None
+
+
+def word_states(model: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    """Of each word the mean last state of its tokens over its sentences, (words, width), and its picture. Sentences
+    that the model has to cut before the word are left out.
 
     Args:
-        model: a text model with `tokenizer` and a transformers model in `module.model`.
+        model: a masked language model (`masked_lm.MaskedLm`).
         rows: `text`, in which `word` stands, and `picture`.
+
+    Raises:
+        DataError: a word is not in its text, or in none as far as the model reads.
     """
-    import numpy as np
     import torch
+    from kdhub_logits.classifiers import padded
 
     names = list(dict.fromkeys(row["word"] for row in rows))
-    network, tokenizer = model.module.model, model.tokenizer
-    base, was = network.base_model, network.training
+    network = model.module.model
+    base, was, device = network.base_model, network.training, next(network.parameters()).device
     found: dict[str, list[Any]] = {name: [] for name in names}
     network.eval()
     with torch.no_grad():
         for start in range(0, len(rows), 64):
             some = rows[start : start + 64]
-            given = tokenizer(
-                [row["text"] for row in some], padding=True, return_tensors="pt", return_token_type_ids=False
-            )
-            given = given.to(next(network.parameters()).device)
+            read = [one for one, _ in model.read([row["text"] for row in some])]
+            given = padded([one["ids"] for one in read], model.tokenizer.pad_token_id or 0)
+            given = {name: values.to(device) for name, values in given.items()}
             states = base(**given).last_hidden_state.float().cpu().numpy()
-            for row, ids, state in zip(some, given["input_ids"].tolist(), states):
-                own = set(tokenizer(row["word"], add_special_tokens=False)["input_ids"])
-                at = [i for i, token in enumerate(ids) if token in own]
-                if not at:
-                    raise DataError(f"{row['word']!r} is not in {row['text']!r}")
-                found[row["word"]].append(state[at].mean(0))
+            for n, (row, one, state) in enumerate(zip(some, read, states), start + 1):
+                word = span_of(row["word"], row["text"])
+                if word is None:
+                    raise DataError(f"row {n}: {row['word']!r} is not in {row['text']!r}", rows=[n])
+                at = [i for i, (first, last) in enumerate(one["spans"]) if first < word[1] and word[0] < last]
+                if at:
+                    found[row["word"]].append(state[at].mean(0))
     network.train(was)
+    if lost := [name for name in names if not found[name]]:
+        raise DataError(f"the model reads {model.max_length} tokens of a text, and in these is no {', '.join(lost)}")
     pictures = {row["word"]: np.asarray(row["picture"], np.float64) for row in rows}
     return np.stack([np.mean(found[n], 0) for n in names]), np.stack([pictures[n] for n in names])
 
 
 def rsa(states: Any, pictures: Any) -> float | None:
     """Representational similarity: Spearman's correlation of the cosines of all pairs of words with those of their
-    pictures; |rho| below .29 is chance (p = .05) for the 45 pairs of ten. None where all words have one state."""
-    import numpy as np
+    pictures; |rho| below .29 is chance (p = .05) for the 45 pairs of ten. None of one word, or of words of one state.
+    """
     from scipy.spatial.distance import pdist
     from scipy.stats import spearmanr
 
     cosines = [1 - pdist(x, "cosine") for x in (states, pictures)]
-    if any(np.ptp(values) < 1e-9 for values in cosines):
+    if len(states) < 2 or any(np.ptp(values) < 1e-9 for values in cosines):
         return None
     return float(spearmanr(*cosines).statistic)
 
 
-def picture_probe(states: Any, pictures: Any, ridge: float = 1.0) -> float:
+def picture_probe(states: Any, pictures: Any, ridge: float = 1.0) -> float | None:
     """How well a ridge regression from the other words' states tells a word's picture: the mean cosine, over words, of
-    told and true picture, both without the mean picture of the others."""
-    import numpy as np
+    told and true picture, both without the mean picture of the others. None of one word: there are no others."""
     from sklearn.linear_model import Ridge
 
+    if len(states) < 2:
+        return None
     values = []
     scaled = (states - states.mean(0)) / max(float(states.std()), 1e-12)
     for word in range(len(states)):

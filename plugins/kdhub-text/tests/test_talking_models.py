@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdhub_logits import networks
+from kdhub_logits import networks, tiny
 from kdhub_logits.classifiers import load
 from kdhub_logits.splitting import Split
 from kdhub_text.talking_models import TalkingModels, distance, voice
 from torch import nn
+from torch.nn.functional import pad
 from transformers import AutoTokenizer
 
 import kdhub
@@ -105,6 +106,55 @@ def test_distances_leave_padding_out():
     assert distance(a, b, real=torch.ones(1, 3)).item() == 8.5, "a mask of other positions says nothing"
 
 
+@pytest.fixture
+def of_texts(tmp_path):
+    """Two models of tokens that talk, and what they read: a method, its student, a batch of ten texts."""
+    models = [
+        load(tiny.text_classifier(tmp_path / str(n), seed=n, of="BertForTokenClassification", hidden=8 + 8 * n))
+        for n in range(2)
+    ]
+    batch = models[0].collate([{"words": row["text"].split()} for row in tiny.rows(10)])
+    method = TalkingModels(TalkingModels.Options(batch_size=16, message_dim=4))
+    method._student, method._teacher = (Split(model.module.requires_grad_(False)) for model in models)
+    torch.manual_seed(0)
+    with method._student.read(), method._teacher.read():
+        own = method._read(models[0], batch)
+        method.modules = {"codecs": nn.ModuleDict({who: voice(own[who], 4, method.options) for who in own})}
+        yield method, models[0], batch
+
+
+def test_padding_behind_the_rows_changes_no_loss(of_texts):
+    method, student, batch = of_texts
+    assert not batch["attention_mask"].all(), "some rows are padded anyway"
+    wide = {name: pad(batch[name], (0, 7)) for name in ("input_ids", "attention_mask")}
+    a, b = ((method._read(student, one), one) for one in (batch, wide))
+    for talk in (method._interaction, lambda s, one: sum(method._consistency(s, one["attention_mask"]).values())):
+        assert talk(*b).item() == pytest.approx(talk(*a).item(), rel=1e-5)
+    seen = method._unit(b[0]["student"]["upper"], wide["attention_mask"])[wide["attention_mask"].bool()]
+    assert seen.mean(0).abs().max() < 1e-5 and seen.square().mean().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_no_more_rows_are_run_at_once_than_are_trained_on(of_texts):
+    method, student, batch = of_texts
+    whole, many = method._read(student, batch), []
+    method.options.batch_size = 4
+    with student.module.register_forward_pre_hook(lambda _, given: many.append(len(given[0]["input_ids"]))):
+        parts = method._read(student, batch)
+    assert many == [4, 4, 2]
+    for who, own in whole.items():
+        assert all(torch.allclose(parts[who][place], own[place], atol=1e-5) for place in own)
+
+
+def test_only_the_first_messages_are_those_of_other_rows():
+    method, rows = talking(rounds=2), torch.tensor([[[1.0, 2.0]], [[3.0, 1.0]]])
+    own = {who: {place: h.repeat(2, 1, 1) for place, h in of.items()} for who, of in states().items()}
+    own["student"] = {"lower": rows, "upper": torch.tensor([[[1.0, 1.0]], [[0.0, 4.0]]])}
+    batch, swap = {"x": torch.zeros(2, 3)}, torch.tensor([1, 0])
+    others = {**own, "student": {**own["student"], "lower": rows[swap]}}
+    swapped = method._interaction(own, batch, order=swap)
+    assert swapped == method._interaction(others, batch) != method._interaction(own, batch)
+
+
 def test_a_frozen_teacher_passes_gradients_on_and_keeps_none():
     method = talking()
     own = states()
@@ -187,13 +237,13 @@ def test_a_teacher_that_learns_along_is_a_copy(teacher, tmp_path):
 def test_its_logits_are_of_no_use_for_other_classes(teacher, tmp_path):
     with pytest.raises(CompatibilityError, match="the student has the classes high, low, the teacher 0, 1"):
         kdhub.distill({**_data(), "method": "kd", "teacher": f"path:{teacher}"}, out=tmp_path / "kd")
+    with pytest.raises(ValueError, match="freeze_teacher: false means nothing with one_way"):
+        TalkingModels.Options(freeze_teacher=False, one_way=True)
     with pytest.raises(UsageError, match="of 2 blocks cannot be split at 2 and 2"):
         run(teacher, tmp_path / "run", student_lower=2)
 
 
 def test_texts_are_read_by_one_tokenizer(tmp_path):
-    from kdhub_logits import tiny
-
     recipe = tiny.text_recipe(tmp_path)
     settings = {"task": "text-classification", "method": "talking-models", "options": {"max_steps": 2}}
     assert measured(kdhub.distill({**recipe, **settings}, out=tmp_path / "run"))["message-dependence"] > 0

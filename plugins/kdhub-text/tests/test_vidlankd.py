@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from kdhub_logits import tiny
 from kdhub_text.clips import moved, slant
+from kdhub_text.masked_lm import MaskedLm
 from kdhub_text.vidlankd import (
     VidLanKd,
     VidLanKdTeacher,
@@ -130,6 +132,7 @@ def test_likeness_of_words_and_pictures():
     assert picture_probe(pictures @ turn, pictures, 1e-6) > picture_probe(
         np.random.default_rng(2).random((10, 64)), pictures
     )
+    assert rsa(pictures[:1], pictures[:1]) is None and picture_probe(pictures[:1], pictures[:1]) is None
     chance = [rsa(np.random.default_rng(s).normal(size=(10, 16)), pictures) for s in range(200)]
     assert abs(np.mean(chance)) < 0.03 and np.mean(np.abs(chance) > 0.29) < 0.12
 
@@ -228,6 +231,97 @@ def test_second_stage_has_each_objective(folders, tmp_path, objectives):
     assert ('"nst"' in terms) == bool(objectives)
 
 
+def lines(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"source": f"path:{file}"}
+
+
+def test_clips_are_read_as_they_are_drawn(home, tmp_path):
+    """Of the clips of a caption the same one as if all were held; a bad one is named when it is drawn."""
+    clips = np.random.default_rng(0).random((6, 2, 4)).round(3).tolist()
+    captions = ["one", "two", "one", "one", "two", "bad"]
+    ref = lines(tmp_path / "c.jsonl", [{"text": t, "frames": f} for t, f in zip(captions, clips)])
+
+    class Narrow:
+        def width(self, kind):
+            return (2, 8)
+
+    def drawn(ref, *texts):
+        method = VidLanKdTeacher(VidLanKdTeacher.Options(clips=ref, video_heads=2))
+        assert method.extras(Narrow(), None)["video"].positions.shape == (2, 8)
+        batch = {"keys": torch.tensor([zlib.crc32(t.encode()) for t in texts]), "input_ids": torch.zeros(1)}
+        return method.prepare_batch(batch, torch.Generator().manual_seed(3))["frames"]
+
+    texts, generator = ["two", "one", "one", "two", "one"], torch.Generator().manual_seed(3)
+    held = {t: [f for caption, f in zip(captions, clips) if caption == t] for t in texts}
+    same = [held[t][int(torch.randint(len(held[t]), (), generator=generator))] for t in texts]
+    assert torch.equal(drawn(ref, *texts), torch.tensor(same))
+    with pytest.raises(DataError, match="no caption of the clips"):
+        drawn(ref, "three")
+    for bad in ([[0.5, 0.5]], [[0.1, 0.2, 0.3, None]] * 2, [[0.1], [0.2, 0.3]]):
+        rows = [{"text": t, "frames": bad if t == "bad" else f} for t, f in zip(captions, clips)]
+        ref = lines(tmp_path / "b.jsonl", rows)
+        assert drawn(ref, "one").shape == (1, 2, 4)
+        with pytest.raises(DataError, match="row 6 are not 2 x 4 finite numbers"):
+            drawn(ref, "two", "bad")
+
+
+def test_share_of_hidden_tokens_is_an_option_of_both_stages():
+    for method in (VidLanKd, VidLanKdTeacher):
+        assert method(method.Options()).settings() == {"mlm_prob": 0.15}
+        assert method(method.Options(mlm_prob=0.4)).settings() == {"mlm_prob": 0.4}
+
+
+def test_pictures_are_looked_at_before_training(home, tmp_path):
+    good = {"text": "near the River", "word": "river", "picture": [0.0]}
+
+    def rows(*given):
+        pictures = DataRef(**lines(tmp_path / "p.jsonl", given))
+        VidLanKd(VidLanKd.Options(pictures=pictures)).rows(None)
+
+    with pytest.raises(DataError, match="has no column word, picture"):
+        rows({"text": "near the river"})
+    with pytest.raises(DataError, match="row 2: 'lake' is not in 'near the River'"):
+        rows(good, {**good, "word": "lake"})
+
+
+def last_states(model, text):
+    given = model.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        return model.module.model.base_model(**given).last_hidden_state[0].numpy()
+
+
+def test_a_word_is_found_by_its_characters(folders):
+    model = MaskedLm.load(folders[0]["a"])
+
+    def states(*rows):
+        return word_states(model, [{"text": text, "word": word, "picture": [0.0]} for word, text in rows])[0]
+
+    unknown = "the zebra and a yak"  # both [UNK]
+    assert np.allclose(states(("yak", unknown))[0], last_states(model, unknown)[5], atol=1e-5)
+    long = "the film " * 60 + "plot"
+    assert np.allclose(states(("plot", "the plot"), ("plot", long)), last_states(model, "the plot")[2], atol=1e-5)
+    with pytest.raises(DataError, match="reads 64 tokens of a text, and in these is no plot"):
+        states(("plot", long))
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.train_from_iterator(
+        ["near the river", "rivers"] * 9, trainers.BpeTrainer(vocab_size=24, special_tokens=["<mask>", "<pad>"])
+    )
+    model.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=64, mask_token="<mask>", pad_token="<pad>"
+    )
+    text = "rivers near the river"
+    offsets = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    own = [i for i, (_, end) in enumerate(offsets) if end > len("rivers near the ")]
+    assert own[-1] == len(offsets) - 1 and len(own) < len(offsets)
+    assert np.allclose(states(("river", text))[0], last_states(model, text)[own].mean(0), atol=1e-5)
+
+
 def test_what_does_not_fit_is_said(folders, home, tmp_path):
     with pytest.raises(UsageError, match="clips"):
         VidLanKdTeacher(VidLanKdTeacher.Options()).extras(None, None)
@@ -242,8 +336,6 @@ def test_what_does_not_fit_is_said(folders, home, tmp_path):
     with pytest.raises(CompatibilityError, match="16 dimensions, the teacher's 32"):
         VidLanKd(VidLanKd.Options(head=False, objectives=("l2",))).extras(Wide(), Wide())
     assert VidLanKd(VidLanKd.Options(head=False)).extras(Wide(), Wide()) == {}
-    from kdhub_text.masked_lm import MaskedLm
-
     model = MaskedLm.load(folders[0]["a"])
-    with pytest.raises(DataError, match="is not in"):
+    with pytest.raises(DataError, match="row 1: 'plot' is not in 'the film'"):
         word_states(model, [{"text": "the film", "word": "plot", "picture": [0.0]}])
