@@ -11,8 +11,8 @@ of biases and norms, dropout of the pooled vectors (and the encoder's own). Depa
 steps, as the paper means it; `schedule_units: batches` is what the code does, which counts mini-batches and with two of
 them a step ends half way down. The last weights are kept, not those of the best epoch. The head `dot` has nothing
 behind it, where the code puts two layers that would spoil an inner-product index. `symmetric` is ours, and so is that a
-head of values begins at their mean. The start from the teacher's own encoder, an ablation, is the student
-`towers:teacher`.
+head of values begins at their mean, and that a first token is pooled which is a word, or all that a text has. The start
+from the teacher's own encoder, an ablation, is the student `towers:teacher`.
 
 With alpha = 0 these are plain Siamese towers. A student that reads both texts together would be ordinary distillation:
 it is refused, because it gives no `embeddings`.
@@ -23,9 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kdhub.errors import UsageError
 from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ Pooler = Literal[
 
 
 SOME = 64
-"""Rows that the head's start is taken from."""
+"""Rows that the student reads for the head's start."""
 
 
 class Dse(ObjectiveMethod):
@@ -50,7 +49,7 @@ class Dse(ObjectiveMethod):
     class Options(TrainingOptions):
         alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's scores; 1 - alpha is that of labels")
         pooler: Pooler = Field("concat_top_mean", description="how a text's states become one vector")
-        include_cls: bool = Field(False, description="the first token counts in pooling")
+        include_cls: bool = Field(False, description="a special first token, as [CLS], counts in pooling")
         top_layers: int = Field(4, ge=1, description="last layers that are pooled; at most those of the encoder")
         embed_dim: int = Field(-1, ge=-1, description="width of a linear layer behind pooling; -1 for none")
         head: Literal["concat", "dot"] = Field(
@@ -70,6 +69,14 @@ class Dse(ObjectiveMethod):
         warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with rising learning rate")
         dropout: float | None = Field(None, ge=0, lt=1, description="in training; null keeps the student's own, 0.1")
 
+        @model_validator(mode="after")
+        def _fits(self) -> Any:
+            if self.embed_dim == 0:
+                raise ValueError("embed_dim is 0: a vector has at least one number; -1 leaves the layer out")
+            if self.freeze_encoder and self.head == "dot" and self.embed_dim < 0:
+                raise ValueError("with freeze_encoder, head: dot and no embed_dim there is nothing to train")
+            return self
+
     options: Options
     tiny_recipe = {"options": {"top_layers": 1, "fc_dims": [8], "accumulate": 1}}
 
@@ -80,25 +87,21 @@ class Dse(ObjectiveMethod):
         from kdhub_text.towers import Shape
 
         o = self.options
-        if o.embed_dim == 0:
-            raise UsageError("embed_dim is 0: a vector has at least one number", hint="-1 leaves the layer out")
         student.limit(o.max_length)
         dims = tuple(o.fc_dims) if o.head == "concat" else ()
         symmetric = o.symmetric and o.head == "concat"  # a scalar product is symmetric anyway
         student.stand(Shape(o.pooler, o.include_cls, o.top_layers, o.embed_dim, o.head, dims, symmetric))
         if o.freeze_encoder:
-            if o.head == "dot" and o.embed_dim < 0:
-                raise UsageError("with freeze_encoder, head: dot and no embed_dim there is nothing to train")
             student.encoder.requires_grad_(False)
 
     def initialise(self, student: Any, inputs: Mapping[str, Tensor], teacher: Signals) -> None:
-        """A head of values begins with the teacher's mean over some rows: else the first steps only lift the score, at
-        rates that leave an encoder which gives one vector for all texts."""
+        """A head of values begins with the mean of the teacher's scores that are given: else the first steps only lift
+        the score, at rates that leave an encoder which gives one vector for all texts."""
         if len(student.classes) == 1 and self.options.head == "concat":
             some = {name: value[:SOME] for name, value in inputs.items()}
             student.module.eval()
             given = student.module(some)["logits"]
-            student.module.head.lift(teacher.logits[:SOME].float().mean() - given.mean())
+            student.module.head.lift(teacher.logits.float().mean() - given.mean())
 
     def learning_rate(self, step: int, steps: int) -> float:
         return super().learning_rate(step, steps * (self.options.accumulate if self._in_batches else 1))

@@ -8,8 +8,8 @@ Two classes have one score, and the logits 0 and s. So texts' vectors can be kep
 and as many of the head as there are candidates.
 
 A folder has `config.json` and `model.safetensors` with the head, and in `encoder/` a SentenceTransformer. With `cls`,
-or one top layer and `include_cls`, its vectors are the towers' own; else the library has no such pooling, and it pools
-the last layer alone.
+or one top layer and all tokens pooled, its vectors are the towers' own; else the library has no such pooling, and it
+pools the last layer alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,19 +67,28 @@ def pool(states: Sequence[Tensor], mask: Tensor, pooler: str = "concat_top_mean"
         mask: (texts, tokens), 0 for padding.
         pooler: `cls`, the first token of the last layer; else `concat_top_MODE`, layers side by side, (texts, k d), or
             `average_top_MODE`, their mean, (texts, d). Modes: mean, sqrt_mean (sum / sqrt(n)), max.
-        include_cls: whether the first token counts; [SEP] does either way.
+        include_cls: whether the first token counts; [SEP] does either way, and so does a first token that is all there
+            is. A text without a token is all 0.
     """
     if pooler == "cls":
         return states[-1][:, 0]
     how, _, mode = pooler.partition("_top_")
     x = torch.cat(list(states), -1) if how == "concat" else torch.stack(list(states)).mean(0)
-    if not include_cls:
+    alone = x[:, 0] * mask[:, :1].to(x.dtype)
+    if not include_cls and x.shape[1] > 1:
         x, mask = x[:, 1:], mask[:, 1:]
     real = mask.unsqueeze(-1).to(x.dtype)
     if mode == "max":
-        return x.masked_fill(real == 0, torch.finfo(x.dtype).min).amax(1)
-    many = real.sum(1).clamp_min(1)
-    return (x * real).sum(1) / (many if mode == "mean" else many.sqrt())
+        pooled = x.masked_fill(real == 0, torch.finfo(x.dtype).min).amax(1)
+    else:
+        many = real.sum(1).clamp_min(1)
+        pooled = (x * real).sum(1) / (many if mode == "mean" else many.sqrt())
+    return torch.where(mask.any(1, keepdim=True), pooled, alone)
+
+
+def leads(model: SentenceTransformer) -> bool:
+    """Whether its tokenizer puts a special token before a text, as BERT's [CLS]; GPT's and T5's begin with a word."""
+    return encoder.fast_tokenizer(model).encode("a").special_tokens_mask[:1] == [1]
 
 
 class ConcatHead(nn.Module):
@@ -158,6 +166,7 @@ class TwoTowers(nn.Module):
                 "a token table has no layers to pool", hint="use an encoder: layers:2, hf:org/name"
             )
         self.encoder = model
+        self.leads = leads(model)
         self.classes = classes
         self.stand(shape)
 
@@ -185,7 +194,8 @@ class TwoTowers(nn.Module):
         """psi: (texts, width) float32, of each text alone."""
         given = self.encoder[0].auto_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         top = 1 if self.shape.pooler == "cls" else self.shape.top_layers
-        pooled = pool(given.hidden_states[-top:], mask, self.shape.pooler, self.shape.include_cls)
+        every = self.shape.include_cls or not self.leads
+        pooled = pool(given.hidden_states[-top:], mask, self.shape.pooler, every)
         return (pooled if self.project is None else self.project(pooled)).float()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -205,6 +215,7 @@ class TwoTowerStudent(SortedRows, Classifier):
     ):
         body = encoder.trainable(encoder.assemble(model[0]))  # without its own pooling
         super().__init__("text-pairs", TwoTowers(body, len(classes), shape), classes, start)
+        self._cutters: dict[int | None, encoder.Cutter] = {}
 
     @property
     def batch(self) -> int:
@@ -227,17 +238,19 @@ class TwoTowerStudent(SortedRows, Classifier):
         """Take at most so many tokens of a text from now on, here and wherever it is loaded."""
         if max_length < (encoder.max_length(self.encoder) or max_length + 1):
             self.encoder.max_seq_length = max_length
-            self.__dict__.pop("cutter", None)
 
-    @cached_property
-    def cutter(self) -> encoder.Cutter:
-        return encoder.Cutter.of(self.encoder)
+    def cutter(self, max_length: int | None = None) -> encoder.Cutter:
+        """That of the encoder's limit or a shorter one, kept: to make one takes longer than to read a batch."""
+        limit = min(filter(None, (encoder.max_length(self.encoder), max_length)), default=None)
+        if limit not in self._cutters:
+            self._cutters[limit] = encoder.Cutter.of(self.encoder, limit)
+        return self._cutters[limit]
 
     # -- pairs ------------------------------------------------------------------------------------------------
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> list[dict[str, Any]]:
         """Each pair as token ids of either text."""
-        cutter = self.cutter if max_length is None else encoder.Cutter.of(self.encoder, max_length)
+        cutter = self.cutter(max_length)
         (lefts, some), (rights, others) = (cutter.cut([pair[side] for pair in pairs])[1:] for side in (0, 1))
         return [
             {"tokens": (a, b), "by": self, "length": len(a) + len(b), "cut": c or d}
@@ -261,7 +274,7 @@ class TwoTowerStudent(SortedRows, Classifier):
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, width) float32: what is kept of a candidate, and made once of a query."""
-        ids, device = self.cutter.cut(list(texts))[1], self.device
+        ids, device = self.cutter().cut(list(texts))[1], self.device
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         result = np.empty((len(ids), self.module.width), np.float32)
         budget = encoder.CPU_TOKENS if device.type == "cpu" else encoder.GPU_TOKENS

@@ -11,10 +11,12 @@ import pytest
 import torch
 from kdhub_logits.soft_targets import label_losses
 from kdhub_logits.tasks import Predictions
-from kdhub_text import pair_metrics, tiny
-from kdhub_text.dse import Dse, score_distances
+from kdhub_text import encoder, pair_metrics, tiny
+from kdhub_text.dse import SOME, Dse, score_distances
 from kdhub_text.pairs import TextPairs, scores, target
-from kdhub_text.towers import ConcatHead, DotHead, Shape, TwoTowerStudent, pool
+from kdhub_text.towers import ConcatHead, DotHead, Shape, TwoTowerStudent, leads, pool
+from pydantic import ValidationError
+from tokenizers import processors
 
 import kdhub
 from kdhub.data import Data
@@ -55,6 +57,27 @@ def test_pooling_leaves_out_first_token_and_padding():
     assert torch.equal(states, before)
 
 
+@pytest.mark.parametrize("mode", ["mean", "sqrt_mean", "max"])
+def test_a_text_of_one_token_is_that_token(mode):
+    states = torch.tensor([[[9.0, -9], [7, 7]], [[1, 1], [3, -4]], [[8, 8], [8, 8]]])
+    mask, how = torch.tensor([[1, 0], [1, 1], [0, 0]]), f"concat_top_{mode}"
+    assert pool([states], mask, how).tolist() == [[9, -9], [3, -4], [0, 0]]
+    assert pool([states[:1, :1]], mask[:1, :1], how).tolist() == [[9, -9]]
+
+
+def test_a_first_word_is_pooled(folder):
+    student = towers(folder)
+    assert leads(student.encoder)
+    student.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [SEP]", special_tokens=[("[SEP]", student.tokenizer.sep_token_id)]
+    )  # as T5
+    student = TwoTowerStudent(student.encoder, student.classes, student.module.shape)
+    ids, mask = torch.tensor(student.cutter().ids(["kabel lodan mifos"])), torch.ones(1, 4, dtype=torch.int64)
+    network = student.module.cpu().eval()
+    states = network.encoder[0].auto_model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    assert torch.allclose(network.embed(ids, mask), torch.cat(states[-network.shape.top_layers :], -1).mean(1))
+
+
 def test_scores_of_two_classes_are_a_difference():
     logits = torch.tensor([[-0.5, 1.5]])
     assert scores(logits).tolist() == scores(logits + 7).tolist() == [[2.0]]
@@ -91,6 +114,16 @@ def test_schedule_of_the_code_ends_half_way_down():
     assert rates["steps"] == pytest.approx(0.01 / 0.9, rel=0.2) and rates["batches"] == pytest.approx(
         0.505 / 0.9, rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"embed_dim": 0}, "embed_dim is 0"), ({"freeze_encoder": True, "head": "dot"}, "there is nothing to train")],
+)
+def test_options_that_cannot_be(options, words):
+    with pytest.raises(ValidationError, match=words):
+        Dse.Options(**options)
+    assert Dse.Options(**options | {"embed_dim": 8}).embed_dim == 8
 
 
 # -- heads ----------------------------------------------------------------------------------------------------
@@ -174,6 +207,18 @@ def test_saved_and_loaded_without_the_method(folder, tmp_path, monkeypatch, clas
     v = student.embed(texts)
     assert np.array_equal(student.matrix(v, v), loaded.matrix(v, v))
     assert loaded.encode_pairs([(" ".join(texts), "ka")])[0]["cut"]
+
+
+def test_one_tokenizer_is_made_for_each_limit(folder, monkeypatch):
+    made, copy = [], encoder.fast_tokenizer
+    student = towers(folder)
+    monkeypatch.setattr(encoder, "fast_tokenizer", lambda model: made.append(model) or copy(model))
+    pair = [("kabel lodan mifos nugir", "ka")]
+    for max_length in (None, 500, 64, 5, 5, None):  # its own is 64
+        assert len(student.encode_pairs(pair, max_length)[0]["tokens"][0]) == (5 if max_length == 5 else 6)
+    assert len(made) == 2
+    student.limit(4)
+    assert len(student.encode_pairs(pair, 500)[0]["tokens"][0]) == 4 and len(made) == 3
 
 
 @pytest.mark.parametrize("shape", [Shape("cls"), Shape(top_layers=1, include_cls=True), Shape("cls", embed_dim=5)])
@@ -271,22 +316,26 @@ def test_metrics_by_hand():
 
 @pytest.mark.usefixtures("home")
 def test_the_teacher_brings_the_scores_close(tmp_path):
-    """With alpha = 1 the towers come closer to the cross-encoder's scores than with alpha = 0."""
+    """With alpha = 1 the towers come closer to the cross-encoder's scores than with alpha = 0, and need no labels."""
     recipe = {"schema": 1, "task": "text-pairs", "method": "dse", **tiny.pair_recipe(tmp_path)}
     apart = {}
-    for alpha in (0.0, 1.0):
+    for name, alpha in (("labels", 0.0), ("teacher", 1.0), ("unlabelled", 1.0)):
+        if name == "unlabelled":
+            rows = [{side: row[side] for side in ("sentence1", "sentence2")} for row in tiny.pairs(64, seed=1)]
+            tiny.write_jsonl(tmp_path / "train.jsonl", rows)
         options = {"alpha": alpha, "top_layers": 2, "fc_dims": [16], "lr": 3e-3, "epochs": 8, "precision": "float32"}
-        run = kdhub.distill({**recipe, "options": options}, out=tmp_path / f"run-{alpha}")
+        run = kdhub.distill({**recipe, "options": options}, out=tmp_path / f"run-{name}")
         measures = {m["metric"]: m.get("value") for m in run.report["measures"] if m["subject"] == "student"}
-        apart[alpha] = measures["score-rmse"]
+        apart[name] = measures["score-rmse"]
         assert {"pearson", "spearman", "regression-loyalty", "degradation"} <= set(measures)
-    assert apart[1.0] < 0.7 * apart[0.0]
+    assert apart["teacher"] < 0.7 * apart["labels"]
+    assert apart["unlabelled"] == pytest.approx(apart["teacher"], rel=1e-4)
 
 
 def test_a_head_of_values_begins_with_the_teachers_mean(folder):
     student, task = towers(folder, ("score",)), TextPairs()
-    batch = task.collate(task.preparer(student, None)(tiny.pairs(20)), student)
-    z = torch.linspace(2, 6, 20).unsqueeze(1)
+    batch = task.collate(task.preparer(student, None)(tiny.pairs(SOME)), student)
+    z = torch.linspace(2, 6, 3 * SOME).unsqueeze(1)  # of all rows that are given, more than the student reads
     Dse(Dse.Options()).initialise(student, batch, Signals(logits=z))
     assert float(student.module(batch)["logits"].detach().mean()) == pytest.approx(4, abs=1e-4)
 
