@@ -146,6 +146,13 @@ class ObjectiveMethod(Method):
         """The stored signals this run trains on; by default those of the method's spec."""
         return self.spec.needs
 
+    def check(self, student: Student, teacher: Teacher | None) -> None:
+        """Whether student, teacher and options fit each other, before the teacher is asked for anything.
+
+        Raises:
+            CompatibilityError, UsageError: they do not.
+        """
+
     def adapt(self, student: Student, teacher: Teacher | None) -> None:
         """Change the student itself before training: saved, published, used at inference."""
 

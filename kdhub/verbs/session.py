@@ -183,6 +183,7 @@ class Session:
         from kdhub.task import Signals, as_tensor
         from kdhub.training import Engine
 
+        method.check(student, self.teacher)
         rows = method.rows(self)
         live = self.teacher if method.spec.live else None
         keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"

@@ -66,11 +66,11 @@ class EfficientAttention(ObjectiveMethod):
         layers = teacher.layout("hidden_states")["hidden_states"][-2]
         return ("logits", f"hidden_states:{layers}")
 
-    def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
-        """Nothing, but the widths are compared.
+    def check(self, student: Student, teacher: Teacher | None) -> None:
+        """The widths of the last states.
 
         Raises:
-            CompatibilityError: the last states have different widths.
+            CompatibilityError: they differ.
         """
         if self.options.a_cos:
             mine, theirs = student.width("hidden_states")[-1], teacher.layout("hidden_states")["hidden_states"][-1]
@@ -79,7 +79,6 @@ class EfficientAttention(ObjectiveMethod):
                     f"the student's states have {mine} dimensions, the teacher's {theirs}: no cosine between them",
                     hint="a student of the same width (half-layers:alternate), or a_cos: 0",
                 )
-        return {}
 
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress

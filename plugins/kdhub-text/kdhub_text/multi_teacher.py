@@ -104,15 +104,14 @@ class MultiTeacher(ObjectiveMethod):
             kinds.append("spans")
         return tuple(several + kind for kind in kinds)
 
-    def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
-        """Maps of the student's states to the width of teachers that have another one.
+    def check(self, student: Student, teacher: Teacher | None) -> None:
+        """What the teachers count for, and which have other tokens.
 
         Raises:
             UsageError: weights that are not one for each teacher, or all 0; other tokens, and signals of hidden tokens
                 alone.
         """
         from kdhub_logits.ensemble import shares
-        from torch import nn
 
         o, teachers = self.options, teacher.members or [teacher]
         self._masked = _of_tokens(teacher)
@@ -132,7 +131,12 @@ class MultiTeacher(ObjectiveMethod):
                         hint="positions: all compares their tokens",
                     )
                 self._bridges[n] = Bridge.between(student.tokenizer, one.tokenizer)
-        made: dict[str, nn.Module] = {}
+
+    def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
+        """Maps of the student's states to the width of teachers that have another one."""
+        from torch import nn
+
+        o, teachers, made = self.options, teacher.members or [teacher], {}
         for n, one in enumerate(teachers if self._cosine else ()):
             mine, theirs = student.width("hidden_states")[-1], one.layout("hidden_states")["hidden_states"][-1]
             if mine != theirs and not (n in self._bridges and o.vocab_bridge == "strict"):

@@ -69,7 +69,7 @@ def test_weights_are_those_of_the_ensemble_unless_set():
 
     def value(teacher, **options):
         method = MultiTeacher(MultiTeacher.Options(**options))
-        method.extras(None, teacher)
+        method.check(None, teacher)
         given = Signals({"0/logits": Z1, "1/logits": Z2})
         batch = {"labels": torch.tensor([0])}
         return float(method.objective(Signals(logits=S), given, batch, None)["teacher"])
