@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,8 @@ from kdhub.task import Example
 from kdhub_logits import networks
 from kdhub_logits.long import further_inputs, is_efficient
 from kdhub_logits.plugin import LAYERED
+
+logger = logging.getLogger("kdhub")
 
 BATCH = 256
 TOKENS = 2**16
@@ -376,10 +379,7 @@ class TextClassifier(Classifier):
         numbers = {v: k for k, v in names.items()}
         whole = {"id2label": names, "label2id": numbers, "subclasses": None}
         config = transformers.AutoConfig.from_pretrained(folder, **whole)
-        transformers.set_seed(seed)
-        model = getattr(transformers, cls.auto).from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
-        )
+        model = with_fresh_head(getattr(transformers, cls.auto), folder, config, seed)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model, tokenizer, start)
 
@@ -508,6 +508,31 @@ def note_subclasses(model: nn.Module, classes: Sequence[str], number: int, tempe
     model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
     model.config.subclasses = {"number": number, "temperature": temperature, "aggregate": aggregate}
     model.num_labels = len(names)
+
+
+def with_fresh_head(auto: Any, folder: Path, config: Any, seed: int) -> nn.Module:
+    """A folder's model as `auto` makes it, with a head drawn from the seed where it has none or another.
+
+    The library reports that at length, as damage. What is missing of the body, a pooler apart, is told.
+    """
+    import transformers
+    from transformers.utils import logging as library
+
+    transformers.set_seed(seed)
+    was = library.get_verbosity()
+    library.set_verbosity_error()
+    try:
+        model, found = auto.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    finally:
+        library.set_verbosity(was)
+    body = f"{model.base_model_prefix}."
+    lost = sorted(n for n in found["missing_keys"] if n.startswith(body) and not n.startswith(f"{body}pooler."))
+    if lost:
+        logger.warning("%s has no %s and %d more weights: they begin at random", folder.name, lost[0], len(lost) - 1)
+    return model
 
 
 def segments(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,14 @@ from torch import nn
 from kdhub.errors import CompatibilityError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.task import Example
-from kdhub_logits.classifiers import ProbedClassifier, class_names, note_subclasses, openly, with_subclasses
+from kdhub_logits.classifiers import (
+    ProbedClassifier,
+    class_names,
+    note_subclasses,
+    openly,
+    with_fresh_head,
+    with_subclasses,
+)
 from kdhub_logits.networks import Given, last_layer
 
 PROCESSOR = "preprocessor_config.json"
@@ -117,10 +124,7 @@ class ImageClassifier(ProbedClassifier):
             named = {"id2label": dict(enumerate(classes)), "label2id": {c: i for i, c in enumerate(classes)}}
             named["subclasses"] = None
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **named)
-        transformers.set_seed(seed)
-        model = transformers.AutoModelForImageClassification.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
-        )
+        model = with_fresh_head(transformers.AutoModelForImageClassification, folder, config, seed)
         # PIL's resizing everywhere, so that a student sees the same where torchvision is installed and where it is not.
         processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         return cls(model.eval(), processor, start)

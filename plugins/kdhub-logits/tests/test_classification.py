@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from kdhub_logits import metrics, networks, students, tiny
-from kdhub_logits.classifiers import NetworkClassifier, label_index, load
+from kdhub_logits.classifiers import NetworkClassifier, TextClassifier, label_index, load
 from kdhub_logits.data import digits
 from kdhub_logits.tasks import Predictions
 from kdhub_logits.teachers import Prototypes
+from safetensors.torch import load_file, save_file
 
 import kdhub
 from kdhub.data import DataOptions
@@ -314,6 +315,18 @@ def test_a_bare_student_folder_says_its_task(tmp_path):
     (tmp_path / "config.json").write_text('{"network": "mlp"}')
     with pytest.raises(UsageError, match="task"):
         kdhub.load(tmp_path)
+
+
+def test_a_fresh_head_is_no_damage_and_a_missing_body_is_told(tmp_path, caplog, capfd):
+    folder = tiny.text_classifier(tmp_path)
+    capfd.readouterr()
+    TextClassifier.with_head(folder, ["x", "y", "z"], 0, {})
+    assert not caplog.records and "REPORT" not in capfd.readouterr().err
+    weights = load_file(folder / "model.safetensors")
+    left = {n: v for n, v in weights.items() if "layer.0.attention" not in n}
+    save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+    TextClassifier.with_head(folder, ["x", "y", "z"], 0, {})
+    assert f"and {len(weights) - len(left) - 1} more weights: they begin at random" in caplog.text
 
 
 def test_accuracy_of_each_class(tmp_path):
