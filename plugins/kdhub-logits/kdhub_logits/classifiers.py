@@ -338,8 +338,12 @@ class TextClassifier(Classifier):
         given = self.tokenizer(*sides, verbose=False, **how)
         cut = [len(ids) > limit for ids in given["input_ids"]]
         if any(cut):
-            given = self.tokenizer(*sides, truncation=truncation, max_length=limit, **how)
+            given = self.shortened(sides, limit, truncation=truncation, **how)
         return given, cut
+
+    def shortened(self, sides: Sequence[list[str]], limit: int, **how: Any) -> Any:
+        """What the tokenizer gives for texts of which some are longer than the limit."""
+        return self.tokenizer(*sides, max_length=limit, **how)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
         """Token ids, cut to what the model takes, and which texts were cut."""

@@ -72,17 +72,8 @@ class Reader(TextClassifier):
         Raises:
             CompatibilityError: a question fills all that the model reads.
         """
-        questions, texts = zip(*asked)
-        limit = min(max_length or self.max_length, self.max_length)
-        alone = self.tokenizer(list(questions), add_special_tokens=False, verbose=False)["input_ids"]
-        longest = max(map(len, alone))
-        if longest >= limit - self.tokenizer.num_special_tokens_to_add(pair=True):
-            raise CompatibilityError(
-                f"a question has {longest} tokens, and question and text may have {limit} together",
-                hint="a larger max_length, or another model",
-            )
         given, cut = self.tokenized(
-            questions, texts, max_length=limit, truncation="only_second", return_offsets_mapping=True
+            *zip(*asked), max_length=max_length, truncation="only_second", return_offsets_mapping=True
         )
         kinds = given.get("token_type_ids")
         made = []
@@ -91,6 +82,16 @@ class Reader(TextClassifier):
             tokens = ids, kinds[n] if kinds else None, [int(b > a) for a, b in spans]
             made.append({"tokens": tokens, "spans": spans, "by": self.vocabulary, "length": len(ids), "cut": cut[n]})
         return made
+
+    def shortened(self, sides: Sequence[list[str]], limit: int, **how: Any) -> Any:
+        """Asked for the questions alone only here: most texts fit."""
+        longest = max(map(len, self.tokenizer(sides[0], add_special_tokens=False, verbose=False)["input_ids"]))
+        if longest >= limit - self.tokenizer.num_special_tokens_to_add(pair=True):
+            raise CompatibilityError(
+                f"a question has {longest} tokens, and question and text may have {limit} together",
+                hint="a larger max_length, or another model",
+            )
+        return super().shortened(sides, limit, **how)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         if any(e["by"] != self.vocabulary for e in examples):  # prepared for another model

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from kdhub.data import Data
     from kdhub.student import Student
-    from kdhub.task import Rows, Signals
+    from kdhub.task import Signals
     from kdhub.teacher import Teacher
 
 Objective = Literal["nst", "crd", "ntxent", "soft_label", "l2"]
@@ -259,11 +259,19 @@ class VidLanKd(ObjectiveMethod):
     def settings(self) -> dict[str, Any]:
         return {"mlm_prob": self.options.mlm_prob}
 
-    def rows(self, run: Run) -> Rows:
-        """Those of `data.train`. What is wrong with the pictures is said here already, before training."""
-        if self.options.pictures is not None:
-            _pictures(self.options.pictures)
-        return super().rows(run)
+    def check(self, student: Student, teacher: Teacher | None) -> None:
+        """The pictures, which are needed after training only.
+
+        Raises:
+            DataError: a column is missing, or a word is not in its text.
+        """
+        if self.options.pictures is None:
+            return
+        data, split = _pictures(self.options.pictures)
+        for n, row in enumerate(data.split(split).select_columns(["text", "word"]), 1):
+            if span_of(row["word"], row["text"]) is None:
+                what = f"{row['word']!r} is not in {row['text']!r}"
+                raise DataError(f"pictures: {data.name}, split {split!r}: row {n}: {what}", rows=[n])
 
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         """A head for each objective, and the queue of crd.
@@ -478,20 +486,15 @@ def _pictures(ref: DataRef) -> tuple[Data, str]:
     """A data set of words and what they look like, and its split.
 
     Raises:
-        DataError: a column is missing, or a word is not in its text.
+        DataError: a column is missing.
     """
     from kdhub.resolve import Resolver
 
     data = Resolver().data(ref)
     split = data.pick("test")
-    table = data.split(split)
-    if missing := [name for name in ("text", "word", "picture") if name not in table.column_names]:
+    columns = data.split(split).column_names
+    if missing := [name for name in ("text", "word", "picture") if name not in columns]:
         raise DataError(f"pictures: {data.name}, split {split!r}, has no column {', '.join(missing)}")
-    for n, row in enumerate(table.select_columns(["text", "word"]), 1):
-        if span_of(row["word"], row["text"]) is None:
-            raise DataError(
-                f"pictures: {data.name}, split {split!r}: row {n}: {row['word']!r} is not in {row['text']!r}", rows=[n]
-            )
     return data, split
 
 

@@ -277,7 +277,7 @@ def test_pictures_are_looked_at_before_training(home, tmp_path):
 
     def rows(*given):
         pictures = DataRef(**lines(tmp_path / "p.jsonl", given))
-        VidLanKd(VidLanKd.Options(pictures=pictures)).rows(None)
+        VidLanKd(VidLanKd.Options(pictures=pictures)).check(None, None)
 
     with pytest.raises(DataError, match="has no column word, picture"):
         rows({"text": "near the river"})
