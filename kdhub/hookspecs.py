@@ -1,7 +1,7 @@
 """Every hook of kdhub, on one screen.
 
 A plugin is a light module with some of these functions, each marked `@kdhub.hookimpl`, named by an entry
-point in the group `kdhub`. The first seven yield specs; the others are called during the life of a run.
+point in the group `kdhub`. The first eight yield specs; the others are called during the life of a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ import pluggy
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kdhub.specs import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TaskSpec, TeacherSpec
+    from kdhub.specs import (
+        DatasetSpec,
+        MethodSpec,
+        MetricSpec,
+        NetworkSpec,
+        SamplerSpec,
+        StudentSpec,
+        TaskSpec,
+        TeacherSpec,
+    )
 
 hookspec = pluggy.HookspecMarker("kdhub")
 hookimpl = pluggy.HookimplMarker("kdhub")
@@ -53,6 +62,11 @@ def kdhub_samplers() -> Iterable[SamplerSpec]:
 @hookspec
 def kdhub_metrics() -> Iterable[MetricSpec]:
     """Metrics."""
+
+
+@hookspec
+def kdhub_networks() -> Iterable[NetworkSpec]:
+    """Networks and wrappers that saved students name."""
 
 
 @hookspec

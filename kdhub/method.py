@@ -7,7 +7,7 @@ from it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from kdhub.rows import Rows, Signals
+    from kdhub.sampler import Select
     from kdhub.student import Student
-    from kdhub.task import Rows, Signals, Task
+    from kdhub.task import Task
     from kdhub.teacher import Teacher
 
 
@@ -78,23 +80,52 @@ class StoredSignals(Protocol):
     def __getitem__(self, indices: Any) -> Mapping[str, Any]: ...
 
 
-class Run(Protocol):
-    """What a method is given. Everything that needs the layers above comes through it."""
+class RunContext(Protocol):
+    """What a method is given as `run`: one execution of a recipe. Everything that needs the layers above comes through
+    it.
+
+    Attributes:
+        folder: the run folder, for files of the method's own.
+        seed: of everything random.
+        task, teacher: opened; the teacher is None for methods without one.
+        student: the start, built on first use.
+    """
 
     folder: Path
     seed: int
     task: Task
     teacher: Teacher | None
-    student: Student  # the start, built on first use
+    student: Student
 
-    def has_rows(self, use: str) -> bool: ...
-    def rows(self, use: str = "train", **settings: Any) -> Rows: ...
-    def signals(self, rows: Rows, kind: str) -> StoredSignals: ...
-    def fit(self, method: ObjectiveMethod, student: Student) -> Student: ...
-    def mark_start(self, student: Student) -> None: ...  # measured as "before"; `fit` does it
-    def evaluate(self, student: Student) -> Any: ...
-    def log(self, **record: Any) -> None: ...
-    def stage(self, name: str) -> Any: ...
+    def has_rows(self, use: str) -> bool:
+        """Whether the recipe has data for a use ("train", "validation", ...)."""
+
+    def rows(self, use: str = "train", **settings: Any) -> Rows:
+        """The rows of one use of data, prepared for teacher and student; `settings` go to the task's `preparer`."""
+
+    def table(self, use: str) -> Any:
+        """The plain rows of one use of data (`datasets.Dataset`)."""
+
+    def signals(self, rows: Rows, kind: str) -> StoredSignals:
+        """The teacher's signals of some rows, through the store."""
+
+    def fit(self, method: ObjectiveMethod, student: Student) -> Student:
+        """Train a student by an objective, to the end."""
+
+    def mark_start(self, student: Student) -> None:
+        """Measure the student as it stands before training, once in the life of the run; `fit` does it."""
+
+    def evaluate(self, student: Student) -> Any:
+        """Measure teacher, start and student: a report."""
+
+    def select(self, name: str) -> Select:
+        """A rule of active learning, by the name of its sampler."""
+
+    def log(self, **record: Any) -> None:
+        """Add a line to `metrics.jsonl`."""
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do `work` once in the life of the run and keep what it gave (JSON values); a resumed run finds it."""
 
 
 class Method(ABC):
@@ -115,10 +146,10 @@ class Method(ABC):
         self.spec = spec
 
     @abstractmethod
-    def distill(self, run: Run) -> Student:
+    def distill(self, run: RunContext) -> Student:
         """Make the student."""
 
-    def evaluate(self, run: Run, student: Student) -> Any:
+    def evaluate(self, run: RunContext, student: Student) -> Any:
         """Measure it: by default the task's own evaluation of teacher, start and student, fidelity and cost."""
         return run.evaluate(student)
 
@@ -138,7 +169,7 @@ class ObjectiveMethod(Method):
         """How rows are prepared (`max_length`, prompts, ...), passed to the task's `preparer`."""
         return {}
 
-    def rows(self, run: Run) -> Rows:
+    def rows(self, run: RunContext) -> Rows:
         """The rows it trains on: those of `data.train`, unless it has some of its own made."""
         return run.rows("train", **self.settings())
 
@@ -208,5 +239,5 @@ class ObjectiveMethod(Method):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
 
-    def distill(self, run: Run) -> Student:
+    def distill(self, run: RunContext) -> Student:
         return run.fit(self, run.student)

@@ -22,8 +22,10 @@ class Spec:
         name: lower-case with hyphens, as the field names it.
         target: "package.module:attribute", imported on first use.
         summary: one line for lists.
-        tasks: the tasks it works for; empty means every task.
+        tasks: the tasks it works for, by name; empty, and without `traits`, means every task.
+        traits: it works for every task that has all of these (`TaskSpec.traits`), whoever adds the task.
         aliases: other names it answers to.
+        formerly: distributions that provided it before; `name@distribution` with one of these still finds it.
         tags: what it is in a taxonomy, as `family:value`; cards of students made with it have them, `kdhub-` in front.
         api_version: the contract it was written for.
     """
@@ -33,12 +35,20 @@ class Spec:
     target: str
     summary: str = ""
     tasks: tuple[str, ...] = ()
+    traits: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    formerly: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     api_version: int = API_VERSION
 
     def fits_task(self, task: str | None) -> bool:
-        return task is None or not self.tasks or task in self.tasks
+        """Whether it works for a task. The tasks that `traits` stand for are among `tasks` once plugins are loaded."""
+        return task is None or self.any_task or task in self.tasks
+
+    @property
+    def any_task(self) -> bool:
+        """Whether it works for every task."""
+        return not self.tasks and not self.traits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,7 @@ class MethodSpec(Spec):
         uses: signals the student must expose; defaults to `needs`.
         labels: True when the data must have labels.
         live: True when the teacher must run inside training (its input is random, so nothing can be stored).
+        baseline: True for plain training without a teacher, the arm that `kdhub compare` adds and compares others with.
         paper: "arXiv:..." or another citation key.
         recipe: the catalogue recipe that `--method NAME` alone means.
     """
@@ -59,6 +70,7 @@ class MethodSpec(Spec):
     uses: tuple[str, ...] | None = None
     labels: bool = False
     live: bool = False
+    baseline: bool = False
     paper: str = ""
     recipe: str | None = None
 
@@ -68,17 +80,21 @@ class TeacherSpec(Spec):
     """A kind of teacher (`hf`, `path`, `openai`, ...); the target builds a `kdhub.Teacher` from its argument.
 
     Attributes:
-        gives: the signals it can give.
+        gives: the signals it can give; None for what saved models of the task give (`TaskSpec.signals` and `writes`).
         argument: what stands after the colon, for help ("org/name[@revision]"); empty when there is none.
         example: an argument that works at once and offline, for the conformance kit and for help.
         live: True when it can run inside training, gradient-free.
     """
 
     kind: ClassVar[str] = "teacher"
-    gives: tuple[str, ...] = ()
+    gives: tuple[str, ...] | None = ()
     argument: str = ""
     example: str = ""
     live: bool = False
+
+    def signals_for(self, task: TaskSpec) -> set[str]:
+        """The signals it gives for a task."""
+        return {*task.signals, *task.writes} if self.gives is None else set(self.gives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +102,22 @@ class StudentSpec(Spec):
     """A kind of student builder (`layers`, `hf`, `config`, ...); the target builds a `kdhub.Student`.
 
     Attributes:
-        exposes: the signals its output carries during training.
+        exposes: the signals its output carries during training; None for those of the task (`TaskSpec.signals`);
+            empty for what is no network.
         argument: what stands after the colon, for help.
         example: an argument that works at once and offline, for the conformance kit and for help.
         from_teacher: True when the start is made of the teacher's weights or tokenizer: it needs one with `live=True`.
     """
 
     kind: ClassVar[str] = "student"
-    exposes: tuple[str, ...] = ()
+    exposes: tuple[str, ...] | None = None
     argument: str = ""
     example: str = ""
     from_teacher: bool = False
+
+    def signals_for(self, task: TaskSpec) -> set[str]:
+        """The signals it carries in training for a task."""
+        return set(task.signals if self.exposes is None else self.exposes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +137,64 @@ class DatasetSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FolderFormat:
+    """A model folder that a task can open, recognised without opening the model.
+
+    Attributes:
+        file: a file that must be there; `keys` and `heads` are read from it.
+        heads: endings of the names under `architectures` (`ForMaskedLM`), one of which must be there.
+        keys: keys that must be there.
+        sure: False where models of other tasks have folders that look the same.
+    """
+
+    file: str = "config.json"
+    heads: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    sure: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowForm:
+    """A form of rows, recognised by its columns.
+
+    Attributes:
+        name: as data sets and metrics call it ("sts", "responses").
+        columns: the columns it needs and what each holds: `text`, `number`, or `any`. Of the forms that fit a table,
+            the first one counts: those with `early`, then `texts`, then the others in the order of their tasks.
+        texts: the columns that a data set of bare texts is made from.
+        check: "package.module:function", called with each row after its columns were checked: what is wrong with it,
+            or None.
+        early: whether a table that also has a column `text` is of this form.
+    """
+
+    name: str
+    columns: tuple[tuple[str, str], ...]
+    texts: tuple[str, ...] = ()
+    check: str = ""
+    early: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSpec(Spec):
     """What a model is for; the target is a `kdhub.Task` class.
 
     Attributes:
-        signals: the signals models of this task can carry.
+        traits: what holds for the task, for methods and others that name traits instead of tasks. `classes`: a batch
+            has `labels`, and the signal `logits` has a row for each of them; see `docs/plugins.md` for all of them.
+        signals: what its models give in a forward pass.
+        writes: what its models give as teachers and no network exposes in training ("text").
+        formats: the folders it can open.
+        forms: the forms of rows that it adds.
+        reads: the columns of rows that it is scored on, one group for each form ("text",) or ("sentence1",
+            "sentence2"); a folder that several tasks can open is of the one that reads the data.
     """
 
     kind: ClassVar[str] = "task"
     signals: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    formats: tuple[FolderFormat, ...] = ()
+    forms: tuple[RowForm, ...] = ()
+    reads: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +219,8 @@ class MetricSpec(Spec):
         higher_is_better: the direction.
         form: the form of data it reads, or several (a task says which it has: "retrieval", "sts", ...); all when empty.
         fidelity: True when it compares with the teacher's outputs on the same rows.
+        rows: columns of rows that only this metric understands; they are not given to the task.
+        outputs: "package.module:function" (encode, table) -> what the metric reads of such rows.
     """
 
     kind: ClassVar[str] = "metric"
@@ -156,6 +228,8 @@ class MetricSpec(Spec):
     higher_is_better: bool = True
     form: str | tuple[str, ...] = ""
     fidelity: bool = False
+    rows: tuple[str, ...] = ()
+    outputs: str = ""
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -163,7 +237,29 @@ class MetricSpec(Spec):
         return (self.form,) if isinstance(self.form, str) and self.form else tuple(self.form)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec(Spec):
+    """A network that students are saved with by its name, never by a module path; the target is an `nn.Module` class.
+
+    Attributes:
+        wraps: True for a wrapper, which is built around another network.
+    """
+
+    kind: ClassVar[str] = "network"
+    wraps: bool = False
+
+
 SPECS: dict[str, type[Spec]] = {
-    cls.kind: cls for cls in (MethodSpec, TeacherSpec, StudentSpec, DatasetSpec, TaskSpec, SamplerSpec, MetricSpec)
+    cls.kind: cls
+    for cls in (
+        MethodSpec,
+        TeacherSpec,
+        StudentSpec,
+        DatasetSpec,
+        TaskSpec,
+        SamplerSpec,
+        MetricSpec,
+        NetworkSpec,
+    )
 }
 """Kind -> spec class, in the order lists show them."""

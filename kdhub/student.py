@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from kdhub.task import Example
+    from kdhub.rows import Example
 
 
 class Student(ABC):
@@ -43,6 +43,13 @@ class Student(ABC):
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
         """Like `Teacher.signals`, so that evaluation asks both the same way. In eval mode, without gradient."""
         raise TypeError(f"a {type(self).__name__} gives no {kind!r}")
+
+    def describe(self) -> dict[str, Any]:
+        """What must be known of it as a teacher before it is asked for anything, as JSON values.
+
+        `widths`: signal -> the shape of one row of it, None in front where rows have several.
+        """
+        return {}
 
     def usage(self) -> str:
         """Two or three lines of Python that use it without kdhub; `{path}` stands for folder or repository."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from kdhub._files import canonical_json, home, write_json
+from kdhub.files import canonical_json, home, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from kdhub.signals import Field
-    from kdhub.task import Example
+    from kdhub.fields import Field
+    from kdhub.rows import Example
 
 
 def facts_path(identity: Mapping[str, Any]) -> Path:
@@ -30,10 +30,11 @@ def facts_path(identity: Mapping[str, Any]) -> Path:
 class Teacher(ABC):
     """A frozen model, at hand or behind an API, that gives signals.
 
-    A subclass is built as `cls(argument, options)` by its `TeacherSpec`, cheaply: weights are loaded when a signal
-    is asked for, so that a run whose signals are all stored never loads the teacher.
+    A subclass is built as `cls(argument, options, task=task)` by its `TeacherSpec`, cheaply: weights are loaded when a
+    signal is asked for, so that a run whose signals are all stored never loads the teacher.
 
     Attributes:
+        task: what it is asked for; the same teacher may serve several tasks.
         Options: what a recipe may set beside the source (`teacher: {source: ..., concurrency: 8}`).
         group_rows: how many rows are computed and committed together. Small for slow teachers (little is lost
             when killed), larger for fast ones (longer batches of equal length).
@@ -52,8 +53,8 @@ class Teacher(ABC):
     module: nn.Module | None = None
     members: Sequence[Teacher] = ()
 
-    def __init__(self, argument: str, options: BaseModel | None = None):
-        self.argument = argument
+    def __init__(self, argument: str, options: BaseModel | None = None, *, task: Any = None):
+        self.argument, self.task = argument, task
         self.options = options if options is not None else self.Options()
 
     @classmethod
@@ -78,7 +79,7 @@ class Teacher(ABC):
     @abstractmethod
     def layout(self, kind: str) -> dict[str, tuple[int | None, ...] | Field]:
         """Fields of one row of a signal and their shapes (`{"embedding": (384,)}`); a leading None is a ragged one. A
-        `kdhub.signals.Field` where the storage is its own. A kind is a signal's name; `logits:top-32` when a recipe
+        `kdhub.fields.Field` where the storage is its own. A kind is a signal's name; `logits:top-32` when a recipe
         asks for a part of it (`signals.keep`), which a teacher may refuse."""
 
     def parts(self, kind: str) -> Sequence[tuple[Teacher, str]]:

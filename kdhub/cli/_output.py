@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kdhub._ranks import rank
 from kdhub.errors import KdhubError, UsageError
+from kdhub.ranks import rank
 
 _traceback = False
 

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from kdhub._ranks import leave
 from kdhub.cli import (
     _output,
     cache,
@@ -27,6 +26,7 @@ from kdhub.cli import (
 )
 from kdhub.cli._light import LightCommand, LightGroup
 from kdhub.errors import ExitCode, KdhubError
+from kdhub.ranks import leave
 
 app = typer.Typer(
     name="kdhub",
@@ -57,7 +57,7 @@ def common(
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
 ) -> None:
     if no_plugins:
-        from kdhub.plugins import discover, set_plugins
+        from kdhub.plugins.discovery import discover, set_plugins
 
         set_plugins(discover(third_party=False))
         os.environ["KDHUB_PLUGINS"] = ""  # for processes started from here: workers, measurements of cost
@@ -85,7 +85,7 @@ app.add_typer(hub.app, name="hub")
 
 def run() -> None:
     """Run the command line and exit with its code."""
-    from kdhub.plugins import get_plugins
+    from kdhub.plugins.discovery import get_plugins
 
     as_json = "--json" in sys.argv
     try:

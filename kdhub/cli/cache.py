@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from kdhub._files import size_text
 from kdhub.cli import _output
 from kdhub.cli.distill import Json
+from kdhub.files import size_text
 
 app = typer.Typer(help="Stored teacher outputs: list, verify, prune.", no_args_is_help=True)
 Store = Annotated[str | None, typer.Argument(help="A store, by the beginning of its name; all when left out.")]

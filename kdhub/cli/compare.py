@@ -15,7 +15,7 @@ def compare(
     comparison: Annotated[
         str | None, typer.Argument(help="A comparison: catalogue name or YAML file; see: kdhub list comparisons")
     ] = None,
-    methods: Annotated[str | None, typer.Option("--methods", "-m", help="Methods, with commas: kd,pld,dkd")] = None,
+    methods: Annotated[str | None, typer.Option("--methods", "-m", help="Methods, with commas.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="What they share: recipe or YAML file.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, from 0; 3 by default.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of each training: 300steps, 20000examples or 60s.")] = None,
@@ -31,7 +31,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare methods on equal terms, over seeds."""
-    from kdhub.report import aligned
+    from kdhub.evaluation.report import aligned
     from kdhub.verbs import compare as verb
 
     what = {"methods": methods, "recipe": recipe, "seeds": seeds, "budget": budget, "metric": metric}

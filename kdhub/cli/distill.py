@@ -39,14 +39,14 @@ def distill(
             print(resolved.to_yaml(), end="")
         return
     run = verb.distill(recipe, out=out, resume=resume, set=set or (), **flags)
-    from kdhub._ranks import rank
+    from kdhub.ranks import rank
 
     if rank() != 0:
         return
     if json:
         _output.emit({"run": str(run.folder), "student": str(run.student_folder), "report": run.report})
         return
-    from kdhub.report import Report, render
+    from kdhub.evaluation.report import Report, render
 
     print(render(Report.from_dict(run.report)))
     print(f"\nstudent  {run.student_folder}\ncard     {run.folder / 'README.md'}\n\nnext:")

@@ -14,7 +14,7 @@ from kdhub.cli.distill import Json, Set
 def evaluate(
     subject: Annotated[str, typer.Argument(metavar="RUN|STUDENT|REPO", help="Run folder, student folder, or model.")],
     teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Teacher to compare with.")] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Data set, e.g. stsb or scifact:test.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Data set: NAME or NAME:SPLIT.")] = None,
     task: Annotated[str | None, typer.Option(help="Task, when the subject does not say.")] = None,
     cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Measure size, speed and memory.")] = False,
     set: Set = None,
@@ -28,6 +28,6 @@ def evaluate(
     if json:
         _output.emit(report.to_dict())
         return
-    from kdhub.report import render
+    from kdhub.evaluation.report import render
 
     print(render(report))

@@ -48,7 +48,7 @@ def gc(
     json: Json = False,
 ) -> None:
     """Remove content that no commit names any more."""
-    from kdhub._files import size_text
+    from kdhub.files import size_text
     from kdhub.verbs import hub
 
     files, freed = hub.collect(folder, hours=hours)

@@ -36,10 +36,13 @@ def list_(
     for row in rows:
         if "tasks" in row:
             row["tasks"] = listing.tasks_in_short(row["tasks"])
-    _output.table([c.upper() for c in columns], [[_cell(r.get(c)) for c in columns] for r in rows], f"no {what} found")
+    cells = [[_cell(row.get(c), c) for c in columns] for row in rows]
+    _output.table([c.upper() for c in columns], cells, f"no {what} found")
 
 
-def show(name: Annotated[str, typer.Argument(help="Any name: leaf, stsb, minilm-l6, ...")], json: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A method, a data set, a recipe, a model, ...")], json: Json = False
+) -> None:
     """Show everything about one name: options of a method, sources of a data set, keys of a recipe."""
     from kdhub.verbs import listing
 
@@ -53,5 +56,7 @@ def show(name: Annotated[str, typer.Argument(help="Any name: leaf, stsb, minilm-
         print(listing.describe(item))
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, column: str = "") -> str:
+    if value is None and column == "gives":
+        return "those of its task"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple, dict)) else "" if value is None else str(value)

@@ -24,7 +24,7 @@ def plugins(context: typer.Context, json: Json = False) -> None:
 @app.command("list", cls=LightCommand)
 def list_(json: Json = False) -> None:
     """Name, version, status, what each provides, and the cause where one does not work."""
-    from kdhub.plugins import get_plugins
+    from kdhub.plugins.discovery import get_plugins
 
     records = [record.to_dict() for record in get_plugins().records]
     if json:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from kdhub._files import size_text
 from kdhub.cli import _output
 from kdhub.cli.distill import Json
+from kdhub.files import size_text
 
 Endpoint = Annotated[str | None, typer.Option(help="Address of the hub; HF_ENDPOINT, or the Hugging Face Hub.")]
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from kdhub._files import size_text
 from kdhub.cli import _output
 from kdhub.cli.distill import Json
 from kdhub.cli.publish import Endpoint
+from kdhub.files import size_text
 
 Published = Annotated[
     str, typer.Argument(metavar="REPO[@REVISION]", help="org/name, or a name of: kdhub list published")

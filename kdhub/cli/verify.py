@@ -33,7 +33,7 @@ def verify(
 
 
 def _show(found) -> None:
-    from kdhub.report import number
+    from kdhub.evaluation.report import number
 
     rows = [
         [

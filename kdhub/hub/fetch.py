@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from kdhub.errors import HubError, NotFoundError, UnreachableError, UsageError
-from kdhub.hub.trust import ALLOW_PATTERNS
+from kdhub.hub.trust import ALLOW_PATTERNS, split_card
 
 _NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
 
@@ -41,6 +41,15 @@ def fetch_model(text: str, *, endpoint: str | None = None) -> tuple[Path, str, s
     except Exception as error:
         raise explain(error, f"fetching {repo}" + (f" at {revision}" if revision else ""), endpoint) from error
     return folder, repo, folder.name
+
+
+def card_licence(folder: Path) -> str | None:
+    """The licence in the front matter of a repository's README; None where it says none."""
+    try:
+        front, _ = split_card((folder / "README.md").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(front["license"]) if front.get("license") else None
 
 
 def explain(error: Exception, doing: str, endpoint: str | None = None) -> HubError:

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from kdhub._files import atomic_write, home, write_json
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError, UsageError
+from kdhub.files import atomic_write, home, write_json
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub, writing
 from kdhub.hub.files import (

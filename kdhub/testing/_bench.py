@@ -19,16 +19,16 @@ from unittest import SkipTest
 import numpy as np
 
 from kdhub.errors import KdhubError
-from kdhub.plugins import PluginRecord, canonical
-from kdhub.recipe import Layer, combine
-from kdhub.registry import Entry, Registry
-from kdhub.resolve import Resolver
+from kdhub.plugins.discovery import PluginRecord, canonical
+from kdhub.plugins.registry import Entry, Registry
+from kdhub.recipes.recipe import Layer, combine
+from kdhub.recipes.resolve import Resolver
 from kdhub.teacher import Teacher
 from kdhub.verbs.distill import distill
 
 if TYPE_CHECKING:
-    from kdhub.data import Data
-    from kdhub.run import Run
+    from kdhub.data.dataset import Data
+    from kdhub.recipes.run import Run
 
 TINY_OPTIONS = {"batch_size": 8, "max_steps": 6, "precision": "float32", "lr": 0.01, "checkpoint_steps": 2}
 """What a method that is trained by the engine is tried with, where its options have these names."""
@@ -346,7 +346,7 @@ class Watch(Resolver):
 class Mute(Teacher):
     """A teacher that gives nothing. It must never be built."""
 
-    def __init__(self, argument: str, options: Any = None):
+    def __init__(self, argument: str, options: Any = None, *, task: Any = None):
         raise AssertionError("a teacher was built before the recipe was checked")
 
     identity: Any = {}

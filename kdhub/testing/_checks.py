@@ -4,33 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 from unittest import SkipTest
 
-import numpy as np
-
 from kdhub.errors import UnknownNameError
-from kdhub.plugins import PluginRecord, canonical
-from kdhub.registry import Entry, Registry
+from kdhub.plugins.discovery import PluginRecord, canonical
+from kdhub.plugins.registry import Entry, Registry
 from kdhub.specs import SPECS
 from kdhub.testing._bench import Bench, Group
+from kdhub.testing._register import _CHECKS
 
 Expected = Mapping[str, Mapping[str, str]]
 """Name of what is checked -> name of the check -> why it is expected to fail."""
-
-_CHECKS: dict[str, list[Callable[[Bench], None]]] = {kind: [] for kind in ("plugin", *SPECS)}
-
-
-def check(*kinds: str) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
-    """Register a function as a check of these kinds, or of a "plugin" as a whole, which is checked by its first entry.
-    It raises AssertionError, or SkipTest with a reason."""
-
-    def register(function: Callable[[Bench], None]) -> Callable[[Bench], None]:
-        for kind in kinds:
-            _CHECKS[kind].append(function)
-        return function
-
-    return register
 
 
 @dataclass(frozen=True)
@@ -210,36 +194,3 @@ def _with_expected(checks: list[Check], expected: Expected) -> list[Check]:
         if (name, check_name) not in known:
             raise ValueError(f"{name} has no check {check_name!r} that could be expected to fail")
     return [replace(c, expected_failure=wanted.get((c.subject.partition(" ")[2], c.name), "")) for c in checks]
-
-
-def _unbounded(node: Any, defs: Mapping[str, Any]) -> bool:
-    """Whether a JSON schema allows a number without a bound, alone, in a union or in a list."""
-    if "$ref" in node:
-        node = defs.get(node["$ref"].rpartition("/")[2], {})
-    if node.get("type") in ("number", "integer"):
-        bounds = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-        return not any(b in node for b in bounds) and "enum" not in node and "const" not in node
-    inner = [*node.get("anyOf", ()), *node.get("prefixItems", ()), *([node["items"]] if node.get("items") else ())]
-    return any(_unbounded(each, defs) for each in inner)
-
-
-def describe_options(model: Any) -> list[str]:
-    """What is wrong with a pydantic model of options, one sentence each."""
-    problems, schema = [], model.model_json_schema()
-    for name, field in model.model_fields.items():
-        if not (field.description or "").strip():
-            problems.append(f"{name} has no description")
-        if field.is_required():
-            problems.append(f"{name} has no default")
-        if field.annotation in (None, Any, object):
-            problems.append(f"{name} has no type")
-        if _unbounded(schema["properties"].get(field.alias or name, {}), schema.get("$defs", {})):
-            problems.append(f"{name} is a number without a range (ge=, gt=, le=, lt=)")
-    if model.model_config.get("extra") != "forbid":
-        problems.append('unknown options are accepted; set extra="forbid"')
-    return problems
-
-
-def flat(values: Any) -> np.ndarray:
-    """Signals of some rows as numbers, those of ragged rows one after the other."""
-    return np.concatenate([np.asarray(row, float).ravel() for row in values])

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from kdhub._ranks import barrier, leave
+from kdhub.ranks import barrier, leave
 from kdhub.verbs.distill import distill
 
 if __name__ == "__main__":

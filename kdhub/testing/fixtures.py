@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch) -> Iterator[Path]:
     """A kdhub home of the test's own, no switch from outside, strict plugins, and nothing left for the next test."""
-    from kdhub import plugins
+    from kdhub.plugins import discovery as plugins
 
     folder = tmp_path_factory.mktemp("home")
     for name in [n for n in os.environ if n.startswith("KDHUB_") and n != "KDHUB_DATA"]:

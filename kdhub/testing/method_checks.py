@@ -10,7 +10,8 @@ import numpy as np
 
 from kdhub.errors import CompatibilityError, KdhubError, RecipeError
 from kdhub.method import ObjectiveMethod, TrainingOptions
-from kdhub.registry import Entry, Registry
+from kdhub.plugins.registry import Entry, Registry
+from kdhub.recipes.chain import resolve_recipe
 from kdhub.specs import TeacherSpec
 from kdhub.testing._bench import (
     KILLED_AT,
@@ -22,8 +23,7 @@ from kdhub.testing._bench import (
     module_state,
     reversed_signals,
 )
-from kdhub.testing._checks import check, describe_options, flat
-from kdhub.verbs.distill import resolve_recipe
+from kdhub.testing._register import check, describe_options, flat
 
 
 @check("method")
@@ -185,7 +185,7 @@ def trains_on_training_rows_only(bench: Bench) -> None:
 def evaluation_is_complete_and_true(bench: Bench) -> None:
     """The report has teacher, start and student, and the scores of teacher and student are found again from the saved
     student."""
-    from kdhub.report import Report
+    from kdhub.evaluation.report import Report
     from kdhub.verbs.evaluate import evaluate
 
     trial = bench.base
@@ -234,7 +234,7 @@ def saves_and_loads_to_the_same_output(bench: Bench) -> None:
 @check("method")
 def card_is_complete(bench: Bench) -> None:
     """The card passes its own check and cites the paper. (Tiny teachers have no licence; that is for publishing.)"""
-    from kdhub.card import check_card
+    from kdhub.evaluation.card import check_card
 
     trial = bench.base
     text = (trial.run.folder / "README.md").read_text(encoding="utf-8")
@@ -288,12 +288,10 @@ def works_under_two_processes(bench: Bench) -> None:
 class _WithMute(Registry):
     """The registry and a teacher that gives nothing."""
 
-    def all(self, kind: str, task: str | None = None) -> list[Entry]:
-        found = super().all(kind, task)
-        if kind == "teacher":
-            spec = TeacherSpec(name="kdhub-mute", target="kdhub.testing._bench:Mute", argument="X", live=True)
-            found.append(Entry(spec, "kdhub", ""))
-        return found
+    def _index(self) -> None:
+        super()._index()
+        spec = TeacherSpec(name="kdhub-mute", target="kdhub.testing._bench:Mute", argument="X", live=True)
+        self._named["teacher", spec.name] = [Entry(spec, "kdhub", "")]
 
 
 def _objective(bench: Bench) -> bool:
@@ -351,7 +349,7 @@ def _spoil(student: Any) -> None:
 def _splits_read(bench: Bench) -> list[str]:
     """Splits read while the method distils without evaluation data, beyond those of the recipe's `data`; rows that it
     makes itself (a teacher's answers) are none of anybody's splits."""
-    from kdhub.data import Data
+    from kdhub.data.dataset import Data
 
     read: set[tuple[str, str]] = set()
     own = Data.split

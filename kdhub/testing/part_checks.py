@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import SkipTest
 
 import numpy as np
 
-from kdhub._ranks import device
-from kdhub.data import Data, DataOptions
-from kdhub.errors import KdhubError
-from kdhub.evaluation import Evaluator, encoder_of
-from kdhub.plugins import CORE
-from kdhub.recipe import Recipe, Ref
-from kdhub.resolve import Resolver
+from kdhub.data.dataset import Data, DataOptions
+from kdhub.errors import KdhubError, TeacherError
+from kdhub.evaluation.evaluator import Evaluator, student_encoder
+from kdhub.fields import Field
+from kdhub.plugins.discovery import CORE
+from kdhub.ranks import device
+from kdhub.recipes.folders import tasks_of
+from kdhub.recipes.recipe import Recipe, Ref
+from kdhub.recipes.resolve import Resolver
+from kdhub.rows import Signals
 from kdhub.sampler import Sampler, Seen
-from kdhub.signals import Field
 from kdhub.specs import SPECS
 from kdhub.student import BuildContext
-from kdhub.task import Signals
+from kdhub.task import NetworkTask
 from kdhub.testing._bench import Bench
-from kdhub.testing._checks import check, describe_options, flat
+from kdhub.testing._register import check, describe_options, flat
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "datasets", "sklearn", "pandas", "jax")
 """What declaring may not import: `kdhub list` would wait for it."""
@@ -83,8 +85,12 @@ def teacher_options_are_documented(bench: Bench) -> None:
 @check("teacher")
 def gives_what_it_declares(bench: Bench) -> None:
     """Each signal has one row an example, the fields and shapes its layout says, and no NaN."""
-    teacher, rows = _teacher(bench)
-    for kind in bench.spec.gives:
+    for teacher, rows, gives in _teachers(bench):
+        _gives(teacher, rows, gives)
+
+
+def _gives(teacher: Any, rows: list[Any], gives: Iterable[str]) -> None:
+    for kind in gives:
         layout = teacher.layout(kind)
         given = teacher.signals(rows, kind)
         assert set(given) == set(layout), f"{kind} has the fields {sorted(given)}, its layout says {sorted(layout)}"
@@ -104,22 +110,22 @@ def gives_what_it_declares(bench: Bench) -> None:
 @check("teacher")
 def equal_examples_get_equal_signals(bench: Bench) -> None:
     """Asked again, in another order and alone, it gives the same."""
-    teacher, rows = _teacher(bench)
-    for kind in bench.spec.gives:
-        first, back = teacher.signals(rows, kind), teacher.signals(rows[::-1], kind)
-        alone = teacher.signals(rows[:1], kind)
-        for name, values in first.items():
-            for a, b in [*zip(values, list(back[name])[::-1]), (values[0], alone[name][0])]:
-                same = a == b if isinstance(a, str) else np.allclose(np.asarray(a), np.asarray(b), atol=1e-3)
-                assert same, f"{kind}: {name} of the same example differs between calls"
+    for teacher, rows, gives in _teachers(bench):
+        for kind in gives:
+            first, back = teacher.signals(rows, kind), teacher.signals(rows[::-1], kind)
+            alone = teacher.signals(rows[:1], kind)
+            for name, values in first.items():
+                for a, b in [*zip(values, list(back[name])[::-1]), (values[0], alone[name][0])]:
+                    same = a == b if isinstance(a, str) else np.allclose(np.asarray(a), np.asarray(b), atol=1e-3)
+                    assert same, f"{kind}: {name} of the same example differs between calls"
 
 
 @check("teacher")
 def identity_is_stable(bench: Bench) -> None:
     """Two teachers of one source have one identity, of JSON values: stored signals are found by it."""
-    one, two = _teacher(bench)[0], _teacher(bench)[0]
-    assert json.loads(json.dumps(one.identity)) == json.loads(json.dumps(two.identity)), "the identity changes"
-    assert one.identity, "the identity is empty: another teacher's signals would be taken for its own"
+    for (one, *_), (two, *_) in zip(_teachers(bench), _teachers(bench)):
+        assert json.loads(json.dumps(one.identity)) == json.loads(json.dumps(two.identity)), "the identity changes"
+        assert one.identity, "the identity is empty: another teacher's signals would be taken for its own"
 
 
 @check("teacher")
@@ -127,9 +133,9 @@ def live_teachers_are_networks_at_rest(bench: Bench) -> None:
     """`live=True` means a network at hand, in eval mode."""
     if not bench.spec.live:
         raise SkipTest("it does not say that its network is at hand")
-    teacher = _teacher(bench)[0]
-    assert teacher.module is not None, "the spec says live=True, and there is no module"
-    assert not teacher.module.training, "its network is in training mode"
+    for teacher, *_ in _teachers(bench):
+        assert teacher.module is not None, "the spec says live=True, and there is no module"
+        assert not teacher.module.training, "its network is in training mode"
 
 
 # -- students -------------------------------------------------------------------------------------------------
@@ -145,55 +151,55 @@ def student_options_are_documented(bench: Bench) -> None:
 @check("student")
 def exposes_what_it_declares(bench: Bench) -> None:
     """In training its output carries the signals that the spec names, with a gradient."""
-    student, rows, task = _student(bench)
-    if student.module is None:
-        raise SkipTest("it is no network")
     from accelerate.utils import send_to_device
 
-    batch = send_to_device(task.collate(rows, student), device())
-    outputs = task.forward(student.module.to(device()).train(), batch)
-    missing = [name for name in bench.spec.exposes if name not in outputs]
-    assert not missing, f"it does not give {', '.join(sorted(missing))}, only {', '.join(sorted(outputs))}"
-    assert isinstance(outputs, Signals)
-    for kind in bench.spec.exposes:
-        assert outputs[kind] is None or outputs[kind].requires_grad, f"no gradient flows from {kind}"
+    for student, rows, task, exposed in _students(bench):
+        if student.module is None:
+            raise SkipTest("it is not a network")
+        batch = send_to_device(task.collate(rows, student), device())
+        outputs = task.forward(student.module.to(device()).train(), batch)
+        missing = [name for name in exposed if name not in outputs]
+        assert not missing, f"it does not give {', '.join(sorted(missing))}, only {', '.join(sorted(outputs))}"
+        assert isinstance(outputs, Signals)
+        for kind in exposed:
+            assert outputs[kind] is None or outputs[kind].requires_grad, f"no gradient flows from {kind}"
 
 
 @check("student")
 def equal_seeds_build_equal_students(bench: Bench) -> None:
     import torch
 
-    one, two = _student(bench)[0], _student(bench)[0]
-    if one.module is None:
-        raise SkipTest("it is no network")
-    theirs = two.module.state_dict()
-    different = [n for n, value in one.module.state_dict().items() if not torch.equal(value, theirs[n])]
-    assert not different, f"built twice under one seed it differs in {', '.join(different[:3])}"
+    for (one, *_), (two, *_) in zip(_students(bench), _students(bench)):
+        if one.module is None:
+            raise SkipTest("it is not a network")
+        theirs = two.module.state_dict()
+        different = [n for n, value in one.module.state_dict().items() if not torch.equal(value, theirs[n])]
+        assert not different, f"built twice under one seed it differs in {', '.join(different[:3])}"
 
 
 @check("student")
 def student_saves_and_loads_to_the_same_output(bench: Bench) -> None:
-    student, rows, task = _student(bench)
-    folder = bench.empty_folder()
-    student.save(folder)
-    loaded = task.load(folder)
-    if student.module is None:
-        return
-    kind = task.primary_signal
-    for name, values in student.signals(rows, kind).items():
-        worst = float(np.abs(flat(values) - flat(loaded.signals(rows, kind)[name])).max())
-        assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from what was saved"
+    for student, rows, task, _ in _students(bench):
+        folder = bench.empty_folder()
+        student.save(folder)
+        loaded = task.load(folder)
+        if student.module is None:
+            continue
+        kind = task.primary_signal
+        for name, values in student.signals(rows, kind).items():
+            worst = float(np.abs(flat(values) - flat(loaded.signals(rows, kind)[name])).max())
+            assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from what was saved"
 
 
 @check("student")
 def students_are_saved_without_pickles(bench: Bench) -> None:
-    student, _, _ = _student(bench)
-    folder = bench.empty_folder()
-    student.save(folder)
     from kdhub.hub.trust import PICKLES
 
-    left = [p.name for p in folder.rglob("*") if p.suffix in (*PICKLES, ".py")]
-    assert not left, f"a student folder holds safetensors and configuration, not {', '.join(left)}"
+    for student, *_ in _students(bench):
+        folder = bench.empty_folder()
+        student.save(folder)
+        left = [p.name for p in folder.rglob("*") if p.suffix in (*PICKLES, ".py")]
+        assert not left, f"a student folder holds safetensors and configuration, not {', '.join(left)}"
 
 
 # -- data sets ------------------------------------------------------------------------------------------------
@@ -230,7 +236,42 @@ def task_is_whole(bench: Bench) -> None:
     known = {e.name for e in bench.registry.all("metric", bench.entry.name)}
     missing = set(bench.target.primary.values()) - known
     assert not missing, f"no metric is called {', '.join(sorted(missing))}"
-    assert bench.target.primary_signal in bench.spec.signals, "its primary signal is not among those of its spec"
+    if issubclass(bench.target, NetworkTask):
+        assert bench.target.primary_signal in bench.spec.signals, "its primary signal is not among those of its spec"
+
+
+@check("task")
+def traits_are_true(bench: Bench) -> None:
+    """With the trait `classes`, the training loss of any soft target can be computed: a batch has `labels`, `logits`
+    have a row for each of them, and `counts` says how many there are."""
+    if "classes" not in bench.spec.traits:
+        raise SkipTest("it does not have the trait classes")
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    student = _start(resolver, task, recipe, parts, None)
+    batch = task.collate(_examples(task, parts, student, None), student)
+    where = device()
+    moved = {name: value.to(where) if hasattr(value, "to") else value for name, value in batch.items()}
+    logits = task.forward(student.module.to(where), moved).logits
+    assert len(batch["labels"]) == len(logits), f"{len(batch['labels'])} labels for {len(logits)} rows of logits"
+    counts = task.counts(batch)
+    assert counts.get("positions") == len(logits), f"counts says {counts.get('positions')} positions, not {len(logits)}"
+    labelled = int((batch["labels"] >= 0).sum())
+    assert counts.get("labels") == labelled, f"counts says {counts.get('labels')} labels, not {labelled}"
+
+
+@check("task")
+def saved_students_are_recognised(bench: Bench) -> None:
+    """A bare folder of one of its students is opened by its own format, or is one of several that it might be."""
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    if recipe.student is None:
+        raise SkipTest("the tiny recipe names no student")
+    teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
+    folder = bench.empty_folder()
+    _start(resolver, task, recipe, parts, teacher).save(folder)
+    sure, possible = tasks_of(folder, bench.registry)
+    if not bench.spec.formats and not sure:
+        raise SkipTest("its spec names no formats")
+    assert bench.entry.name in (*sure, *possible), f"its student looks like one for {', '.join(sure) or 'no task'}"
 
 
 @check("task")
@@ -324,14 +365,14 @@ def _options_documented(bench: Bench) -> None:
     assert not problems, "; ".join(problems)
 
 
-def _source(bench: Bench, key: str) -> dict[str, Any]:
+def _source(bench: Bench, key: str, task: str) -> dict[str, Any]:
     """What to build: the spec's example, or what the tiny recipe has when it is of this kind."""
     if bench.spec.example:
         return {"source": f"{bench.entry.name}:{bench.spec.example}"}
     if not bench.spec.argument:
         own = getattr(bench.target, "tiny_options", None)
-        return {"source": bench.entry.name, **(own(bench.tiny(bench.task)) if own else {})}
-    for given in map(bench.tiny(bench.task).get, (key, "teacher")):  # a folder that is a teacher is a start as well
+        return {"source": bench.entry.name, **(own(bench.tiny(task)) if own else {})}
+    for given in map(bench.tiny(task).get, (key, "teacher")):  # a folder that is a teacher is a start as well
         given = {"source": given} if isinstance(given, str) else given
         if given and given["source"].partition(":")[0] == bench.entry.name:
             return given if key == "teacher" else {"source": given["source"]}
@@ -360,21 +401,84 @@ def _examples(task: Any, parts: list[tuple[Data, str]], student: Any, teacher: A
     return task.preparer(student, teacher)([dict(zip(columns, values)) for values in zip(*columns.values())])
 
 
-def _teacher(bench: Bench) -> tuple[Any, list[Any]]:
-    resolver, task, _, parts = _world(bench, bench.task)
-    teacher = resolver.teacher(_ref(bench, "teacher"), task.name)
-    return teacher, _examples(task, parts, None, teacher)
+def _tasks(bench: Bench, declared: tuple[str, ...] | None) -> list[str]:
+    """The tasks to try a kind of model on: one, but all where what it gives is that of the task."""
+    if declared is not None:
+        return [bench.task]
+    return [name for name in bench.task_names if bench.tiny(name) is not None]
 
 
-def _student(bench: Bench) -> tuple[Any, list[Any], Any]:
-    resolver, task, recipe, parts = _world(bench, bench.task)
-    teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
-    student = resolver.student(_ref(bench, "student"), BuildContext(task, teacher, 0, facts=task.survey(parts)))
-    return student, _examples(task, parts, student, teacher), task
+def _tried(bench: Bench, declared: tuple[str, ...] | None, build: Callable[[str], Any]) -> Iterator[Any]:
+    """What `build` gives for each task.
+
+    Raises:
+        SkipTest: it cannot be built for any of them.
+    """
+    reason, built = "no task has a tiny recipe", False
+    for name in _tasks(bench, declared):
+        try:
+            made = build(name)
+        except SkipTest as skipped:
+            reason = str(skipped)
+            continue
+        built = True
+        yield made
+    if not built:
+        raise SkipTest(reason)
 
 
-def _ref(bench: Bench, key: str) -> Ref:
-    source = _source(bench, key)
+def _laid_out(teacher: Any, kind: str) -> bool:
+    try:
+        return kind in teacher.layout(kind)
+    except TeacherError:
+        return False
+
+
+def _teachers(bench: Bench) -> Iterator[tuple[Any, list[Any], list[str]]]:
+    """Teachers of this kind, some rows for each, and the signals that each gives."""
+
+    def build(name: str) -> tuple[Any, list[Any], list[str]]:
+        resolver, task, _, parts = _world(bench, name)
+        teacher = resolver.teacher(_ref(bench, "teacher", name), task.name)
+        given = bench.spec.gives
+        if given is None:  # what the task's models may give, as far as this one does
+            of_task = bench.registry.find("task", name).spec
+            given = [kind for kind in of_task.signals if _laid_out(teacher, kind)]
+            assert task.primary_signal in given, f"a saved model for {name} gives no {task.primary_signal}"
+        return teacher, _examples(task, parts, None, teacher), list(given)
+
+    yield from _tried(bench, bench.spec.gives, build)
+
+
+def _students(bench: Bench) -> Iterator[tuple[Any, list[Any], Any, list[str]]]:
+    """Students of this kind, some rows for each, the task, and the signals that each exposes."""
+
+    def build(name: str) -> tuple[Any, list[Any], Any, list[str]]:
+        resolver, task, recipe, parts = _world(bench, name)
+        teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
+        if bench.spec.from_teacher and teacher is None:
+            raise SkipTest("the tiny recipe has no teacher to make it from")
+        context = BuildContext(task, teacher, 0, facts=task.survey(parts))
+        student = resolver.student(_ref(bench, "student", name), context)
+        exposed = bench.spec.exposes
+        if exposed is None:
+            kinds = getattr(student, "kinds", None)
+            of_task = bench.registry.find("task", name).spec.signals
+            exposed = tuple(kind for kind in of_task if kinds is None or kind in kinds)
+        return student, _examples(task, parts, student, None), task, list(exposed)
+
+    yield from _tried(bench, bench.spec.exposes, build)
+
+
+def _start(resolver: Resolver, task: Any, recipe: Recipe, parts: Any, teacher: Any) -> Any:
+    """The student of the tiny recipe."""
+    if teacher is None and recipe.teacher is not None:
+        teacher = resolver.teacher(recipe.teacher, task.name)
+    return resolver.student(recipe.student, BuildContext(task, teacher, 0, facts=task.survey(parts)))
+
+
+def _ref(bench: Bench, key: str, task: str) -> Ref:
+    source = _source(bench, key, task)
     source["source"] = f"{bench.entry.qualified}:{source['source'].partition(':')[2]}".rstrip(":")
     return Ref.model_validate(source)
 
@@ -396,7 +500,6 @@ def _outputs(bench: Bench, task_name: str) -> Iterator[tuple[Any, str]]:
     """What metrics read, for the tiny recipe's untrained student on each of its evaluation sets, and its form."""
     resolver, task, recipe, parts = _world(bench, task_name)
     evaluator = Evaluator(task, resolver, recipe.evaluation, resolver.evaluation_options(task, recipe))
-    teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
-    student = resolver.student(recipe.student, BuildContext(task, teacher, 0, facts=task.survey(parts)))
+    student = _start(resolver, task, recipe, parts, None)
     for data, split in evaluator.data:
-        yield task.outputs(encoder_of(student, task.preparer(student, None)), data, split), data.form(split)
+        yield task.outputs(student_encoder(task, student), data, split), data.form(split)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from kdhub._chunks import DamagedError, carrier_of, encode, layout_of, open_chunk
-from kdhub._files import home
 from kdhub.errors import StoreError, UnknownNameError
-from kdhub.signals import META, Compute, Field, SignalStore, distinct, read_meta
+from kdhub.files import home
+from kdhub.signals.chunks import DamagedError, carrier_of, encode, layout_of, open_chunk
+from kdhub.signals.store import META, Compute, Field, SignalStore, distinct, read_meta
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "int8": 1e-2}
 """Default of `replay` by storage type: what storage alone can cost (2**-11, 1/254) more than twice, and room for the

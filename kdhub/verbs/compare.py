@@ -22,16 +22,17 @@ from typing import Any
 
 import yaml
 
-from kdhub._files import atomic_write, write_json
-from kdhub.comparison import Budget, Cell, Comparison, Result, read_comparison, values_of
+from kdhub.comparison.comparison import Budget, Cell, Comparison, Result, read_comparison, values_of
 from kdhub.errors import KdhubError, RecipeError, RunError, UsageError
+from kdhub.evaluation.report import STUDENT, Report
+from kdhub.files import atomic_write, write_json
 from kdhub.method import TrainingOptions
-from kdhub.recipe import Layer, Recipe, build, combine, merge, parse_set, read_yaml
-from kdhub.report import STUDENT, Report
-from kdhub.resolve import Resolver
-from kdhub.run import Run, environment
-from kdhub.verbs import chain
-from kdhub.verbs.distill import execute, recipe_layer
+from kdhub.recipes import chain
+from kdhub.recipes.layers import recipe_layer
+from kdhub.recipes.recipe import Layer, Recipe, build, combine, merge, parse_set, read_yaml
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run, environment
+from kdhub.training.execute import execute, unchained
 
 logger = logging.getLogger("kdhub")
 
@@ -64,12 +65,12 @@ def compare(
 
     Args:
         comparison: a catalogue name, a YAML file, or a mapping; or `methods` and `recipe`.
-        methods: names, as a list or with commas; `supervised` is added where the data have labels.
+        methods: names, as a list or with commas; the baseline method is added where the data have labels.
         recipe: what they share; its teacher, student, data, evaluation and training options.
         seeds: a list, or how many from 0.
         budget: of each training: `300steps`, `20000examples` or `60s`, the last by the speed of a short probe.
         metric: what is compared; the task's first one by default.
-        reference: the arm others are compared with; `supervised`, else the first.
+        reference: the arm others are compared with; the baseline, else the first.
         set: recipe keys for all arms.
         out: a folder, new or empty; `comparisons/<name>-<date>` by default.
         resume: the folder of a comparison that was interrupted or had failures: finished cells are kept.
@@ -100,11 +101,11 @@ def compare(
     with _locked(folder, new=resume is None):
         result = _run(plan, recipes, folder, {"jobs": jobs or _jobs(len(recipes)), **before}, resolver)
     if page:
-        from kdhub.comparison_page import write_page
+        from kdhub.comparison.page import write_page
 
         write_page(result, folder)
     if record is not None:
-        from kdhub import evidence
+        from kdhub.comparison import evidence
 
         evidence.record(result, Path(record))
     return result
@@ -132,7 +133,7 @@ def _plan(comparison: Any, methods: Any, recipe: Any, resolver: Resolver) -> Com
     if (comparison is None) == (methods is None):
         raise UsageError(
             "name a comparison, or methods and a recipe",
-            hint="kdhub compare --methods kd,pld --recipe digits; kdhub list comparisons shows those there are",
+            hint="kdhub compare --methods NAME,NAME --recipe NAME; kdhub list comparisons shows those there are",
         )
     if comparison is not None:
         if recipe is not None:
@@ -148,16 +149,21 @@ def _plan(comparison: Any, methods: Any, recipe: Any, resolver: Resolver) -> Com
     names = methods.split(",") if isinstance(methods, str) else list(methods)
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     shared = _shared(recipe, (), resolver)
-    if "supervised" not in names and _has_labels(shared, resolver):
-        names.append("supervised")
+    baseline = _baseline(shared, resolver)
+    if baseline and baseline not in names and _has_labels(shared, baseline, resolver):
+        names.append(baseline)
     return read_comparison({"name": shared.get("name", ""), "recipe": shared, "arms": names}, "--methods")
 
 
-def _has_labels(shared: Mapping[str, Any], resolver: Resolver) -> bool:
-    """Whether the task knows training by labels, and the data have them."""
-    recipe = build([Layer("recipe", {"method": "supervised", **shared})])
+def _baseline(shared: Mapping[str, Any], resolver: Resolver) -> str | None:
+    """The method of the task that trains without a teacher and without more than that (`MethodSpec.baseline`)."""
+    return next((e.name for e in resolver.registry.all("method", shared.get("task")) if e.spec.baseline), None)
+
+
+def _has_labels(shared: Mapping[str, Any], baseline: str, resolver: Resolver) -> bool:
+    recipe = build([Layer("recipe", {"method": baseline, **shared})])
     refs = recipe.data.get("train", [])
-    if not refs or "supervised" not in {e.name for e in resolver.registry.all("method", recipe.task)}:
+    if not refs:
         return False
     opened = [(resolver.data(ref, recipe.on_bad_rows), ref.split) for ref in refs]
     task = resolver.task(recipe.task)
@@ -285,7 +291,7 @@ def _run(
     keep()
     began = time.monotonic()
     for recipe in recipes.values():  # what they stand on is made here, before several want it at once
-        chain.unchained(recipe, resolver)
+        unchained(recipe, resolver)
     workers = _Workers(begun["jobs"])
     if plan.budget and Budget.parse(plan.budget).unit == "s":
         if "timed" not in begun:
@@ -295,14 +301,14 @@ def _run(
     # Seed after seed, so that a comparison that is stopped early has compared something.
     todo = sorted(recipes, key=lambda key: plan.seeds.index(key[1]))
     told = _all_cells(workers, {key: (recipes[key].to_yaml(), _place(folder, *key)) for key in todo})
-    result = _result(plan, {key: told[key] for key in recipes}, recipes, folder)
+    result = _result(plan, {key: told[key] for key in recipes}, recipes, folder, _baseline(plan.recipe, resolver))
     result.environment |= {
         "wall_seconds": round(time.monotonic() - began, 1),
         "jobs": workers.jobs,
         "threads_each": workers.threads,
     }
     write_json(folder / RESULT, result.to_dict())
-    from kdhub.comparison_plots import plot_comparison
+    from kdhub.comparison.plots import plot_comparison
 
     plot_comparison(result, folder)
     return result
@@ -450,7 +456,7 @@ def run_cell(recipe: str, place: str) -> dict[str, Any]:
     logger.handlers[:], logger.propagate = [log], False
     logger.setLevel(logging.INFO)
     try:
-        from kdhub.cost import reset_peak_memory
+        from kdhub.evaluation.cost import reset_peak_memory
 
         reset_peak_memory()
         wanted = build([Layer(place, yaml.safe_load(recipe))])
@@ -531,6 +537,7 @@ def _result(
     told: Mapping[tuple[str, int], Mapping[str, Any]],
     recipes: Mapping[tuple[str, int], Recipe],
     folder: Path,
+    baseline: str | None,
 ) -> Result:
     cells = [
         Cell(*key, **{k: v for k, v in each.items() if k not in ("head", "directions", "places")})
@@ -548,5 +555,5 @@ def _result(
     if metric not in directions:
         raise UsageError(f"nothing measured {metric!r}", hint=f"measured were: {', '.join(directions)}")
     kept = {**plan.to_dict(), "arms": {name: recipes[name, plan.seeds[0]].to_dict() for name in plan.arms}}
-    reference = plan.reference or ("supervised" if "supervised" in plan.arms else next(iter(plan.arms)))
+    reference = plan.reference or (baseline if baseline in plan.arms else next(iter(plan.arms)))
     return Result(kept, metric, places[metric], directions, reference, cells, environment(), folder)

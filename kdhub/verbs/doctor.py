@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdhub._files import home
 from kdhub.errors import KdhubError
+from kdhub.files import home
 from kdhub.findings import Finding
 
 if TYPE_CHECKING:
-    from kdhub.resolve import Resolver
+    from kdhub.recipes.resolve import Resolver
 
 
 def doctor(
@@ -33,8 +33,8 @@ def doctor(
 def _machine() -> list[Finding]:
     import torch
 
-    from kdhub.plugins import get_plugins
-    from kdhub.training import resolve_precision
+    from kdhub.plugins.discovery import get_plugins
+    from kdhub.ranks import resolve_precision
 
     bad = [r for r in get_plugins().records if r.status not in ("ok", "disabled")]
     causes = "; ".join(f"{r.provider}: {r.cause}" for r in bad)
@@ -66,8 +66,8 @@ def _cache() -> Finding:
 
 
 def _recipe(name: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolver | None) -> list[Finding]:
-    from kdhub.resolve import Resolver
-    from kdhub.verbs.distill import resolve_recipe
+    from kdhub.recipes.chain import resolve_recipe
+    from kdhub.recipes.resolve import Resolver
     from kdhub.verbs.rehearse import rehearse
 
     resolver = resolver or Resolver()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdhub._files import write_json
+from kdhub.data.dataset import parse_source
 from kdhub.errors import UsageError
-from kdhub.evaluation import Evaluator, encoder_of, stored_encoder
-from kdhub.recipe import Layer, Recipe, build, parse_set
-from kdhub.report import Report
-from kdhub.resolve import Resolver
-from kdhub.run import Run
-from kdhub.stored import measured_signals
-from kdhub.verbs.chain import unchained
-from kdhub.verbs.distill import COST_ROWS
-from kdhub.verbs.session import cost_subjects
+from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
+from kdhub.evaluation.report import Report
+from kdhub.files import write_json
+from kdhub.recipes.folders import guess_task
+from kdhub.recipes.recipe import DataRef, Layer, Recipe, build, parse_set
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run
+from kdhub.signals.stored import measured_signals
+from kdhub.student import BuildContext, Student
+from kdhub.training.execute import COST_ROWS, unchained
+from kdhub.training.session import cost_subjects
 
 
 def evaluate(
@@ -39,7 +41,7 @@ def evaluate(
             student source (`hf:org/name`, `org/name`, `path:...`).
         teacher: to compare with; a run brings its own.
         data: names of data sets, `name` or `name:split`; a run brings its own.
-        task: when the subject does not say (text-embedding by the folder's format).
+        task: when neither the subject nor the columns of the data say.
         cost: measure size, speed and memory as well.
         set: recipe keys, as in `distill` (`evaluation.options.noise=[0.9]`).
         out: write `report.json` here as well.
@@ -48,8 +50,9 @@ def evaluate(
         UsageError: neither a run nor data to score on.
     """
     resolver = resolver or Resolver()
-    recipe, student = _subject(subject, task, resolver)
-    recipe = _with(recipe, teacher, [data] if isinstance(data, str) else data, set)
+    data = [data] if isinstance(data, str) else list(data or ())
+    recipe, student = _subject(subject, task, data, resolver)
+    recipe = _with(recipe, teacher, data, set)
     recipe, _ = unchained(recipe, resolver)
     task_object = resolver.task(recipe.task)
     options = resolver.evaluation_options(task_object, recipe)
@@ -58,13 +61,12 @@ def evaluate(
     model = resolver.teacher(recipe.teacher, recipe.task) if recipe.teacher is not None else None
     loaded = student(model)
     if model is not None and not task_object.mismatch(loaded, model):
-        against = stored_encoder(
-            partial(measured_signals, model, dtype=recipe.signals.dtype), task_object.preparer(None, model)
-        )
+        signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
+        against = teacher_encoder(task_object, model, signals)
         report.measures += evaluator.measure("teacher", against)
-    report.measures += evaluator.measure("student", encoder_of(loaded, task_object.preparer(loaded, None)), against)
+    report.measures += evaluator.measure("student", student_encoder(task_object, loaded), against)
     report.notes += evaluator.notes
-    report.facts = {"primary": dict(task_object.primary)}
+    report.facts = {"primary": evaluator.primary}
     if cost and evaluator.data:
         report.measures += _cost(recipe, task_object, evaluator, loaded)
     if out is not None:
@@ -72,31 +74,67 @@ def evaluate(
     return report
 
 
-def _subject(subject: str | Path, task: str | None, resolver: Resolver) -> tuple[Recipe, Any]:
+def _subject(
+    subject: str | Path, task: str | None, data: Sequence[str], resolver: Resolver
+) -> tuple[Recipe, Callable[[Any], Student]]:
     """The recipe to score by, and a function teacher -> student."""
     from kdhub.hub import manifest
+    from kdhub.hub.fetch import fetch_model
     from kdhub.hub.files import MANIFEST
-    from kdhub.student import BuildContext
-    from kdhub.verbs.load import guess_task, load
+    from kdhub.verbs.load import load
 
+    text, name = str(subject), None
     folder = _here(subject, resolver)
     if (folder / MANIFEST).is_file():
         # Its recipe is a stranger's: the task is all that is taken from it.
-        name = manifest.read(folder / MANIFEST, str(subject)).task
-        bare = Recipe(task=name, method="none", student={"source": f"path:{folder}"})
-        return bare, lambda teacher: load(folder, resolver=resolver)
-    if folder.is_dir() and not str(subject).startswith("path:"):
+        own, published = manifest.read(folder / MANIFEST, text).task, load(folder, resolver=resolver)
+        return _bare(own, f"path:{folder}"), lambda teacher: published
+    kind, argument = parse_source(text)
+    if folder.is_dir():
         run_folder = next((f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
         if run_folder is not None:
-            run = Run.open(run_folder)
-            return run.recipe, lambda teacher: load(folder, resolver=resolver)
-        name = task or guess_task(folder)
-        bare = Recipe(task=name, method="none", student={"source": f"path:{folder}"})
-        return bare, lambda teacher: resolver.task(name).load(folder)
-    name = task or "text-embedding"
-    bare = Recipe(task=name, method="none", student={"source": str(subject)})
-    context = lambda teacher: BuildContext(resolver.task(name), None, 0)  # noqa: E731
-    return bare, lambda teacher: resolver.student(bare.student, context(teacher))
+            return Run.open(run_folder).recipe, lambda teacher: load(folder, resolver=resolver)
+    elif kind == "path":
+        folder = Path(argument).expanduser()
+        if not folder.is_dir():
+            raise UsageError(
+                f"{folder} is not a folder", hint="give a run folder, a model folder, or org/name on a hub"
+            )
+    elif kind == "hf":
+        folder, name, _ = fetch_model(argument)
+    else:
+        task = task or _task_of_start(text, resolver)
+        context = BuildContext(resolver.task(task), None, 0)
+        bare = _bare(task, text)
+        return bare, lambda teacher: resolver.student(bare.student, context)
+    task = task or guess_task(folder, resolver.registry, _columns(data, resolver))
+    return _bare(task, f"path:{folder}"), lambda teacher: resolver.task(task).load(folder, name=name)
+
+
+def _bare(task: str, source: str) -> Recipe:
+    return Recipe(task=task, method="none", student={"source": source})
+
+
+def _columns(data: Sequence[str], resolver: Resolver) -> Iterator[list[str]]:
+    """The columns of each data set that is scored on."""
+    for text in data:
+        opened = resolver.data(DataRef.model_validate(_data_ref(text)))
+        yield opened.split(opened.pick("test", "validation", "train")).column_names
+
+
+def _task_of_start(text: str, resolver: Resolver) -> str:
+    """The task of a student that is named by catalogue or kind.
+
+    Raises:
+        UsageError: there are several, or none.
+    """
+    if ("students", text) in resolver.catalog and (task := resolver.catalog.get("students", text).get("task")):
+        return task
+    kind = parse_source(text)[0] or text
+    tasks = {task for entry in resolver.registry.all("student") if entry.name == kind for task in entry.spec.tasks}
+    if len(tasks) == 1:
+        return tasks.pop()
+    raise UsageError(f"the task of {text} is unknown", hint="name it with --task; kdhub list tasks")
 
 
 def _here(subject: str | Path, resolver: Resolver) -> Path:
@@ -113,7 +151,7 @@ def _here(subject: str | Path, resolver: Resolver) -> Path:
     return folder
 
 
-def _with(recipe: Recipe, teacher: str | None, data: Sequence[str] | None, set: Any) -> Recipe:
+def _with(recipe: Recipe, teacher: str | None, data: Sequence[str], set: Any) -> Recipe:
     """The recipe with another teacher, other data, and `--set` keys."""
     layers = [Layer("recipe", recipe.model_dump(by_alias=True, exclude_unset=True))]
     if teacher is not None:
@@ -123,7 +161,10 @@ def _with(recipe: Recipe, teacher: str | None, data: Sequence[str] | None, set: 
     texts = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else set
     recipe = build([*layers, *(parse_set(text) for text in texts)])
     if not recipe.evaluation.data:
-        raise UsageError("there is nothing to score on", hint="name a data set with --data, e.g. --data stsb")
+        raise UsageError(
+            "there is nothing to score on",
+            hint="name a data set with --data, --data NAME; kdhub list data shows those there are",
+        )
     return recipe
 
 
@@ -131,7 +172,7 @@ def _data_ref(text: str) -> dict[str, Any]:
     """`stsb` or `stsb:validation`; a kind with its argument (`jsonl:FILE`) is left as it is."""
     name, colon, split = text.partition(":")
     plain = colon and not name.startswith((".", "/", "~")) and "/" not in split and "." not in split
-    from kdhub.registry import Registry
+    from kdhub.plugins.registry import Registry
 
     if plain and name not in {e.name for e in Registry().all("dataset") if e.spec.argument}:
         return {"source": name, "split": split}
@@ -142,10 +183,10 @@ def _cost(recipe: Recipe, task: Any, evaluator: Evaluator, student: Any) -> list
     """Costs of a loaded student need a folder: it is saved to a temporary one."""
     import tempfile
 
-    from kdhub import cost
+    from kdhub.evaluation import cost
 
     data, split = evaluator.data[0]
     with tempfile.TemporaryDirectory() as folder:
         student.save(Path(folder))
         subjects = cost_subjects(recipe, Path(folder))
-        return cost.measure(recipe.task, task.primary_signal, subjects, task.sample(data, split, COST_ROWS))
+        return cost.measure(recipe.task, subjects, task.sample(data, split, COST_ROWS))

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdhub._files import data_home
 from kdhub.errors import HubError, UsageError
+from kdhub.files import data_home
 
 if TYPE_CHECKING:
     from kdhub.hub.server.store import Store

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from kdhub.errors import PluginError, UnknownNameError
-from kdhub.registry import Entry, Registry
+from kdhub.plugins.registry import Entry, Registry
 from kdhub.specs import SPECS
 
 KINDS = {f"{kind}s": kind for kind in SPECS}
@@ -22,6 +22,7 @@ COLUMNS = {
     "tasks": ("name", "signals", "summary"),
     "samplers": ("name", "tasks", "summary"),
     "metrics": ("name", "tasks", "form", "unit", "summary"),
+    "networks": ("name", "wraps", "summary"),
     "recipes": ("name", "method", "summary"),
     "comparisons": ("name", "arms", "summary"),
     "published": ("name", "repo", "task", "method", "teacher", "summary"),
@@ -61,24 +62,26 @@ def rows(what: str, *, task: str | None = None, teacher: str | None = None) -> l
         kind = KINDS[what]
         entries = registry.all(kind, task)
         if teacher is not None and kind == "method":
-            entries = [e for e in entries if set(e.spec.needs) <= _gives(registry, teacher)]
+            entries = [e for e in entries if set(e.spec.needs) <= _gives(registry, teacher, task)]
         found += [_entry(e) for e in entries]
     if what != "methods":
         found += _catalogued(what, task)
     if what == "teachers":
         for record in found:
-            if not record.get("gives"):
+            if "source" in record and not record.get("gives"):
                 with suppress(UnknownNameError, PluginError):  # its kind comes with a plugin that is not here
-                    record["gives"] = sorted(_gives(registry, record["source"]))
+                    record["gives"] = sorted(_gives(registry, record["source"], record.get("task")))
     return found
 
 
-def _gives(registry: Registry, teacher: str) -> set[str]:
-    from kdhub.catalog import default_catalog
+def _gives(registry: Registry, teacher: str, task: str | None) -> set[str]:
+    """The signals of a teacher for a task, or for any."""
+    from kdhub.catalogue.catalog import default_catalog
 
     catalog = default_catalog()
     if teacher in catalog.names("teachers"):
-        teacher = catalog.get("teachers", teacher)["source"]
+        entry = catalog.get("teachers", teacher)
+        teacher, task = entry["source"], task or entry.get("task")
     kind = teacher.partition(":")[0] if ":" in teacher else "hf"
     if teacher.startswith((".", "/", "~")):
         kind = "path"
@@ -87,7 +90,8 @@ def _gives(registry: Registry, teacher: str) -> set[str]:
     if not fitting:
         registry.find("teacher", kind)
     for entry in fitting:
-        gives |= set(entry.spec.gives)
+        for name in (task,) if task else entry.spec.tasks or [e.name for e in registry.all("task")]:
+            gives |= entry.spec.signals_for(registry.find("task", name).spec)
     return gives
 
 
@@ -100,7 +104,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 
 def _catalogued(what: str, task: str | None) -> list[dict[str, Any]]:
-    from kdhub.catalog import INDEXED, default_catalog
+    from kdhub.catalogue.catalog import INDEXED, default_catalog
 
     catalog = default_catalog()
     entries = catalog.entries(what)[0] if what in INDEXED else {n: catalog.get(what, n) for n in catalog.names(what)}
@@ -120,7 +124,7 @@ def show(name: str) -> list[dict[str, Any]]:
     Raises:
         UnknownNameError: it means nothing.
     """
-    from kdhub.catalog import default_catalog
+    from kdhub.catalogue.catalog import default_catalog
 
     registry, catalog, found = Registry(), default_catalog(), []
     bare, _, distribution = name.partition("@")
@@ -139,11 +143,11 @@ def show(name: str) -> list[dict[str, Any]]:
 
 def _evidence(entry: Entry) -> dict[str, Any]:
     """What was measured of a method's claims."""
-    from kdhub.catalog import default_catalog
+    from kdhub.catalogue.catalog import default_catalog
 
     if entry.spec.kind != "method":
         return {}
-    from kdhub import evidence
+    from kdhub.comparison import evidence
 
     found = evidence.of_method(entry.name, default_catalog())
     return {"evidence": found} if found else {}
@@ -205,7 +209,7 @@ def describe(item: dict[str, Any]) -> str:
 
         keys = {k: v for k, v in item.items() if k not in ("kind", "name", "schema", "form")}
         if item["kind"] == "dataset":  # `splits` is the list for tables; the entry's own has the sources
-            from kdhub.catalog import default_catalog
+            from kdhub.catalogue.catalog import default_catalog
 
             keys["splits"] = default_catalog().get("datasets", item["name"])["splits"]
         return head + "\n" + textwrap.indent(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=110), "  ")
@@ -221,8 +225,8 @@ def describe(item: dict[str, Any]) -> str:
             bounds = f", {o['range']}" if o["range"] else ""
             lines.append(f"    {o['name']:<{wide}}  {o['default']!s:<10} {o['description']} ({o['type']}{bounds})")
     for entry in item.get("evidence", ()):
-        from kdhub.evidence import table
-        from kdhub.report import aligned
+        from kdhub.comparison.evidence import table
+        from kdhub.evaluation.report import aligned
 
         lines.append(f"  evidence of {entry['date']}, {entry['metric']} on {entry['data']}: {entry['command']}")
         lines += [f"    {line}" for line in aligned(table([entry])).splitlines()[1:]]

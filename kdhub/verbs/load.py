@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from kdhub.errors import CompatibilityError, RunError, UnknownNameError, UsageError
 from kdhub.hub.files import MANIFEST
-from kdhub.resolve import Resolver
+from kdhub.recipes.folders import guess_task
+from kdhub.recipes.resolve import Resolver
 from kdhub.student import Student
 
 
@@ -28,7 +28,7 @@ def load(
         CompatibilityError: no plugin here provides its task; says which distribution does.
         HubError: it cannot be had, or is not trusted.
     """
-    from kdhub.run import Run
+    from kdhub.recipes.run import Run
 
     resolver = resolver or Resolver()
     folder = Path(name).expanduser()
@@ -43,32 +43,7 @@ def load(
             raise RunError(f"{run.folder} has no student yet", hint=f"kdhub distill --resume {run.folder}")
     elif task is None and (folder.parent / "recipe.yaml").is_file():
         task = Run.open(folder.parent).recipe.task
-    return resolver.task(task or guess_task(folder)).load(folder)
-
-
-_HEADS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForCausalLM": "causal-lm",
-}
-"""What the classes of the transformers library end with."""
-
-
-def guess_task(folder: Path) -> str:
-    """The task of a bare student folder, by its format."""
-    if (folder / "modules.json").is_file():
-        return "text-embedding"
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if isinstance(config, dict) and "kdhub" in config and isinstance(config.get("task"), str):
-        return config["task"]  # of a network that has no format of anybody else's
-    for name in (config or {}).get("architectures") or ():
-        for ending, task in _HEADS.items():
-            if isinstance(name, str) and name.endswith(ending):
-                return task
-    raise UsageError(f"the task of {folder} is unknown", hint="name it: task='text-embedding' (kdhub list tasks)")
+    return resolver.task(task or guess_task(folder, resolver.registry)).load(folder)
 
 
 def _pulled(name: str, endpoint: str | None, resolver: Resolver) -> Path:
@@ -76,7 +51,7 @@ def _pulled(name: str, endpoint: str | None, resolver: Resolver) -> Path:
 
     local = name.startswith((".", "/", "~")) or name.count("/") > 2
     if local or ("/" not in name and ("published", name) not in resolver.catalog):
-        raise UsageError(f"{name} is no folder", hint="give a run folder, a student folder, or org/name on a hub")
+        raise UsageError(f"{name} is not a folder", hint="give a run folder, a student folder, or org/name on a hub")
     return pull(name, endpoint=endpoint, catalog=resolver.catalog).folder
 
 

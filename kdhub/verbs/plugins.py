@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.errors import KdhubError, PluginError, UnknownNameError, UsageError
-from kdhub.plugins import canonical
+from kdhub.plugins.discovery import canonical
 
 logger = logging.getLogger("kdhub")
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import yaml
 
-from kdhub._files import atomic_write, config_home
-from kdhub.card import UNSTATED, check_card, forbids_derivatives, front_matter
 from kdhub.errors import PublishError, RunError, UntrustedError, UsageError
+from kdhub.evaluation.card import UNSTATED, check_card, forbids_derivatives, front_matter
+from kdhub.evaluation.report import STUDENT, Report
+from kdhub.files import atomic_write, config_home
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub
 from kdhub.hub.fetch import parse_repo
@@ -31,11 +32,10 @@ from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, digests, ki
 from kdhub.hub.manifest import RECIPE, RECORD, REPORT
 from kdhub.hub.publish import signature_on, upload
 from kdhub.hub.trust import check_configuration, split_card
-from kdhub.recipe import SECRET, Recipe
-from kdhub.report import STUDENT, Report
-from kdhub.resolve import Resolver
-from kdhub.run import Run
-from kdhub.verbs.distill import page
+from kdhub.recipes.recipe import SECRET, Recipe
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run
+from kdhub.training.execute import page
 from kdhub.verbs.search import COSTS_OF
 
 logger = logging.getLogger("kdhub")
@@ -424,8 +424,8 @@ def _sources(recipe: Recipe) -> list[str]:
 
 def _register(done: Publication, staging: Path) -> Path:
     """An entry in the first catalogue of `$KDHUB_CATALOG`, else in the user's own."""
-    from kdhub._catalog_models import validate
-    from kdhub.catalog import read
+    from kdhub.catalogue.catalog import read
+    from kdhub.catalogue.models import validate
 
     given = os.environ.get("KDHUB_CATALOG", "").split(os.pathsep)[0]
     folder = (Path(given).expanduser() if given else config_home() / "registry") / "published"

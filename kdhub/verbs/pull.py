@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kdhub.catalog import Catalog, default_catalog
+from kdhub.catalogue.catalog import Catalog, default_catalog
 from kdhub.errors import UsageError
 from kdhub.hub import pull as hub
 from kdhub.hub.fetch import parse_repo

@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from kdhub._files import size_text
-from kdhub.data import Data
-from kdhub.duplicates import shared_rows, value_of
+from kdhub.data.dataset import Data
+from kdhub.data.duplicates import shared_rows, value_of
 from kdhub.errors import KdhubError
+from kdhub.files import size_text
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
-from kdhub.recipe import Recipe, merge
-from kdhub.resolve import Resolver
-from kdhub.run import Run
+from kdhub.recipes import chain
+from kdhub.recipes.recipe import Recipe, merge
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run
+from kdhub.rows import Rows, plain_rows
 from kdhub.student import Student
-from kdhub.task import Rows, plain_rows
-from kdhub.verbs import chain
-from kdhub.verbs.session import Session, in_order
+from kdhub.training.execute import unchained
+from kdhub.training.session import Session, in_order
 
 STEPS, WARM = 24, 6
 """Optimiser steps of the trial, and those of them that are not timed: the first are slower."""
@@ -51,7 +52,7 @@ def rehearse(recipe: Recipe, resolver: Resolver) -> list[Finding]:
         do = f"to try what comes then, make it first: kdhub distill --recipe {missing[0].removeprefix(chain.PREFIX)}"
         return [Finding("note", "trial", found, do)]
     try:
-        recipe, _ = chain.unchained(recipe, resolver)
+        recipe, _ = unchained(recipe, resolver)
         with tempfile.TemporaryDirectory(prefix="kdhub-doctor-") as folder:
             return _Trial(Run.create(Path(folder) / "run", _short(recipe, resolver)), resolver, recipe).findings()
     except KdhubError as error:
@@ -89,7 +90,7 @@ class _Trial(Session):
         self._filled = 0.0  # seconds of the teacher, until now
 
     def findings(self) -> list[Finding]:
-        from kdhub.cost import peak_memory, reset_peak_memory
+        from kdhub.evaluation.cost import peak_memory, reset_peak_memory
 
         reset_peak_memory()
         found: list[Finding] = []
@@ -167,7 +168,7 @@ class _Trial(Session):
     # -- what was found ---------------------------------------------------------------------------------------
 
     def _terms(self) -> Finding:
-        from kdhub.training import magnitudes
+        from kdhub.training.engine import magnitudes
 
         return magnitudes([record["terms"] for record in self.run.metrics() if "terms" in record][:5])
 
@@ -182,7 +183,7 @@ class _Trial(Session):
 
     def _expected(self, held: Sequence[int], memory: int) -> Finding:
         """Seconds and bytes of the whole run, what this trial stored left out."""
-        from kdhub.training import steps_of
+        from kdhub.training.engine import steps_of
 
         options = self.resolver.method(self.planned).options
         speeds = [r["rows_per_second"] for r in self.run.metrics() if "rows_per_second" in r]
@@ -207,7 +208,7 @@ class _Trial(Session):
 
     def _held(self) -> list[tuple[Data, str, list[dict[str, Any]]]]:
         """Evaluation data sets with their rows, as models see them."""
-        from kdhub.evaluation import Evaluator
+        from kdhub.evaluation.evaluator import Evaluator
 
         options = self.resolver.evaluation_options(self.task, self.planned)
         evaluator = Evaluator(self.task, self.resolver, self.planned.evaluation, options, self.planned.on_bad_rows)

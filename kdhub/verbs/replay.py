@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from kdhub._files import canonical_json, home
-from kdhub.resolve import Resolver
-from kdhub.run import Run
-from kdhub.signals import SignalStore
+from kdhub.files import canonical_json, home
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run
+from kdhub.signals.store import SignalStore
+from kdhub.training.execute import unchained
+from kdhub.training.session import Session
 from kdhub.verbs import cache
-from kdhub.verbs.chain import unchained
-from kdhub.verbs.session import Session
 
 
 def verify_run(

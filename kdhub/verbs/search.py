@@ -102,7 +102,7 @@ def search(
 
 def _local(words: list[str], wanted: dict[str, str], sort: str, limit: int) -> list[Found]:
     """The same from the catalogue's entries. How often they were downloaded is not known there."""
-    from kdhub.catalog import default_catalog
+    from kdhub.catalogue.catalog import default_catalog
 
     index = default_catalog().index("published")
     by = "updated" if sort == "downloads" else sort
@@ -128,7 +128,7 @@ def _rows(hub: Hub, kind: str, tags: list[str]) -> Iterator[Any]:
 
 def parse_row(row: Any, kind: str, tags: list[str]) -> Found | None:
     """A row as a student; None when it is none, or lacks one of the tags. Everything in it may be missing or wrong."""
-    from kdhub.report import printable
+    from kdhub.evaluation.report import printable
 
     if not isinstance(row, Mapping) or not isinstance(repo := row.get("id") or row.get("modelId"), str):
         return None
@@ -162,8 +162,8 @@ _SAID = ("task", "method", "teacher")
 
 def _results(index: Any) -> dict[str, float]:
     """Results of a `model-index`: each once by metric and data, and the first of a metric by its bare name."""
-    from kdhub.card import TOGETHER
-    from kdhub.report import printable
+    from kdhub.evaluation.card import TOGETHER
+    from kdhub.evaluation.report import printable
 
     found: dict[str, float] = {}
     for model in index if isinstance(index, list) else []:
@@ -208,8 +208,8 @@ def _sorted(found: list[Found], by: str) -> list[Found]:
 
 def _higher_is_better(metric: str) -> bool:
     """As the plugin that provides it says; a metric that nobody here provides is taken for a score."""
-    from kdhub.registry import Registry
-    from kdhub.report import COSTS
+    from kdhub.evaluation.report import COSTS
+    from kdhub.plugins.registry import Registry
 
     if metric in COSTS:
         return COSTS[metric][3]

@@ -14,19 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdhub.card import TOGETHER
-from kdhub.data import parse_source
+from kdhub.data.dataset import parse_source
 from kdhub.errors import KdhubError, RecipeError, UntrustedError
-from kdhub.evaluation import Evaluator, encoder_of, stored_encoder
+from kdhub.evaluation.card import TOGETHER
+from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
+from kdhub.evaluation.report import ASYMMETRIC, STUDENT, Report, printable
 from kdhub.hub import manifest
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
 from kdhub.hub.trust import foreign_yaml, split_card
 from kdhub.metric import Measure
-from kdhub.recipe import DataRef, Layer, Recipe, Ref, build
-from kdhub.report import ASYMMETRIC, STUDENT, Report, printable
-from kdhub.resolve import Resolver
-from kdhub.stored import measured_signals
+from kdhub.recipes.recipe import DataRef, Layer, Recipe, Ref, build
+from kdhub.recipes.resolve import Resolver
+from kdhub.signals.stored import measured_signals
 from kdhub.verbs.load import load
 
 RELATIVE, ABSOLUTE = 0.01, 0.002
@@ -213,7 +213,7 @@ def _evaluate(
     """Score the student on each data set of the recipe that has figures, and note what cannot be had."""
     task = resolver.task(facts.task)
     options = resolver.evaluation_options(task, recipe)
-    encode = encoder_of(student, task.preparer(student, None))
+    encode = student_encoder(task, student)
     against, why = _teacher(recipe, task, student, resolver) if with_teacher else (None, WITHOUT)
     scored = _fingerprints(facts)
     reasons = []
@@ -265,7 +265,7 @@ def _teacher(recipe: Recipe, task: Any, student: Any, resolver: Resolver) -> tup
     if why := task.mismatch(student, model):
         return None, why
     signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
-    return stored_encoder(signals, task.preparer(None, model)), ""
+    return teacher_encoder(task, model, signals), ""
 
 
 def _closed(ref: DataRef | Ref, local: bool = True) -> str | None:

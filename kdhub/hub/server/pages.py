@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from kdhub._files import size_text
+from kdhub.files import size_text
 from kdhub.hub.server.store import Commit, Repo
 from kdhub.hub.trust import split_card
 

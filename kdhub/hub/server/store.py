@@ -31,7 +31,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kdhub._files import sync_folder
+from kdhub.files import sync_folder
 from kdhub.hub.files import git_digest, path_problem
 from kdhub.hub.trust import split_card
 

@@ -1,0 +1,640 @@
+"""The card of a student: the README.md made from its run folder, and the check every card must pass.
+
+    front matter    what a hub indexes: licence, start, tags, results, and a `kdhub` key with method and teacher
+    body            sections (title -> Markdown) that add-ons may change through the hook `kdhub_card`
+
+Names and texts that come from models, data sets and plugins are data: they are escaped, never trusted as Markdown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdhub.evaluation.report import (
+    ASYMMETRIC,
+    BEFORE,
+    COSTS,
+    STUDENT,
+    TEACHER,
+    Line,
+    Report,
+    gain,
+    markdown,
+    number,
+    percent,
+    printable,
+)
+from kdhub.hub.trust import split_card
+from kdhub.recipes.recipe import SECRET
+
+SCHEMA = 1
+ABOUT, RESULTS, USAGE, MADE = "About", "Results", "Usage", "How it was made"
+LIMITS, LICENCE, CITATION, VERSIONS = "Limits", "Licence", "Citation", "Versions and hardware"
+REQUIRED = (ABOUT, RESULTS, USAGE, MADE, LIMITS, LICENCE)
+
+UNSTATED = "see-card"
+"""The name of a licence that nobody could state."""
+
+LICENCES = frozenset(
+    "apache-2.0 mit bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 "
+    "cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 "
+    "cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 "
+    "cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 "
+    "lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openmdw-1.0 openrail openrail++ osl-3.0 "
+    "postgresql ofl-1.1 ncsa unlicense zlib pddl bigscience-openrail-m bigscience-bloom-rail-1.0 "
+    "creativeml-openrail-m bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 llama2 llama3 llama3.1 llama3.2 llama3.3 "
+    "llama4 gemma deepfloyd-if-license intel-research apple-amlr apple-ascl h-research "
+    "fair-noncommercial-research-license".split()
+)
+"""Licence identifiers that hubs know; anything else is `other` with a name."""
+
+TOGETHER = "(student queries, teacher documents)"
+"""What stands behind the name of a metric that student and teacher got together."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_ARXIV = re.compile(r"(?:arXiv:)?(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", re.IGNORECASE)
+_SAVINGS = {"parameters": "parameters", "latency-p50": "on one example", "throughput": "in batches of 32"}
+_PLOTS = {
+    "retention.png": "What was kept of the teacher's score, against size and latency",
+    "truncation.png": "The score when vectors are cut to their first dimensions",
+    "loss.png": "Loss and learning rate during training",
+}
+
+
+def render_card(run: Any, path: str = "student", licence: str | None = None) -> str:
+    """The whole card of a run.
+
+    Args:
+        run: a `kdhub.Run`; only its folder's files are read.
+        path: what the usage lines load: the folder beside the card, or the repository it is published to.
+        licence: what its publisher says; by default that of teacher and start, where they have one and the same.
+    """
+    return assemble(front_matter(run, licence), sections(run, path, licence))
+
+
+def assemble(front: Mapping[str, Any], sections: Mapping[str, str]) -> str:
+    """Front matter and sections as one text. `About` stands under the title without a heading; empty ones are out."""
+    name = (front.get("kdhub") or {}).get("name") or "student"
+    head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True, width=100)
+    parts = [f"# {text(name)}"]
+    for title, body in sections.items():
+        if body and body.strip():
+            parts.append(body.strip() if title == ABOUT else f"## {text(title)}\n\n{body.strip()}")
+    return f"---\n{head}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+# -- front matter ---------------------------------------------------------------------------------------------
+
+
+def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
+    """What a hub indexes, as plain values."""
+    facts = _Facts(run, licence)
+    student, teacher, method = facts.student, facts.teacher, facts.method
+    front: dict[str, Any] = {"library_name": student.get("library") or "kdhub"}
+    if student.get("pipeline_tag"):
+        front["pipeline_tag"] = student["pipeline_tag"]
+    if facts.languages:
+        front["language"] = facts.languages
+    front.update(_licence(facts)[0])
+    front["tags"] = facts.tags
+    if facts.base_model:
+        front["base_model"] = facts.base_model
+        front["base_model_relation"] = "finetune"
+    if datasets := _unique(_hub_id(d) for d in facts.data(but="evaluation")):
+        front["datasets"] = datasets
+    if results := _results(facts):
+        front["model-index"] = [{"name": facts.name, "results": results}]
+    front["kdhub"] = _pruned(
+        {
+            "schema": SCHEMA,
+            "name": facts.name,
+            "task": facts.recipe.get("task"),
+            "method": {k: method.get(k) for k in ("name", "distribution", "version", "paper")},
+            "teacher": {k: teacher.get(k) for k in ("source", "id", "revision")},
+            "start": {k: (student.get("start") or {}).get(k) for k in ("source", "base_model", "revision", "how")},
+            "seed": facts.seed,
+            "recipe_sha256": facts.recipe_digest,
+            "cost": {line.metric: line.value(STUDENT) for line in facts.report.costs()},
+            "versions": (facts.environment.get("versions") or {}),
+        }
+    )
+    return front
+
+
+def _results(facts: _Facts) -> list[dict[str, Any]]:
+    """The student's plain measures in the form of the Hub's `model-index`."""
+    entries: dict[tuple, dict[str, Any]] = {}
+    known = {d.get("name") or d.get("source"): _hub_id(d) for d in facts.data()}
+    kind = facts.student.get("pipeline_tag") or facts.recipe.get("task") or "other"
+    for m in facts.report.measures:
+        if m.dataset is None or m.variant or m.value is None or not math.isfinite(m.value):
+            continue
+        if m.subject not in (STUDENT, ASYMMETRIC):
+            continue
+        entry = entries.setdefault(
+            (m.dataset, m.split),
+            {
+                "task": {"type": kind, "name": str(facts.recipe.get("task") or kind)},
+                "dataset": _pruned(
+                    {"type": known.get(m.dataset) or _slug(m.dataset), "name": printable(m.dataset), "split": m.split}
+                ),
+                "metrics": [],
+            },
+        )
+        named = m.metric if m.subject == STUDENT else f"{m.metric} {TOGETHER}"
+        value = {"type": m.metric, "value": round(float(m.value), 6), "name": named}
+        entry["metrics"].append(value)
+    return list(entries.values())
+
+
+def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
+    """Front-matter keys, and the sentences that go with them.
+
+    A student inherits from the weights it started with and from the teacher whose outputs it was fitted to. Only when
+    all of them are known and the same is that licence the student's; else a person has to look.
+    """
+    start = facts.student.get("start") or {}
+    sources = {}
+    if facts.recipe.get("teacher"):
+        sources["teacher"] = facts.teacher.get("licence")
+    if start.get("base_model"):
+        sources["start"] = start.get("licence")
+    told = "; ".join(f"{who}: {code(lic) if lic else 'unknown'}" for who, lic in sources.items())
+    forbidding = [f"{who} ({code(lic)})" for who, lic in sources.items() if forbids_derivatives(lic)]
+    ids = {str(lic).strip().lower() if lic else None for lic in sources.values()}
+    sentences = [f"Licences of what it was made from: {told}."] if told else []
+    if facts.licence:
+        known = facts.licence.lower() in LICENCES
+        keys = {"license": facts.licence.lower()} if known else _other_licence(facts.licence)
+        sentences.insert(0, f"Its publisher states {code(facts.licence)}.")
+    elif len(ids) == 1 and (only := next(iter(ids))) in LICENCES:
+        keys = {"license": only}
+        sentences.insert(0, f"This student carries over {code(only)}.")
+    else:
+        single = next(iter(ids)) if len(ids) == 1 else None
+        keys = _other_licence(single)
+        why = (
+            "at least one of them is not known"
+            if None in ids
+            else "nothing says which"
+            if not ids
+            else "they differ"
+            if len(ids) > 1
+            else "it is not one of the standard ones"
+        )
+        sentences.append(f"No standard licence can be stated, because {why}: check before you use or share it.")
+    if forbidding:
+        sentences.append(f"The licence of the {_and(forbidding)} forbids derivatives, and a student may be one.")
+    data = [f"{code(d.get('source', '?'))} ({code(d['licence']) if d.get('licence') else 'unknown'})"
+            for d in _once(facts.data(but="evaluation"))]  # fmt: skip
+    if data:
+        sentences.append(f"Training data: {', '.join(data)}.")
+    return keys, " ".join(sentences)
+
+
+def forbids_derivatives(licence: Any) -> bool:
+    """Whether a licence is one of those that allow copies and nothing made from them."""
+    return bool(re.search(r"(?:^|-)nd(?:-|$)", str(licence or "").lower()))
+
+
+def _other_licence(name: str | None) -> dict[str, str]:
+    return {"license": "other", "license_name": _slug(name) if name else UNSTATED}
+
+
+# -- sections -------------------------------------------------------------------------------------------------
+
+
+def sections(run: Any, path: str = "student", licence: str | None = None) -> dict[str, str]:
+    """The body: title -> Markdown, in the order they are printed."""
+    facts = _Facts(run, licence)
+    return {
+        ABOUT: _about(facts),
+        RESULTS: _results_section(facts),
+        USAGE: _usage(facts, path),
+        MADE: _made(facts),
+        LIMITS: _limits(facts),
+        LICENCE: _licence(facts)[1],
+        CITATION: _citation(facts),
+        VERSIONS: _versions(facts),
+    }
+
+
+def _about(facts: _Facts) -> str:
+    method, teacher, start = facts.method, facts.teacher, facts.student.get("start") or {}
+    task = str(facts.recipe.get("task") or "").replace("-", " ")
+    what = f"A student for {text(task)}" if task else "A student"
+    if name := teacher.get("id") or teacher.get("source"):
+        what += f", distilled from {code(name)}" + (
+            f" at {code(teacher['revision'])}" if teacher.get("revision") else ""
+        )
+    what += f" with the method {code(method['name'])}"
+    what += f" ({text(method['summary']).rstrip('.')})." if method.get("summary") else "."
+    more = []
+    if facts.recipe.get("summary"):
+        summary = text(facts.recipe["summary"]).rstrip(".") + "."
+        more.append(summary[0].upper() + summary[1:])
+    if start.get("how") or start.get("base_model"):
+        of = f" of {code(start['base_model'])}" if start.get("base_model") else ""
+        how = text(start["how"]) if start.get("how") else "the weights"
+        more.append(f"It started as {how}{of}.")
+    if parameters := facts.student.get("parameters"):
+        more.append(f"It has {number(parameters, 'parameters')} parameters.")
+    lines = [_headline(line) for line in facts.report.headline() if line.value(STUDENT) is not None]
+    costs = {line.metric: gain(line) for line in facts.report.costs()}
+    savings = [f"{costs[metric]} {words}" for metric, words in _SAVINGS.items() if costs.get(metric)]
+    if savings:
+        lines.append(f"Against the teacher: {_and(savings)}.")
+    return "\n\n".join([" ".join([what, *more]), "\n".join(f"- {line}" for line in lines)]).strip()
+
+
+def _headline(line: Line) -> str:
+    kept, before = line.kept(STUDENT), line.kept(BEFORE)
+    value = number(line.value(STUDENT), line.any.unit)
+    if kept is None:
+        return f"{code(line.metric)} on {code(line.where)}: **{value}**."
+    start = f"; before training it kept {percent(before)}" if before is not None else ""
+    return (
+        f"**{percent(kept)}** of the teacher's {code(line.metric)} on {code(line.where)} "
+        f"({value} of {number(line.value(TEACHER), line.any.unit)}{start})."
+    )
+
+
+def _results_section(facts: _Facts) -> str:
+    tables = facts.report.tables()
+    if not tables:
+        return "Nothing was measured: this student has not been evaluated."
+    blocks = []
+    for table in tables:
+        body = markdown(table, text)
+        if len(table.rows) > 12 and blocks:
+            blocks.append(f"<details>\n<summary>{text(table.title)}</summary>\n\n{body}\n\n</details>")
+        else:
+            blocks.append(f"**{text(table.title)}**\n\n{body}")
+    if any(line.kept(STUDENT) is not None for line in facts.report.lines()):
+        blocks.append("*kept* is the number over the teacher's, *before* the student before training.")
+    blocks += [
+        f"![{words}](plots/{name})" for name, words in _PLOTS.items() if (facts.folder / "plots" / name).is_file()
+    ]
+    return "\n\n".join(blocks)
+
+
+def _usage(facts: _Facts, path: str) -> str:
+    usage = facts.student.get("usage") or 'import kdhub\nstudent = kdhub.load("{path}")'
+    return fence(str(usage).replace("{path}", path.replace("\\", "/").replace('"', "")), "python")
+
+
+def _made(facts: _Facts) -> str:
+    command = fence("kdhub distill --recipe recipe.yaml", "bash")
+    blocks = [f"Made by `kdhub` with one command, which makes it again:\n\n{command}"]
+    rows = []
+    for d in facts.data():
+        count = f"{d['rows']:,}" if isinstance(d.get("rows"), int) else ""
+        rows.append([d.get("use"), d.get("source"), d.get("split"), count, str(d.get("fingerprint") or "")[:12]])
+    if rows:
+        head = "| use | data | split | rows | fingerprint |\n| :-- | :-- | :-- | --: | :-- |\n"
+        blocks.append(head + "\n".join("| " + " | ".join(text(c or "") for c in row) + " |" for row in rows))
+    told = []
+    for kind, s in (facts.provenance.get("signals") or {}).items():
+        counts = [f"{s[k]:,} rows {k}" for k in ("computed", "found") if isinstance(s, Mapping) and s.get(k)]
+        if counts:
+            told.append(f"{code(kind)} ({', '.join(counts)})")
+    training = facts.provenance.get("training") or {}
+    sentences = [f"Outputs of the teacher, read from the signal store: {_and(told)}."] if told else []
+    if training.get("steps"):
+        speed = f", {training['rows_per_second']:,.0f} rows/s" if training.get("rows_per_second") else ""
+        took = f" in {_duration(training['seconds'])}" if training.get("seconds") else ""
+        sentences.append(f"{training['steps']:,} optimiser steps{took}{speed}, seed {facts.seed}.")
+    else:
+        sentences.append(f"Seed {facts.seed}.")
+    blocks.append(" ".join(sentences))
+    blocks.append(
+        f"<details>\n<summary>recipe.yaml (sha256 {facts.recipe_digest[:12]})</summary>\n\n"
+        f"{fence(facts.recipe_text, 'yaml')}\n\n</details>"
+    )
+    return "\n\n".join(blocks)
+
+
+def _limits(facts: _Facts) -> str:
+    report, items = facts.report, []
+    examples: dict[str, int] = {}
+    for m in report.measures:
+        if m.dataset is not None and not m.variant:
+            where = " ".join(filter(None, (m.dataset, m.split)))
+            examples[where] = max(examples.get(where, 0), m.examples or 0)
+    sets = [code(where) + (f" ({n:,} examples)" if n else "") for where, n in examples.items()]
+    if sets:
+        items.append(f"Measured on {_and(sets)} and nothing else; other languages, domains and lengths may differ.")
+    else:
+        items.append("No quality was measured.")
+    seeds = max((m.seeds for m in report.measures), default=1)
+    if sets and seeds == 1:
+        items.append("One run with one seed: differences as small as those between seeds mean nothing.")
+    missing: dict[tuple[str, str], list[str]] = {}
+    for m in report.measures:
+        if m.value is None:
+            name = COSTS[m.metric][0] if m.metric in COSTS else m.metric
+            missing.setdefault((m.subject, m.note or "no reason was recorded"), []).append(name)
+    for (subject, why), names in missing.items():
+        items.append(f"Not measured for {code(subject)}: {text(_and(_unique(names)))} ({text(why)}).")
+    costs = {line.metric for line in report.costs()}
+    if not costs:
+        items.append("Size, speed and memory were not measured.")
+    for key, what in (("truncated", "longer than the models take and cut"), ("skipped", "malformed and left out")):
+        counts = report.facts.get(key)
+        counts = counts if isinstance(counts, Mapping) else {}
+        told = [f"{code(where)} {_count(n)}" for where, n in counts.items() if n]
+        if told:
+            items.append(f"Rows {what}: {_and(told)}.")
+    items += [text(note) for note in report.notes]
+    if facts.recipe.get("teacher"):
+        items.append("What the teacher gets wrong, the student was taught too.")
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _citation(facts: _Facts) -> str:
+    method = facts.method
+    blocks = []
+    if paper := method.get("paper"):
+        found = _ARXIV.fullmatch(str(paper).strip())
+        link = f"[arXiv:{found[1]}](https://arxiv.org/abs/{found[1]})" if found else text(paper)
+        blocks.append(f"Method {code(method['name'])}: {link}.")
+    if method.get("citation"):
+        blocks.append(fence(str(method["citation"]), "bibtex"))
+    return "\n\n".join(blocks)
+
+
+def _versions(facts: _Facts) -> str:
+    environment = facts.environment
+    versions, hardware = environment.get("versions") or {}, environment.get("hardware") or {}
+    told = [f"{code(k)} {text(v)}" for k, v in versions.items()]
+    if environment.get("python"):
+        told.insert(0, f"Python {text(environment['python'])}")
+    method = facts.method
+    if method.get("distribution") and method["distribution"] not in versions:
+        told.append(f"{code(method['distribution'])} {text(method.get('version') or '')}".strip())
+    machine = [text(hardware[k]) for k in ("processor", "machine") if hardware.get(k)][:1]
+    if hardware.get("cores"):
+        machine.append(f"{hardware['cores']} cores, {hardware.get('threads', '?')} threads used")
+    if isinstance(hardware.get("memory_bytes"), int):
+        machine.append(f"{number(hardware['memory_bytes'], 'bytes')} memory")
+    machine += [text(gpu) for gpu in hardware.get("gpus") or []]
+    lines = [f"{', '.join(told)}."] if told else []
+    lines += [f"Trained and measured on: {', '.join(machine)}."] if machine else []
+    return "\n\n".join(lines)
+
+
+# -- the check ------------------------------------------------------------------------------------------------
+
+
+def check_card(card: str, report: Report | None = None) -> list[str]:
+    """What is wrong with a card, one sentence each; an empty list when it may be published.
+
+    Args:
+        card: its whole text.
+        report: when given, every result in the front matter must be one of its numbers.
+    """
+    try:
+        front, body = split_card(card)
+    except ValueError as error:
+        return [str(error)]
+    return [*_check_front(front), *_check_results(front, report), *_check_body(body), *_check_secrets(card)]
+
+
+def _check_front(front: Mapping[str, Any]) -> Iterable[str]:
+    for key in ("library_name", "license", "tags", "kdhub"):
+        if not front.get(key):
+            yield f"front matter: {key!r} is missing"
+    tags = front.get("tags") if isinstance(front.get("tags"), list) else []
+    if not all(isinstance(tag, str) for tag in tags):
+        yield "front matter: tags must be texts"
+    tags = [str(tag) for tag in tags]
+    for wanted in ("kdhub", "knowledge-distillation"):
+        if wanted not in tags:
+            yield f"front matter: the tag {wanted!r} is missing"
+    for prefix in ("kdhub-method:", "kdhub-task:"):
+        if not any(tag.startswith(prefix) and len(tag) > len(prefix) for tag in tags):
+            yield f"front matter: a tag that begins with {prefix!r} is missing"
+    licence = front.get("license")
+    if licence and licence != "other" and licence not in LICENCES:
+        yield f"front matter: {licence!r} is not a licence identifier; write 'other' and a license_name"
+    if licence == "other" and not front.get("license_name"):
+        yield "front matter: license 'other' needs a license_name"
+    base = front.get("base_model")
+    if base is not None:
+        for one in base if isinstance(base, list) else [base]:
+            if not isinstance(one, str) or not _HUB_ID.fullmatch(one):
+                yield f"front matter: base_model {one!r} is not an id on a hub (org/name)"
+        if front.get("base_model_relation") not in ("adapter", "merge", "quantized", "finetune"):
+            yield f"front matter: base_model_relation is {front.get('base_model_relation')!r}, not one that hubs know"
+    own = front.get("kdhub")
+    if isinstance(own, Mapping):
+        if own.get("schema") != SCHEMA:
+            yield f"front matter: kdhub.schema is {own.get('schema')!r}, this kdhub reads {SCHEMA}"
+        if not isinstance(own.get("method"), Mapping) or not own["method"].get("name"):
+            yield "front matter: kdhub.method.name is missing"
+        if not own.get("recipe_sha256"):
+            yield "front matter: kdhub.recipe_sha256 is missing"
+    elif own:
+        yield "front matter: kdhub must be a mapping"
+
+
+def _check_results(front: Mapping[str, Any], report: Report | None) -> Iterable[str]:
+    measured = None
+    if report is not None:
+        known = (m for m in report.measures if m.value is not None and m.subject in (STUDENT, ASYMMETRIC))
+        measured = {(m.metric, m.dataset and printable(m.dataset), m.split, round(float(m.value), 6)) for m in known}
+    count = 0
+    try:
+        for model in front.get("model-index") or []:
+            for result in model["results"]:
+                dataset = result["dataset"]
+                if not (result["task"]["type"] and dataset["type"] and dataset["name"]):
+                    yield "front matter: a result of model-index lacks its task, data set type or data set name"
+                for metric in result["metrics"]:
+                    count += 1
+                    value = metric["value"]
+                    name = f"{metric['type']} on {dataset['name']}"
+                    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                        yield f"front matter: {name} is {value!r}, not a number"
+                    elif measured is not None:
+                        if (metric["type"], dataset["name"], dataset.get("split"), round(value, 6)) not in measured:
+                            yield f"front matter: {name} is {value}, which is not in the report"
+    except (KeyError, TypeError, AttributeError) as error:
+        yield f"front matter: model-index is malformed ({type(error).__name__}: {error})"
+        return
+    if not count:
+        yield "front matter: model-index has no results; evaluate the student first"
+
+
+def _check_body(body: str) -> Iterable[str]:
+    parts = re.split(r"^## (.+)$", _without_fences(body), flags=re.MULTILINE)
+    titles = [title.strip() for title in parts[1::2]]
+    for title, content in zip(titles, parts[2::2]):
+        # A section that holds only code is left blank by _without_fences, so a mark stands there instead.
+        if not content.strip():
+            yield f"the section {title!r} is empty"
+    if not re.match(r"\s*# \S", parts[0]) or len(parts[0].strip().splitlines()) < 2:
+        yield "the card needs a title and a paragraph that says what the student is for"
+    for title in REQUIRED:
+        if title != ABOUT and title not in titles:
+            yield f"the section {title!r} is missing"
+    prose = _without_code(body)
+    for left in ("{path}", "More Information Needed"):
+        if left in body:
+            yield f"placeholder text is left: {left}"
+    for left in _unique(re.findall(r"\b(?:TODO|FIXME|TBD)\b|\{\{.*?\}\}", prose)):
+        yield f"placeholder text is left: {left}"
+    for tag in _unique(re.findall(r"<(?:!|/?)([A-Za-z][\w:-]*)[^>]*>?", prose)):
+        if tag.lower() not in ("details", "summary"):
+            yield f"raw HTML is in the text: <{tag}>"
+    for opening in re.findall(r"<(?:details|summary)\b([^>]*)>", prose, re.IGNORECASE):
+        if opening.strip():
+            yield f"raw HTML with attributes is in the text: {opening.strip()}"
+    for target in _unique(re.findall(r"\]\(\s*<?([^)>\s]*)", prose)):
+        if not re.match(r"https?://|#|plots/[\w.-]+$|[\w-][\w./-]*$", target) or ".." in target:
+            yield f"a link leads to {target!r}: only https and files beside the card are allowed"
+
+
+def _check_secrets(card: str) -> Iterable[str]:
+    if found := SECRET.search(card):
+        yield f"what looks like a secret is in the card: {found[0][:6]}..."
+
+
+def _without_fences(body: str) -> str:
+    """Fenced code replaced by one word a block, so that headings and HTML inside are not taken for the card's."""
+    return re.sub(r"^(`{3,})[^`\n]*\n.*?^\1`*[ \t]*$", "(code)", body, flags=re.MULTILINE | re.DOTALL)
+
+
+def _without_code(body: str) -> str:
+    """Text without code and without escaped characters, read from the left as Markdown does. Only code on one line
+    counts: what spans blocks is no code to Markdown, and could hide something."""
+    prose = _without_fences(body)
+    return re.sub(r"\\[^\w\s]|(?<!`)(`+)(?!`)[^\n]+?(?<!`)\1(?!`)", lambda m: "(code)" if m[1] else "", prose)
+
+
+# -- escaping -------------------------------------------------------------------------------------------------
+
+
+def text(value: Any) -> str:
+    """Anything as plain text inside Markdown: one line, no HTML, no links, no table bars, no emphasis."""
+    plain = html.escape(printable(value), quote=False)
+    plain = re.sub(r"([\\`*_\[\]|~{}])", r"\\\1", plain)
+    # Nothing at the start may make a heading, a list, a quote or a rule of it.
+    plain = re.sub(r"^([#+=-])", r"\\\1", plain)
+    plain = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", plain)
+    # A bare address would become a link.
+    return re.sub(r"\bwww\.", "www&#46;", plain.replace("://", "&#58;//"), flags=re.IGNORECASE)
+
+
+def code(value: Any) -> str:
+    """A name as code: one line, nothing in it means anything."""
+    plain = printable(value) or "?"
+    ticks = "`" * (max((len(run) for run in re.findall(r"`+", plain)), default=0) + 1)
+    return f"{ticks} {plain} {ticks}" if "`" in plain else f"`{plain}`"
+
+
+def fence(content: str, language: str = "") -> str:
+    """A block of code that its content cannot end."""
+    longest = max((len(run) for run in re.findall(r"`{3,}", content)), default=2)
+    ticks = "`" * (longest + 1)
+    return f"{ticks}{language}\n{content.rstrip()}\n{ticks}"
+
+
+# -- inside ---------------------------------------------------------------------------------------------------
+
+
+class _Facts:
+    """What the run folder says, with every piece optional."""
+
+    def __init__(self, run: Any, licence: str | None = None):
+        self.folder, self.licence = Path(run.folder), printable(licence) if licence else None
+        self.recipe: dict[str, Any] = run.recipe.to_dict()
+        self.recipe_text: str = run.recipe.to_yaml()
+        self.recipe_digest = hashlib.sha256(self.recipe_text.encode()).hexdigest()
+        self.provenance = run.provenance
+        self.report = Report.from_dict(run.report) if run.report else Report()
+        part = lambda key: value if isinstance(value := self.provenance.get(key), Mapping) else {}  # noqa: E731
+        asked = self.recipe.get("teacher")
+        asked = {"source": asked["source"] if isinstance(asked, Mapping) else asked} if asked else {}
+        self.teacher, self.student = {**asked, **part("teacher")}, part("student")
+        self.method = {"name": self.recipe["method"], **part("method")}
+        self.environment = part("environment")
+        self.seed = self.provenance.get("seed", self.recipe.get("seed", 0))
+        self.name = printable(self.recipe.get("name") or f"{self.recipe['task']}-{self.recipe['method']}")
+
+    def data(self, but: str | None = None) -> list[Mapping[str, Any]]:
+        """Data sets in use, training first; without those of one use."""
+        entries = (self.provenance.get("data") or {}).get("use") or []
+        entries = [d for d in entries if isinstance(d, Mapping) and d.get("use") != but]
+        return sorted(entries, key=lambda d: d.get("use") == "evaluation")
+
+    @property
+    def base_model(self) -> str | None:
+        base = (self.student.get("start") or {}).get("base_model")
+        return base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None
+
+    @property
+    def tags(self) -> list[str]:
+        teacher = self.teacher.get("id") or self.teacher.get("source")
+        tags = ["kdhub", "knowledge-distillation", f"kdhub-method:{self.method['name']}"]
+        tags += [f"kdhub-teacher:{teacher}"] if teacher else []
+        tags += [f"kdhub-task:{self.recipe['task']}"]
+        kinds = [self.method, *self.data(but="evaluation")]
+        return [printable(tag) for tag in _unique((*tags, *(f"kdhub-{t}" for k in kinds for t in k.get("tags") or ())))]
+
+    @property
+    def languages(self) -> list[str]:
+        value = self.provenance.get("language") or self.student.get("language") or []
+        value = [value] if isinstance(value, str) else value
+        return [v for v in value if isinstance(v, str) and re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual", v)]
+
+
+def _hub_id(entry: Mapping[str, Any]) -> str | None:
+    """The Hub id of a data set in use, when its rows came from there."""
+    origin = entry.get("from")
+    repo = origin.get("repo") if isinstance(origin, Mapping) and origin.get("kind") == "hub" else None
+    return repo if isinstance(repo, str) and _HUB_ID.fullmatch(repo) else None
+
+
+def _slug(value: Any) -> str:
+    return re.sub(r"[^a-z0-9.-]+", "-", printable(value).lower()).strip("-.") or "unnamed"
+
+
+def _pruned(value: Any) -> Any:
+    """Without keys that say nothing."""
+    if isinstance(value, Mapping):
+        kept = {k: _pruned(v) for k, v in value.items()}
+        return {k: v for k, v in kept.items() if v not in (None, "", {}, [])}
+    return value
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(v for v in values if v))
+
+
+def _once(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list({str(d.get("source")): d for d in entries}.values())
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _count(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_count(n)} {text(cause)}" for cause, n in value.items())
+    return f"{value:,}" if isinstance(value, int) else text(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,453 @@
+"""What a model costs: parameters, bytes, FLOPs, latency, throughput, memory; each subject in a process of its own.
+
+All processes are started and warmed up first, then they work in turns (A B A B ...) on the same examples, so that a
+busy machine slows all of them and not only one. `python -m kdhub.evaluation.cost` is such a process, JSON lines in and
+out:
+
+    -> {"task", "subject", "rows", "threads"}           <- {"facts", "single", "batch"} or {"error"}
+    -> {"singles": [row numbers], "batched": [row numbers]}       <- {"singles": [seconds, ...], "batched": seconds}
+    -> {"end": true}                                              <- {"facts"}
+
+Times run from a plain row to its answer, tokenising included. A process that fails, hangs or is killed gives
+measures without a value and with a note; it never stops a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdhub.errors import KdhubError
+from kdhub.evaluation.report import COSTS
+from kdhub.metric import Measure
+from kdhub.task import NetworkTask
+
+BATCH = 32
+UNITS = {
+    "parameters": "parameters",
+    "disk": "bytes",
+    "flops": "FLOPs",
+    "latency-p50": "ms",
+    "latency-p95": "ms",
+    "throughput": "examples/s",
+    "memory": "bytes",
+    "gpu-memory": "bytes",
+}
+COMMAND = [sys.executable, "-m", "kdhub.evaluation.cost"]
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class NotMeasured(Exception):
+    """The subject is such that its cost is not measured; the message says why."""
+
+
+# -- the parent -----------------------------------------------------------------------------------------------
+
+
+def measure(
+    task: str,
+    subjects: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    threads: int | None = None,
+    rounds: int = 5,
+    seconds: float = 0.5,
+    timeout: float = 600.0,
+) -> list[Measure]:
+    """Measure the cost of several models side by side.
+
+    Args:
+        task: name of the task.
+        subjects: `{"subject": "student", "folder": path}` for a saved student,
+            `{"subject": "teacher", "source": text, **options}` for a teacher.
+        rows: plain rows, JSON values and bytes; a few hundred give a steady throughput.
+        threads: CPU threads of each process; the parent's when left out.
+        rounds: turns each subject gets.
+        seconds: what the slowest subject may take for each half of a turn, as far as one batch allows.
+        timeout: seconds a process may take for one answer, loading included.
+
+    Returns:
+        Measures with the metrics of `report.COSTS`, without data set. Where something could not be measured the value
+        is None and the note says why. Latency is over all rounds, throughput the median round.
+    """
+    request = {"task": task, "threads": threads or _threads()}
+    try:
+        rows = json.loads(_dumps(list(rows)))
+    except (TypeError, ValueError) as error:
+        return [m for s in subjects for m in _measures(s["subject"], {}, f"rows that are no JSON values: {error}")]
+    children = [_Child(dict(subject), timeout) for subject in subjects]
+    try:
+        for child in children:
+            child.ask({**request, "subject": child.subject, "rows": rows}, wait=False)
+        for child in children:
+            child.take()
+        ready = [child for child in children if child.alive]
+        timed = [child for child in ready if child.answer["single"]]
+        if timed and rows:
+            plan = {
+                "singles": _spread(len(rows), 5, 50, seconds / max(c.answer["single"] for c in timed)),
+                "batched": _spread(len(rows), BATCH, 2048, BATCH * seconds / max(c.answer["batch"] for c in timed)),
+            }
+            for _ in range(rounds):
+                for child in timed:
+                    if child.alive and child.ask(plan):
+                        child.singles += child.answer["singles"]
+                        child.rates.append(len(plan["batched"]) / max(child.answer["batched"], 1e-9))
+        for child in ready:
+            if child.alive:
+                child.ask({"end": True})
+        nothing = None if rows else "there were no rows to run it on"
+        return [m for c in children for m in _measures(c.name, c.result(), c.problem or nothing)]
+    finally:
+        for child in children:
+            child.close()
+
+
+class _Child:
+    """One process and what it answered; `problem` is why there is nothing (more) from it."""
+
+    def __init__(self, subject: dict[str, Any], timeout: float):
+        self.subject, self.timeout = subject, timeout
+        self.name: str = subject["subject"]
+        self.facts: dict[str, float] = {}
+        self.answer: dict[str, Any] = {}
+        self.singles: list[float] = []
+        self.rates: list[float] = []
+        self.problem: str | None = None
+        self._buffer = b""
+        self._errors = tempfile.TemporaryFile()
+        # The child sees what the parent sees (plugins too), but is no rank of a distributed job.
+        environment = {k: v for k, v in os.environ.items() if k not in _RANKS}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        self._process: subprocess.Popen | None = None
+        try:
+            self._process = subprocess.Popen(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
+            )
+        except OSError as error:
+            self.problem = f"its process did not start: {error.strerror or error}"
+
+    @property
+    def alive(self) -> bool:
+        return self.problem is None
+
+    def ask(self, request: Mapping[str, Any], wait: bool = True) -> bool:
+        """Send one line and, unless told, wait for the answer. False when there is none."""
+        if not self.alive:
+            return False
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it is gone; reading says how
+        return self.take() if wait else True
+
+    def take(self) -> bool:
+        """Read one answer; on failure end the process and note why."""
+        if not self.alive:
+            return False
+        deadline = time.monotonic() + self.timeout
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                return self._fail(f"no answer within {self.timeout:g} s")
+            chunk = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return self._fail(self._ending())
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            self.answer = json.loads(line)
+        except ValueError:
+            return self._fail("its process gave an answer that is not JSON")
+        if "error" in self.answer:
+            return self._fail(self.answer["error"])
+        self.facts.update(self.answer.get("facts", {}))
+        return True
+
+    def result(self) -> dict[str, float]:
+        result = dict(self.facts)
+        if self.singles:
+            ordered = sorted(self.singles)
+            result["latency-p50"] = 1000 * statistics.median(ordered)
+            result["latency-p95"] = 1000 * ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+        if self.rates:
+            result["throughput"] = statistics.median(self.rates)
+        return result
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            for pipe in (self._process.stdin, self._process.stdout):
+                try:
+                    pipe.close()
+                except OSError:
+                    pass
+            self._process.wait()
+        self._errors.close()
+
+    def _fail(self, problem: str) -> bool:
+        self.problem = problem
+        if self._process is not None:
+            self._process.kill()
+        return False
+
+    def _ending(self) -> str:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "its process closed its output"
+        self._errors.seek(0)
+        lines = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"its process {how}" + (f" ({lines[-1][:200]})" if lines and code > 0 else "")
+
+
+def _measures(subject: str, result: Mapping[str, float | None], problem: str | None) -> Iterator[Measure]:
+    for metric, (_, _, _, higher) in COSTS.items():
+        value = result.get(metric)
+        if value is None and metric == "gpu-memory":
+            continue  # most machines have none, which is no gap
+        note = None
+        if value is None:
+            note = problem or result.get(f"{metric}?") or "it has no such number"
+        yield Measure(
+            metric=metric, value=value, subject=subject, unit=UNITS[metric], higher_is_better=higher, note=note
+        )
+
+
+def _spread(rows: int, least: int, most: int, wanted: float) -> list[int]:
+    """Evenly spaced row numbers, whole batches where there are several, as many as time allows."""
+    count = int(min(max(wanted, least), most))
+    if count > BATCH:
+        count -= count % BATCH
+    if count >= rows:
+        return [i % rows for i in range(max(least, rows))]
+    return [i * rows // count for i in range(count)]
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+# -- the child ------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Load one subject, then answer requests until the input ends."""
+    # Libraries print to stdout; answers go to the real one alone.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(value: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    requests = (json.loads(line) for line in sys.stdin.buffer)
+    try:
+        first = next(requests, None)
+        if first is None:
+            return
+        worker = _Worker(first)
+        answer(worker.start())
+        for request in requests:
+            if request.get("end"):
+                answer({"facts": worker.memory()})
+                return
+            answer(worker.turn(request))
+    except NotMeasured as reason:
+        answer({"error": str(reason)})
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        text = error.message if isinstance(error, KdhubError) else f"{type(error).__name__}: {error}"
+        answer({"error": text[:300]})
+
+
+class _Worker:
+    def __init__(self, request: Mapping[str, Any]):
+        import torch
+
+        torch.set_num_threads(request["threads"])
+        self.task, self.model, self.folder = _open(request["task"], request["subject"])
+        self.own_folder = "folder" in request["subject"]
+        self.rows: list[Any] = []
+        if isinstance(self.task, NetworkTask):  # of others there is a size, and no pass to time
+            self.rows = [_restore(row) for row in request["rows"]]
+            pair = (self.model, None) if self.own_folder else (None, self.model)
+            self.prepare: Callable = self.task.preparer(*pair)
+            self.signal = self.task.primary_signal
+        self.lengths = [example["length"] for example in self.prepare(self.rows)] if self.rows else []
+
+    def start(self) -> dict[str, Any]:
+        """Warm up; then what needs no clock, and the two times a plan is made from."""
+        facts: dict[str, Any] = {}
+        single = batch = 0.0
+        if self.rows:
+            typical = sorted(range(len(self.rows)), key=self.lengths.__getitem__)
+            middle = typical[len(typical) // 2]
+            some = [typical[i * len(typical) // BATCH] for i in range(min(BATCH, len(typical)))]
+            for _ in range(3):
+                single, batch = self.run([middle]), self.run(some)
+            facts.update(self.flops(middle))
+        facts.update(self.size())
+        return {"facts": facts, "single": single and max(single, 1e-6), "batch": max(batch, 1e-6)}
+
+    def run(self, numbers: Sequence[int]) -> float:
+        """Seconds from plain rows to their answers, in one batch."""
+        began = time.perf_counter()
+        self.model.signals(self.prepare([self.rows[i] for i in numbers]), self.signal)
+        return time.perf_counter() - began
+
+    def turn(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        gc.collect()
+        singles = [self.run([i]) for i in request["singles"]]
+        ordered = sorted(request["batched"], key=self.lengths.__getitem__)
+        batched = sum(self.run(ordered[i : i + BATCH]) for i in range(0, len(ordered), BATCH))
+        return {"singles": singles, "batched": batched}
+
+    def size(self) -> dict[str, Any]:
+        module = getattr(self.model, "module", None)
+        facts: dict[str, Any] = {}
+        if module is None:
+            facts["parameters?"] = "it is no network"
+        else:
+            facts["parameters"] = sum(p.numel() for p in module.parameters())
+        if self.folder is not None:
+            facts["disk"] = weight_bytes(self.folder, own=self.own_folder)
+        elif module is not None:
+            # Not in a folder: what the weights would take as they stand in memory.
+            facts["disk"] = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+        return facts
+
+    def flops(self, number: int) -> dict[str, Any]:
+        """Operations of one forward pass on a row of median length, a multiplication and an addition being two."""
+        example = self.prepare([self.rows[number]])[0]
+        try:
+            count = self.task.flops(self.model, example)
+            if count is None and getattr(self.model, "module", None) is not None:
+                with counting() as total:
+                    self.model.signals([example], self.signal)
+                count = total()
+        except Exception as error:  # counting is a courtesy of the library; the other numbers do not need it
+            return {"flops?": f"could not be counted: {type(error).__name__}"}
+        return {"flops": int(count)} if count else {"flops?": "could not be counted"}
+
+    def memory(self) -> dict[str, Any]:
+        import torch
+
+        facts: dict[str, Any] = {"memory": peak_memory()}
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            facts["gpu-memory"] = torch.cuda.max_memory_allocated()
+        return facts
+
+
+def _open(task_name: str, subject: Mapping[str, Any]) -> tuple[Any, Any, Path | None]:
+    """The task, the model, and the folder its weights lie in, if it has one."""
+    from kdhub.recipes.recipe import Ref
+    from kdhub.recipes.resolve import Resolver
+
+    resolver = Resolver()
+    task = resolver.task(task_name)
+    if "folder" in subject:
+        folder = Path(subject["folder"])
+        return task, task.load(folder), folder
+    ref = Ref.model_validate({k: v for k, v in subject.items() if k != "subject"})
+    if not resolver.target("teacher", ref.source, task_name).entry.spec.live:
+        raise NotMeasured("it runs behind an API, so what it costs cannot be measured from here")
+    teacher = resolver.teacher(ref, task_name)
+    folder = getattr(teacher, "folder", None)
+    return task, teacher, Path(folder) if folder is not None else None
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    """Count the floating-point operations of PyTorch inside; call what it gives for the total.
+
+    Attention is computed in plain arithmetic meanwhile, as the counter does not know every fused kernel.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield lambda: int(counter.get_total_flops())
+
+
+def weight_bytes(folder: Path, *, own: bool = True) -> int:
+    """Bytes of the weights in a folder.
+
+    Args:
+        own: the folder holds one student and nothing else, so that all weight files count. A teacher's repository may
+            hold the same weights in several formats; only the first of them counts.
+    """
+    groups = ((".safetensors",), (".bin", ".pt"), (".npz", ".npy"), (".onnx", ".onnx_data"), (".gguf",))
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    sizes = [sum(p.stat().st_size for p in files if p.suffix in group) for group in groups]
+    if own:
+        return sum(sizes) or sum(p.stat().st_size for p in files if p.suffix != ".md")
+    return next((size for size in sizes if size), 0)
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` begin anew, where the system can: in a process that does one thing after the other."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak_memory() -> int:
+    """Most bytes this process ever had in memory, libraries included.
+
+    `ru_maxrss` will not do on Linux: a process starts with the value of the one that started it.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _dumps(value: Any) -> str:
+    """JSON, with bytes as {"$bytes": base64}."""
+
+    def default(item: Any) -> Any:
+        if isinstance(item, bytes):
+            return {"$bytes": base64.b64encode(item).decode()}
+        if hasattr(item, "tolist"):
+            return item.tolist()
+        raise TypeError(f"a {type(item).__name__}")
+
+    return json.dumps(value, default=default, allow_nan=False)
+
+
+def _restore(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"$bytes"}:
+            return base64.b64decode(value["$bytes"])
+        return {k: _restore(v) for k, v in value.items()}
+    return [_restore(v) for v in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

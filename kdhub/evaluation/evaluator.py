@@ -1,0 +1,257 @@
+"""Measuring one subject on a recipe's evaluation data: quality, fidelity, and other ways to look at its outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kdhub.data.dataset import Data
+from kdhub.errors import HubError, KdhubError, UnavailableError
+from kdhub.metric import Measure
+from kdhub.plugins.registry import Entry
+from kdhub.recipes.recipe import Evaluation
+from kdhub.recipes.resolve import Resolver
+from kdhub.rows import Prepare, Rows, plain_rows
+from kdhub.signals.store import row_key
+from kdhub.specs import MetricSpec
+from kdhub.task import Encoder, NetworkTask, Task, View
+
+logger = logging.getLogger("kdhub")
+
+BATCH = 4096
+"""Rows handed to a model at once in evaluation."""
+
+
+class Evaluator:
+    """Scores subjects on the same data with the same metrics.
+
+    Args:
+        task: runs models over data.
+        resolver: finds data and metrics.
+        plan: the recipe's `evaluation`.
+        options: of the task's evaluation.
+        on_bad_rows: as in the recipe.
+
+    Attributes:
+        notes: what was left out, and why.
+        used: what the provenance says of each data set.
+    """
+
+    def __init__(self, task: Task, resolver: Resolver, plan: Evaluation, options: Any, on_bad_rows: str = "stop"):
+        self.task, self.resolver, self.plan, self.options = task, resolver, plan, options
+        self.on_bad_rows = on_bad_rows
+        self.notes: list[str] = []
+        self.used: list[dict[str, Any]] = []
+        self._data: list[tuple[Data, str]] | None = None
+        self._metrics = self._load_metrics()
+
+    def _load_metrics(self) -> list[tuple[MetricSpec, Callable[..., float]]]:
+        registry, wanted = self.resolver.registry, self.plan.metrics
+        first = set(self.task.primary.values())
+        entries = sorted(registry.all("metric", self.task.name), key=lambda e: e.name not in first)
+        return [(e.spec, registry.load(e)) for e in entries if wanted is None or e.name in wanted]
+
+    @property
+    def data(self) -> list[tuple[Data, str]]:
+        """Data sets with their splits, opened once; optional ones that cannot be had are noted and left out."""
+        if self._data is None:
+            self._data = []
+            for ref in self.plan.data:
+                try:
+                    data = self.resolver.data(ref, self.on_bad_rows)
+                    split = data.pick("test", "validation", "train")
+                    data.split(split)
+                except (UnavailableError, HubError) as error:
+                    if not ref.optional:
+                        raise
+                    reasons = [line.strip(" -") for line in error.message.splitlines()]
+                    self.notes.append(f"{ref.source} was left out: {reasons[0]} {'; '.join(reasons[1:])}".strip())
+                    logger.info("%s was left out: its files are not here", ref.source)
+                    continue
+                self._data.append((data, split))
+                self.used.append(describe_data(data, split, "evaluation"))
+        return self._data
+
+    def measure(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
+        """All numbers of one subject.
+
+        Args:
+            subject: "teacher", "student", "student-before", "baseline:<name>".
+            encode: gives its outputs.
+            teacher: gives the teacher's, for fidelity and for student and teacher used together.
+        """
+        measures: list[Measure] = []
+        for data, split in self.data:
+            logger.info("evaluating %s on %s %s", subject, data.name, split)
+            outputs = self._outputs(encode, data, split)
+            given = self._outputs(teacher, data, split) if teacher is not None else None
+            measures += self._score(outputs, subject, data, split, given)
+            if given is not None and subject == "student" and getattr(self.options, "asymmetric", False):
+                mixed = self.task.mixed(outputs, given)
+                if mixed is not None:
+                    measures += self._score(mixed, "asymmetric", data, split, None)
+        return measures
+
+    def glance(self, encode: Encoder) -> tuple[str, float] | None:
+        """One number, while training: the primary metric on the first data set, None when there is none."""
+        for data, split in self.data[:1]:
+            outputs = self._outputs(encode, data, split)
+            for spec, function in self._metrics:
+                if spec.name == self.primary.get(data.form(split)):
+                    return spec.name, float(function(outputs))
+        return None
+
+    @cached_property
+    def primary(self) -> dict[str, str]:
+        """Form of data -> the metric that stands for quality there."""
+        own = {data.form(split): found[0] for data, split in self.data if (found := self._owners(data, split))}
+        return {**self.task.primary, **{form: entry.name for form, entry in own.items()}}
+
+    def _owners(self, data: Data, split: str) -> list[Entry]:
+        """The metrics that alone understand the rows of a split (`MetricSpec.rows`)."""
+        columns = set(data.split(split).column_names)
+        entries = self.resolver.registry.all("metric", self.task.name)
+        return [entry for entry in entries if entry.spec.rows and columns.issuperset(entry.spec.rows)]
+
+    def _outputs(self, encode: Encoder, data: Data, split: str) -> Any:
+        """What metrics read of a subject: what the task collects, or a metric's own function."""
+        if owners := self._owners(data, split):
+            return self.resolver.registry.load_target(owners[0], "outputs")(encode, data.split(split))
+        return self.task.outputs(encode, data, split)
+
+    def _score(self, outputs: Any, subject: str, data: Data, split: str, given: Any) -> list[Measure]:
+        form, measures = data.form(split), []
+        owners = tuple(entry.name for entry in self._owners(data, split))
+        views = [View(metrics=owners)] if owners else self.task.views(outputs, self.options, subject)
+        for view in views:
+            seen, plain = view.apply(outputs), not view.variant
+            wanted = view.metrics
+            if wanted is None and not plain:
+                wanted = (self.task.primary.get(form),)
+            for spec, function in self._metrics:
+                if (spec.forms and form not in spec.forms) or (spec.rows and spec.name not in owners):
+                    continue
+                if spec.fidelity and (given is None or not plain):
+                    continue
+                if wanted is not None and spec.name not in wanted:
+                    continue
+                measure = Measure(
+                    metric=spec.name,
+                    value=None,
+                    unit=spec.unit,
+                    subject=subject,
+                    dataset=data.name,
+                    split=split,
+                    examples=int(seen.examples),
+                    higher_is_better=spec.higher_is_better,
+                    variant=view.variant,
+                )
+                try:
+                    value = function(seen, given) if spec.fidelity else function(seen)
+                    if value is not None:  # None: it means nothing for these rows
+                        measures.append(replace(measure, value=float(value)))
+                except KdhubError as error:
+                    # A fidelity that cannot be (other widths) is a fact about the pair, not a failure of the run.
+                    if not spec.fidelity:
+                        raise
+                    measures.append(replace(measure, note=error.message))
+        return measures
+
+
+@dataclass
+class _Encoder:
+    """See `kdhub.task.Encoder`. `open` makes the reader of a table."""
+
+    prepare: Prepare | None
+    open: Callable[[Any, str, Mapping[str, Any]], Callable[[int, int], dict[str, Any]]]
+    model: Any = None
+
+    def reader(self, table: Any, kind: str, **how: Any) -> Callable[[int, int], dict[str, Any]]:
+        return self.open(table, kind, how)
+
+    def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, Any]:
+        read, parts = self.open(table, kind, how), {}
+        for start in range(0, len(table), BATCH):
+            for name, values in read(start, min(start + BATCH, len(table))).items():
+                parts.setdefault(name, []).append(values)
+        return {name: _joined(values) for name, values in parts.items()}
+
+
+def student_encoder(task: Task, student: Any) -> Encoder:
+    """What gives a student's outputs; of a task without networks the student itself, as `encode.model`."""
+    return encoder_of(student, task.preparer(student, None) if isinstance(task, NetworkTask) else None)
+
+
+def teacher_encoder(task: Task, teacher: Any, signals: Callable[[Rows, str], Any]) -> Encoder:
+    """What gives a teacher's outputs.
+
+    Args:
+        signals: rows and kind -> its stored signals.
+    """
+    if isinstance(task, NetworkTask):
+        return stored_encoder(signals, task.preparer(None, teacher))
+    return encoder_of(teacher, None)
+
+
+def encoder_of(model: Any, prepare: Prepare | None) -> Encoder:
+    """An encoder that runs a model over table rows, a few thousand at a time."""
+
+    def open(table: Any, kind: str, how: Mapping[str, Any]) -> Callable[[int, int], dict[str, Any]]:
+        def read(start: int, stop: int) -> dict[str, Any]:
+            rows = [{**row, **how} for row in plain_rows(table, range(start, stop))]
+            return dict(model.signals(prepare(rows), kind))
+
+        return read
+
+    return _Encoder(prepare, open, model)
+
+
+def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Encoder:
+    """An encoder that goes through the signal store, so that a teacher scores its test texts once in its life."""
+
+    def open(table: Any, kind: str, how: Mapping[str, Any]) -> Callable[[int, int], dict[str, Any]]:
+        rows = Rows.build(table, lambda plain: prepare([{**row, **how} for row in plain]), row_key)
+        given = signals(rows, kind)
+
+        def read(start: int, stop: int) -> dict[str, Any]:
+            return {
+                name: [_wide(v) for v in values] if isinstance(values, list) else _wide(values)
+                for name, values in given[np.arange(start, stop)].items()
+            }
+
+        return read
+
+    return _Encoder(prepare, open)
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """Stored fractions as float32; whole numbers (bytes of a text) as they are."""
+    return values.astype(np.float32) if np.issubdtype(values.dtype, np.floating) else values
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Batches one after the other: one array, or for ragged rows a list of arrays."""
+    if isinstance(parts[0], list):
+        return [row for part in parts for row in part]
+    return np.concatenate(parts)
+
+
+def describe_data(data: Data, split: str, use: str) -> dict[str, Any]:
+    """What the provenance says about one data set in use."""
+    return {
+        "use": use,
+        "source": data.ref,
+        "name": data.name,
+        "split": split,
+        "rows": len(data.split(split)),
+        "fingerprint": data.fingerprint(split),
+        "licence": data.licence or None,
+        "from": data.source(split),
+        "skipped": data.skipped.get(split, {}),
+        **({"tags": list(data.tags)} if data.tags else {}),
+    }

@@ -1,0 +1,119 @@
+"""`recipe:NAME`: the student of another recipe, made once and reused; `recipe:NAME@3`: with the seed 3."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from kdhub.errors import CompatibilityError, RecipeError
+from kdhub.files import canonical_json, home
+from kdhub.recipes.layers import recipe_layers
+from kdhub.recipes.recipe import Recipe, build
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run
+
+PREFIX = "recipe:"
+
+_open: ContextVar[tuple[str, ...]] = ContextVar("open_recipes", default=())
+
+
+def check(recipe: Recipe, resolver: Resolver) -> None:
+    """Check every recipe that this one stands on, before anything is made.
+
+    Raises:
+        RecipeError: one leads back to itself; UnknownNameError: nobody has one.
+        CompatibilityError: one is for another task. Whatever the recipes' own checks raise.
+    """
+    for ref in (recipe.teacher, recipe.student):
+        if ref is not None and ref.source.startswith(PREFIX):
+            other = resolved(ref.source, resolver)
+            if other.task != recipe.task:
+                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}")
+    replaced(recipe, lambda source: resolved(source, resolver) and source)
+
+
+def digest(recipe: Recipe, resolver: Resolver) -> str:
+    """12 hex digits that change with the recipe or with any recipe it stands on."""
+
+    def named(source: str) -> str:
+        return f"{source} {digest(resolved(source, resolver), resolver)}"
+
+    changed = Recipe.model_validate(replaced(recipe, named))
+    return hashlib.sha256(canonical_json(changed.to_dict())).hexdigest()[:12]
+
+
+def unmade(recipe: Recipe, resolver: Resolver) -> list[str]:
+    """The `recipe:NAME` in it, and in what those stand on, whose student is not there yet."""
+    found: list[str] = []
+
+    def look(source: str) -> str:
+        other = resolved(source, resolver)
+        folder = folder_of(other, resolver)
+        if source not in found and not ((folder / "recipe.yaml").exists() and Run.open(folder).finished("done")):
+            found.extend([*(name for name in unmade(other, resolver) if name not in found), source])
+        return source
+
+    replaced(recipe, look)
+    return found
+
+
+def folder_of(recipe: Recipe, resolver: Resolver) -> Path:
+    """Where the student of such a recipe is, or will be."""
+    return home() / "recipes" / f"{recipe.name or recipe.method}-{digest(recipe, resolver)}"
+
+
+def resolved(source: str, resolver: Resolver) -> Recipe:
+    """The recipe behind `recipe:NAME` or `recipe:NAME@SEED`, checked with those it stands on."""
+
+    name, _, seed = source.removeprefix(PREFIX).partition("@")
+    if seed and not seed.isdecimal():
+        raise RecipeError([f"{source}: the seed is {seed!r}, expected a number, as in {PREFIX}{name}@3"])
+    with _opened(name):
+        return resolve_recipe(name, resolver=resolver, seed=int(seed) if seed else None)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[None]:
+    path = (*_open.get(), name)
+    if name in path[:-1]:
+        raise RecipeError([f"{PREFIX}{name} leads back to itself: {' > '.join(path)}"])
+    token = _open.set(path)
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
+def replaced(recipe: Recipe, new: Callable[[str], str]) -> dict[str, Any]:
+    """The values of a recipe with another text for each source that is a recipe."""
+
+    def visit(node: Any, key: str = "") -> Any:
+        if isinstance(node, dict):
+            return {k: visit(v, k) for k, v in node.items()}
+        if isinstance(node, list):
+            return [visit(v) for v in node]
+        return new(node) if key == "source" and isinstance(node, str) and node.startswith(PREFIX) else node
+
+    parts = ("teacher", "student", "options", "data", "evaluation")
+    values = recipe.model_dump(by_alias=True, exclude_unset=True)
+    return {k: visit(v) if k in parts else v for k, v in values.items()}
+
+
+def resolve_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    *,
+    set: Sequence[str] | Mapping[str, Any] = (),
+    resolver: Resolver | None = None,
+    **overrides: Any,
+) -> Recipe:
+    """The recipe that `distill` would run: method's default, then `recipe`, then flags, then `set`; fully checked."""
+    resolver = resolver or Resolver()
+    layers = recipe_layers(recipe, set, resolver, overrides)
+    resolved = build(layers)
+    resolver.check(resolved, layers)
+    check(resolved, resolver)
+    return resolved

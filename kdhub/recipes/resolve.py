@@ -1,0 +1,323 @@
+"""From the text of a recipe to objects, and whether they fit together before anything is loaded.
+
+minilm-l6            a catalogue name
+hf:org/name@rev      a kind with an argument
+org/name             the Hub
+./folder, /folder    a local path
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kdhub.catalogue.catalog import Catalog, default_catalog
+from kdhub.data.dataset import Data, DataOptions, parse_source
+from kdhub.errors import CompatibilityError, RecipeError, UnknownNameError, UsageError
+from kdhub.method import Method, MethodOptions
+from kdhub.plugins.registry import Entry, Registry
+from kdhub.recipes.recipe import DataRef, Layer, Recipe, Ref, explain
+from kdhub.sampler import Sampler, Select
+from kdhub.specs import TaskSpec
+from kdhub.student import BuildContext, Student
+from kdhub.task import Task
+from kdhub.teacher import Teacher
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a text means: a kind of teacher, student or sampler, and its argument. Nothing is imported yet."""
+
+    entry: Entry
+    argument: str
+    text: str
+
+
+class Resolver:
+    """Looks names up in the registry and the catalogue.
+
+    Args:
+        registry, catalog: those of the process by default.
+    """
+
+    def __init__(self, registry: Registry | None = None, catalog: Catalog | None = None):
+        self.registry = registry or Registry()
+        self.catalog = catalog or default_catalog()
+
+    # -- names ------------------------------------------------------------------------------------------------
+
+    def target(self, kind: str, text: str, task: str | None) -> Target:
+        """What a text means for a kind, without importing it.
+
+        Raises:
+            UnknownNameError: neither the catalogue nor a plugin knows it.
+        """
+        section = f"{kind}s"
+        word, argument = self._split(text)
+        if word is None:
+            if text in self.catalog.names(section):
+                return self.target(kind, self.catalog.get(section, text)["source"], task)
+            # A bare word may be a kind that needs no argument ("static"); anything else is an unknown name.
+            kinds = {e.name: e for e in self.registry.all(kind, task)}
+            bare = argument.partition("@")[0]
+            if bare in kinds and not _argument(kinds[bare]):
+                return Target(self.registry.find(kind, argument, task), "", text)
+            known = [*self.catalog.names(section), *(f"{n}:{_argument(e)}".rstrip(":") for n, e in kinds.items())]
+            raise UnknownNameError(kind, text, known, how_to_list=f"kdhub list {section}")
+        return Target(self.registry.find(kind, word, task), argument, text)
+
+    def _split(self, text: str) -> tuple[str | None, str]:
+        """Kind and argument. Another recipe's student is a folder by the time it is opened (`kdhub.recipes.chain`)."""
+        word, argument = parse_source(text)
+        if word != "recipe":
+            return word, argument
+        self.catalog.path("recipes", argument.partition("@")[0])
+        return "path", argument
+
+    # -- objects ----------------------------------------------------------------------------------------------
+
+    def task(self, name: str) -> Task:
+        return self.registry.load(self.registry.find("task", name))()
+
+    def method(self, recipe: Recipe, layers: Sequence[Layer] = ()) -> Method:
+        """The method with its options checked.
+
+        Raises:
+            RecipeError: every wrong option at once.
+        """
+        entry = self.registry.find("method", recipe.method, recipe.task)
+        cls = self.registry.load(entry)
+        return cls(_options(cls.Options, recipe.options, ("options",), layers), entry.spec)
+
+    def evaluation_options(self, task: Task, recipe: Recipe, layers: Sequence[Layer] = ()) -> Any:
+        return _options(task.EvaluationOptions, recipe.evaluation.options, ("evaluation", "options"), layers)
+
+    def teacher(self, ref: Ref, task: str) -> Teacher:
+        target = self.target("teacher", ref.source, task)
+        options = self.model_options("teacher", ref, task)
+        return self.registry.load(target.entry)(target.argument, options, task=self.task(task))
+
+    def model_options(self, kind: str, ref: Ref, task: str, layers: Sequence[Layer] = ()) -> Any:
+        """The checked options of a teacher or student: those of its catalogue entry, then the recipe's.
+
+        What builds it says what there is in its attribute `Options`. Saved models take those of their task, and so does
+        every student.
+
+        Raises:
+            RecipeError: every wrong option at once.
+        """
+        model = self.options_model(self.target(kind, ref.source, task).entry, task)
+        return _options(model, {**self._defaults(f"{kind}s", ref.source), **ref.options}, (kind,), layers)
+
+    def options_model(self, entry: Entry, task: str) -> type[BaseModel]:
+        """What may be set beside the source of a kind of teacher or student, for one task."""
+        own = getattr(self.registry.load(entry), "Options", None)
+        cls = self.registry.load(self.registry.find("task", task))
+        if entry.spec.kind == "teacher":
+            return own or cls.Teacher.Options
+        shared = cls.StudentOptions
+        if own is None or issubclass(shared, own):
+            return shared
+        return own if issubclass(own, shared) or not shared.model_fields else type("Options", (own, shared), {})
+
+    def student(self, ref: Ref, context: BuildContext) -> Student:
+        target = self.target("student", ref.source, context.task.name)
+        context.options = self.model_options("student", ref, context.task.name).model_dump()
+        student = self.registry.load(target.entry)(target.argument, context)
+        return context.task.configure(student, context)
+
+    def sampler(self, ref: Ref, task: str, layers: Sequence[Layer] = ()) -> tuple[type[Sampler], dict[str, Any]]:
+        """The sampler class and its options.
+
+        Raises:
+            RecipeError: every wrong option at once.
+            CompatibilityError: it is a rule that chooses rows to have labelled.
+        """
+        entry = self.target("sampler", ref.source, task).entry
+        if entry.spec.selects:
+            raise CompatibilityError(
+                f"sampler {ref.source} chooses rows to have labelled; it gives no order of training rows",
+                hint="methods of active learning take it as an option: --set strategy=" + ref.source,
+            )
+        cls = self.registry.load(entry)
+        return cls, _options(cls.Options, ref.options, ("sampler",), layers).model_dump(exclude_unset=True)
+
+    def select(self, name: str, task: str) -> Select:
+        """A rule of active learning, by the name of its sampler.
+
+        Raises:
+            UnknownNameError: there is no such rule; known are those that select.
+        """
+        rules = {entry.name: entry for entry in self.registry.all("sampler", task) if entry.spec.selects}
+        if name not in rules:
+            raise UnknownNameError("rule of active learning", name, rules, how_to_list="kdhub list samplers")
+        return self.registry.load(rules[name])
+
+    def data(self, ref: DataRef, on_bad_rows: str = "stop") -> Data:
+        """A data set seen through the options of its use."""
+        names = ("columns", "where", "exclude", "limit", "sample", "sample_seed", "role", "split")
+        options = DataOptions(**{n: getattr(ref, n) for n in names}, on_bad_rows=on_bad_rows)
+        return self.open_data(ref.source, options, ref.options, fetch=not ref.optional)
+
+    def open_data(
+        self, text: str, options: DataOptions, own: Mapping[str, Any] | None = None, *, fetch: bool = True
+    ) -> Data:
+        """A data set by its text, seen through `options`; `own` are those of its kind."""
+        word, argument = parse_source(text)
+        if word is None and argument in self.catalog.names("datasets"):
+            return self.catalog.dataset(argument, options, build=self._build_data, fetch=fetch)
+        entry = self._dataset_kind(word, argument, text)
+        if word and argument and not entry.spec.argument:
+            raise UsageError(
+                f"data set {text!r}: {word} takes nothing after the colon",
+                hint=f"for a split write {{source: {word}, split: {argument}}}; to evaluate, --data {text}",
+            )
+        data = self._build_data(entry.name, "" if word is None else argument, own or {})
+        return data.with_options(options)
+
+    def _build_data(self, kind: str, argument: str, options: Mapping[str, Any]) -> Data:
+        """A data set of a kind: its target takes the argument, when it has one, and its own options."""
+        entry = self.registry.find("dataset", kind)
+        build = self.registry.load(entry)
+        try:
+            made = build(argument, **options) if entry.spec.argument else build(**options)
+        except TypeError as error:
+            raise UsageError(
+                f"data set {kind}:{argument} does not take the options {dict(options)}: {error}"
+            ) from error
+        made.tags = tuple(dict.fromkeys((*made.tags, *entry.spec.tags)))
+        return made
+
+    def _dataset_kind(self, word: str | None, argument: str, text: str) -> Entry:
+        if word is not None:
+            return self.registry.find("dataset", word)
+        kinds = {e.name: e for e in self.registry.all("dataset")}
+        if argument in kinds and not kinds[argument].spec.argument:
+            return kinds[argument]
+        known = [*self.catalog.names("datasets"), *kinds]
+        raise UnknownNameError("data set", text, known, how_to_list="kdhub list datasets")
+
+    def _defaults(self, section: str, name: str) -> dict[str, Any]:
+        """Options that a catalogue entry sets for its model."""
+        if name not in self.catalog.names(section):
+            return {}
+        return dict(self.catalog.get(section, name).get("options") or {})
+
+    # -- fitting ----------------------------------------------------------------------------------------------
+
+    def check(self, recipe: Recipe, layers: Sequence[Layer] = ()) -> None:
+        """Everything that can be known without loading a model, all faults at once where they are recipe faults.
+
+        Raises:
+            RecipeError, UnknownNameError, CompatibilityError.
+        """
+        task = self.registry.find("task", recipe.task)
+        method = self.registry.find("method", recipe.method, recipe.task).spec
+        problems: list[str] = []
+        checks = [lambda: self.method(recipe, layers), lambda: self._evaluation(recipe, layers)]
+        for kind, ref in (("teacher", recipe.teacher), ("student", recipe.student)):
+            if ref is not None:
+                checks.append(partial(self.model_options, kind, ref, recipe.task, layers))
+        if recipe.sampler is not None:
+            checks.append(partial(self.sampler, recipe.sampler, recipe.task, layers))
+        for check in checks:
+            try:
+                check()
+            except RecipeError as error:
+                problems += error.problems
+        if problems:
+            raise RecipeError(problems)
+        self._check_kept(recipe)
+        needs = set(method.needs)
+        uses = set(needs if method.uses is None else method.uses)
+        if recipe.teacher is None and needs:
+            raise CompatibilityError(
+                f"method {method.name} needs a teacher that gives {_names(needs)}, the recipe has none",
+                hint=f"name one with --teacher; kdhub list teachers --task {task.name} shows what there is",
+            )
+        if recipe.teacher is not None:
+            self._check_teacher(recipe, method, needs, task.spec)
+        student = self.target("student", recipe.student.source, recipe.task).entry.spec
+        exposed = student.signals_for(task.spec)
+        if missing := uses - exposed:
+            kinds = self.registry.all("student", recipe.task)
+            fitting = [e.name for e in kinds if uses <= e.spec.signals_for(task.spec)]
+            raise CompatibilityError(
+                f"method {method.name} uses {_names(uses)} of the student, {recipe.student.source} exposes "
+                f"{_names(exposed)}: {_names(missing)} is missing",
+                hint=f"students that fit: {', '.join(fitting) or 'none'}",
+            )
+        if student.from_teacher and not self._weights_at_hand(recipe):
+            kinds = [e for e in self.registry.all("student", recipe.task) if not e.spec.from_teacher]
+            fitting = [e.name for e in kinds if uses <= e.spec.signals_for(task.spec)]
+            raise CompatibilityError(
+                f"student {recipe.student.source} is made from the teacher's weights, and "
+                + (
+                    f"teacher {recipe.teacher.source} has none at hand"
+                    if recipe.teacher
+                    else "the recipe has no teacher"
+                ),
+                hint=f"students that fit: {', '.join(fitting) or 'none'}",
+            )
+        for ref in [*(r for refs in recipe.data.values() for r in refs), *recipe.evaluation.data]:
+            word, argument = self._split(ref.source)
+            if word is not None or argument not in self.catalog.names("datasets"):
+                self._dataset_kind(word, argument, ref.source)
+
+    def _evaluation(self, recipe: Recipe, layers: Sequence[Layer]) -> None:
+        self.evaluation_options(self.task(recipe.task), recipe, layers)
+        known = {e.name for e in self.registry.all("metric", recipe.task)}
+        for name in recipe.evaluation.metrics or ():
+            if name not in known:
+                raise UnknownNameError("metric", name, known, how_to_list=f"kdhub list metrics --task {recipe.task}")
+
+    def _weights_at_hand(self, recipe: Recipe) -> bool:
+        teacher = recipe.teacher
+        return teacher is not None and self.target("teacher", teacher.source, recipe.task).entry.spec.live
+
+    def _check_kept(self, recipe: Recipe) -> None:
+        keep = recipe.signals.keep
+        takes = ("all", *getattr(self.method(recipe), "partial_signals", ()))
+        if keep.partition("-")[0] not in takes:
+            raise CompatibilityError(
+                f"method {recipe.method}, with these options, does not learn from signals.keep: {keep}",
+                hint=f"it takes {', '.join(name if name == 'all' else f'{name}-N' for name in takes)}",
+            )
+
+    def _check_teacher(self, recipe: Recipe, method: Any, needs: set[str], task: TaskSpec) -> None:
+        spec = self.target("teacher", recipe.teacher.source, recipe.task).entry.spec
+        fitting = [e.name for e in self.registry.all("teacher", recipe.task) if needs <= e.spec.signals_for(task)]
+        if missing := needs - (given := spec.signals_for(task)):
+            raise CompatibilityError(
+                f"method {method.name} needs {_names(needs)}, teacher {recipe.teacher.source} gives "
+                f"{_names(given)}: {_names(missing)} is missing",
+                hint=f"teachers that fit: {', '.join(fitting) or 'none'}",
+            )
+        if method.live and not spec.live:
+            raise CompatibilityError(
+                f"method {method.name} runs the teacher inside training, and {recipe.teacher.source} cannot be",
+                hint="use a teacher whose weights are at hand",
+            )
+
+
+def _argument(entry: Entry) -> str:
+    """What a kind takes after the colon; samplers take nothing."""
+    return getattr(entry.spec, "argument", "")
+
+
+def _options(model: type[MethodOptions], given: dict[str, Any], prefix: Sequence[str], layers: Sequence[Layer] = ()):
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise RecipeError(explain(error, model, layers, prefix)) from error
+
+
+def _names(names: Any) -> str:
+    return ", ".join(sorted(names)) or "nothing"

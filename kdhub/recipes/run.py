@@ -1,0 +1,285 @@
+"""The run folder: what one execution of a recipe leaves on disk, whole at every moment.
+
+recipe.yaml       the resolved recipe
+provenance.json   teacher and student revisions and digests, data fingerprints, versions, hardware, seeds
+metrics.jsonl     one line for each logged step
+state.json        finished stages and what they gave
+checkpoints/      training state, each whole or not there
+student/          the student, in its ecosystem's own format
+report.json, plots/, README.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdhub.errors import RecipeError, RunError
+from kdhub.files import atomic_write, is_leftover, write_json
+from kdhub.ranks import rank, world_size
+from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml, redact
+
+SCHEMA = 1
+
+
+class Run:
+    """A run folder. `Run.create` makes one, `Run.open` reads one.
+
+    Attributes:
+        folder: its path.
+        recipe: the resolved recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe):
+        self.folder = folder
+        self.recipe = recipe
+        self.read_only = False  # looking at a run (`cache verify --run`) leaves it as it is
+        self._lock: Any = None
+        self._log_is_whole = False  # until this process has looked
+
+    # -- making and opening -----------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe) -> Run:
+        """A new folder, locked for this job, with its recipe written.
+
+        Raises:
+            RunError: the folder exists and is not empty, or cannot be made.
+        """
+        folder = Path(folder)
+        if rank() == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                # A job killed before its recipe was written leaves a lock and perhaps half a file: nothing to keep.
+                taken = any(p.name != ".lock" and not is_leftover(p) for p in folder.iterdir())
+            except OSError as error:
+                raise RunError(f"cannot make the run folder {folder}: {error.strerror}") from error
+            if taken:
+                hint = (
+                    f"continue it with: kdhub distill --resume {folder}" if (folder / "recipe.yaml").exists() else None
+                )
+                raise RunError(f"{folder} is not empty", hint=hint or "choose another folder with --out")
+        run = cls(folder, recipe)
+        run.lock()
+        if rank() == 0:
+            run._write("recipe.yaml", recipe.to_yaml())
+        return run
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """An existing run.
+
+        Raises:
+            RunError: the folder is not a run, or was written by a newer kdhub.
+        """
+        folder = Path(folder)
+        path = folder / "recipe.yaml"
+        if not path.is_file():
+            raise RunError(f"{folder} is not a run: it has no recipe.yaml")
+        try:
+            values = read_yaml(path)
+            if values.get("schema") != SCHEMA:
+                raise RunError(f"{path} has schema {values.get('schema')!r}, this kdhub reads {SCHEMA}")
+            return cls(folder, build([Layer(str(path), values)]))
+        except RecipeError as error:
+            raise RunError(f"{folder} cannot be read: {error.message}") from error
+
+    def lock(self) -> None:
+        """Keep other jobs out until this process ends; the ranks of one job share the folder.
+
+        Raises:
+            RunError: another job has it.
+        """
+        if rank() != 0:
+            return
+        from filelock import FileLock, Timeout
+
+        self._lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{self.folder} is in use by another kdhub job", hint="wait for it to end, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise RunError(f"cannot write to {self.folder}: {error.strerror or error}") from error
+        for path in filter(is_leftover, self.folder.iterdir()):  # of a killed job: nobody else writes here now
+            path.unlink(missing_ok=True)
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    @property
+    def student_folder(self) -> Path:
+        return self.folder / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def read_json(self, name: str, default: Any = None) -> Any:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}", hint="every file is written whole; was it edited?") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        if rank() == 0 and not self.read_only:
+            self._guard(lambda: write_json(self.folder / name, value), name)
+
+    def _write(self, name: str, text: str) -> None:
+        self._guard(lambda: atomic_write(self.folder / name, text), name)
+
+    def _guard(self, work: Callable[[], None], name: str) -> None:
+        try:
+            work()
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.folder / name}: {error.strerror or error}",
+                hint="what was written before is whole; free space or permission, then use --resume",
+            ) from error
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The report as written, or None before evaluation."""
+        return self.read_json("report.json")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Logged steps, oldest first. A half-written last line (after a kill) is left out."""
+        if not self.metrics_path.exists():
+            return
+        with open(self.metrics_path, encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def log(self, **record: Any) -> None:
+        """Add one line to `metrics.jsonl`."""
+        if rank() != 0:
+            return
+        line = json.dumps(record, default=float) + "\n"
+
+        def append() -> None:
+            if not self._log_is_whole:
+                self._drop_half_line()
+            with open(self.metrics_path, "a", encoding="utf-8") as file:
+                file.write(line)
+
+        self._guard(append, self.metrics_path.name)
+        self._log_is_whole = True
+
+    def _drop_half_line(self) -> None:
+        """Cut off what a killed process left of its last line; ours would grow onto it."""
+        if self.metrics_path.is_file():
+            with open(self.metrics_path, "r+b") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop lines past a checkpoint that training goes on from, so that no step stands twice."""
+        if rank() == 0 and self.metrics_path.exists():
+            kept = [r for r in self.metrics() if r.get("step", 0) <= step]
+            self._write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+
+    # -- stages -----------------------------------------------------------------------------------------------
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do `work` once in the life of the run and keep its result (JSON values); a resumed run finds it.
+
+        For methods with their own `distill`: whatever else a stage makes must be whole on disk before it returns.
+        """
+        done = self.read_json("state.json", {"schema": SCHEMA, "stages": {}})
+        if name in done["stages"]:
+            return done["stages"][name]
+        result = work()
+        done = self.read_json("state.json", {"schema": SCHEMA, "stages": {}})
+        done["stages"][name] = result
+        self.write_json("state.json", done)
+        return result
+
+    def finished(self, name: str) -> bool:
+        return name in self.read_json("state.json", {"stages": {}})["stages"]
+
+    # -- provenance -------------------------------------------------------------------------------------------
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.read_json("provenance.json", {"schema": SCHEMA})
+
+    def add_provenance(self, **facts: Any) -> None:
+        """Merge facts into `provenance.json`, one level deep."""
+        value = self.provenance
+        for key, fact in facts.items():
+            old = value.get(key)
+            value[key] = {**old, **fact} if isinstance(old, dict) and isinstance(fact, Mapping) else fact
+        self.write_json("provenance.json", value)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and time of this process, for `provenance.json`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import psutil
+    import torch
+
+    names = ("kdhub", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "numpy", "tokenizers")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    hardware: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if torch.cuda.is_available():
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "hardware": hardware,
+        "ranks": world_size(),
+        "git": _git_state(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["kdhub", *map(redact, sys.argv[1:])] if Path(sys.argv[0]).stem in ("kdhub", "__main__") else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and cleanliness of the working folder, when it is a git checkout."""
+    try:
+        ask = lambda *a: subprocess.run(("git", *a), capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: E731
+        return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}
+    except (OSError, subprocess.SubprocessError):
+        return None

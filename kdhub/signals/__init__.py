@@ -1,0 +1,1 @@
+"""Teacher outputs: computed once, stored under the content of their rows, and read back."""

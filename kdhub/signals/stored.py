@@ -1,0 +1,140 @@
+"""A teacher's signals of some rows, through the store: what is missing is computed, what is there is read."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdhub.files import home
+from kdhub.ranks import rank, world_size
+from kdhub.rows import Rows
+from kdhub.signals.store import Field, FillReport, SignalStore, item_bytes
+from kdhub.teacher import Teacher
+
+logger = logging.getLogger("kdhub")
+
+HEAVY = 2**14
+"""Bytes of a row's signal, of an item (a token) of a ragged one, over which rows to measure on are not stored: 8,192
+logits. A thousand texts over 128,000 tokens would be a hundred gigabytes."""
+
+
+class Stored:
+    """Stored signals of some rows, read by row number.
+
+    Attributes:
+        parts: what they are read from: itself, but of a teacher with members one for each.
+    """
+
+    def __init__(self, store: SignalStore, keys: np.ndarray, report: FillReport):
+        self.store, self.report, self.parts = store, report, [self]
+        self.positions = store.locate(keys)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return self.store.read(self.positions[indices])
+
+
+class Joined:
+    """Signals of a teacher with members, joined whenever they are read; each member's are in its own store."""
+
+    def __init__(self, teacher: Teacher, kind: str, members: Sequence[Stored | Joined]):
+        self.teacher, self.kind, self.members = teacher, kind, members
+        self.parts = [part for member in members for part in member.parts]
+
+    def __len__(self) -> int:
+        return len(self.members[0])
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return self.teacher.joined(self.kind, [member[indices] for member in self.members])
+
+    @property
+    def report(self) -> FillReport:
+        reports = [part.report for part in self.parts]
+        damaged = [name for one in reports for name in one.damaged]
+        return FillReport(
+            *(sum(getattr(one, name) for one in reports) for name in ("computed", "found", "calls")),
+            damaged,
+            sum(one.seconds for one in reports),
+        )
+
+
+class Anew:
+    """Signals of a model at hand that are computed whenever they are read."""
+
+    def __init__(self, teacher: Teacher, rows: Rows, kind: str):
+        self.teacher, self.rows, self.kind = teacher, rows, kind
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return self.teacher.signals(self.rows[indices], self.kind)
+
+
+def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "float16") -> Stored | Joined:
+    """A teacher's signals of these rows; what is missing is computed, by all ranks together."""
+    if teacher.members:
+        return Joined(teacher, kind, [stored_signals(one, rows, own, dtype=dtype) for one, own in teacher.parts(kind)])
+    fields = fields_of(teacher, kind, dtype)
+    key = {"teacher": teacher.identity, "signal": kind}
+    store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
+    report = store.fill(
+        rows.keys,
+        rows.lengths,
+        lambda indices: teacher.signals(rows[indices], kind),
+        rank=rank(),
+        world_size=world_size(),
+        workers=teacher.concurrent_groups,
+        progress=_progress(f"teacher {kind}"),
+    )
+    return Stored(store, rows.keys, report)
+
+
+def measured_signals(
+    teacher: Teacher,
+    rows: Rows,
+    kind: str,
+    *,
+    dtype: str = "float16",
+    stored: Callable[[Rows, str], Stored | Joined] | None = None,
+) -> Stored | Joined | Anew:
+    """A teacher's signals of rows that it is only measured on: through the store, unless they are heavier than
+    computing them once more (`HEAVY`) and its weights are at hand.
+
+    Args:
+        stored: what goes through the store; `stored_signals` of this teacher by default.
+    """
+    if item_bytes(fields_of(teacher, kind, dtype)) > HEAVY and teacher.module is not None:
+        return Anew(teacher, rows, kind)
+    return stored(rows, kind) if stored else stored_signals(teacher, rows, kind, dtype=dtype)
+
+
+def fields_of(teacher: Teacher, kind: str, dtype: str = "float16") -> list[Field]:
+    """What the store keeps of a row of a signal."""
+    return [
+        shape
+        if isinstance(shape, Field)
+        else Field(name, dtype, tuple(n for n in shape if n is not None), ragged=shape[:1] == (None,))
+        for name, shape in teacher.layout(kind).items()
+    ]
+
+
+def _progress(what: str, every: float = 5.0) -> Callable[[int, int], None]:
+    """Says how far a fill is, every few seconds."""
+    began = last = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if rank() == 0 and now - last >= every and done < total:
+            speed = done / (now - began)
+            logger.info("%s  %d/%d  %.0f rows/s  %.0f s left", what, done, total, speed, (total - done) / speed)
+            last = now
+
+    return say

@@ -1,0 +1,1 @@
+"""One execution of a recipe: the context a method is given, the training engine, and the run from start to card."""

@@ -1,0 +1,172 @@
+"""From a run folder with a recipe to a finished run: student, report, plots and card."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdhub.files import canonical_json
+from kdhub.ranks import barrier, rank
+from kdhub.recipes.chain import folder_of, replaced, resolved
+from kdhub.recipes.recipe import Recipe
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run, environment
+
+logger = logging.getLogger("kdhub")
+
+COST_ROWS = 256
+"""Rows that cost is measured on."""
+
+
+def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
+    """Run or continue a run folder; what is finished is found and not done again.
+
+    Args:
+        page: draw the plots and write the card.
+    """
+    from kdhub.evaluation.cost import peak_memory
+    from kdhub.training.session import Session, running
+
+    if run.finished("done") and run.report is not None:
+        logger.info("%s is finished already", run.folder)
+        run.unlock()
+        return run
+    began = time.monotonic()
+    with running(run, resolver.registry.plugins):
+        run.recipe, chained = unchained(run.recipe, resolver)
+        session = Session(run, resolver)
+        _first_provenance(run, session, chained)
+        distilling = time.monotonic()
+        student = session.method.distill(session)
+        run.add_provenance(
+            distilled={"seconds": round(time.monotonic() - distilling, 2), "peak_memory_bytes": peak_memory()}
+        )
+        if rank() != 0:
+            return run
+        _save_student(run, session, student)
+        report = session.method.evaluate(session, student)
+        _add_costs(run, session, report)
+        run.write_json("report.json", report.to_dict())
+        seconds = time.monotonic() - began
+        run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
+        if page:
+            write_page(run, resolver)
+        run.stage("done", lambda: True)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return run
+
+
+def write_page(run: Run, resolver: Resolver) -> None:
+    """Plots and card, from what stands in the run folder."""
+    from kdhub.evaluation import plots
+
+    plots.plot_run(run)
+    written = Run.open(run.folder)  # the recipe as it was given: folders of a chain say nothing to anybody else
+    run._write("README.md", page(written, resolver))
+
+
+def page(run: Run, resolver: Resolver, path: str = "student", licence: str | None = None) -> str:
+    """The card of a run, add-ons heard (see `card.render_card`)."""
+    from kdhub.evaluation import card
+
+    sections = card.sections(run, path, licence)
+    resolver.registry.plugins.call("kdhub_card", run=run, sections=sections)
+    return card.assemble(card.front_matter(run, licence), sections)
+
+
+def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> None:
+    """Everything known before work starts; a resumed run keeps when it first began and counts that it went on."""
+    entry = session.resolver.registry.find("method", run.recipe.method, run.recipe.task)
+    before = run.provenance
+    now = environment()
+    if "environment" in before:
+        run.add_provenance(resumed=[*before.get("resumed", []), now["started"]])
+        return
+
+    run.add_provenance(
+        schema=1,
+        seed=run.recipe.seed,
+        recipe_sha256=hashlib.sha256(canonical_json(run.recipe.to_dict())).hexdigest(),
+        method={
+            "name": entry.name,
+            "distribution": entry.distribution,
+            "version": entry.version,
+            "paper": entry.spec.paper,
+            "summary": entry.spec.summary,
+            "tags": list(entry.spec.tags),
+        },
+        environment=now,
+        chained=dict(chained),
+        plugins=[
+            {"distribution": r.distribution, "version": r.version, "status": r.status} for r in session.plugins.records
+        ],
+    )
+
+
+def _save_student(run: Run, session: Any, student: Any) -> None:
+    """Write the student beside its place and move it there, so that a student folder is always whole."""
+    from kdhub.training.session import parameters
+
+    staging = run.folder / ".student"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    student.save(staging)
+    shutil.rmtree(run.student_folder, ignore_errors=True)
+    staging.rename(run.student_folder)
+    run.add_provenance(
+        student={
+            "parameters": parameters(student),
+            "usage": student.usage(),
+            "library": student.library,
+            "kind": student.kind,
+            "pipeline_tag": session.task.pipeline_tag,
+        }
+    )
+
+
+def _add_costs(run: Run, session: Any, report: Any) -> None:
+    from kdhub.evaluation import cost
+    from kdhub.training.session import cost_subjects
+
+    if not run.recipe.evaluation.cost or not session.evaluator.data:
+        return
+    data, split = session.evaluator.data[0]
+    subjects = cost_subjects(run.recipe, run.student_folder)
+    logger.info("measuring cost, each subject in a process of its own")
+    rows = session.task.sample(data, split, COST_ROWS)
+    report.measures += cost.measure(run.recipe.task, subjects, rows)
+
+
+def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str]]:
+    """The recipe with the folder of a student in place of each `recipe:NAME`; what is not there yet is made now.
+
+    Returns:
+        the recipe, and which folder stands for which name.
+    """
+    folders: dict[str, str] = {}
+
+    def made(source: str) -> str:
+        if source not in folders:
+            folders[source] = str(_made_once(source, resolver))
+        return f"path:{folders[source]}"
+
+    values = replaced(recipe, made)
+    return (Recipe.model_validate(values), folders) if folders else (recipe, {})
+
+
+def _made_once(source: str, resolver: Resolver) -> Path:
+    """The student folder of a recipe, distilled now if it never was; an interrupted one is continued."""
+    recipe = resolved(source, resolver)
+    folder = folder_of(recipe, resolver)
+    if not (folder / "recipe.yaml").exists():
+        execute(Run.create(folder, recipe), resolver)
+    elif not (run := Run.open(folder)).finished("done"):
+        run.lock()
+        execute(run, resolver)
+    barrier()  # the first rank saves the student, all of them open it
+    return folder / "student"

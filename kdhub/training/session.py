@@ -1,0 +1,480 @@
+"""A run being executed: what a method is given as `run`. It brings engine, evaluation and store to the method."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdhub.data.dataset import Data
+from kdhub.errors import CompatibilityError, UsageError
+from kdhub.evaluation.evaluator import Evaluator, describe_data, student_encoder, teacher_encoder
+from kdhub.evaluation.report import Report
+from kdhub.findings import Finding
+from kdhub.method import ObjectiveMethod
+from kdhub.metric import Measure
+from kdhub.ranks import barrier, device, rank, repeatable
+from kdhub.recipes.recipe import Recipe
+from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.run import Run
+from kdhub.rows import Rows
+from kdhub.sampler import Probe, Select
+from kdhub.signals.store import FillReport, SignalStore, row_key
+from kdhub.signals.stored import Anew, Joined, Stored, measured_signals, stored_signals
+from kdhub.student import BuildContext, Student
+from kdhub.teacher import Teacher
+
+logger = logging.getLogger("kdhub")
+
+PROBE_BATCH = 32
+"""Rows that are measured at once for a sampler."""
+
+
+class Session:
+    """One execution of a recipe in its run folder: the `kdhub.RunContext` that methods are given.
+
+    Attributes:
+        run: the folder; recipe: resolved; seed, task, resolver, plugins.
+        method: built with its checked options.
+        calls: groups of rows the teacher was asked for by this process.
+    """
+
+    def __init__(self, run: Run, resolver: Resolver):
+        self.run, self.resolver = run, resolver
+        self.recipe = run.recipe
+        self.folder: Path = run.folder
+        self.seed = self.recipe.seed
+        self.task = resolver.task(self.recipe.task)
+        self.method = resolver.method(self.recipe)
+        self.plugins = resolver.registry.plugins
+        self.calls = 0
+        self._looking = 0.0  # seconds of training that were spent on `evaluation.curve`
+
+    # -- what a method sees -----------------------------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        if self.recipe.teacher is None:
+            return None
+        teacher = self.resolver.teacher(self.recipe.teacher, self.recipe.task)
+        self.run.add_provenance(teacher=self._known(teacher, self.recipe.teacher.source))
+        return teacher
+
+    def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
+        """What the provenance says of a teacher, and of its members."""
+        facts = {"source": source, **teacher.provenance}
+        if made := self._made_by(source):  # its folder says nothing to anybody else
+            facts |= {"source": made, "id": made}
+        if teacher.members:
+            told = [self._known(one, str(one.provenance.get("source", one.argument))) for one in teacher.members]
+            facts |= {"id": " and ".join(str(one.get("id") or one["source"]) for one in told), "members": told}
+        return facts
+
+    def _made_by(self, source: str) -> str | None:
+        """The `recipe:NAME` whose student a source is, by what this run noted when it began."""
+        chained = self.run.provenance.get("chained", {})
+        return next((name for name, folder in chained.items() if source == f"path:{folder}"), None)
+
+    @cached_property
+    def student(self) -> Student:
+        return self.build_student()
+
+    def build_student(self) -> Student:
+        """The start, always the same under one seed."""
+        from transformers import set_seed
+
+        set_seed(self.seed)
+        parts = self.training_data.get("train", [])
+        facts = self.task.survey(parts)
+        self._note_data([describe_data(data, split, "train") for data, split in parts])
+        context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
+        student = self.resolver.student(self.recipe.student, context)
+        start = {"source": self.recipe.student.source, **student.start}
+        if made := self._made_by(self.recipe.student.source):
+            start |= {"source": made, "how": f"the student of {made}"}
+        self.run.add_provenance(student={"start": start, "start_sha256": weights_digest(student)})
+        return student
+
+    @cached_property
+    def training_data(self) -> dict[str, list[tuple[Data, str]]]:
+        """Data sets of each use (`train`, ...) with their splits."""
+        opened = {}
+        for use, refs in self.recipe.data.items():
+            opened[use] = []
+            for ref in refs:
+                data = self.resolver.data(ref, self.recipe.on_bad_rows)
+                opened[use].append((data, data.pick(use, "train")))
+        return opened
+
+    def has_rows(self, use: str) -> bool:
+        return bool(self.recipe.data.get(use))
+
+    def rows(self, use: str = "train", **settings: Any) -> Rows:
+        """The rows of one use of data, prepared for this teacher and this student, read once for keys and lengths."""
+        if use not in self.training_data:
+            raise UsageError(
+                f"the recipe has no data for {use!r}", hint=f"set it with --data, or data.{use} in the recipe"
+            )
+        parts = self.training_data[use]
+        table = self.table(use)
+        signal = self.task.primary_signal
+        if self.teacher is not None and signal in self.method.spec.needs:
+            if why := self.task.mismatch(self.student, self.teacher):
+                raise CompatibilityError(why, hint=f"method {self.recipe.method} learns from the teacher's {signal}")
+        prepare = self.task.preparer(self.student, self.teacher, **settings)
+        logger.info("reading %d %s rows", len(table), use)
+        rows = Rows.build(table, prepare, row_key).learnable()
+        used = [describe_data(data, split, use) for data, split in parts]
+        self._note_data(used)
+        if rows.truncated:
+            logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
+        facts = {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
+        self.run.add_provenance(rows={use: facts})
+        return rows
+
+    def table(self, use: str) -> Any:
+        """The plain rows of one use of data (`datasets.Dataset`)."""
+        return self.task.training_table(self.training_data[use])
+
+    def signals(self, rows: Rows, kind: str) -> Stored | Joined:
+        """Stored teacher signals of these rows; what is missing is computed, by all ranks together."""
+        teacher = self.teacher
+        if teacher is None:
+            raise UsageError(f"the method asks for {kind!r}, and the recipe has no teacher")
+        before = dict(teacher.spent)
+        try:
+            stored = stored_signals(teacher, rows, kind, dtype=self.recipe.signals.dtype)
+        finally:
+            self._note_spent(kind, before)
+        for n, part in enumerate(stored.parts, 1):
+            report, which = part.report, f"teacher {n}" if teacher.members else "teacher"
+            self.calls += report.calls
+            if report.computed:
+                logger.info(
+                    "%s gave %s of %d rows in %.1f s, %d were stored before",
+                    which, kind, report.computed, report.seconds, report.found,
+                )  # fmt: skip
+            self._note_signals(f"{kind} of {which}" if teacher.members else kind, part.store, report)
+        return stored
+
+    def measured_signals(self, rows: Rows, kind: str) -> Stored | Joined | Anew:
+        """Those of rows that are only measured on: heavy ones of a teacher at hand are computed anew, not stored."""
+        given = measured_signals(self.teacher, rows, kind, dtype=self.recipe.signals.dtype, stored=self.signals)
+        if isinstance(given, Anew):
+            known = self.run.provenance.get("not_stored", {}).get(kind, 0)
+            self.run.add_provenance(not_stored={kind: max(known, len(rows))})
+        return given
+
+    @repeatable()
+    def fit(self, method: ObjectiveMethod, student: Student) -> Student:
+        """Adapt the student, measure its start, and train it to the end."""
+        import torch
+        from accelerate.utils import send_to_device
+        from transformers import set_seed
+
+        from kdhub.evaluation.cost import peak_memory
+        from kdhub.rows import Signals, as_tensor
+        from kdhub.training.engine import Engine
+
+        method.check(student, self.teacher)
+        rows = method.rows(self)
+        live = self.teacher if method.spec.live else None
+        keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
+        given = {} if live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
+        # A teacher whose outputs are stored is not built and draws nothing; what is made anew must not depend on it.
+        set_seed(self.seed)
+        method.adapt(student, self.teacher)
+        for model in filter(None, (student, live)):
+            model.module.to(device())
+        if type(method).initialise is not ObjectiveMethod.initialise:
+            some = rows.some(1024)
+            stored = {k: as_tensor(v) for s in given.values() for k, v in s[some].items()}
+            with torch.no_grad():
+                inputs, stored = send_to_device((self.task.collate(rows[some], student), stored), device())
+                method.initialise(student, inputs, Signals(stored))
+        if self.teacher is not None and rank() == 0:
+            say(self.task.compare(student, self.teacher))
+        self.mark_start(student)
+        set_seed(self.seed)
+        engine = Engine(
+            self.run,
+            method,
+            self.task,
+            student,
+            extras=method.extras(student, self.teacher),
+            rows=rows,
+            signals=given,
+            teacher=live,
+            sampler=self._sampler(rows, method),
+            probe=partial(self._prober, method, student),
+            seed=self.seed,
+        )
+        engine.logged = self._logged(student, engine.steps)
+        facts = engine.train()
+        facts["seconds"] = round(facts["seconds"] - self._looking, 2)
+        if live is not None:
+            facts["live_teacher_rows"] = facts["steps"] * method.options.batch_size
+        self.run.add_provenance(training={**facts, "peak_memory_bytes": peak_memory()})
+        return student
+
+    def evaluate(self, student: Student) -> Report:
+        """Measure teacher, start and student, and what each costs."""
+        report, teacher = Report(), self._teacher_encoder(student)
+        if teacher is not None:
+            report.measures += self._measured("teacher", teacher)
+        elif self.teacher is not None:
+            report.notes.append(f"the teacher was not measured: {self.task.mismatch(student, self.teacher)}")
+        if self.run.finished("student-before"):
+            report.measures += [Measure(**m) for m in self.run.stage("student-before", lambda: None)]
+        report.measures += self._measured("student", self._student_encoder(student), teacher, fresh=True)
+        report.measures += self._beside_members(student)
+        report.notes += self.evaluator.notes
+        self._note_data(self.evaluator.used)
+        report.facts = self._facts(student)
+        return report
+
+    def _beside_members(self, student: Student) -> list[Measure]:
+        """Of a teacher with members: each of them, and the student's fidelity to each."""
+        fidelity = {e.name for e in self.resolver.registry.all("metric", self.task.name) if e.spec.fidelity}
+        encode, found = self._student_encoder(student), []
+        for n, member in enumerate(self.teacher.members if self.teacher is not None else (), 1):
+            if self.task.mismatch(student, member):
+                continue
+            theirs = teacher_encoder(
+                self.task, member, partial(measured_signals, member, dtype=self.recipe.signals.dtype)
+            )
+            mine = [m for m in self.evaluator.measure("student", encode, theirs) if m.metric in fidelity]
+            of_member = self.evaluator.measure("teacher", theirs)
+            found += [replace(m, variant={"teacher": n}) for m in (*of_member, *mine) if not m.variant]
+        return found
+
+    def select(self, name: str) -> Select:
+        return self.resolver.select(name, self.task.name)
+
+    def log(self, **record: Any) -> None:
+        self.run.log(**record)
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        return self.run.stage(name, work)
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        options = self.resolver.evaluation_options(self.task, self.recipe)
+        return Evaluator(self.task, self.resolver, self.recipe.evaluation, options, self.recipe.on_bad_rows)
+
+    def mark_start(self, student: Student) -> None:
+        """Measure the student as it stands before training, once in the life of the run."""
+        if rank() == 0:
+            self.run.add_provenance(student={"start_parameters": parameters(student)})
+            encode, against = self._student_encoder(student), self._teacher_encoder(student)
+            teacher = self._measured("teacher", against) if against is not None else []
+            say(in_order(teacher, self._measured("student-before", encode, against)))
+        barrier()
+
+    def _logged(self, student: Student, steps: int) -> Callable[[Mapping[str, Any]], None]:
+        """What happens at each logged step: add-ons hear of it, and `evaluation.curve` measures the student."""
+        points, reached = self.recipe.evaluation.curve, 0
+
+        def logged(record: Mapping[str, Any]) -> None:
+            nonlocal reached
+            self.plugins.call("kdhub_step_logged", run=self.run, record=record)
+            if points and rank() == 0 and (share := record["step"] * points // steps) > reached:
+                reached, began = share, time.monotonic()
+                if found := self.evaluator.glance(self._student_encoder(student)):
+                    self.run.log(step=record["step"], metric=found[0], measured=found[1])
+                self._looking += time.monotonic() - began
+
+        return logged
+
+    def _measured(self, subject: str, encode: Any, against: Any = None, fresh: bool = False) -> list[Measure]:
+        """A stage of its own, except for the student: a resumed run that trained again must not show an old score."""
+        if fresh:
+            return [Measure(**m) for m in self._measure_dicts(subject, encode, against)]
+        return [Measure(**m) for m in self.run.stage(subject, lambda: self._measure_dicts(subject, encode, against))]
+
+    def _measure_dicts(self, subject: str, encode: Any, against: Any) -> list[dict[str, Any]]:
+        return [m.to_dict() for m in self.evaluator.measure(subject, encode, against)]
+
+    def _teacher_encoder(self, student: Student) -> Any:
+        """None without a teacher, or where it cannot be compared with the student."""
+        if self.teacher is None or self.task.mismatch(student, self.teacher):
+            return None
+        return teacher_encoder(self.task, self.teacher, self.measured_signals)
+
+    def _student_encoder(self, student: Student) -> Any:
+        return student_encoder(self.task, student)
+
+    def _facts(self, student: Student) -> dict[str, Any]:
+        rows = self.run.provenance.get("rows", {})
+        skipped = {
+            f"{d['name']} {d['split']}": sum(d["skipped"].values())
+            for d in self.run.provenance.get("data", {}).get("use", [])
+            if d.get("skipped")
+        }
+        width = {"student": getattr(student, "width", None), "teacher": getattr(self.teacher, "width", None)}
+        return {
+            "primary": self.evaluator.primary,
+            "width": {k: v for k, v in width.items() if v},
+            "truncated": {use: f["truncated"] for use, f in rows.items() if f.get("truncated")},
+            "skipped": skipped,
+        }
+
+    # -- notes ------------------------------------------------------------------------------------------------
+
+    def _sampler(self, rows: Rows, method: ObjectiveMethod) -> Any:
+        if self.recipe.sampler is None:
+            return None
+        cls, options = self.resolver.sampler(self.recipe.sampler, self.recipe.task)
+        sources = [ref.source for ref in self.recipe.data["train"]]
+        counts = [len(self.task.training_table([part])) for part in self.training_data["train"]]
+        if rows.kept is not None:
+            counts = np.diff(np.searchsorted(rows.kept, [0, *np.cumsum(counts)])).tolist()
+        parts = list(zip(sources, counts))
+        return cls(rows.lengths, method.options.batch_size, self.seed, parts=parts, **options)
+
+    def _prober(self, method: ObjectiveMethod, student: Student, wanted: Probe) -> Callable[[], dict[str, float]]:
+        """What a sampler asks for. The teacher's losses are computed once; it does not change.
+
+        Raises:
+            UsageError: no teacher, or not one validation data set for each of the training data.
+        """
+        import torch
+        from accelerate.utils import send_to_device
+
+        from kdhub.rows import Signals, as_tensor
+
+        train, kept = self.training_data["train"], self.training_data.get("validation", [])
+        if self.teacher is None or len(kept) != len(train):
+            raise UsageError(
+                f"sampler {self.recipe.sampler.source} compares student and teacher on validation data of each data "
+                f"set: data.train has {len(train)}, data.validation {len(kept)}"
+                + ("" if self.teacher else ", and there is no teacher"),
+                hint="give data.validation one entry for each of data.train, in the same order",
+            )
+        prepare = self.task.preparer(student, self.teacher, **method.settings())
+        domains = []
+        for data, split in kept:
+            table = self.task.training_table([(data, split)])
+            domains.append(Rows.build(table.select(range(min(wanted.rows, len(table)))), prepare, row_key))
+
+        def mean(rows: Rows, outputs: Callable[[np.ndarray, Any], Signals]) -> float:
+            losses = []
+            for start in range(0, len(rows), PROBE_BATCH):
+                some = np.arange(start, min(start + PROBE_BATCH, len(rows)))
+                batch = send_to_device(self.task.collate(rows[some], student), device())
+                losses.append(self.task.label_losses(outputs(some, batch), batch))
+            return float(torch.cat(losses).double().mean())
+
+        signal, found = self.task.primary_signal, {}
+        for i, rows in enumerate(domains):
+            stored = self.measured_signals(rows, signal)
+            read = lambda some, stored=stored: {k: as_tensor(v) for k, v in stored[some].items()}  # noqa: E731
+            given = lambda some, _, read=read: Signals(send_to_device(read(some), device()))  # noqa: E731
+            found[f"teacher:{i}"] = mean(rows, given)
+
+        def now() -> dict[str, float]:
+            was = student.module.training
+            student.module.eval()
+            with torch.no_grad():
+                forward = lambda _, batch: self.task.forward(student.module, batch)  # noqa: E731
+                told = {f"student:{i}": mean(rows, forward) for i, rows in enumerate(domains)}
+            student.module.train(was)
+            return found | told
+
+        return now
+
+    def _note_data(self, used: list[dict[str, Any]]) -> None:
+        used = [{**d, "source": self._made_by(d["source"]) or d["source"]} for d in used]
+        known = self.run.provenance.get("data", {}).get("use", [])
+        names = {(d["use"], d["source"], d["split"]) for d in used}
+        kept = [d for d in known if (d["use"], d["source"], d["split"]) not in names]
+        self.run.add_provenance(data={"use": kept + used})
+
+    def _note_spent(self, kind: str, before: Mapping[str, float]) -> None:
+        """What somebody else's server was asked for, whether all went well or not; the sum over the processes of a run,
+        but for what one had asked when it was killed."""
+        known = self.run.provenance.get("spent", {}).get(kind, {})
+        now = {name: value - before[name] + known.get(name, 0) for name, value in self.teacher.spent.items()}
+        if any(now.values()):
+            self.run.add_provenance(spent={kind: {name: round(value, 6) for name, value in now.items()}})
+
+    def _note_signals(self, kind: str, store: SignalStore, report: FillReport) -> None:
+        before = self.run.provenance.get("signals", {}).get(kind, {})
+        facts = {n: v + before.get(n, 0) for n, v in asdict(report).items() if n in ("computed", "found", "calls")}
+        facts["seconds"] = round(report.seconds + before.get("seconds", 0.0), 2)
+        facts |= {"store": store.name, "rows": len(store), "item_bytes": store.item_bytes}
+        self.run.add_provenance(signals={kind: facts})
+
+
+def in_order(teacher: Sequence[Measure], start: Sequence[Measure]) -> list[Finding]:
+    """Whether the teacher is above the student's start, by the first thing that both were measured by."""
+    mine = {(m.metric, m.dataset, m.split): m for m in reversed(start) if m.value is not None and not m.variant}
+    pairs = [(t, mine[key]) for t in teacher if (key := (t.metric, t.dataset, t.split)) in mine and not t.variant]
+    for above, below in pairs[:1]:
+        found = f"{above.metric} on {above.dataset} {above.split}: teacher {above.value:.4g}, start {below.value:.4g}"
+        if (above.value > below.value) == above.higher_is_better or above.value == below.value:
+            return [Finding("ok", "teacher above start", found)]
+        do = "there is little to learn from it: check its prompts and this data, or take another teacher"
+        return [Finding("warn", "teacher above start", found, do)]
+    return []
+
+
+def say(findings: Sequence[Finding]) -> None:
+    """Warn of what is likely to spoil the result."""
+    for one in findings:
+        if one.status in ("warn", "fail"):
+            logger.warning("%s: %s%s", one.check, one.found, f"; {one.do}" if one.do else "")
+
+
+def weights_digest(student: Any) -> str | None:
+    """sha256 of a student's weights, by which two starts can be told apart; None when it has none."""
+    import hashlib
+
+    import torch
+
+    module = getattr(student, "module", None)
+    if module is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def parameters(student: Any) -> int | None:
+    """Parameters of a student's (or teacher's) network, None when it has none."""
+    module = getattr(student, "module", None)
+    return sum(p.numel() for p in module.parameters()) if module is not None else None
+
+
+@contextlib.contextmanager
+def running(run: Run, plugins: Any):
+    """Tell add-ons that a run starts and ends, and hold its lock."""
+    plugins.call("kdhub_run_started", run=run)
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        plugins.call("kdhub_run_finished", run=run, error=error)
+        run.unlock()
+
+
+def cost_subjects(recipe: Recipe, student: Path) -> list[dict[str, Any]]:
+    """What `kdhub.evaluation.cost.measure` is asked to measure: the recipe's teacher, and a student folder."""
+    subjects = [{"subject": "student", "folder": str(student)}]
+    if recipe.teacher is not None:
+        subjects.insert(0, {"subject": "teacher", "source": recipe.teacher.source, **recipe.teacher.options})
+    return subjects
