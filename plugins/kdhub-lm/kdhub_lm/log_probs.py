@@ -1,8 +1,8 @@
-"""Log-probabilities of labels, for losses that are no sum over positions: of whole sequences, of ratios, of ranks.
+"""Log-probabilities of labels, for losses that are not sums over positions: of whole sequences, of ratios, of ranks.
 
-Losses that are sums over positions do better with `kdhub_logits.positions.over_positions`, which goes forward and
-backward in one pass. Here what is made of the values may be anything, so logits are made a few positions at a time in
-the forward pass, and once more in the backward pass: memory grows neither with the positions nor with the vocabulary.
+Losses that are sums over positions are better served by `kdhub_tasks.positions.over_positions`, which goes forward and
+backward in one pass. Here the values may enter any expression, so logits are computed a few positions at a time in the
+forward pass and again in the backward pass: memory grows neither with the positions nor with the vocabulary.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from kdhub_logits import positions
-from kdhub_logits.positions import Head
+from kdhub_tasks import positions
+from kdhub_tasks.positions import Head
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 
 def label_log_probs(signals: Signals, labels: Tensor) -> Tensor:
-    """log q(label) of each position, nats, with gradient for whatever is made of it.
+    """log q(label) of each position, nats, differentiable.
 
     Args:
         signals: of a student or teacher, with `head`, or with `logits` (positions, classes).
-        labels: (positions,) classes; where it is negative the value is 0, and the gradient too.
+        labels: (positions,) classes; where negative, value and gradient are 0.
 
     Returns:
         (positions,) <= 0, float32 at least.
@@ -38,13 +38,13 @@ def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def each_position(function: Callable[..., Tensor], signals: Signals, *others: Tensor) -> Tensor:
-    """A value of each position's logits, with gradient for whatever is made of it.
+    """A function of each position's logits, differentiable.
 
     Args:
         function: (logits (n, classes), *others) of some positions -> (n,). It may depend on nothing that is trained
-            but the logits.
+            except the logits.
         signals: with `head`, or with `logits` (positions, classes).
-        others: tensors (positions, ...), of which `function` gets its part.
+        others: tensors (positions, ...), of which `function` gets the same part.
 
     Returns:
         (positions,), float32 at least.
@@ -56,7 +56,7 @@ def each_position(function: Callable[..., Tensor], signals: Signals, *others: Te
 
 
 def per_row(values: Tensor, counts: Tensor, mean: bool = False) -> Tensor:
-    """Sums of the positions of each row, or means; 0 for a row without any.
+    """Sums over the positions of each row, or means; 0 for a row without any.
 
     Args:
         values: (positions,), one row after the other; counts: (rows,) positions of each.
@@ -67,7 +67,7 @@ def per_row(values: Tensor, counts: Tensor, mean: bool = False) -> Tensor:
 
 
 class _Each(torch.autograd.Function):
-    """Values chunk by chunk; the logits are made again in the backward pass."""
+    """Values chunk by chunk; logits are computed again in the backward pass."""
 
     @staticmethod
     def forward(

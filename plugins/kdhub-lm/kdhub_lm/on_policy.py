@@ -1,4 +1,4 @@
-"""Batches of responses that models write themselves, in place of those of the data."""
+"""Batches of responses that models generate, in place of those of the data."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdhub_tasks.language.generation import Generation
+    from kdhub_tasks.language.model import CausalLm
     from torch import Tensor
-
-    from kdhub_lm.generation import Generation
-    from kdhub_lm.models import CausalLm
 
 
 def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:
-    """What stands before the first label of each row: a prompt, or of a plain text its begin token. A row without
-    labels is a prompt as a whole."""
-    from kdhub_lm.packing import mask_of
+    """What precedes the first label of each row: a prompt, or the begin token of a plain text. A row without labels is
+    a prompt as a whole."""
+    from kdhub_tasks.language.packing import mask_of
 
     ids, starts = batch["input_ids"], batch["counts"].cumsum(0) - batch["counts"]
     at, width, lengths = batch["at"].tolist(), ids.shape[1], mask_of(batch).sum(-1).tolist()
@@ -34,16 +33,16 @@ def responded(
     seed: int,
     mixed: tuple[CausalLm, float] | None = None,
 ) -> dict[str, Any]:
-    """The batch with what the student writes after its prompts; as it is where no prompt leaves room for a token.
+    """The batch with the student's responses to its prompts; unchanged if no prompt leaves room for a token.
 
-    What is written after a prompt depends on the seed and on its own row, so that ranks may have the same seed.
+    A response depends on the seed and on its own row, so ranks may share a seed.
 
     Args:
         mixed: see `CausalLm.generate`.
     """
     prompts, seen, rows = prompts_of(batch), Counter(), []
     for key in batch["keys"].tolist():
-        rows.append(key + (seen[key] << 32))  # one row twice in a batch is answered twice
+        rows.append(key + (seen[key] << 32))  # a row that is twice in a batch gets two responses
         seen[key] += 1
     written = student.generate(prompts, how, seed, rows, mixed)
     if not any(written):
@@ -55,7 +54,7 @@ def responded(
 def written_batch(
     student: CausalLm, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
-    """A batch of prompts and what was written after each, token ids: its `labels` are all that was written."""
+    """A batch of prompts and responses, token ids: its `labels` are the responses."""
     import torch
 
     examples = [

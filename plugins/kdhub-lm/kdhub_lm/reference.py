@@ -1,4 +1,4 @@
-"""The student as it was before training, which losses hold it to."""
+"""The student as it was before training, to which losses keep it close."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdhub.rows import Signals
     from kdhub.student import Student
-    from kdhub.task import Signals
 
 
 class Reference:
-    """A frozen copy of a student's network. Made in `adapt`, before a checkpoint is read, it is the start in a resumed
-    run too, so no checkpoint keeps it."""
+    """A frozen copy of a student's network. Created in `adapt`, before a checkpoint is read, it is the start in a
+    resumed run too, so checkpoints do not contain it."""
 
     def __init__(self, student: Student):
         self.module = copy.deepcopy(student.module).eval().requires_grad_(False)

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from kdhub_lm.ddk import Ddk, DomainSampler, initial, updated
-from kdhub_lm.synthetic import synthetic
+from kdhub_lm.data.synthetic import synthetic
+from kdhub_lm.methods.ddk import Ddk, DomainSampler, initial, updated
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import Progress
+from kdhub.rows import Signals
 from kdhub.sampler import Probe
-from kdhub.task import Signals
 
 RHO = np.array([12, 20, 8]) / np.array([10, 10, 8])
 
@@ -72,18 +72,18 @@ def sampler(**options):
     return made, made.probes(1000)
 
 
-def told(rho):
+def terms(rho):
     return {f"student:{i}": float(np.log(r)) for i, r in enumerate(rho)} | {f"teacher:{i}": 0.0 for i in range(3)}
 
 
 def test_rows_follow_the_shares_and_come_without_replacement():
     made, probe = sampler(interval=200)
     assert probe == Probe(200, 500)
-    made.observe(0, told(RHO))
+    made.observe(0, terms(RHO))
     first = np.array(list(made.epoch(0)))
     domains = np.searchsorted([10, 30, 60], first, side="right")
     assert len(first) == 4 * 201 and np.bincount(domains) / len(first) == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=0.05)
-    made.observe(200, told([1.1, 1.6, 1.0]))
+    made.observe(200, terms([1.1, 1.6, 1.0]))
     second = np.array(list(made.epoch(1)))
     domains = np.searchsorted([10, 30, 60], second, side="right")
     assert len(second) == 800 and np.bincount(domains) / 800 == pytest.approx([0.259, 0.506, 0.235], abs=0.05)
@@ -99,7 +99,7 @@ def test_other_ways_to_draw():
         assert probe is None and np.bincount(domains) / len(domains) == pytest.approx(shares, abs=0.05)
     made, _ = sampler(sampling="no_smooth", first_interval="r0")
     for rho in (RHO, RHO[::-1]):
-        made.observe(0, told(rho))
+        made.observe(0, terms(rho))
         assert made.shares == pytest.approx(initial(rho))
     assert [sampler()[0].probes(n).every for n in (100, 1000, 30_000)] == [10, 40, 1000]
 
@@ -107,16 +107,16 @@ def test_other_ways_to_draw():
 def test_state_comes_back_whole():
     one, _ = sampler(interval=5)
     two, _ = sampler(interval=5)
-    one.observe(0, told(RHO))
+    one.observe(0, terms(RHO))
     list(one.epoch(0))
-    one.observe(5, told(RHO))
+    one.observe(5, terms(RHO))
     two.load_state(json.loads(json.dumps(one.state())))
     assert list(one.epoch(1)) == list(two.epoch(1)) and one.state() == two.state()
 
 
 @pytest.fixture
 def recipe(tmp_path):
-    from kdhub_lm import task
+    from kdhub_tasks.language import task
 
     made = task.CausalLanguage().tiny_recipe(tmp_path)
     sizes = {"rows": 40, "length": 30}
@@ -138,7 +138,7 @@ def test_a_run_measures_and_draws(recipe, method, tmp_path):
 
 
 def test_an_interrupted_run_ends_with_the_same_student(recipe, tmp_path, monkeypatch):
-    from kdhub.training import Engine
+    from kdhub.training.engine import Engine
 
     whole = kdhub.distill({**recipe, "method": "ddk"}, out=tmp_path / "whole")
     observe = Engine.observe
@@ -185,5 +185,5 @@ def test_made_texts():
             assert sum(map(int, left.split("+"))) == int(total)
     assert len(rows) == 20 and len(synthetic("integers", rows=20).split("test")) == 2
     assert not set(rows) & {r["text"] for r in synthetic("additions", rows=200).split("validation")}
-    with pytest.raises(UsageError, match="synthetic:x: one of additions, integers"):
+    with pytest.raises(UsageError, match="synthetic:x must be one of additions, integers"):
         synthetic("x")

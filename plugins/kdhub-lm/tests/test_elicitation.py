@@ -1,4 +1,4 @@
-"""Data sets that a teacher makes."""
+"""Data sets that a teacher writes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import sys
 import time
 
 import pytest
-from kdhub_lm.asked import filled, read_order, read_pairs, read_score
-from kdhub_lm.openai import OpenAI
+from kdhub_tasks.language.openai import OpenAI
+from kdhub_tasks.language.prompting import filled
+from kdhub_tasks.language.replies import read_order, read_pairs, read_score
 
 import kdhub
-from kdhub.data import DataOptions
 from kdhub.errors import DataError, TeacherError, UsageError
-from kdhub.resolve import Resolver
 from kdhub.testing.server import failing, serving
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def prompts(tmp_path):
 
 
 def rows_of(text, split="train", **options):
-    return list(Resolver().open_data(text, DataOptions(), options).split(split))
+    return list(kdhub.open_data(text, options=options).split(split))
 
 
 def test_labelling(server, prompts):
@@ -117,15 +116,15 @@ def test_labelling_of_conversations_asks_by_messages(server, tmp_path):
 
 
 def test_expansion_keeps_what_is_new_and_can_be_read(server, prompts, caplog):
-    told = iter(
+    replies = iter(
         ["Input: name a bird of the sea\nOutput: gull", "Input: name a bird of the sea!\nOutput: tern", "I will not."]
         + ["", "Input: task 3\nOutput: as given", "Input: spell sun\nOutput: s-u-n\n\nInput: spell ox\nOutput: o-x"]
     )
-    server.says["teacher"] = lambda said, seed: next(told)
+    server.says["teacher"] = lambda said, seed: next(replies)
     rows = rows_of(f"expansion:{prompts}", teacher={"source": "openai:teacher", "concurrency": 1}, asks=6, examples=2)
     assert {row["prompt"] for row in rows} >= {"spell sun", "spell ox"}
     assert len(rows) == 3 and all(len(row["examples"]) == 2 for row in rows)
-    assert "1 too like another" not in caplog.text and "2 too like another" in caplog.text
+    assert "1 too similar to another" not in caplog.text and "2 too similar to another" in caplog.text
     assert "1 unreadable" in caplog.text and "1 empty" in caplog.text
     asked = [body["messages"][-1]["content"] for body in server.bodies]
     assert len(set(asked)) > 1 and all(text.count("Input: task") == 2 for text in asked)
@@ -153,7 +152,7 @@ FEEDBACK = {"teacher": "openai:teacher", "student": "openai:student"}
 
 
 def test_feedback_by_scores(server, prompts, caplog):
-    def teacher(said, seed):  # the larger number is better; nobody can read what it says of task 5
+    def teacher(said, seed):  # the larger number is better; its reply to task 5 cannot be read
         word = re.search(r"word (\d+)", said)[1]
         return "well" if "task 5" in said else "5" if "task 4" in said else word
 
@@ -207,8 +206,8 @@ def test_self_knowledge(server, prompts):
     assert [(row["prompt"], row["score"]) for row in kept] == [("task 3", 10.0), ("task 4", 10.0)]
 
 
-def test_answers_that_nobody_can_read_are_an_error(server, prompts):
-    with pytest.raises(TeacherError, match="feedback:.*0 rows, and 12 answers left out: 12 unreadable"):
+def test_replies_that_cannot_be_read_are_an_error(server, prompts):
+    with pytest.raises(TeacherError, match="feedback:.*0 rows, 12 replies dropped: 12 unreadable"):
         rows_of(f"feedback:{prompts}", samples=2, **FEEDBACK)
     server.says["teacher"] = lambda said, seed: "no idea"
     with pytest.raises(TeacherError, match="6 unreadable"):
@@ -221,21 +220,21 @@ def test_answers_that_nobody_can_read_are_an_error(server, prompts):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("labelling:{}", {}, "needs a model to ask"),
-        ("labelling:{}", {"teacher": "openai:teacher", "template": "x"}, "lacks {prompt}"),
+        ("labelling:{}", {}, "needs a model to prompt"),
+        ("labelling:{}", {"teacher": "openai:teacher", "template": "x"}, "must contain {prompt}"),
         (
             "labelling:{}",
             {"teacher": "openai:teacher", "samples": 2, "answers": {"temperature": 0}},
-            "2 samples at temp",
+            "samples=2, temperature=0",
         ),
         ("labelling:{}", {"teacher": "openai:teacher", "answers": {"max_tokens": 3}}, "answers.max_tokens"),
         ("labelling:{}", {"teacher": "openai:teacher", "no_such": 3}, "no_such"),
-        ("expansion:{}", {"teacher": "openai:teacher", "asks": 0}, "asks 0"),
+        ("expansion:{}", {"teacher": "openai:teacher", "asks": 0}, "asks=0"),
         ("curation:,", {"teacher": "openai:teacher"}, "needs topics"),
         ("feedback:{}", {"teacher": "openai:teacher"}, "needs a model"),
         ("feedback:{}", {**FEEDBACK, "how": "sing"}, "score, rank or correct"),
-        ("feedback:{}", {**FEEDBACK, "samples": 1}, "cannot be better"),
-        ("feedback:{}", {**FEEDBACK, "scale": [3]}, "scale is"),
+        ("feedback:{}", {**FEEDBACK, "samples": 1}, "samples of at least 2"),
+        ("feedback:{}", {**FEEDBACK, "scale": [3]}, "scale=[3]"),
         ("self-knowledge:{}", {"teacher": "openai:teacher", "keep": "all"}, "verified, majority or scored"),
     ],
 )
@@ -248,7 +247,7 @@ def test_wrong_options(server, prompts, text, options, message):
 def test_data_without_prompts(server, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "a"}\n')
-    with pytest.raises(DataError, match="question; it needs prompt or text or messages"):
+    with pytest.raises(DataError, match="needs the column prompt or text or messages; it has question"):
         rows_of(f"labelling:path:{path}", teacher="openai:teacher")
 
 
@@ -271,15 +270,15 @@ def test_killed_in_the_middle_it_asks_only_for_the_rest(server, tmp_path):
     assert before < n
     rows = label(f"path:{path}")
     assert [row["response"] for row in rows] == [f"answer to task {i}" for i in range(n)]
-    assert n <= len(server.bodies) <= n + 2, "at most what was in flight is asked again"
+    assert n <= len(server.bodies) <= n + 2, "at most what was in flight is requested again"
     server.always = failing(500)
     assert label(f"path:{path}") == rows
 
 
-# -- tags, and a run with models at hand --------------------------------------------------------------------------
+# -- tags, and a run with local models ----------------------------------------------------------------------------
 
 
-def test_the_card_says_how_knowledge_was_drawn_out(server, prompts, tmp_path):
+def test_the_card_says_how_knowledge_was_elicited(server, prompts, tmp_path):
     recipe = {
         "task": "causal-lm", "method": "supervised", "student": "llama:width=16,layers=1,heads=2,length=64",
         "data": {"train": [{"source": f"labelling:{prompts}", "options": {"teacher": {"source": "openai:teacher"}}}]},
@@ -298,7 +297,7 @@ LETTERS = "abcdefgh"
 
 @pytest.fixture
 def letters(tmp_path):
-    """Two models at hand, of which one has learnt the next letter and one has not, and the prompts."""
+    """Two local models, of which one has learnt the next letter and one has not, and the prompts."""
     path = tmp_path / "letters.jsonl"
     rows = [{"prompt": f"{c}>", "response": chr(ord(c) + 1)} for c in LETTERS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -312,11 +311,11 @@ def letters(tmp_path):
     return f"path:{path}", f"path:{made['able'].student_folder}", f"path:{made['weak'].student_folder}"
 
 
-def test_models_at_hand_make_data(letters, tmp_path):
+def test_local_models_make_data(letters, tmp_path):
     data, able, weak = letters
     short = {"max_new_tokens": 3}
-    told = rows_of(f"labelling:{data}", teacher=able, answers=short)
-    assert [row["response"] for row in told] == [chr(ord(c) + 1) for c in LETTERS] and all(row["ended"] for row in told)
+    rows = rows_of(f"labelling:{data}", teacher=able, answers=short)
+    assert [row["response"] for row in rows] == [chr(ord(c) + 1) for c in LETTERS] and all(row["ended"] for row in rows)
     own = rows_of(f"self-knowledge:{data}", teacher=weak, samples=16, answers=short)
     assert 0 < len(own) and {row["response"] for row in own} <= {chr(ord(c) + 1) for c in LETTERS}
     feedback = {"how": "correct", "template": "{prompt}", "teacher": able, "student": weak}

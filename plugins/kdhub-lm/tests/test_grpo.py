@@ -6,15 +6,15 @@ import json
 
 import pytest
 import torch
-from kdhub_lm.grpo import Answers, Grpo, advantages_of, aggregated, policy_losses, start_distances
-from kdhub_lm.models import llama
-from kdhub_lm.task import CausalLanguage
+from kdhub_lm.methods.grpo import Answers, Grpo, advantages_of, aggregated, policy_losses, start_distances
+from kdhub_tasks.language.students import llama
+from kdhub_tasks.language.task import CausalLanguage
 
 import kdhub
 from kdhub.errors import DataError, RecipeError, TrainingError
 from kdhub.method import Progress
+from kdhub.rows import Signals
 from kdhub.student import BuildContext
-from kdhub.task import Signals
 
 NOW = Progress(0, 1, 0.0)
 
@@ -115,7 +115,7 @@ def test_what_is_right(student):
     answers = Answers([[1]] * 4, [[2]] * 4, ended, texts)
     given = method.rewards(answers, {"gold": ["8"]}).tolist()
     assert given == pytest.approx([1.1, 1.0, 0.1, 0.0]), "one that was cut off is never right"
-    with pytest.raises(RecipeError, match="no regular expression"):
+    with pytest.raises(RecipeError, match="format must be a regular expression"):
         kdhub.distill("grpo", set=["options.format=("])
 
 
@@ -156,11 +156,11 @@ def test_the_pass_rate_rises(tmp_path):
 
 
 def test_without_any_right_answer_it_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match=r"of 512 answers of the student to 64 prompts none is right"):
+    with pytest.raises(TrainingError, match=r"none of the student's 512 answers to 64 prompts is right"):
         kdhub.distill("grpo", set={"student": "llama:width=16,layers=1,heads=2,length=64"}, out=tmp_path / "run")
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "3+5="}\n')
-    with pytest.raises(DataError, match="must know the right answers, and the rows have no response, only prompt"):
+    with pytest.raises(DataError, match="needs the right answers in the column response; the rows have prompt"):
         kdhub.distill(
             {"task": "causal-lm", "method": "grpo", "student": "llama:width=16,layers=1,heads=2,length=64",
              "data": {"train": [str(path)]}, "evaluation": {"cost": False}}, out=tmp_path / "other")  # fmt: skip

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kdhub_lm import llama2c
-from kdhub_lm.generation import Generation
+from kdhub_lm.students import llama2c
+from kdhub_tasks.language.generation import Generation
 
+import kdhub
 from kdhub.errors import UsageError
-from kdhub.recipe import Ref
-from kdhub.resolve import Resolver
-from kdhub.student import BuildContext
 
 SIZES = (16, 24, 2, 4, 2, 11, 8)
 
@@ -68,7 +66,7 @@ def written(path, sizes, seed=0):
 
 @pytest.mark.parametrize("vocabulary", [11, -11])
 def test_a_file_gives_what_llama2c_computes(vocabulary, tmp_path):
-    """Grouped heads, neighbours turned together, a head of its own where the vocabulary is below 0."""
+    """Grouped heads, neighbours rotated together, a head of its own where the vocabulary is below 0."""
     path = tmp_path / "model.bin"
     of = written(path, (*SIZES[:5], vocabulary, SIZES[6]))
     assert llama2c.header(path) == of
@@ -81,7 +79,7 @@ def test_a_file_gives_what_llama2c_computes(vocabulary, tmp_path):
 def test_real_weights(real):
     path, words, of = llama2c.found("weights_stories260k")
     assert of == (64, 172, 5, 8, 4, 512, 512) and of.bytes == 1_056_540
-    model = llama2c.student("weights_stories260k", BuildContext(None, None, 0))
+    model = kdhub.open_student("llama2c:weights_stories260k", "causal-lm")
     begin = [1, *model.tokenizer("Once upon a time", add_special_tokens=False)["input_ids"]]
     (more,) = model.generate([begin], Generation(max_new_tokens=60), 0)
     text = model.tokenizer.decode(more)
@@ -111,13 +109,13 @@ def test_real_tokens(real):
 
 
 def test_the_catalogue_has_it_as_a_teacher(real):
-    teacher = Resolver().teacher(Ref(source="stories260k"), "causal-lm")
+    teacher = kdhub.open_teacher("stories260k", "causal-lm")
     assert teacher.layout("logits")["logits"] == (None, 512) and not teacher.module.training
-    again = Resolver().teacher(Ref(source=f"llama2c:{real}"), "causal-lm")
+    again = kdhub.open_teacher(f"llama2c:{real}", "causal-lm")
     assert again.identity == teacher.identity and again.folder == teacher.folder, "converted once"
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_what_is_not_a_model_is_refused(tmp_path):
     path = tmp_path / "model.bin"
     written(path, SIZES)
     whole = path.read_bytes()
@@ -129,12 +127,12 @@ def test_what_is_no_model_is_refused(tmp_path):
     for name, content in wrong.items():
         path.write_bytes(content)
         assert llama2c.header(path) is None, name
-    with pytest.raises(UsageError, match="expected one .bin whose size is what its header says"):
+    with pytest.raises(UsageError, match="needs one .bin file whose size matches its header"):
         llama2c.found(str(tmp_path))
-    with pytest.raises(UsageError, match="there is no such folder"):
+    with pytest.raises(UsageError, match="the folder does not exist"):
         llama2c.found(str(tmp_path / "none"))
     path.write_bytes(whole)
     for content in (b"no protocol buffer \xff\xff", b""):
         (tmp_path / "tok.model").write_bytes(content)
-        with pytest.raises(UsageError, match="no SentencePiece model"):
+        with pytest.raises(UsageError, match="is not a SentencePiece"):
             llama2c.found(str(tmp_path))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from kdhub_lm.log_probs import label_log_probs, per_row
-from kdhub_logits import positions
-from kdhub_logits.positions import Head, TokenSignals
+from kdhub_tasks import positions
+from kdhub_tasks.positions import Head, TokenSignals
 
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 N, CLASSES, WIDTH = 37, 50, 8
 
 
 def losses(values):
-    """A loss that is no sum over positions: differences of rows, squared."""
+    """A loss that is not a sum over positions: differences of rows, squared."""
     rows = per_row(values, torch.tensor([10, 0, 20, 7]), mean=True)
     return torch.sigmoid(rows[0] - rows[2]) + rows[3].square() + (values.exp() * torch.arange(N)).sum() / N
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
-from kdhub_lm import task
-from kdhub_lm.merge import merge, mixed
-from kdhub_lm.models import llama
+from kdhub_lm.students.merge import MergeOptions, merge, mixed
+from kdhub_tasks.language import task
+from kdhub_tasks.language.students import llama
 
 import kdhub
 from kdhub.errors import CompatibilityError, TrainingError, UsageError
@@ -29,7 +29,7 @@ def test_numbers_of_the_specification():
     assert long.norm().item() == pytest.approx(3.535534, abs=1e-6)
 
 
-def test_where_there_is_no_angle_the_mix_is_straight():
+def test_where_there_is_no_angle_the_mix_is_linear():
     assert mixed(row(2, 4), row(1, 2), 0.5).tolist() == [1.5, 3.0]
     assert mixed(row(0, 0), row(1, 3), 0.25).tolist() == [0.25, 0.75]
     assert mixed(row(1, 2), row(-1, -2), 0.5).tolist() == [0.0, 0.0]
@@ -70,19 +70,18 @@ def test_a_merge_is_a_run_of_its_own(two, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(two, tmp_path):
-    context = BuildContext(None, None, 0, options={"of": two[:1]})
-    with pytest.raises(UsageError, match="needs two students, it has 1"):
+    context = BuildContext(task.CausalLanguage(), None, 0, MergeOptions(of=two[:1]).model_dump())
+    with pytest.raises(UsageError, match="needs two students, got 1"):
         merge("", context)
     (tmp_path / "3").mkdir()
     llama("width=24,layers=1,heads=2,length=64", BuildContext(None, None, 0)).save(tmp_path / "3")
-    context.options = {"of": [two[0], {"source": f"path:{tmp_path / '3'}"}]}
-    context.task = task.CausalLanguage()
+    context.options["of"] = [two[0], {"source": f"path:{tmp_path / '3'}"}]
     with pytest.raises(CompatibilityError, match=r"differ in \d+ tensors"):
         merge("", context)
 
 
-def test_weights_that_are_no_numbers_are_no_student(two, tmp_path):
-    from kdhub_lm import models
+def test_weights_with_nan_are_refused(two, tmp_path):
+    from kdhub_tasks.language import model as models
 
     folder = tmp_path / "1"
     broken = models.load(folder)

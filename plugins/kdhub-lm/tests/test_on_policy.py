@@ -7,13 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kdhub_lm.gkd import Gkd
-from kdhub_lm.minillm import MiniLlm, importance, rewards_to_go
-from kdhub_lm.models import CausalLm, byte_tokenizer
+from kdhub_lm.methods.gkd import Gkd
+from kdhub_lm.methods.minillm import MiniLlm, importance, rewards_to_go
 from kdhub_lm.on_policy import prompts_of, responded
+from kdhub_tasks.language import task
+from kdhub_tasks.language.model import CausalLm
+from kdhub_tasks.language.students import byte_tokenizer
 
+import kdhub
+from kdhub.errors import CompatibilityError
 from kdhub.method import Progress
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 START, LETTERS = 1, [40, 41, 42]
 STEPS = Progress(0, 10, 0.0)
@@ -244,3 +248,13 @@ def test_what_the_student_writes_comes_nearer_to_the_teacher(cls, options):
         optimiser.step()
     last, least = (distance_of_rollouts(model, teacher, length).item() for model in (student, best))
     assert last - least < 0.2 * (first - least), (first, last, least)
+
+
+def test_methods_that_read_rows_one_by_one_refuse_packed_ones(tmp_path):
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    student = {"source": "llama:width=16,layers=1,heads=2,length=64", "packing": True}
+    with pytest.raises(CompatibilityError, match="reads the rows of a batch one by one"):
+        kdhub.distill(
+            {"task": "causal-lm", "method": "gkd", **made, "student": student,
+             "options": {"lmbda": 1.0, "sample_after": 0.0, "max_steps": 1, "batch_size": 4}},
+            out=tmp_path / "run")  # fmt: skip

@@ -7,17 +7,16 @@ import math
 
 import pytest
 import torch
-from kdhub_lm import judged
-from kdhub_lm.dpo import Dpo, preference_loss
-from kdhub_lm.models import llama, path_teacher
-from kdhub_lm.preferences import pairs
-from kdhub_lm.rrhf import Rrhf, ranking_loss
-from kdhub_lm.task import CausalLanguage
+from kdhub_lm.data.preferences import mean_log_probs
+from kdhub_lm.methods.dpo import Dpo, preference_loss
+from kdhub_lm.methods.rrhf import Rrhf, ranking_loss
+from kdhub_tasks.language.groups import pairs
+from kdhub_tasks.language.students import llama
+from kdhub_tasks.language.task import CausalLanguage
 
 import kdhub
 from kdhub.errors import DataError
 from kdhub.method import Progress
-from kdhub.resolve import DataOptions, Resolver
 from kdhub.student import BuildContext
 
 NOW = Progress(0, 1, 0.0)
@@ -102,9 +101,9 @@ def test_objectives_are_the_formulas_on_whole_sequences(student):
                     margin = (now[i].sum() - before[i]) - (now[j].sum() - before[j])
                     by_hand.append(-torch.nn.functional.logsigmoid(0.5 * margin))
                     ranked.append((now[j].mean() - now[i].mean()).relu())
-    given = dpo.objective(student.module(batch), {}, batch, NOW)
-    assert given["preference"].item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-4)
-    loss, expected = given["preference"], torch.stack(by_hand).mean()
+    found = dpo.objective(student.module(batch), {}, batch, NOW)
+    assert found["preference"].item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-4)
+    loss, expected = found["preference"], torch.stack(by_hand).mean()
     weight = student.module.model.model.layers[0].mlp.up_proj.weight
     (mine,), (theirs,) = torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight, retain_graph=True)
     assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-6)
@@ -116,19 +115,19 @@ def test_objectives_are_the_formulas_on_whole_sequences(student):
     assert terms["labels"].item() == pytest.approx(-best.mean().item(), rel=1e-4)
 
 
-def test_a_model_writes_and_a_teacher_or_the_verifier_judges(student, tmp_path):
+def test_a_model_writes_and_a_teacher_or_the_verifier_scores(student, tmp_path):
     (tmp_path / "t").mkdir()
     student.save(tmp_path / "t")
-    teacher = path_teacher(str(tmp_path / "t"))
-    first, second = judged.mean_log_probs(teacher, "3+5=", ["8", "77"])
+    teacher = kdhub.open_teacher(f"path:{tmp_path}/t", "causal-lm")
+    first, second = mean_log_probs(teacher, "3+5=", ["8", "77"])
     ids = torch.tensor([[1, *teacher.tokenizer("3+5=8")["input_ids"], 1]])
     logits = teacher.module.model(ids).logits[0].log_softmax(-1)
     assert first == pytest.approx((logits[4, ids[0, 5]] + logits[5, 1]).item() / 2, rel=1e-4) and second != first
 
     ref, names = {"source": f"path:{tmp_path / 't'}"}, {"samples": 3, "max_new_tokens": 3}
-    open_ = lambda **o: Resolver().open_data("preferences:arithmetic:add", DataOptions(), o).split("test")  # noqa: E731
-    twice = Resolver().open_data("preferences:arithmetic:twice", DataOptions(), {"writer": ref, **names})
-    with pytest.raises(DataError, match="30 of 30 prompts .* equally good"):
+    open_ = lambda **o: kdhub.open_data("preferences:arithmetic:add", options=o).split("test")  # noqa: E731
+    twice = kdhub.open_data("preferences:arithmetic:twice", options={"writer": ref, **names})
+    with pytest.raises(DataError, match="30 of 30 prompts .* the same score"):
         twice.split("test")  # an untrained model is never right
     rows = open_(writer=ref, teacher=ref, **names)
     assert rows.column_names == ["prompt", "responses", "scores"]
@@ -146,24 +145,24 @@ def test_bad_rows_are_named(tmp_path, row, said):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=said):
-        Resolver().open_data(str(path), DataOptions()).split("train")
+        kdhub.open_data(str(path)).split("train")
 
 
 def test_rows_without_preferences_are_refused(tmp_path):
     made = CausalLanguage().tiny_recipe(tmp_path)
     del made["teacher"]
     with pytest.raises(
-        DataError, match="dpo learns from preferences, rows of prompt, chosen, rejected or prompt, resp"
+        DataError, match="dpo learns from preferences and needs the columns prompt, chosen, rejected or prompt, resp"
     ):
         kdhub.distill({**made, "task": "causal-lm", "method": "dpo"}, out=tmp_path / "run")
 
 
 def test_preference_accuracy_counts_pairs(student):
     import datasets
-    from kdhub_lm.outputs import Outputs
-    from kdhub_lm.preferences import accuracy
+    from kdhub_tasks.language.metrics import preference_accuracy
+    from kdhub_tasks.language.outputs import Outputs
 
-    from kdhub.evaluation import encoder_of
+    from kdhub.evaluation.evaluator import encoder_of
 
     rows = [
         {"prompt": "ab", "responses": ["cd", "e", "fgh"], "scores": [0.1, 0.5, 0.3]},
@@ -181,4 +180,4 @@ def test_preference_accuracy_counts_pairs(student):
     values = [[mean(r["prompt"], text) for text in r["responses"]] for r in rows]
     a, b, c = values[0]
     hits = [float(b > c), float(b > a), float(c > a), float(values[1][0] > values[1][1]), 0.5]
-    assert accuracy(out) == pytest.approx(sum(hits) / 5)
+    assert preference_accuracy(out) == pytest.approx(sum(hits) / 5)

@@ -8,11 +8,20 @@ import statistics
 
 import pytest
 import torch
-from kdhub_lm import models, task
-from kdhub_lm.generation import Generation
-from kdhub_lm.models import byte_tokenizer, llama
-from kdhub_lm.pruning import angular, depth_prune, influences, last_tokens, least, run_distances
-from kdhub_logits.students import keep_blocks
+from kdhub_lm.students.pruning import (
+    PruneOptions,
+    angular,
+    depth_prune,
+    influences,
+    last_tokens,
+    least,
+    run_distances,
+)
+from kdhub_tasks.language import model as models
+from kdhub_tasks.language import task
+from kdhub_tasks.language.generation import Generation
+from kdhub_tasks.language.students import byte_tokenizer, llama
+from kdhub_tasks.layers import keep_blocks
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
@@ -22,10 +31,10 @@ STATES = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]], [[1.0, 1.2]], [[0.0, 2.0]]])
 TEXTS = [{"text": "a small text"}, {"text": "another, longer text"}, {"text": "the last"}]
 
 
-class Given:
-    """A teacher whose model is at hand."""
+class LocalTeacher:
+    """A teacher with a model."""
 
-    known = {"id": "given"}
+    known = {"id": "local"}
 
     def __init__(self, model):
         self.model, self.tokenizer, self.max_length = model, model.tokenizer, model.max_length
@@ -40,12 +49,14 @@ def teacher():
         for p in model.module.model.parameters():
             if p.dim() == 2:  # blocks that do something
                 p.add_(0.2 * torch.randn_like(p))
-    return Given(model)
+    return LocalTeacher(model)
 
 
 def built(argument, teacher, rows=TEXTS, **options):
     facts = {"rows": rows} if rows else {}
-    return depth_prune(argument, BuildContext(task.CausalLanguage(), teacher, 0, options=options, facts=facts))
+    return depth_prune(
+        argument, BuildContext(task.CausalLanguage(), teacher, 0, PruneOptions(**options).model_dump(), facts)
+    )
 
 
 def test_angles_by_hand():
@@ -62,7 +73,7 @@ def test_distances_of_the_specification():
         [0.278858, 0.25], abs=1e-6
     )
     assert least(one, 0, 2) == least(one, 1, 1) == 1 and least(two, 0, 1) == 1
-    with pytest.raises(UsageError, match="no run of blocks"):
+    with pytest.raises(UsageError, match="blocks that are not protected are fewer"):
         least(two, 1, 0)
 
 
@@ -83,7 +94,7 @@ def test_states_are_those_of_the_last_real_token(teacher):
 
 
 def test_blocks_that_stay_are_the_teachers_own(teacher):
-    """In their order, numbered anew, each parameter of the others gone, the head and all else as it was."""
+    """In their order, renumbered, each parameter of the others gone, the head and all else as it was."""
     network = teacher.model.module.model
     student = built("2", teacher)
     left = student.module.model
@@ -99,9 +110,10 @@ def test_blocks_that_stay_are_the_teachers_own(teacher):
     gone = sorted(set(range(5)) - set(named))
     assert named == sorted(named) and gone[1] == gone[0] + 1 and {0, 4} <= set(named), "a run, the ends protected"
     assert [b.self_attn.layer_idx for b in left.model.layers] == [0, 1, 2]
-    told = ", ".join(str(i + 1) for i in gone)
+    listed = ", ".join(str(i + 1) for i in gone)
     assert (
-        f"without blocks {told} of 5" in student.start["how"] and "3 rows of the training data" in student.start["how"]
+        f"without blocks {listed} of 5" in student.start["how"]
+        and "3 rows of the training data" in student.start["how"]
     )
     assert all(p.requires_grad for p in left.parameters())
     # what it remembers of a text is found by the new numbers: writing goes as reading does
@@ -131,11 +143,11 @@ def test_options_and_texts(teacher):
     named = built("1", teacher, calib={"source": "synthetic:sums", "options": {"rows": 20}})
     assert "20 rows of synthetic:sums" in named.start["how"]
     assert built("4", teacher, protect_first=0).module.model.config.num_hidden_layers == 1
-    for argument, options, said in (("4", {}, "has 5 blocks"), ("x", {}, "a number of blocks"),
-                                    ("1", {"protect_first": 3, "protect_last": 2}, "cannot be taken out")):  # fmt: skip
+    for argument, options, said in (("4", {}, "cannot remove 4 of 5 blocks"), ("x", {}, "a number of blocks"),
+                                    ("1", {"protect_first": 3, "protect_last": 2}, "protect_last=2")):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             built(argument, teacher, **options)
-    with pytest.raises(CompatibilityError, match="whose weights are at hand"):
+    with pytest.raises(CompatibilityError, match="with local weights"):
         built("1", None)
 
 
@@ -150,19 +162,19 @@ def test_lists_of_one_entry_a_block_are_cut(kind, tmp_path):
     else:
         config = transformers.GPT2Config(vocab_size=258, n_embd=16, n_layer=4, n_head=2, n_positions=64)
         network = transformers.GPT2LMHeadModel(config)
-    student = built("2", Given(models.CausalLm(network.eval(), byte_tokenizer(64))))
+    student = built("2", LocalTeacher(models.CausalLm(network.eval(), byte_tokenizer(64))))
     student.save(tmp_path)
-    told = json.loads((tmp_path / "config.json").read_text())
-    assert told.get("num_hidden_layers", told.get("n_layer")) == 2
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved.get("num_hidden_layers", saved.get("n_layer")) == 2
     if kind == "gemma2":
         gone = [int(i) - 1 for i in student.start["how"].split(" of ")[0].removeprefix("without blocks ").split(", ")]
-        assert told["layer_types"] == [t for i, t in enumerate(config.layer_types) if i not in gone]
+        assert saved["layer_types"] == [t for i, t in enumerate(config.layer_types) if i not in gone]
     loaded, examples = models.load(tmp_path), task.CausalLanguage().preparer(student, None)(TEXTS)
     for a, b in zip(loaded.signals(examples, "logits")["logits"], student.signals(examples, "logits")["logits"]):
         assert abs(a - b).max() < 1e-5
 
 
-def test_the_run_that_is_taken_out_is_missed_less_than_others(home, tmp_path):
+def test_the_removed_run_is_missed_less_than_others(home, tmp_path):
     """Of a model that has learnt something, without tuning: the loss of the chosen run against the mean over all."""
     run = kdhub.distill(
         {"task": "causal-lm", "method": "supervised", "student": "llama:width=32,layers=6,heads=2,length=64",
@@ -170,8 +182,8 @@ def test_the_run_that_is_taken_out_is_missed_less_than_others(home, tmp_path):
          "options": {"max_steps": 120, "batch_size": 32, "lr": 5e-3, "precision": "float32"},
          "evaluation": {"data": []}},
         out=tmp_path / "run")  # fmt: skip
-    teacher = Given(models.load(run.student_folder))
-    from kdhub_lm.synthetic import synthetic
+    teacher = LocalTeacher(models.load(run.student_folder))
+    from kdhub_lm.data.synthetic import synthetic
 
     rows = synthetic("additions", rows=400, length=40).split("validation").to_list()
     examples = task.CausalLanguage().preparer(teacher.model, None)(rows)

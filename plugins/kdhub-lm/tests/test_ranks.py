@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdhub_lm.task import CausalLanguage
+from kdhub_tasks.language.task import CausalLanguage
 from safetensors.torch import load_file
 
 import kdhub

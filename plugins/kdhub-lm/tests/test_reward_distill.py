@@ -7,12 +7,12 @@ import math
 
 import pytest
 import torch
-from kdhub_lm.generation import Generation
-from kdhub_lm.grpo import Answers
-from kdhub_lm.models import llama
+from kdhub_lm.methods.grpo import Answers
+from kdhub_lm.methods.reward_distill import RewardDistill, bradley_terry, fit, mean_states
 from kdhub_lm.reference import Reference
-from kdhub_lm.reward_distill import RewardDistill, bradley_terry, fit, mean_states
-from kdhub_lm.task import CausalLanguage
+from kdhub_tasks.language.generation import Generation
+from kdhub_tasks.language.students import llama
+from kdhub_tasks.language.task import CausalLanguage
 
 import kdhub
 from kdhub.student import BuildContext

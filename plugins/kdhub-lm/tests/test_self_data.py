@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datasets
 import pytest
-from kdhub_lm import self_data as module
-from kdhub_lm import task
-from kdhub_lm.models import llama
-from kdhub_lm.self_data import Rewriting, SelfData, passes, rewrites, self_data
-from kdhub_lm.synthetic import synthetic
-from kdhub_lm.verify import extract
+from kdhub_lm.data.synthetic import synthetic
+from kdhub_lm.methods import self_data as module
+from kdhub_lm.methods.self_data import Rewriting, SelfData, passes, rewrites, self_data
+from kdhub_tasks.language import task
+from kdhub_tasks.language.students import llama
+from kdhub_tasks.language.verify import extract
 
 import kdhub
 from kdhub.errors import DataError, UsageError
@@ -89,11 +89,11 @@ def test_of_a_rewritten_row_the_answer_alone_is_learnt(says):
 
 
 def test_rows_that_cannot_be_rewritten_are_refused(says):
-    with pytest.raises(DataError, match="no answers that could be rewritten"):
+    with pytest.raises(DataError, match="needs the columns prompt and response, or messages"):
         list(rewrites(None, datasets.Dataset.from_list([{"text": "a"}]), Rewriting(), "rows"))
-    with pytest.raises(UsageError, match="needs the model that rewrites"):
+    with pytest.raises(UsageError, match="needs a model that rewrites"):
         self_data("synthetic:sums")
-    with pytest.raises(UsageError, match=r"the template has no \{prompt\}"):
+    with pytest.raises(UsageError, match=r"the template must contain \{prompt\}"):
         self_data("synthetic:sums", teacher="path:x", template="say it again")
     with pytest.raises(UsageError, match="unknown key 'selektion'; did you mean 'selection'"):
         self_data("synthetic:sums", teacher="path:x", selektion="none")
@@ -114,7 +114,7 @@ def test_a_run_and_a_data_set_rewrite_alike(home, tmp_path):
     (signal,) = [facts for kind, facts in run.provenance["signals"].items() if kind.startswith("text:")]
     assert signal["computed"] and "without block" in run.provenance["student"]["start"]["how"]
     (note,) = [note for note in run.report["notes"] if note.startswith("self-data: ")]
-    assert "of 24 answers are the unpruned model's own" in note
+    assert "of 24 answers were rewritten by the unpruned model" in note
     rows = self_data("synthetic:sums", options=data["options"], teacher=made["teacher"], **rewriting).split("train")
     kept = sum(rows["kept"])
     assert f" {kept} of 24 answers" in note and set(rows["origin"]) <= {"teacher", "reference"}
@@ -133,7 +133,7 @@ def test_skills_are_right_and_no_question_stands_in_two_splits():
         synthetic("sums").split("test")[0]["prompt"])  # fmt: skip
     for row in synthetic("reversals", rows=20).split("train"):
         assert row["prompt"] == f"reverse {row['response'][::-1]}: "
-    with pytest.raises(UsageError, match="style of steps, answer-first, guided"):
+    with pytest.raises(UsageError, match="a style of steps, answer-first, guided"):
         synthetic("sums", style="loud")
 
 

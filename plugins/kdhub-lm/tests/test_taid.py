@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
-from kdhub_lm.taid import Curriculum, Taid, interpolated
-from kdhub_logits.divergences import forward_kl
+from kdhub_lm.methods.taid import Curriculum, Taid, interpolated
+from kdhub_tasks.divergences import forward_kl
 
 import kdhub
 from kdhub.errors import RecipeError
@@ -114,7 +114,7 @@ def test_a_run_keeps_its_curriculum_and_warns_when_it_cannot_adapt(tmp_path, cap
     }  # fmt: skip
     with caplog.at_level(logging.WARNING, "kdhub"):
         run = kdhub.distill(recipe, out=tmp_path / "one")
-    assert "cannot lead a straight line of 40 steps" in caplog.text
+    assert "too small to get ahead of a straight line in 40 steps" in caplog.text
     states = [r["state"] for r in run.metrics() if "state" in r]
     assert [s["t"] for s in states] == sorted(s["t"] for s in states)
     assert states[-1]["t"] == pytest.approx(0.4 + 0.6 * 39 / 40)
@@ -136,5 +136,5 @@ def test_accumulated_means_move_it_once():
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(RecipeError, match="t_start is below t_end"):
+    with pytest.raises(RecipeError, match=r"t_start must be below t_end \(t_start=0.9, t_end=0.5\)"):
         kdhub.distill("taid", set=["options.t_start=0.9", "options.t_end=0.5"])

@@ -7,10 +7,9 @@ import os
 
 import pytest
 
-from kdhub._catalog_rows import catalog_data, written
-from kdhub.data import DataOptions
+import kdhub
+from kdhub.catalogue.rows import catalog_data, written
 from kdhub.errors import DataError, UsageError
-from kdhub.resolve import Resolver
 
 TEXTS = {
     "tinyshakespeare": {"train": (3642, "texts"), "validation": (203, "texts"), "test": (202, "texts")},
@@ -29,7 +28,7 @@ TEXTS = {
 
 
 def opened(name, **options):
-    return Resolver().open_data(name, DataOptions(), options)
+    return kdhub.open_data(name, options=options)
 
 
 def test_blocks_are_the_lines_in_order(tmp_path):
@@ -46,7 +45,7 @@ def test_blocks_are_the_lines_in_order(tmp_path):
         "nothing is lost or torn"
     )
     assert len(test) == pytest.approx(len(train) / 8, abs=1) == len(validation) and max(map(len, train)) <= 160
-    with pytest.raises(UsageError, match="20 and a share"):
+    with pytest.raises(UsageError, match="held_out between 0 and 1"):
         opened(f"blocks:path:{rows}", held_out=1.0)
 
 

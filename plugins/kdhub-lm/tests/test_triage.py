@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdhub_lm.models import CausalLm, llama
-from kdhub_lm.triage import Rules, counted, triaged
+from kdhub_lm.data.triage import Rules, counted, triaged
+from kdhub_tasks.language.model import CausalLm
+from kdhub_tasks.language.students import llama
 
+import kdhub
 from kdhub.errors import DataError, RecipeError
-from kdhub.resolve import DataOptions, Resolver
+from kdhub.recipes import chain
+from kdhub.recipes.chain import resolve_recipe
+from kdhub.recipes.resolve import Resolver
 from kdhub.student import BuildContext
-from kdhub.verbs import chain
-from kdhub.verbs.distill import resolve_recipe
 
 
 def fates_of(rows, answers, expert, **rules):
@@ -54,21 +56,21 @@ def test_thresholds_and_picks():
 
 def test_counts_add_up():
     fates = [("expert", 1, 2), ("expert", 0, 4), ("self", 3, 0), ("none", 0, 0), ("replay", 1, 0)]
-    told = counted(fates)
-    assert told["prompts"] == 5 == sum(told[f"prompts_{o}"] for o in ("self", "expert", "replay", "none"))
-    assert (told["traces_self"], told["traces_expert"], told["traces_replay"]) == (3, 1, 1)
-    assert (told["expert_calls"], told["expert_failed"]) == (6, 1)
+    counts = counted(fates)
+    assert counts["prompts"] == 5 == sum(counts[f"prompts_{o}"] for o in ("self", "expert", "replay", "none"))
+    assert (counts["traces_self"], counts["traces_expert"], counts["traces_replay"]) == (3, 1, 1)
+    assert (counts["expert_calls"], counts["expert_failed"]) == (6, 1)
 
 
 @pytest.mark.parametrize("rules, said", [
-    ({"k": 1}, "k is 1, should be at least 2"),
-    ({"self_lo": 0.5, "self_hi": 0.5}, "self_lo is 0.5, should be from 0 and below self_hi"),
-    ({"tries": 0, "pick": "any"}, "pick is 'any', should be shortest or random"),
+    ({"k": 1}, "k must be at least 2"),
+    ({"self_lo": 0.5, "self_hi": 0.5}, "self_lo must be from 0 and below self_hi"),
+    ({"tries": 0, "pick": "any"}, "pick must be shortest or random"),
     ({"rounds": 2}, "unexpected keyword argument 'rounds'"),
 ])  # fmt: skip
 def test_wrong_rules_are_refused(rules, said):
     with pytest.raises(RecipeError, match=said):
-        Resolver().open_data("triage:arithmetic:add", DataOptions(), {"model": "path:x", **rules})
+        kdhub.open_data("triage:arithmetic:add", options={"model": "path:x", **rules})
 
 
 def test_as_a_data_set(tmp_path, monkeypatch):
@@ -89,23 +91,23 @@ def test_as_a_data_set(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CausalLm, "generate", generate)
     options = {"model": f"path:{tmp_path}", "expert": {"column": "response"}, "max_new_tokens": 4}
-    data = Resolver().open_data("triage:arithmetic:add", DataOptions(), options)
+    data = kdhub.open_data("triage:arithmetic:add", options=options)
     rows, prompts = data.split("train"), data.split("prompts")
-    told = data.source("train")["counts"]
-    assert told["prompts"] == len(prompts) == 91 and sum(told[f"traces_{o}"] for o in ("self", "expert")) == len(rows)
+    counts = data.source("train")["counts"]
+    assert counts["prompts"] == len(prompts) == 91 and sum(counts[f"traces_{o}"] for o in ("self", "expert")) == len(
+        rows
+    )
     assert {r["origin"] for r in rows} == {"self", "expert"}
     assert all(eval(r["prompt"][:-1]) == int(r["response"]) for r in rows)
     assert all((r["origin"] == "expert") == (r["acc"] == 0) for r in rows)
     assert {p["acc"] for p in prompts if eval(p["prompt"][:-1]) >= 10} == {0}
     before = len(calls)
-    again = Resolver().open_data("triage:arithmetic:add", DataOptions(), {**options, "mastered_keep": 1.0})
-    assert again.source("train")["counts"]["prompts_replay"] and len(calls) == before, "answers are asked for once"
+    again = kdhub.open_data("triage:arithmetic:add", options={**options, "mastered_keep": 1.0})
+    assert again.source("train")["counts"]["prompts_replay"] and len(calls) == before, "answers are requested once"
     monkeypatch.setattr(CausalLm, "generate", lambda self, prompts, *rest: [[40]] * len(prompts))
     del options["expert"]
     with pytest.raises(DataError, match="no trace is left"):
-        Resolver().open_data("triage:arithmetic:add", DataOptions(), {**options, "k": 3, "max_new_tokens": 3}).split(
-            "train"
-        )
+        kdhub.open_data("triage:arithmetic:add", options={**options, "k": 3, "max_new_tokens": 3}).split("train")
 
 
 def test_reinforcement_comes_first():

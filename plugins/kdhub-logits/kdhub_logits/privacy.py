@@ -44,13 +44,13 @@ def by_tagger(tagger: Teacher) -> Scorer:
     Raises:
         CompatibilityError: it has no such class.
     """
-    from kdhub.resolve import Resolver
+    from kdhub import open_task
 
     if "O" not in tagger.classes:
         raise CompatibilityError(
             f"a tagger calls what is not private O; {tagger.argument} has the classes {', '.join(tagger.classes[:6])}"
         )
-    prepare = Resolver().task("token-classification").preparer(None, tagger)
+    prepare = open_task("token-classification").preparer(None, tagger)
     outside = tagger.classes.index("O")
 
     def score(texts: Sequence[str], spans: Sequence[Spans]) -> list[list[float]]:

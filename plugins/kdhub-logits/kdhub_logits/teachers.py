@@ -1,114 +1,18 @@
-"""Teachers of classification whose weights are at hand: a folder, or the Hub."""
+"""Teachers that are no network of their task: prototypes of a few labelled rows, and zero-shot text encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdhub._files import sha256_files
+from kdhub import open_data, open_task, open_teacher
 from kdhub.errors import TeacherError, UsageError
-from kdhub.task import Example
+from kdhub.rows import Example
 from kdhub.teacher import Teacher
-from kdhub_logits.plugin import LAYERED
-from kdhub_logits.sparse import Form, packed
-
-IDENTIFYING = (".safetensors", ".json", ".txt", ".model")
-"""Files of a model's folder that say what it gives."""
-
-
-class LocalClassifier(Teacher):
-    """A classifier folder, ours or the transformers library's; its identity is read from its files, those of folders in
-    it too where it is `nested`."""
-
-    group_rows = 512
-    kind = "classifier"
-    nested = False
-
-    @staticmethod
-    def read(folder: Path, name: str | None) -> Any:
-        """The model of a folder."""
-        from kdhub_logits import classifiers
-
-        return classifiers.load(folder, name=name)
-
-    def __init__(self, argument: str, options: Any = None, *, folder: Path, known: Mapping[str, Any]):
-        super().__init__(argument, options)
-        self.folder, self.known = folder, dict(known)
-        if not folder.is_dir():
-            raise UsageError(f"teacher folder {folder} does not exist")
-
-    @cached_property
-    def identity(self) -> Mapping[str, Any]:
-        inside = self.folder.rglob("*") if self.nested else self.folder.iterdir()
-        files = [p.relative_to(self.folder).as_posix() for p in inside if p.is_file() and p.suffix in IDENTIFYING]
-        return {"kind": self.kind, "files": sha256_files(self.folder, sorted(files))}
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        weights = {n: d for n, d in self.identity["files"].items() if n.endswith(".safetensors")}
-        return {**self.known, "files": weights}
-
-    @cached_property
-    def model(self) -> Any:
-        model = self.read(self.folder, self.known.get("id"))
-        model.module.eval().requires_grad_(False)
-        return model
-
-    @property
-    def module(self) -> Any:
-        return self.model.module
-
-    def probe(self) -> Mapping[str, Any]:
-        return {
-            "classes": self.model.classes,
-            "widths": {kind: list(self.model.shape(kind)) for kind in self.model.kinds},
-        }
-
-    @property
-    def classes(self) -> list[str]:
-        return list(self.facts["classes"])
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
-
-    def encode(self, texts: Sequence[str], max_length: int | None = None) -> Any:
-        return self.model.encode(texts, max_length)
-
-    def encode_words(self, rows: Sequence[Sequence[str]], max_length: int | None = None) -> Any:
-        return self.model.encode_words(rows, max_length)
-
-    def layout(self, kind: str) -> dict[str, Any]:
-        widths, (kind, _, keep) = self.facts["widths"], kind.partition(":")
-        if kind in LAYERED and kind not in widths:  # of a teacher that was known before it had them
-            widths = self.probe()["widths"]
-        if kind not in widths or (keep and kind not in ("logits", *LAYERED)):
-            raise TeacherError(f"{self.argument} gives {', '.join(widths)}, and of logits a part, not {kind!r}")
-        shape = list(widths[kind])
-        if kind in LAYERED and keep:
-            shape[LAYERED[kind]] = len(keep.split(","))
-        if kind in LAYERED or not keep:
-            return {kind: tuple(shape)}
-        field = Form.parse(keep, shape[-1]).field(kind, ragged=shape[0] is None)
-        return {field.name: field}
-
-    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
-        kind, _, keep = kind.partition(":")
-        given = self.model.signals(examples, kind)
-        if not keep:
-            return given
-        if kind in LAYERED:
-            at, axis = [int(layer) - 1 for layer in keep.split(",")], LAYERED[kind]
-            rows = given[kind]
-            return {kind: np.take(rows, at, axis) if isinstance(rows, np.ndarray) else [r.take(at, axis) for r in rows]}
-        ragged, form = self.model.ragged, Form.parse(keep, self.facts["widths"][kind][-1])
-        contents = [example["content"] for example in examples]
-        return {form.field(kind, ragged).name: packed(given[kind], form, contents, ragged)}
 
 
 class Prototypes(Teacher):
@@ -125,10 +29,7 @@ class Prototypes(Teacher):
 
     @cached_property
     def _data(self) -> Any:
-        from kdhub.data import DataOptions
-        from kdhub.resolve import Resolver
-
-        return Resolver().open_data(self.argument, DataOptions(), self.options.data)
+        return open_data(self.argument, options=self.options.data)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
@@ -200,15 +101,12 @@ class ZeroShot(Teacher):
 
     @cached_property
     def encoder(self) -> Teacher:
-        from kdhub.recipe import Ref
-        from kdhub.resolve import Resolver
-
         if len(self.options.classes) < 2:
             raise UsageError(
                 f"zero-shot:{self.argument} needs a description of each class",
                 hint="teacher: {source: zero-shot:..., classes: {NAME: a text, ...}}",
             )
-        return Resolver().teacher(Ref(source=self.argument), "text-embedding")
+        return open_teacher(self.argument, "text-embedding")
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -223,9 +121,7 @@ class ZeroShot(Teacher):
         return list(self.options.classes)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        from kdhub.resolve import Resolver
-
-        prepare = Resolver().task("text-embedding").preparer(None, self.encoder)
+        prepare = open_task("text-embedding").preparer(None, self.encoder)
         examples = prepare([{"text": text} for text in texts])
         return np.asarray(self.encoder.signals(examples, "embedding")["embedding"], np.float64)
 
@@ -238,6 +134,10 @@ class ZeroShot(Teacher):
 
     def layout(self, kind: str) -> dict[str, tuple[int | None, ...]]:
         return _logits_only(self, kind)
+
+    @property
+    def reads(self) -> ZeroShot:
+        return self
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> Any:
         return [[0] for _ in texts], [False for _ in texts]  # its encoder cuts them
@@ -261,26 +161,3 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) of (n, d) and (m, d)."""
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
     return a @ b.T
-
-
-def local(cls: type[LocalClassifier]) -> tuple[Any, Any]:
-    """What builds such a teacher from a folder, and from a repository of the Hub."""
-
-    def path(argument: str, options: Any = None) -> LocalClassifier:
-        """A folder; so also the student of another recipe."""
-        folder = Path(argument).expanduser()
-        return cls(argument, options, folder=folder, known={"source": f"path:{argument}", "id": folder.name})
-
-    def hub(argument: str, options: Any = None) -> LocalClassifier:
-        """A transformers model of the Hub, at a pinned commit."""
-        from kdhub.hub.fetch import fetch_model
-
-        folder, repo, commit = fetch_model(argument)
-        known = {"source": f"hf:{repo}@{commit}", "id": repo, "revision": commit}
-        return cls(argument, options, folder=folder, known=known)
-
-    path.Options = hub.Options = cls.Options
-    return path, hub
-
-
-path, hub = local(LocalClassifier)

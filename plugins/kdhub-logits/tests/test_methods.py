@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdhub_logits import divergences, plugin, soft_targets
-from kdhub_logits.pld import Pld, plackett_luce
-from kdhub_logits.supervised import Supervised
+from kdhub_logits import plugin
+from kdhub_logits.methods import soft_targets
+from kdhub_logits.methods.pld import Pld, plackett_luce
+from kdhub_tasks import divergences
+from kdhub_tasks.methods.supervised import Supervised
 
 import kdhub
 from kdhub import hookimpl
 from kdhub.method import Progress
-from kdhub.plugins import get_plugins
-from kdhub.task import Signals
+from kdhub.plugins.discovery import get_plugins
+from kdhub.rows import Signals
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from kdhub_logits import queries
 from kdhub_logits.adapter import adapted
-from kdhub_logits.pcoreset import QUERIES, two_head_loss
+from kdhub_logits.methods.pcoreset import QUERIES, two_head_loss
 from kdhub_logits.queries import farthest, gaps
 from kdhub_logits.teachers import Prototypes
 
 import kdhub
-from kdhub.data import DataOptions
+from kdhub.data.dataset import DataOptions
 from kdhub.errors import CompatibilityError, DataError, UnknownNameError
-from kdhub.recipe import Ref
-from kdhub.resolve import Resolver
+from kdhub.recipes.recipe import Ref
+from kdhub.recipes.resolve import Resolver
 from kdhub.sampler import Seen
 
 POOL = np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.34, 0.33, 0.33], [0.5, 0.5, 0]])

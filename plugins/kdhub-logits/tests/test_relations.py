@@ -7,27 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdhub_logits import networks, tiny
-from kdhub_logits.classifiers import TextClassifier, TokenClassifier
-from kdhub_logits.mixkd import MixKd, draw, mix, mixed_loss
-from kdhub_logits.networks import rescaled
-from kdhub_logits.plugin import LAYERED
-from kdhub_logits.similarity import (
-    Feature,
-    attention_distance,
-    feature_distance,
-    layer_pairs,
-    median_distance,
-    mmd2,
-    rank_loss,
-)
-from kdhub_logits.tasks import ImageClassification
-from kdhub_logits.trg import context, global_loss, graph, inner_loss, local_loss, same_grid
+from kdhub_logits.methods.mixkd import MixKd, draw, mix, mixed_loss
+from kdhub_logits.methods.similarity import Feature, median_distance, mmd2, rank_loss
+from kdhub_logits.methods.trg import context, global_loss, graph, inner_loss, local_loss, same_grid
+from kdhub_logits.wrappers import TwoHeads, rescaled
+from kdhub_tasks.classification import networks, tiny
+from kdhub_tasks.classification.model import TokenClassifier
+from kdhub_tasks.classification.task import ImageClassification
+from kdhub_tasks.distances import attention_distance, feature_distance, layer_pairs
+from kdhub_tasks.signals import LAYERED
+from kdhub_tasks.transformer import TextClassifier
 from pydantic import ValidationError
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
 HS, HT = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -320,17 +314,17 @@ def test_a_batch_is_mixed_with_its_labels_and_the_same_under_one_seed():
 
 
 def test_the_published_student_has_the_rescaled_logits(tmp_path):
-    from kdhub_logits import classifiers
+    from kdhub_tasks.classification.folders import load
+    from kdhub_tasks.classification.model import NetworkClassifier
 
     torch.manual_seed(0)
-    student = classifiers.NetworkClassifier(
+    student = NetworkClassifier(
         "image-classification", {"network": "mlp", "shape": [4], "classes": list("abc"), "hidden": [5]}
     )
     plain = student.signals([{"x": np.ones(4, np.float32)}], "logits")["logits"]
-    student.rescale()
-    student.rescale()
+    student.wrap("rescaled")
     student.save(tmp_path)
-    again = classifiers.load(tmp_path).signals([{"x": np.ones(4, np.float32)}], "logits")["logits"]
+    again = load(tmp_path).signals([{"x": np.ones(4, np.float32)}], "logits")["logits"]
     assert again.std(ddof=1) == pytest.approx(1.0, abs=1e-5) and (again.argmax() == plain.argmax())
 
 
@@ -340,7 +334,7 @@ def test_two_heads_mix_as_the_specification_says():
             return {"logits": torch.tensor([[2.0, 1.0, 0.0]]), "features": torch.ones(1, 1)}
 
     for beta, expected in ((1.0, [0.377636, 0.244728, 0.377636]), (0.5, [0.340559, 0.181019, 0.478422])):
-        heads = networks.TwoHeads(Fixed(), 1, 3, 0.5, beta)
+        heads = TwoHeads(Fixed(), features=1, classes=3, mix=0.5, beta=beta)
         with torch.no_grad():
             heads.head.weight.zero_()
             heads.head.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdhub_logits.data import change_labels
-from kdhub_logits.self_distillation import KernelSteps, SelfDistillation, check_steps
+from kdhub_logits.methods.self_distillation import KernelSteps, SelfDistillation, check_steps
+from kdhub_tasks.classification.data import change_labels
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import Progress
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 DIAGONAL = KernelSteps(np.diag([2.0, 0.5]), np.ones((2, 1)), 0.5)
 

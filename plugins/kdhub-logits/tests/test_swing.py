@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from kdhub_logits.methods.soft_targets import Kd
+from kdhub_logits.methods.swing import Swing, laplace, renormalised, temperature
 from kdhub_logits.privacy import PATTERN, Ngrams, any_of, by_pattern, by_tagger, marked
-from kdhub_logits.soft_targets import Kd
-from kdhub_logits.swing import Swing, laplace, renormalised, temperature
 from pydantic import ValidationError
 
 from kdhub.errors import CompatibilityError
 from kdhub.method import Progress
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 NOW = Progress(0, 1, 0.0)
 
@@ -167,7 +167,11 @@ def test_what_the_pattern_marks():
 class Names:
     """A tagger that finds three of four capitalised words to be names."""
 
-    classes, argument, model, tokenizer = ("O", "NAME"), "names", None, None
+    classes, argument, members = ("O", "NAME"), "names", ()
+
+    @property
+    def reads(self):
+        return self
 
     def encode_words(self, rows, limit=None):
         return [[0] * len(row) for row in rows], [list(range(len(row))) for row in rows]

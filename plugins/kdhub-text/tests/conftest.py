@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kdhub_text.tiny import WORDS, random_texts, tiny_encoder, write_jsonl
+from kdhub_tasks.tiny import WORDS, random_texts, tiny_encoder, write_jsonl
 
 from kdhub.testing.fixtures import home
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from kdhub.signals import SignalStore
+from kdhub.signals.store import SignalStore
 
 STEPS = 14
 
@@ -28,8 +28,9 @@ STEPS = 14
 FORKING = """
 import json, os, sys
 import accelerate, datasets, matplotlib.pyplot, scipy.stats, sentence_transformers, torch, transformers
-import kdhub.plots, kdhub.card, kdhub.training, kdhub.verbs.distill, kdhub.verbs.session
-import kdhub_text.leaf, kdhub_text.metrics, kdhub_text.students, kdhub_text.teachers
+import kdhub.evaluation.plots, kdhub.evaluation.card, kdhub.training.engine, kdhub.verbs.distill, kdhub.training.session
+import kdhub_text.methods.leaf, kdhub_tasks.embedding.metrics, kdhub_tasks.embedding.students
+import kdhub_tasks.embedding.teachers
 from kdhub.cli import main
 
 print("ready", flush=True)
@@ -280,7 +281,7 @@ def test_another_seed_gives_another_student_also_where_a_job_was_killed_before_i
 RANKS = """
 import time
 from pathlib import Path
-from kdhub._ranks import barrier, of_first, rank
+from kdhub.ranks import barrier, of_first, rank
 
 if rank() == 0:
     time.sleep(1)

@@ -7,20 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from kdhub_text import encoder
-from kdhub_text.leaf import Leaf, alignment_loss, fit_head
-from kdhub_text.students import config, layers, path
-from kdhub_text.task import TextEmbedding
-from kdhub_text.teachers import LocalEncoder
-from kdhub_text.teachers import path as path_teacher
+from kdhub_tasks.embedding import encoder
+from kdhub_tasks.embedding.task import TextEmbedding
+from kdhub_tasks.embedding.teachers import EncoderTeacher
+from kdhub_text.methods.leaf import Leaf, alignment_loss, fit_head
 from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
 import kdhub
 from kdhub.method import ObjectiveMethod, Progress
-from kdhub.student import BuildContext
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 Y = torch.tensor([[0.6, 0.8], [1.0, 0.0]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.6], [0.0, 1.0]], dtype=torch.float64)
@@ -161,9 +158,9 @@ def built(tiny):
     """(student, teacher) as LEAF gets them: `built("layers", "2", hidden=32, ...)`."""
 
     def build(kind: str, argument: str, options: dict | None = None, **settings):
-        teacher = path_teacher(str(tiny.encoder(**settings)), LocalEncoder.Options(**(options or {})))
-        builder = {"layers": layers, "config": config, "path": path}[kind]
-        return builder(argument, BuildContext(TextEmbedding(), teacher, 0)), teacher
+        teacher = {"source": f"path:{tiny.encoder(**settings)}", **(options or {})}
+        teacher = kdhub.open_teacher(teacher, "text-embedding")
+        return kdhub.open_student(f"{kind}:{argument}", "text-embedding", teacher=teacher), teacher
 
     return build
 
@@ -182,7 +179,7 @@ def test_a_head_is_added_only_where_the_widths_differ(built):
     assert student.width == teacher.width == 32
     head = student.module[2]
     assert head.linear.bias is None and isinstance(head.activation_function, nn.Identity)
-    assert teacher.model[0].auto_model.config.hidden_size == 32  # it is the student that is mapped, not the teacher
+    assert teacher.model.trunk.config.hidden_size == 32  # it is the student that is mapped, not the teacher
 
 
 @pytest.mark.parametrize(
@@ -253,13 +250,13 @@ def test_padding_does_not_change_a_vector(built):
 def asked(monkeypatch) -> list[str]:
     """Every text a local teacher was asked for in training or evaluation, in order."""
     texts: list[str] = []
-    signals = LocalEncoder.signals
+    signals = EncoderTeacher.signals
 
     def count(self, examples, kind):
         texts.extend(e["text"] for e in examples)
         return signals(self, examples, kind)
 
-    monkeypatch.setattr(LocalEncoder, "signals", count)
+    monkeypatch.setattr(EncoderTeacher, "signals", count)
     return texts
 
 

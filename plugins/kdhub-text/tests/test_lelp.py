@@ -7,24 +7,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from kdhub_logits import networks, tiny
-from kdhub_logits.classifiers import NetworkClassifier, TextClassifier, load
-from kdhub_text.lelp import (
-    Lelp,
-    Moments,
-    clusters,
-    cross_entropies,
-    null_space,
-    orthonormal,
-    shares,
-    targets,
-    true_shares,
-)
+from kdhub_tasks.classification import tiny
+from kdhub_tasks.classification.folders import load
+from kdhub_tasks.classification.model import NetworkClassifier
+from kdhub_tasks.transformer import TextClassifier
+from kdhub_text.methods.lelp import Lelp, cross_entropies, shares, targets, true_shares
+from kdhub_text.subclasses import merged
+from kdhub_text.subspaces import Moments, clusters, null_space, orthonormal
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import Progress
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 P = torch.tensor([[0.8, 0.2]])
 SCORES = torch.tensor([[[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]]])
@@ -46,7 +40,7 @@ def test_split_loss_and_its_two_parts_of_the_specification():
     p = targets(P.log(), q)
     near(p, [SPLIT])
     near(p.unflatten(-1, (2, 3)).sum(-1), P)
-    near(torch.softmax(networks.merged(STUDENT, 3), -1), [[0.490788, 0.509212]])
+    near(torch.softmax(merged(STUDENT, 3), -1), [[0.490788, 0.509212]])
     apart = cross_entropies(STUDENT, p)
     near(apart, [1.652125])
     near(apart + (p * p.log()).sum(-1), [0.595405])
@@ -59,9 +53,9 @@ def test_split_loss_and_its_two_parts_of_the_specification():
 def test_in_use_the_classes_have_the_teachers_probabilities_at_any_temperature():
     p, q = torch.tensor([[0.45, 0.55]]), torch.tensor([[[0.9, 0.05, 0.05], [1 / 3, 1 / 3, 1 / 3]]])
     best = 4 * targets(p.log(), q).log()
-    near(torch.softmax(networks.merged(best, 3, 4.0) / 4, -1), p)
-    near(torch.softmax(networks.merged(best, 3), -1), [[0.888125, 0.111875]])
-    near(networks.merged(STUDENT + 7, 3, 4.0), networks.merged(STUDENT, 3, 4.0) + 7, abs=1e-5)
+    near(torch.softmax(merged(best, 3, 4.0) / 4, -1), p)
+    near(torch.softmax(merged(best, 3), -1), [[0.888125, 0.111875]])
+    near(merged(STUDENT + 7, 3, 4.0), merged(STUDENT, 3, 4.0) + 7, abs=1e-5)
 
 
 def objective(student, features, teacher, split, labels=(0,), **options):
@@ -75,7 +69,7 @@ def objective(student, features, teacher, split, labels=(0,), **options):
 
 
 def test_one_subclass_is_plain_soft_targets_and_labels_count_the_sum():
-    from kdhub_logits.soft_targets import Kd
+    from kdhub_logits.methods.soft_targets import Kd
 
     z, s = torch.tensor([[2.0, 0.5]]), torch.tensor([[0.3, -0.4]])
     grads = []
@@ -195,14 +189,14 @@ def test_a_widened_student_is_saved_with_all_its_outputs(tmp_path):
     config = {"network": "mlp", "shape": [4], "classes": ["a", "b", "c"], "hidden": [8]}
     student = NetworkClassifier("tabular-classification", config)
     examples = [{"x": np.arange(4, dtype=np.float32)}]
-    student.split_classes(5, 4.0, "tempered")
+    student.wrap("subclasses", number=5, temperature=4.0)
     assert student.width("subclass_logits") == (15,) and student.width("logits") == (3,)
     outputs = student.signals(examples, "subclass_logits")["subclass_logits"].reshape(3, 5)
     near(student.signals(examples, "logits")["logits"][0], 4 * np.log(np.exp(outputs / 4).sum(1)), abs=1e-5)
     student.save(tmp_path)
     near(load(tmp_path).signals(examples, "logits")["logits"], student.signals(examples, "logits")["logits"])
     with pytest.raises(CompatibilityError, match="Subclasses already"):
-        student.split_classes(2, 1.0, "sum")
+        student.wrap("subclasses", number=2, aggregate="sum")
 
 
 def test_a_widened_student_knows_what_it_knew():
@@ -211,7 +205,7 @@ def test_a_widened_student_knows_what_it_knew():
     for number, apart in ((1, 0.0), (50, 0.3)):
         student = NetworkClassifier("tabular-classification", config)
         before = student.signals(x, "logits")["logits"]
-        student.split_classes(number, 4.0, "tempered")
+        student.wrap("subclasses", number=number, temperature=4.0)
         after = student.signals(x, "logits")["logits"]
         before, after = (z - z.mean(1, keepdims=True) for z in (before, after))
         assert np.abs(after - before).max() <= apart * np.abs(before).max()
@@ -223,7 +217,7 @@ def test_a_text_student_is_a_plain_folder_of_the_library_with_named_parts(tmp_pa
     from transformers import pipeline
 
     student = TextClassifier.load(tiny.text_classifier(tmp_path / "start"))
-    student.split_classes(3, 4.0, "tempered")
+    student.wrap("subclasses", number=3, temperature=4.0)
     with torch.no_grad():
         student.module.model.classifier.weight.normal_()
     (tmp_path / "saved").mkdir()
@@ -273,13 +267,13 @@ def test_rows_without_a_label_teach_and_controls_find_their_rows(tmp_path):
 
 def test_a_random_split_is_of_the_same_parts_but_of_other_rows(tmp_path):
     """Over rows each part of a class has the mean it had; a row finds its own entry by its content."""
-    from kdhub.verbs.session import Session
+    from kdhub.training.session import Session
 
     made = {}
     for control in ("none", "random"):
         done = run(tmp_path, control, control=control, max_steps=1)
-        session = Session(done, kdhub.resolve.Resolver())
-        session.recipe = done.recipe = kdhub.verbs.chain.unchained(done.recipe, session.resolver)[0]
+        session = Session(done, kdhub.recipes.resolve.Resolver())
+        session.recipe = done.recipe = kdhub.training.execute.unchained(done.recipe, session.resolver)[0]
         method = session.method
         method._rows = session.rows("train")
         method._fit(session)
@@ -297,9 +291,9 @@ def test_a_random_split_is_of_the_same_parts_but_of_other_rows(tmp_path):
 
 
 def test_what_cannot_be_is_told(tmp_path):
-    with pytest.raises(UsageError, match="no column 'subclass'"):
+    with pytest.raises(UsageError, match="a column 'subclass'"):
         kdhub.distill({"method": "lelp"} | _teacher(tmp_path), out=tmp_path / "a", set={"options.control": "oracle"})
-    with pytest.raises(UsageError, match="no training row has a label"):
+    with pytest.raises(UsageError, match="no training row has one"):
         run(tmp_path, "b", {"labelled": 0, "unlabelled": 80}, group_by="label")
 
 
@@ -317,5 +311,7 @@ def test_too_few_directions_are_clamped_and_told(tmp_path, caplog):
     with pytest.raises(CompatibilityError, match="the logits carry all 8 dimensions"):
         kdhub.distill(recipe, out=tmp_path / "a", set={"options.null_space": True, "options.max_steps": 1})
     done = kdhub.distill(recipe, out=tmp_path / "b", set={"options.subclasses": 20, "options.max_steps": 1})
-    number = json.loads((done.student_folder / "config.json").read_text())["subclasses"]["number"]
+    (wrapper,) = json.loads((done.student_folder / "config.json").read_text())["wrappers"]
+    assert wrapper["wrapper"] == "subclasses"
+    number = wrapper["number"]
     assert 1 <= number <= 8 and f"{number} pseudo-subclasses instead of 20" in caplog.text

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kdhub_logits import tiny
-from kdhub_logits.metrics import agreement, probability_loyalty, regression_loyalty
-from kdhub_logits.tasks import Predictions
-from kdhub_text.masked_lm import MaskedLm, wordpiece
-from kdhub_text.multi_teacher import Bridge, MultiTeacher, by_word, confidence, divergence, matched, written
+from kdhub_tasks.classification import tiny
+from kdhub_tasks.classification.metrics import agreement, probability_loyalty, regression_loyalty
+from kdhub_tasks.classification.task import Predictions
+from kdhub_tasks.masked.model import MaskedLm
+from kdhub_tasks.masked.students import wordpiece
+from kdhub_text.bridge import Bridge, by_word, matched, written
+from kdhub_text.methods.multi_teacher import MultiTeacher, confidence, divergence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
-from kdhub.task import Signals
+from kdhub.rows import Signals
 
 Z1, Z2, S = (torch.tensor([row]) for row in ([2.0, 1, 0], [0.0, 1, 2], [1.0, 1, 0]))
 MODES = ("avg_loss", "avg_prob", "avg_logit")
@@ -178,7 +180,7 @@ def test_marks_of_words_are_those_of_the_kind_of_tokenizer():
 
 @pytest.fixture
 def masked(home, tmp_path):
-    """A recipe with two teachers of other tokens, and the folder of each."""
+    """A recipe with two teachers of different vocabularies, and the folder of each."""
     made = tiny.masked_recipe(tmp_path)
     texts = [row["text"] for row in tiny.rows(200)]
     folder = tmp_path / "pieces"
@@ -207,14 +209,14 @@ def test_teachers_with_other_tokens(masked, tmp_path):
     records = [r for r in done.metrics() if "terms" in r]
     assert records[-1]["terms"]["teacher"] < records[0]["terms"]["teacher"]
     assert 0 < records[-1]["state"]["coverage-2"] < 1
-    assert any("teacher 2 has other tokens" in note for note in done.report["notes"])
+    assert any("teacher 2 uses another vocabulary" in note for note in done.report["notes"])
     asked = done.provenance["signals"]
     assert {f"each:{kind} of teacher {n}" for kind in ("logits", "hidden_states:last", "spans") for n in (1, 2)} <= set(
         asked
     )
     alone = run(recipe, one, tmp_path / "alone")  # what it gave beside the other is found
     assert alone.provenance["signals"]["logits"]["computed"] == 0
-    with pytest.raises(CompatibilityError, match="other tokens"):
+    with pytest.raises(CompatibilityError, match="different vocabularies"):
         run(recipe, both, tmp_path / "off", vocab_bridge="off")
 
 

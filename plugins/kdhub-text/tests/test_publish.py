@@ -54,7 +54,8 @@ def test_round_trip(tiny, hub, tmp_path, monkeypatch):
 
 
 def test_towers_round_trip(hub, tmp_path, monkeypatch):
-    from kdhub_text.tiny import pair_recipe, random_texts
+    from kdhub_tasks.pairs.tiny import recipe as pair_recipe
+    from kdhub_tasks.tiny import random_texts
     from sentence_transformers import SentenceTransformer
 
     options = {"top_layers": 1, "include_cls": True, "fc_dims": [8], "max_steps": 2, "precision": "float32"}

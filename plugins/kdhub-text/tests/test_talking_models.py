@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kdhub_logits import networks, tiny
-from kdhub_logits.classifiers import load
-from kdhub_logits.splitting import Split
-from kdhub_text.talking_models import TalkingModels, distance, voice
+from kdhub_tasks.classification import networks, tiny
+from kdhub_tasks.classification.folders import load
+from kdhub_tasks.splitting import Split
+from kdhub_text.messages import codecs, distance
+from kdhub_text.methods.talking_models import TalkingModels
 from torch import nn
 from torch.nn.functional import pad
 from transformers import AutoTokenizer
@@ -119,7 +120,7 @@ def of_texts(tmp_path):
     torch.manual_seed(0)
     with method._student.read(), method._teacher.read():
         own = method._read(models[0], batch)
-        method.modules = {"codecs": nn.ModuleDict({who: voice(own[who], 4, method.options) for who in own})}
+        method.modules = {"codecs": nn.ModuleDict({who: codecs(own[who], 4, "mlp", "auto") for who in own})}
         yield method, models[0], batch
 
 
@@ -171,13 +172,13 @@ def test_a_frozen_teacher_passes_gradients_on_and_keeps_none():
 
 def test_codecs_by_width():
     some = {"lower": torch.rand(20, 1, 6) * 3 + 5, "upper": torch.rand(20, 1, 4)}
-    made = voice(some, 3, TalkingModels.Options())
+    made = codecs(some, 3, "mlp", "auto")
     assert made["encoder"]["lower"] is not made["encoder"]["upper"]
     assert made["decoder"]["upper"](torch.rand(2, 1, 3)).shape == (2, 1, 4)
-    with pytest.raises(CompatibilityError, match="6 and 4 numbers cannot share"):
-        voice(some, 3, TalkingModels.Options(share_codec_levels=True))
+    with pytest.raises(CompatibilityError, match="they have 6 and 4 numbers"):
+        codecs(some, 3, "mlp", True)
     even = {place: some["lower"] for place in some}
-    made = voice(even, 3, TalkingModels.Options(codec="linear"))
+    made = codecs(even, 3, "linear", "auto")
     assert made["encoder"]["lower"] is made["encoder"]["upper"] and isinstance(made["encoder"]["lower"], nn.Linear)
 
 
@@ -196,7 +197,7 @@ def run(teacher, out, method="talking-models", **options):
     changes = {"options.epochs": 60, "evaluation.cost": False} | {f"options.{k}": v for k, v in options.items()}
     recipe = {"name": "x"} | ({} if method == "supervised" else {"teacher": f"path:{teacher}"})
     if method == "supervised":
-        catalogue = kdhub.catalog.default_catalog().get("recipes", "talking-models")
+        catalogue = kdhub.catalogue.catalog.default_catalog().get("recipes", "talking-models")
         recipe |= {key: catalogue[key] for key in ("task", "student", "data", "evaluation", "options")}
     return kdhub.distill({"method": method, **recipe}, out=out, set=changes)
 
@@ -237,7 +238,7 @@ def test_a_teacher_that_learns_along_is_a_copy(teacher, tmp_path):
 def test_its_logits_are_of_no_use_for_other_classes(teacher, tmp_path):
     with pytest.raises(CompatibilityError, match="the student has the classes high, low, the teacher 0, 1"):
         kdhub.distill({**_data(), "method": "kd", "teacher": f"path:{teacher}"}, out=tmp_path / "kd")
-    with pytest.raises(ValueError, match="freeze_teacher: false means nothing with one_way"):
+    with pytest.raises(ValueError, match="freeze_teacher must be true with one_way"):
         TalkingModels.Options(freeze_teacher=False, one_way=True)
     with pytest.raises(UsageError, match="of 2 blocks cannot be split at 2 and 2"):
         run(teacher, tmp_path / "run", student_lower=2)
@@ -250,10 +251,10 @@ def test_texts_are_read_by_one_tokenizer(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
     tokenizer.add_tokens(["other"])
     tokenizer.save_pretrained(tmp_path / "student")
-    with pytest.raises(CompatibilityError, match="have other tokens"):
+    with pytest.raises(CompatibilityError, match="different vocabularies"):
         kdhub.distill({**recipe, **settings}, out=tmp_path / "other")
 
 
 def _data():
-    catalogue = kdhub.catalog.default_catalog().get("recipes", "talking-models")
+    catalogue = kdhub.catalogue.catalog.default_catalog().get("recipes", "talking-models")
     return {key: catalogue[key] for key in ("task", "student", "data")}

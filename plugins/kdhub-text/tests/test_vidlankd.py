@@ -9,28 +9,18 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from kdhub_logits import tiny
-from kdhub_text.clips import moved, slant
-from kdhub_text.masked_lm import MaskedLm
-from kdhub_text.vidlankd import (
-    VidLanKd,
-    VidLanKdTeacher,
-    contrast_loss,
-    crd_loss,
-    nst_loss,
-    ntxent_loss,
-    picture_probe,
-    queue,
-    rsa,
-    video_encoder,
-    word_states,
-)
+from kdhub_tasks.classification import tiny
+from kdhub_tasks.masked.model import MaskedLm
+from kdhub_text.data.clips import moved, slant
+from kdhub_text.methods.vidlankd import VidLanKd
+from kdhub_text.methods.vidlankd_teacher import VidLanKdTeacher, contrast_loss, video_encoder
+from kdhub_text.token_losses import crd_loss, nst_loss, ntxent_loss, queue
+from kdhub_text.word_pictures import picture_probe, rsa, word_states
 from torch.nn.functional import normalize
 
 import kdhub
 from kdhub.errors import CompatibilityError, DataError, UsageError
-from kdhub.recipe import DataRef
-from kdhub.resolve import Resolver
+from kdhub.recipes.recipe import DataRef
 
 S = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 T = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
@@ -143,7 +133,7 @@ def test_clips_show_what_their_captions_say(home):
     assert moved(image, np.array([-1, 2]))[3, 6] == 1 and moved(image, np.array([9, 0])).sum() == 1
     lean = np.fliplr(np.eye(8))  # from bottom left to top right
     assert slant(lean) == pytest.approx(1) and slant(lean[:, ::-1]) == pytest.approx(-1)
-    data = Resolver().data(DataRef(source="digit-clips"))
+    data = kdhub.open_data("digit-clips")
     rows = data.split("validation").select(range(100))
     names = "zero one two three four five six seven eight nine".split()
     for row in rows:
@@ -158,7 +148,7 @@ def test_clips_show_what_their_captions_say(home):
 
 def test_sentences_tell_no_digit_from_another(home):
     """The word before and after a digit: the same shares for all ten."""
-    rows = Resolver().data(DataRef(source="digit-sentences")).split("train").select(range(4000))["text"]
+    rows = kdhub.open_data("digit-sentences").split("train").select(range(4000))["text"]
     names = "zero one two three four five six seven eight nine".split()
     near = {name: {} for name in names}
     for text in rows:
@@ -256,7 +246,7 @@ def test_clips_are_read_as_they_are_drawn(home, tmp_path):
     held = {t: [f for caption, f in zip(captions, clips) if caption == t] for t in texts}
     same = [held[t][int(torch.randint(len(held[t]), (), generator=generator))] for t in texts]
     assert torch.equal(drawn(ref, *texts), torch.tensor(same))
-    with pytest.raises(DataError, match="no caption of the clips"):
+    with pytest.raises(DataError, match="not a caption of the clips"):
         drawn(ref, "three")
     for bad in ([[0.5, 0.5]], [[0.1, 0.2, 0.3, None]] * 2, [[0.1], [0.2, 0.3]]):
         rows = [{"text": t, "frames": bad if t == "bad" else f} for t, f in zip(captions, clips)]
@@ -301,7 +291,7 @@ def test_a_word_is_found_by_its_characters(folders):
     assert np.allclose(states(("yak", unknown))[0], last_states(model, unknown)[5], atol=1e-5)
     long = "the film " * 60 + "plot"
     assert np.allclose(states(("plot", "the plot"), ("plot", long)), last_states(model, "the plot")[2], atol=1e-5)
-    with pytest.raises(DataError, match="reads 64 tokens of a text, and in these is no plot"):
+    with pytest.raises(DataError, match="reads 64 tokens of a text, and words come later: plot"):
         states(("plot", long))
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

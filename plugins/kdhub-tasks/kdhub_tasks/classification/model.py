@@ -1,0 +1,165 @@
+"""Students that give logits over named classes: our small networks, and the transformers library's classifiers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdhub.errors import UntrustedError
+from kdhub.hub.trust import check_model_folder
+from kdhub.rows import Example
+from kdhub_tasks.classification import networks
+from kdhub_tasks.layers import blocks
+from kdhub_tasks.models import ProbedClassifier
+from kdhub_tasks.transformer import TextClassifier, padded
+from kdhub_tasks.wrappers import FORMERLY, KEY, wrappers_in
+
+
+class NetworkClassifier(ProbedClassifier):
+    """One of our small networks: `config.json` and `model.safetensors`.
+
+    Args:
+        config: `network`, `shape`, `classes` and the network's own settings.
+    """
+
+    def __init__(self, task: str, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
+        super().__init__(task, networks.build(config), config["classes"], start)
+        plain = {k: v for k, v in config.items() if k not in (KEY, *FORMERLY)}
+        listed = wrappers_in(config)
+        self.config = {**plain, "task": task, **({KEY: listed} if listed else {})}
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        return {"x": torch.zeros(1, *self.config["shape"])}
+
+    @property
+    def network(self) -> str:
+        return self.config["network"]
+
+    def like(self, module: nn.Module, start: Mapping[str, Any]) -> NetworkClassifier:
+        """The same with another number of layers; `module` has its weights."""
+        made = NetworkClassifier(self.task, {**self.config, "layers": len(blocks(module))}, start)
+        made.module.load_state_dict(module.state_dict())
+        return made
+
+    def note_wrapper(self, wrapper: Mapping[str, Any]) -> None:
+        self.config[KEY] = [*self.config.get(KEY, ()), dict(wrapper)]
+
+    @property
+    def batch(self) -> int:
+        return 64 if self.device.type == "cpu" else 1024  # what convolutions give for more leaves a core's cache
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        x = torch.from_numpy(np.stack([e["x"] for e in examples]))
+        # Colours of a pixel beside each other: convolutions of small images are a fifth faster, forward and backward.
+        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        scaled = x.to(torch.float32, memory_format=layout)
+        return {"x": scaled.div_(255) if x.dtype == torch.uint8 else scaled}
+
+    def save(self, folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps({"kdhub": 1, **self.config}, indent=2))
+        save_file({n: t.contiguous() for n, t in self.module.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any]) -> NetworkClassifier:
+        student = cls(config["task"], {k: v for k, v in config.items() if k != "kdhub"})
+        student.module.load_state_dict(load_file(folder / "model.safetensors"))
+        student.module.eval()
+        return student
+
+    @classmethod
+    def of_timm(
+        cls, folder: Path, config: Mapping[str, Any], *, classes: Sequence[str] | None = None, name: str | None = None
+    ) -> NetworkClassifier:
+        """A network with its weights as timm saves it: its `config.json` has `architecture` and `pretrained_cfg`.
+
+        Args:
+            classes: those that it shall have, with a fresh last layer unless it was made for just as many; its own
+                labels or their numbers if None.
+
+        Raises:
+            UsageError: timm is not installed. UntrustedError: pickled weights, or those of another network.
+        """
+        check_model_folder(folder, name=name)
+        own, many = config.get("pretrained_cfg") or {}, int(config.get("num_classes") or 0)
+        labels = config.get("label_names") or own.get("label_names") or [str(i) for i in range(many)]
+        shape = list(own.get("input_size") or (3, 224, 224))
+        known = ("num_classes", "in_chans")
+        settings = {k: v for k, v in (config.get("model_args") or {}).items() if k not in known}
+        made = {"network": "timm", "name": config.get("architecture"), "settings": settings}
+        made |= {"shape": shape, "classes": list(classes or labels), **networks.timm_scale(own, shape)}
+        student = cls("image-classification", made, {"how": "as it is"})
+        state = load_file(folder / "model.safetensors")
+        fits = student.module.model.state_dict()
+        fresh = {n for n, t in fits.items() if n not in state or t.shape != state[n].shape}
+        if set(state) - set(fits) or (fresh and len(student.classes) == many):
+            raise UntrustedError(f"{name or folder} has the weights of another network than {made['name']}")
+        student.module.model.load_state_dict({n: t for n, t in state.items() if n not in fresh}, strict=False)
+        student.module.eval()
+        return student
+
+
+class TokenClassifier(TextClassifier):
+    """A transformers token classifier. A word has the logits of its first token, so teacher and student may have
+    different tokenizers.
+
+    With `chunk_overlap` in its configuration it reads long rows in chunks that have so many tokens in common; a word's
+    logits are those of the chunk in which it is farthest from an end. So a short model reads long texts.
+    """
+
+    task_name = "token-classification"
+    auto = "AutoModelForTokenClassification"
+    ragged = True
+
+    def encode_words(
+        self, rows: Sequence[Sequence[str]], max_length: int | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of rows of words, cut to what the model takes, and where each word begins; words that are cut off,
+        or that the tokenizer leaves nothing of, end the row."""
+        chunks, places = self._chunks(rows, max_length)
+        ids: list[list[int]] = [[] for _ in rows]
+        for chunk, of in chunks:
+            ids[of] += chunk
+        return ids, [[at for _, at in row] for row in places]
+
+    def _chunks(
+        self, rows: Sequence[Sequence[str]], max_length: int | None = None
+    ) -> tuple[list[tuple[list[int], int]], list[list[tuple[int, int]]]]:
+        """Token ids of each chunk and its row, and for each word of a row in which chunk it begins, and where. A row is
+        one chunk, cut, unless chunks overlap."""
+        limit = min(filter(None, (self.max_length, max_length)))
+        overlap = getattr(self.module.model.config, "chunk_overlap", None)
+        more = {} if overlap is None else {"stride": overlap, "return_overflowing_tokens": True}
+        given = self.tokenizer(
+            [list(row) for row in rows], is_split_into_words=True, truncation=True, max_length=limit, **more
+        )
+        ids = given["input_ids"]
+        of = range(len(rows)) if overlap is None else given["overflow_to_sample_mapping"]
+        begins: list[dict[int, tuple[int, int, int]]] = [{} for _ in rows]
+        for chunk, row in enumerate(of):
+            before = None
+            for at, word in enumerate(given.word_ids(chunk)):
+                if word is not None and word != before:
+                    inside = min(at, len(ids[chunk]) - 1 - at)
+                    if word not in begins[row] or inside > begins[row][word][0]:
+                        begins[row][word] = inside, chunk, at
+                before = word
+        places = []
+        for row, found in zip(rows, begins):
+            end = next((w for w in range(len(row)) if w not in found), len(row))
+            places.append([found[w][1:] for w in range(end)])
+        return list(zip(ids, of)), places
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        chunks, places = self._chunks([e["words"] for e in examples])
+        batch = padded([ids for ids, _ in chunks], self.tokenizer.pad_token_id or 0)
+        width = batch["input_ids"].shape[1]
+        # Of what both models can see: a row may have fewer words than this one alone would take.
+        at = [c * width + first for e, row in zip(examples, places) for c, first in row[: len(e["words"])]]
+        return {**batch, "at": torch.tensor(at, dtype=torch.long)}

@@ -1,0 +1,130 @@
+"""Sampling from language models, token by token.
+
+One random number between 0 and 1 decides a token: the first at which the cumulative probability exceeds it. Each row
+has its own numbers, so its continuation depends, rounding aside, neither on the other rows of the batch nor on the
+number of processes. Rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdhub_tasks.language.generation import Generation
+
+LEAVE = 0.75
+"""Rows that have ended leave once at most this share of the batch goes on: leaving copies the cache of the others."""
+
+
+def draws(seed: int, rows: Sequence[int], count: int) -> Tensor:
+    """(rows, count) random numbers in [0, 1), float64; they depend on the seed and the row alone."""
+    keys = [np.array([seed % 2**64, row % 2**64], np.uint64) for row in rows]
+    drawn = [np.random.Generator(np.random.Philox(key=key)).random(count) for key in keys]
+    return torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0, count, dtype=torch.float64)
+
+
+@torch.no_grad()
+def write(
+    models: Sequence[tuple[nn.Module, float]],
+    prompts: Sequence[Sequence[int]],
+    room: Sequence[int],
+    numbers: Tensor | None,
+    how: Generation,
+    end: int | None,
+    pad: int,
+) -> list[list[int]]:
+    """Continue some prompts together.
+
+    Args:
+        models: `LanguageModel`s in eval mode with their shares; a token is drawn from the mixture of their
+            distributions.
+        prompts: token ids, at least one each.
+        room: the most tokens each may get, at least one.
+        numbers: (prompts, max(room)) in [0, 1); None for the most probable token of the first model.
+        how: temperature and top_p.
+        end: the token that ends a continuation; it is part of it.
+
+    Returns:
+        The token ids of each continuation.
+    """
+    device = next(models[0][0].parameters()).device
+    readers = [(_Reader(model, prompts, pad, device), share) for model, share in models]
+    numbers = None if numbers is None else numbers.to(device)
+    written: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # those in the batch; some of them have ended
+    ended = [False] * len(prompts)
+    for place in range(max(room)):
+        if numbers is None:
+            tokens = readers[0][0].logits().argmax(-1)
+        else:
+            p = sum(share * torch.softmax(reader.logits() / how.temperature, -1) for reader, share in readers)
+            tokens = drawn(p, numbers[rows, place], how.top_p)
+        for row, token in zip(rows, tokens.tolist()):
+            if not ended[row]:
+                written[row].append(token)
+                ended[row] = token == end or len(written[row]) == room[row]
+        going = [n for n, row in enumerate(rows) if not ended[row]]
+        if not going:
+            break
+        if len(going) <= LEAVE * len(rows):
+            rows, tokens = [rows[n] for n in going], tokens[going]
+            for reader, _ in readers:
+                reader.keep(torch.tensor(going, device=device))
+        for reader, _ in readers:
+            reader.add(tokens)
+    return written
+
+
+def drawn(p: Tensor, numbers: Tensor, top_p: float = 1.0) -> Tensor:
+    """The token that each number selects: p (rows, tokens) >= 0, of any sum; numbers (rows,) -> (rows,)."""
+    if top_p < 1:
+        ordered, at = p.sort(-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p * ordered.sum(-1, keepdim=True)
+        p = p.masked_fill(beyond.scatter(-1, at, beyond), 0)
+    reached = p.cumsum(-1, dtype=torch.float64)
+    found = torch.searchsorted(reached, numbers[:, None] * reached[:, -1:], right=True).squeeze(-1)
+    return found.clamp_max(p.shape[-1] - 1)
+
+
+class _Reader:
+    """One network and the texts so far. It keeps a cache where it can; otherwise it reads every text again."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad: int, device: torch.device):
+        from transformers import DynamicCache
+
+        self.network, self.classes = model.model, model.classes
+        takes = inspect.signature(self.network.forward).parameters
+        self.cache = DynamicCache(config=self.network.config) if "past_key_values" in takes else None
+        self.keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.places = "position_ids" in takes
+        width = max(map(len, prompts))
+        # padded on the left, so that all continue at the same position
+        self.ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        self.padded = bool((lengths < width).any())
+        self.mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+
+    def logits(self) -> Tensor:
+        """Of the next token, (rows, tokens) float32, without the padding of the vocabulary."""
+        how = dict(self.keeps_last)
+        if self.padded:
+            how["attention_mask"] = self.mask
+            if self.places:
+                how["position_ids"] = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -self.ids.shape[1] :]
+        if self.cache is not None:
+            how |= {"past_key_values": self.cache, "use_cache": True}
+        return self.network(input_ids=self.ids, **how).logits[:, -1, : self.classes].float()
+
+    def add(self, tokens: Tensor) -> None:
+        new = tokens[:, None]
+        self.ids = new if self.cache is not None else torch.cat([self.ids, new], 1)
+        self.mask = torch.cat([self.mask, torch.ones_like(new)], 1)
+
+    def keep(self, rows: Tensor) -> None:
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)

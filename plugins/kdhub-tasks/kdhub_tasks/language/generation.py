@@ -1,0 +1,171 @@
+"""Texts that models write: how a model is prompted, and how its answers are stored.
+
+A text is a signal like any other, of the kind `text:{...}` with the settings in its name, so it goes through the signal
+store: an answer that was computed, or paid for, once is not requested again, and an interrupted job continues row by
+row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdhub import fields
+from kdhub.data.dataset import Data
+from kdhub.data.prepare import fingerprint_of
+from kdhub.errors import TeacherError
+from kdhub.rows import Rows
+from kdhub_tasks.language.rows import with_answer
+
+if TYPE_CHECKING:
+    import datasets
+
+    from kdhub.teacher import Teacher
+
+logger = logging.getLogger("kdhub")
+
+SIGNAL = "text"
+READ = 256
+"""Rows whose texts are read at once."""
+
+
+class Generation(BaseModel):
+    """Settings of generation.
+
+    Two samples for one prompt are two rows (column `sample`, from 0); the seed is the same for all of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
+    temperature: float = Field(0.0, ge=0, description="sampling temperature; 0 takes the most probable token")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the most probable tokens with this total probability"
+    )
+    seed: int = Field(0, ge=0, description="seed of sampling")
+
+    @property
+    def kind(self) -> str:
+        """The signal's name."""
+        return f"{SIGNAL}:{json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(',', ':'))}"
+
+    @classmethod
+    def parse(cls, kind: str) -> Generation:
+        """The settings in a signal's name."""
+        return cls(**json.loads(kind.partition(":")[2] or "{}"))
+
+
+def is_text(kind: str) -> bool:
+    return kind.partition(":")[0] == SIGNAL
+
+
+def layout() -> dict[str, Any]:
+    """Stored fields of one answer: its bytes, and whether the model ended it itself."""
+    return {"text": fields.Field("text", "uint8", ragged=True), "ended": fields.Field("ended", "uint8")}
+
+
+def encoded(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, Any]:
+    """Answers as the store keeps them."""
+    rows = [np.frombuffer(text.encode(), np.uint8) for text in texts]
+    return {"text": rows, "ended": np.asarray(ended, np.uint8)}
+
+
+def decoded(values: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """(text, whether the model ended it) of some rows of a signal."""
+    # a model of bytes may stop in the middle of a character
+    texts = [np.asarray(row, np.uint8).tobytes().decode(errors="replace") for row in values["text"]]
+    return list(zip(texts, map(bool, values["ended"])))
+
+
+def answers(
+    teacher: Teacher, table: datasets.Dataset, how: Generation, signals: Callable[[Rows, str], Any] | None = None
+) -> Iterator[tuple[str, bool]]:
+    """A teacher's answers to the prompts of a table, row by row, through the store: (text, whether it was ended).
+
+    Args:
+        table: rows that the task `causal-lm` reads (`prompt`, `text`, `messages`, ...); `sample` numbers several
+            answers to one prompt.
+        signals: gives stored signals of rows; the store itself by default, `run.signals` inside a run.
+    """
+    from kdhub.signals.store import distinct, row_key
+    from kdhub.signals.stored import stored_signals
+
+    prepare = teacher.task.preparer(None, teacher, prompts=how.max_new_tokens)
+    rows = Rows.build(table, prepare, row_key)
+    stored = (signals or partial(stored_signals, teacher))(rows, how.kind)
+    once = distinct(rows.keys)
+    counts = np.zeros((len(rows), 2), np.int64)
+    for start in range(0, len(rows), READ):
+        some = np.arange(start, min(start + READ, len(rows)))
+        values = stored[some]
+        if "tokens" in values:
+            counts[some] = np.maximum(values["tokens"], 0)  # negative where the server did not count
+        yield from decoded(values)
+    if counts.any():
+        of_prompts, of_answers = counts[once].sum(0).tolist()
+        cost = "".join(f", {name} {value:g}" for name, value in teacher.priced(of_prompts, of_answers).items())
+        logger.info(
+            "%d answers of %s: %d prompt tokens, %d completion tokens%s",
+            len(once), teacher.argument, of_prompts, of_answers, cost,
+        )  # fmt: skip
+
+
+def sampled(teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> list[list[tuple[str, bool]]]:
+    """`samples` answers to each prompt of a table."""
+    found = list(answers(teacher, repeated(table, samples), how))
+    return [found[n :: len(table)] for n in range(len(table))]
+
+
+def repeated(table: datasets.Dataset, samples: int) -> datasets.Dataset:
+    """A table `samples` times over, with the number of each repetition as `sample`."""
+    import datasets
+
+    return datasets.concatenate_datasets([table.add_column("sample", [n] * len(table)) for n in range(samples)])
+
+
+def digest_of(table: datasets.Dataset) -> str:
+    """A digest of a table's rows, for the key of rows that are made of them."""
+    return fingerprint_of(table, {"kind": "dataset", "id": table._fingerprint})
+
+
+def answered(
+    teacher: Teacher,
+    table: datasets.Dataset,
+    how: Generation,
+    *,
+    name: str,
+    samples: int = 1,
+    signals: Callable[[Rows, str], Any] | None = None,
+) -> Data:
+    """The rows of a table with a teacher's answers as `response`, or as the last of `messages`; `ended` says whether
+    the model ended an answer, `sample` which answer to its prompt it is. Empty answers are dropped, and counted.
+
+    Args:
+        table, signals: see `answers`.
+        samples: answers to each prompt.
+
+    Raises:
+        TeacherError: all answers are empty.
+    """
+    key = {"of": digest_of(table), "teacher": dict(teacher.identity), "how": how.kind, "samples": samples}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        empty = 0
+        for n, (text, ended) in enumerate(answers(teacher, repeated(table, samples), how, signals)):
+            if not text.strip():
+                empty += 1
+                continue
+            yield {**with_answer(table[n % len(table)], text), "ended": ended, "sample": n // len(table)}
+        if empty:
+            what = f"{empty} of {samples * len(table)} answers of {teacher.argument} to {name} are empty"
+            if empty == samples * len(table):
+                raise TeacherError(what, hint="does this model understand these prompts?")
+            logger.warning("%s and were dropped", what)
+
+    made = f"answers to {name}"
+    return Data.from_rows(made, {"train": rows}, key={**key, "version": 1}, ref=f"made:{made}")

@@ -1,0 +1,205 @@
+"""Causal language models of the transformers library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdhub.hub.trust import check_model_folder
+from kdhub.ranks import device
+from kdhub.rows import Example, Signals
+from kdhub_tasks.language.decoding import draws, write
+from kdhub_tasks.language.generation import Generation, encoded, is_text
+from kdhub_tasks.language.lora import merged
+from kdhub_tasks.language.packing import packed
+from kdhub_tasks.language.rows import max_length, vocabulary
+from kdhub_tasks.models import Classifier
+from kdhub_tasks.positions import Head, TokenSignals
+from kdhub_tasks.transformer import padded
+
+BATCH = 32
+
+
+class LanguageModel(nn.Module):
+    """A transformers language model that gives its last states and its head at the positions `at` of a batch; logits
+    are computed from them on demand (see `kdhub_tasks.positions`).
+
+    Args:
+        classes: columns of the head that are tokens. The others are padding and are cut off: their logits would take a
+            share of the probability.
+    """
+
+    def __init__(self, model: nn.Module, classes: int):
+        super().__init__()
+        self.model, self.classes = model, classes
+        config = model.config
+        self._scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._head: bool | None = None
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> Signals:
+        ids, at = inputs["input_ids"], inputs["at"]
+        if "position_ids" in inputs:  # with a cache or a mask, several rows in a sequence would go unnoticed
+            how = {"position_ids": inputs["position_ids"], "use_cache": False}
+        else:
+            how = {"attention_mask": inputs["attention_mask"]}
+        if not self.has_head(ids):
+            given = self.model(input_ids=ids, **how, output_hidden_states=True)
+            logits, states = given.logits[..., : self.classes], given.hidden_states[-1]
+            return Signals(logits=logits.flatten(0, 1)[at].float(), features=states.flatten(0, 1)[at].float())
+        states = self.model.base_model(input_ids=ids, **how).last_hidden_state
+        return TokenSignals(head=self._of(states.flatten(0, 1)[at]))
+
+    def _of(self, states: torch.Tensor) -> Head:
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        return Head(states, head.weight[: self.classes], None if bias is None else bias[: self.classes],
+                    float(self._scale), self._cap)  # fmt: skip
+
+    def has_head(self, ids: torch.Tensor) -> bool:
+        """Whether states and head yield the model's own logits, tried once: some models do more between the two."""
+        if self._head is None:
+            self._head = False
+            head = self.model.get_output_embeddings()
+            if isinstance(head, nn.Linear) and self.model.base_model is not self.model:
+                was = self.model.training
+                self.model.eval()
+                with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+                    own = self.model(input_ids=ids[:1]).logits[0, :, : self.classes].float()
+                    made = self._of(self.model.base_model(input_ids=ids[:1]).last_hidden_state[0])[:]
+                self.model.train(was)
+                self._head = torch.allclose(own, made, rtol=1e-2, atol=1e-3 * float(own.abs().max()))
+        return self._head
+
+
+class CausalLm(Classifier):
+    """A causal language model with its tokenizer, in the library's own format. It has signals at the positions from
+    which a token is predicted: one less than the tokens of a text.
+
+    Attributes:
+        adapter: the only trained part (see `lora`), merged into the saved weights; None if all is trained.
+        packing: whether a batch has several rows in one sequence (see `packing`).
+    """
+
+    ragged = True
+    layered = True
+    batch = BATCH
+    adapter: Any = None
+    packing = False
+
+    def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
+        classes = min(len(tokenizer), model.config.vocab_size)
+        super().__init__("causal-lm", LanguageModel(model, classes), [], start)
+        self.tokenizer = tokenizer
+        self.max_length = max_length(model.config, tokenizer)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        if self.packing:
+            return packed(examples, self.max_length, self.tokenizer.pad_token_id or 0)
+        batch = padded([e["ids"] for e in examples], self.tokenizer.pad_token_id or 0)
+        width = batch["input_ids"].shape[1]
+        at = [n * width + position for n, e in enumerate(examples) for position in e["at"]]
+        return {**batch, "at": torch.tensor(at, dtype=torch.long)}
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        if not is_text(kind):
+            return super().signals(examples, kind)
+        how = Generation.parse(kind)
+        rows = [int.from_bytes(hashlib.sha256(e["content"]).digest()[:8], "big") for e in examples]
+        written = self.generate([e["ids"] for e in examples], how, how.seed, rows)
+        ends = {self.tokenizer.eos_token_id}
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return encoded(texts, [bool(ids) and ids[-1] in ends for ids in written])
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        how: Generation,
+        seed: int,
+        rows: Sequence[int] | None = None,
+        mixed: tuple[CausalLm, float] | None = None,
+    ) -> list[list[int]]:
+        """Its continuations of some prompts: token ids, with the end token where there is one. The process's random
+        generators are left alone.
+
+        Args:
+            prompts: token ids, at least one each; those of similar length are run together.
+            seed: of sampling.
+            rows: a number for each prompt, from which and the seed its random numbers come; its index by default.
+            mixed: a model with the same vocabulary, and its share in the mixture that each token is drawn from.
+        """
+        models = [(self.module, 1.0)] if mixed is None else [(self.module, 1 - mixed[1]), (mixed[0].module, mixed[1])]
+        rows = range(len(prompts)) if rows is None else rows
+        room = [min(how.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
+        order = [i for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])) if room[i] > 0]
+        written: list[list[int]] = [[] for _ in prompts]
+        were = [model.model.training for model, _ in models]
+        for model, _ in models:
+            model.to(device()).model.eval()
+        for start in range(0, len(order), self.batch):
+            some = order[start : start + self.batch]
+            longest = max(room[i] for i in some)
+            numbers = draws(seed, [rows[i] for i in some], longest) if how.temperature else None
+            continued = write(
+                models, [prompts[i] for i in some], [room[i] for i in some], numbers, how,
+                self.tokenizer.eos_token_id, self.tokenizer.pad_token_id or 0,
+            )  # fmt: skip
+            for i, ids in zip(some, continued):
+                written[i] = ids
+        for (model, _), was in zip(models, were):
+            model.model.train(was)
+        return written
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Digest of the tokens and their ids."""
+        return vocabulary(self.tokenizer)
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The transformers network, its adapter merged into the weights."""
+        return self.module.model if self.adapter is None else merged(self.adapter)
+
+    def width(self, kind: str) -> tuple[int, ...]:
+        return (self.module.classes if kind == "logits" else self.module.model.config.hidden_size,)
+
+    def describe(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary, "widths": {kind: list(self.shape(kind)) for kind in self.kinds}}
+
+    def like(self, network: nn.Module, start: Mapping[str, Any]) -> CausalLm:
+        return CausalLm(network, self.tokenizer, start)
+
+    def save(self, folder: Path) -> None:
+        self.plain_network.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+    def usage(self) -> str:
+        return (
+            "from transformers import pipeline\n\n"
+            'write = pipeline("text-generation", model="{path}")\n'
+            'print(write("Once upon a time", max_new_tokens=40))'
+        )
+
+    @property
+    def library(self) -> str:
+        return "transformers"
+
+
+def load(folder: Path, *, name: str | None = None) -> CausalLm:
+    """A language model from its folder; safetensors only, no code from the folder.
+
+    Raises:
+        UntrustedError: pickled weights, or code.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_model_folder(Path(folder), name=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return CausalLm(model.eval(), tokenizer)

@@ -1,0 +1,277 @@
+"""`openai:MODEL`: a language model behind any OpenAI-compatible API, as a teacher that writes.
+
+    POST {base_url}/chat/completions {"model", "messages", "max_tokens", "temperature", "top_p", "seed"}
+    POST {base_url}/completions      {"model", "prompt", ...}     for base models
+
+One request is one row, many are in flight, and each answer is committed to the signal store when it arrives, with the
+token counts of the server: nothing is paid for twice after a kill or a failure. For retries and keys see
+`kdhub.teachers.endpoint`.
+
+**Logits.** Some servers return the log-probabilities of a prompt's tokens by token id (`prompt_logprobs` of
+`/completions`, as in vLLM). With the option `tokenizer`, `signals: {keep: top-K}` then works as with a local teacher:
+rows are tokenized here, sent as ids, and returned with the K most probable tokens of each position. Log-probabilities
+by the tokens' texts (`logprobs` of chat) are not read: different tokens can have the same text, and they exist only for
+what the server generated itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kdhub.errors import CompatibilityError, TeacherError
+from kdhub.fields import Field as Stored
+from kdhub.teachers.endpoint import Endpoint, Refused, message_in, quoted
+from kdhub_tasks.language.generation import Generation, encoded, is_text, layout
+from kdhub_tasks.language.rows import vocabulary
+
+if TYPE_CHECKING:
+    from kdhub.rows import Example
+    from kdhub_tasks.sparse import Form
+
+UNKNOWN = -1
+"""Token count of an answer for which the server gave none."""
+
+
+class OpenAI(Endpoint):
+    """Answers from an endpoint.
+
+    Attributes:
+        answered: answers received; prompt_tokens, completion_tokens: the server's counts for them.
+    """
+
+    class Options(Endpoint.Options):
+        api: Literal["chat", "completions"] = Field("chat", description="chat/completions, or completions")
+        system: str | None = Field(None, description="system message before each prompt (chat)")
+        limit: Literal["max_tokens", "max_completion_tokens"] = Field(
+            "max_tokens", description="the server's name for the most tokens of an answer"
+        )
+        body: dict[str, Any] = Field({}, description="further fields of each request, passed to the server")
+        refused: Literal["stop", "empty"] = Field(
+            "stop", description="what a refused prompt becomes: an error, or an empty answer"
+        )
+        commit: int = Field(1, ge=1, le=1024, description="answers committed together; larger makes fewer files")
+        input_price: float = Field(0.0, ge=0, description="price of a million prompt tokens, for the cost in the log")
+        output_price: float = Field(0.0, ge=0, description="price of a million completion tokens")
+        tokenizer: str | None = Field(
+            None, description="the model's tokenizer, for its logits: a folder or org/name[@revision]"
+        )
+
+    options: Options
+
+    def __init__(self, argument: str, options: Any = None, *, task: Any = None):
+        super().__init__(argument, options)
+        self.task = task
+        self.answered = self.prompt_tokens = self.completion_tokens = 0
+
+    @property
+    def group_rows(self) -> int:
+        return self.options.commit
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        o = self.options
+        return {**super().identity, "api": o.api, "system": o.system, "body": o.body}
+
+    @property
+    def spent(self) -> Mapping[str, float]:
+        with self._lock:
+            counts = {
+                "requests": self.requests,
+                "answers": self.answered,
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+            }
+        return counts | self.priced(counts["prompt_tokens"], counts["completion_tokens"])
+
+    def priced(self, prompt_tokens: int, completion_tokens: int) -> dict[str, float]:
+        """{"cost": ...} in the currency of the prices; {} without prices."""
+        o = self.options
+        cost = (prompt_tokens * o.input_price + completion_tokens * o.output_price) / 1e6
+        return {"cost": round(cost, 6)} if o.input_price or o.output_price else {}
+
+    def layout(self, kind: str) -> dict[str, Any]:
+        if is_text(kind):
+            return {**layout(), "tokens": Stored("tokens", "int32", (2,))}
+        field = self._form(kind).field("logits", ragged=True)
+        return {field.name: field}
+
+    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        """Answers to `messages`, or the most probable tokens at the positions of `ids`.
+
+        Raises:
+            TeacherError: a malformed answer, or a refused prompt.
+            HubError: the server could not be reached, or did not answer.
+        """
+        if not is_text(kind):
+            form = self._form(kind)
+            return {form.field("logits", True).name: [self._scored(e, form) for e in examples]}
+        how = Generation.parse(kind)
+        found = [self._answer(example, how, row) for row, example in enumerate(examples)]
+        texts, ended, tokens = zip(*found) if found else ((), (), ())
+        return {**encoded(texts, ended), "tokens": np.array(tokens, np.int32).reshape(-1, 2)}
+
+    # -- texts ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, example: Example, how: Generation, row: int) -> tuple[str, bool, tuple[int, int]]:
+        """The text, whether the model ended it itself, and the tokens of prompt and answer."""
+        payload: dict[str, Any] = {self.options.limit: how.max_new_tokens, "temperature": how.temperature}
+        if how.temperature:
+            # Two samples for one prompt are two rows: their contents differ, and so must their seeds.
+            drawn = int.from_bytes(hashlib.sha256(example["content"]).digest()[:4], "big")
+            payload |= {"top_p": how.top_p, "seed": (drawn + how.seed) % 2**31}
+        messages = example["messages"]
+        said = messages[-1]["content"]
+        if self.options.api == "chat":
+            system = [{"role": "system", "content": self.options.system}] if self.options.system else []
+            path, payload = "chat/completions", payload | {"messages": [*system, *messages]}
+        else:
+            if len(messages) > 1:
+                raise CompatibilityError(
+                    f"{self.name}: with api=completions a prompt must be one message, this one has {len(messages)}",
+                    hint="set api: chat",
+                )
+            path, payload = "completions", payload | {"prompt": said}
+        which = quoted(said, row)
+        try:
+            answer = self.send(path, payload | self.options.body, doing=f"answering {which}", what=which)
+        except Refused as refused:
+            if self.options.refused == "empty":
+                return "", False, (UNKNOWN, UNKNOWN)
+            raise TeacherError(
+                f"{self.name} refused {which}: {refused}",
+                hint="refused: empty drops such prompts; set limit, system and body to what the server supports",
+            ) from None
+        text, ended = self._read(answer, which)
+        usage = answer.get("usage")
+        counts = [
+            usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
+        ]
+        known = [n if type(n) is int and 0 <= n < 2**31 else UNKNOWN for n in counts]
+        with self._lock:
+            self.answered += 1
+            self.prompt_tokens += max(0, known[0])
+            self.completion_tokens += max(0, known[1])
+        return text, ended, (known[0], known[1])
+
+    def _read(self, answer: Any, which: str) -> tuple[str, bool]:
+        """The first choice's text, "" where the model said nothing, and whether the model ended it."""
+
+        def malformed(what: str) -> TeacherError:
+            message, _ = message_in(answer)
+            instead = f", but: {self.redacted(message)}" if message else ""
+            return TeacherError(f"{self.name} sent a malformed answer for {which}: {what}{instead}")
+
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise malformed("it has no list 'choices'")
+        choice = choices[0]
+        if self.options.api == "chat":
+            message = choice.get("message")
+            if not isinstance(message, dict):
+                raise malformed("its choice has no 'message'")
+            text = message.get("content")
+            if isinstance(text, list):  # parts
+                parts = [part.get("text") for part in text if isinstance(part, dict)]
+                text = "".join(parts) if all(isinstance(part, str) for part in parts) else text
+        else:
+            text = choice.get("text", ...)
+        if text is None:  # all tokens were spent on thinking, a tool, or a refusal
+            return "", False
+        if not isinstance(text, str):
+            raise malformed("its text is not a string")
+        # half of a surrogate pair, which JSON allows and files do not
+        return text.encode("utf-8", "replace").decode(), choice.get("finish_reason") == "stop"
+
+    # -- logits ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own, None unless the option names it."""
+        if self.options.tokenizer is None:
+            return None
+        from transformers import AutoTokenizer
+
+        from kdhub.hub.fetch import fetch_model
+
+        folder = Path(self.options.tokenizer).expanduser()
+        if not folder.is_dir():
+            folder = fetch_model(self.options.tokenizer)[0]
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Digest of the tokens and their ids."""
+        if self.tokenizer is None:
+            raise CompatibilityError(f"the tokenizer of {self.name} is unknown", hint="set its option tokenizer")
+        return vocabulary(self.tokenizer)
+
+    def _form(self, kind: str) -> Form:
+        from kdhub_tasks.sparse import Form
+
+        name, _, keep = kind.partition(":")
+        if name != "logits":
+            raise CompatibilityError(f"openai:{self.argument} gives text and top-K logits, not {name!r}")
+        if not keep:
+            raise CompatibilityError(
+                f"openai:{self.argument} does not give all logits",
+                hint="set signals: {keep: top-K} and the teacher's option tokenizer, if the server has prompt_logprobs",
+            )
+        if self.tokenizer is None:
+            raise CompatibilityError(
+                f"openai:{self.argument} needs its tokenizer to give logits (tokenizer=None)",
+                hint="set its option tokenizer: a folder, or org/name on the Hub",
+            )
+        form = Form.parse(keep, len(self.tokenizer))
+        if form.name == "sampled":
+            raise CompatibilityError(f"{self.name} gives the most probable tokens, not samples", hint="keep: top-K")
+        return form
+
+    def _scored(self, example: Example, form: Form) -> np.ndarray:
+        """The K most probable tokens at the positions of an example's labels, packed."""
+        ids = list(example["ids"])
+        payload = {"prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": form.count}
+        what = f"a row of {len(ids)} tokens"
+        try:
+            answer = self.send("completions", payload | self.options.body, doing=f"scoring {what}", what=what)
+        except Refused as refused:
+            raise TeacherError(
+                f"{self.name} refused {what}: {refused}",
+                hint="does this server support prompt_logprobs, and this many?",
+            ) from None
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        listed = first.get("prompt_logprobs")
+        if not isinstance(listed, list) or len(listed) != len(ids):
+            raise TeacherError(
+                f"{self.name} sent no 'prompt_logprobs' for {what}", hint="not every server has them; vLLM does"
+            )
+        # the token at a position was predicted from the one before
+        found = [self._most_probable(listed[at + 1], form, what) for at in example["at"]]
+        pairs = np.array(found, np.float64).reshape(len(found), form.count, 2)
+        return form.pack_top(pairs[..., 0].astype(np.int64), pairs[..., 1])
+
+    def _most_probable(self, given: Any, form: Form, what: str) -> list[tuple[int, float]]:
+        """K tokens, the lowest id first, and their log-probabilities. Servers add the prompt's own token where it is
+        not one of these."""
+        try:
+            pairs = [(int(token), float(value["logprob"])) for token, value in given.items()]
+        except (AttributeError, TypeError, ValueError, KeyError):
+            raise TeacherError(f"{self.name} sent prompt_logprobs of an unknown form for {what}") from None
+        if any(not 0 <= token < form.classes or not value <= 1e-3 for token, value in pairs):  # NaN is not <= either
+            raise TeacherError(
+                f"{self.name} sent prompt_logprobs with ids beyond its {form.classes} tokens, or values that are not "
+                "log-probabilities",
+                hint="is the option tokenizer this model's own?",
+            )
+        if len(pairs) < form.count:
+            raise TeacherError(
+                f"{self.name} sent {len(pairs)} log-probabilities for a position, {form.count} were requested"
+            )
+        return sorted(sorted(pairs, key=lambda pair: -pair[1])[: form.count])

@@ -1,0 +1,70 @@
+"""Losses from labels, and what sums over positions are divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from kdhub.method import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ClassifierOptions(TrainingOptions):
+    """Defaults of training small classifiers."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    batch_size: int = Field(64, ge=1, description="rows of one optimiser step, over all ranks and accumulations")
+    epochs: float = Field(40.0, gt=0, description="passes over the training rows")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+
+
+def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log q(label) of each row, 0 where there is no label: logits (n, classes), labels (n,) or -1."""
+    from torch.nn.functional import cross_entropy
+
+    each = cross_entropy(logits.float(), labels.clamp_min(0), reduction="none", label_smoothing=smoothing)
+    return each.masked_fill(labels < 0, 0)
+
+
+def has_label(labels: Tensor) -> Tensor:
+    """Which rows have one: classes are numbers from 0 (-1 for none), values are fractions (NaN for none)."""
+    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
+
+
+def label_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """What each row is short of its label, 0 where it has none: -log q(label) where labels are classes, in nats;
+    (logit - label)^2 where they are values, of which a model has one logit."""
+    if not labels.is_floating_point():
+        return cross_entropies(logits, labels, smoothing)
+    apart = (logits.float().squeeze(-1) - labels.nan_to_num()).square()
+    return apart.masked_fill(labels.isnan(), 0)
+
+
+def positions_in(batch: Mapping[str, Any]) -> float:
+    """What a sum over the positions of a batch is divided by for their mean: in training how many a batch has on
+    average, over all ranks and accumulated batches of the step, so that no position counts more than another."""
+    return batch.get("mean_counts", {}).get("positions") or max(1, len(batch["labels"]))
+
+
+def labelled_in(batch: Mapping[str, Any]) -> float:
+    """The same for a sum over the positions with a label."""
+    return batch.get("mean_counts", {}).get("labels") or labels_in(batch["labels"])
+
+
+def tokens_in(batch: Mapping[str, Any], here: int) -> float:
+    """The same for a sum over all tokens but padding, of which this batch has `here`; where the task counts them."""
+    return batch.get("mean_counts", {}).get("tokens") or here
+
+
+def labels_in(labels: Tensor) -> Tensor:
+    """How many rows have a label, at least 1: what a mean over them is divided by."""
+    return has_label(labels).sum().clamp_min(1)
+
+
+def label_loss(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Mean of `label_losses` over the rows that have one, over the whole step (`labelled_in`); 0 when none has."""
+    return label_losses(logits, batch["labels"]).sum() / labelled_in(batch)

@@ -1,0 +1,126 @@
+"""A part of a teacher's distribution: bits, bytes, the specification's numbers, and what is true on average."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from kdhub_tasks import divergences as d
+from kdhub_tasks.sparse import Form, Sampled, Top, divergence
+
+import kdhub
+from kdhub.errors import CompatibilityError, UsageError
+
+Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
+
+
+def stored(logits, text, key=b"row"):
+    form = Form.parse(text, logits.shape[-1])
+    return form.unpack(torch.from_numpy(form.pack(logits.numpy(), key)))
+
+
+def exactly(logits, k, alone):
+    """What is kept of some logits, without bits."""
+    log_p = torch.log_softmax(logits, -1)
+    at = log_p.topk(k).indices
+    kept = log_p.gather(-1, at)
+    return Top(at, torch.cat([kept, (1 - kept.exp().sum(-1, keepdim=True)).log()], -1), alone)
+
+
+@pytest.mark.parametrize(("name", "value"), [("renormalised", 0.257403), ("top", 0.239401)])
+def test_numbers_of_the_specification(name, value):
+    """Of a top-2 cache. With a cell for the others it is exact here: one class alone is left out."""
+    assert divergence(d.forward_kl, S, exactly(Z, 2, name == "renormalised")).item() == pytest.approx(value, abs=2e-6)
+    assert divergence(d.forward_kl, S, stored(Z, f"{name}-2")).item() == pytest.approx(value, abs=2e-3)
+    for function in (d.forward_kl, d.reverse_kl, d.total_variation):
+        for t in (1.0, 2.0):
+            full = function(S / t, Z / t).item()
+            assert divergence(function, S, exactly(Z, 3, name == "renormalised"), t).item() == pytest.approx(
+                full, abs=1e-6
+            )
+            assert divergence(function, S, stored(Z, f"{name}-3"), t).item() == pytest.approx(full, abs=2e-3)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 257, 128_256])
+def test_indices_survive_their_bits(classes):
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(5, classes)
+    k = min(classes, 32)
+    top = stored(logits, f"top-{k}")
+    assert torch.equal(top.at, logits.topk(k).indices.sort(-1).values)
+    exact = torch.log_softmax(logits.double(), -1).gather(-1, top.at)
+    span = (exact.amax(-1) - exact.amin(-1)).max().item()
+    assert (top.log_p[:, :-1] - exact).abs().max() < span / 508 + 0.01  # the ends are float16
+    rest = 1 - exact.exp().sum(-1)
+    assert torch.allclose(top.log_p[:, -1].double().exp(), rest.clamp_min(0), atol=2e-3)
+    assert stored(logits, "sampled-22").at.shape == (5, 22)
+
+
+def test_bytes_of_a_position():
+    """At 128,256 classes 17 bits an index."""
+    assert Form.parse("sampled-22", 128_256).bytes == 47 <= 48
+    assert Form.parse("top-32", 128_256).bytes == 106 <= 121
+    assert Form.parse("top-1", 2).bytes == 1 + 1 + 6
+    assert Form.parse("renormalised-32", 128_256).bytes == 106
+
+
+def test_draws_are_unbiased_and_their_gradient_too():
+    """Over 4,000 draws, within five deviations of independent ones: every class's share, and the gradient of the KL."""
+    torch.manual_seed(0)
+    logits, student, n, draws = torch.randn(1, 30), torch.randn(1, 30, requires_grad=True), 12, 4000
+    form = Form.parse(f"sampled-{n}", 30)
+    at = torch.cat([form.unpack(torch.from_numpy(form.pack(logits.numpy(), bytes([i % 256, i // 256])))).at
+                    for i in range(draws)])  # fmt: skip
+    p = torch.softmax(logits, -1)[0]
+    share = torch.bincount(at.flatten(), minlength=30) / (n * draws)
+    assert ((share - p).abs() <= 5 * (p * (1 - p) / (n * draws)).sqrt() + 1e-6).all()
+    spread = torch.stack([torch.bincount(row, minlength=30) for row in at]).float().var(0)
+    assert (spread <= 1.05 * n * p * (1 - p) + 0.01).all(), "less spread than independent draws"
+
+    (exact,) = torch.autograd.grad(d.forward_kl(student, logits).sum(), student)
+    many = Sampled(at)
+    (mean,) = torch.autograd.grad(divergence(d.forward_kl, student.expand(draws, 30), many).mean(), student)
+    assert (mean - exact).abs().max() < 5 * 0.5 / math.sqrt(n * draws)
+
+
+def test_one_example_is_always_drawn_alike():
+    logits = np.random.default_rng(0).normal(size=(7, 100))
+    form = Form.parse("sampled-9", 100)
+    assert np.array_equal(form.pack(logits, b"a"), form.pack(logits, b"a"))
+    assert not np.array_equal(form.pack(logits, b"a"), form.pack(logits, b"b"))
+
+
+def test_equal_sides_are_zero_apart_and_impossible_classes_do_no_harm():
+    hard = torch.tensor([[50.0, -torch.inf, 0.0, -torch.inf], [0.0, 1e4, 0.0, -1e4]])
+    for text in ("top-1", "top-4", "renormalised-2", "renormalised-4"):
+        both = stored(hard, text)
+        student = hard.clone().requires_grad_()
+        value = divergence(d.forward_kl, student, both)
+        value.sum().backward()
+        assert value.abs().max() < 2e-3 and torch.isfinite(student.grad).all()
+
+
+def test_wrong_forms_are_named():
+    for wrong in ("top", "top-x", "half-3", "top-0", "top-99", "renormalised-11"):
+        with pytest.raises(UsageError, match="signals.keep"):
+            Form.parse(wrong, 10)
+    for method, keep in (("dkd", "top-3"), ("reverse-kl", "sampled-4"), ("kd", "sampled-4")):  # kd: at T = 2
+        with pytest.raises(CompatibilityError, match=f"does not learn from signals.keep: {keep}") as told:
+            kdhub.distill("digits", method=method, set=[f"signals.keep={keep}"])
+        assert "it takes all" in told.value.hint
+
+
+@pytest.mark.parametrize("keep", ["top-3", "renormalised-3", "sampled-8"])
+def test_a_student_learns_from_a_part(keep, tmp_path):
+    """From the store, in training alone: what is measured against has everything."""
+    run = kdhub.distill(
+        "digits", method="kd", out=tmp_path / "run",
+        set=[f"signals.keep={keep}", "options.temperature=1", "options.alpha=1", "options.max_steps=150",
+             "evaluation.cost=false"],
+    )  # fmt: skip
+    signals = run.provenance["signals"]
+    assert signals[f"logits:{keep}"]["item_bytes"] == Form.parse(keep, 10).bytes and "logits" in signals
+    values = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "accuracy"}
+    assert values["student"] > 0.8 > values["student-before"]
