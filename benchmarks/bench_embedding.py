@@ -23,30 +23,26 @@ LR, BATCH = 3e-4, 32
 
 
 def texts(count: int) -> list[str]:
-    from kdhub.data import DataOptions
-    from kdhub.pydoc_data import pydoc
+    from kdhub.data.dataset import DataOptions
+    from kdhub.data.pydoc import pydoc
 
     return list(pydoc().with_options(DataOptions(sample=count)).texts("train")["text"])
 
 
 def student_start():
-    from kdhub_text import students
-    from kdhub_text.task import TextEmbedding
-    from kdhub_text.teachers import packaged
+    import kdhub
 
-    from kdhub.student import BuildContext
-
-    teacher = packaged("all-minilm-l6-v2")
-    start = students.layers("2", BuildContext(TextEmbedding(), teacher, 0))
+    teacher = kdhub.open_teacher("packaged:all-minilm-l6-v2", "text-embedding")
+    start = kdhub.open_student("layers:2", "text-embedding", teacher=teacher)
     start.set_normalised(True)
     return teacher, start
 
 
 def score(model) -> float:
     """nDCG@10 on pydoc's validation pairs."""
-    from kdhub_text import metrics, outputs
+    from kdhub_tasks.embedding import metrics, outputs
 
-    from kdhub.pydoc_data import pydoc
+    from kdhub.data.pydoc import pydoc
 
     part = pydoc().retrieval("validation")
     return metrics.ndcg_at_10(
@@ -67,9 +63,9 @@ def peer(count: int, bf16: bool) -> dict:
 
     rows = texts(count)
     teacher, start = student_start()
-    teacher.model.encode(rows[:64])
+    teacher.module.encode(rows[:64])
     began = time.perf_counter()
-    vectors = teacher.model.encode(rows)
+    vectors = teacher.module.encode(rows)
     label = time.perf_counter() - began
     model = start.module
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
 """Logit distillation of an image classifier, epoch by epoch, beside torchdistill and timm (`make bench-peers`).
 
-ResNet-56 to ResNet-20 for images of 32 x 32, the very same networks and weights (`kdhub_logits.networks`), images,
-order of rows and batches, AdamW, T = 4, float32. kdhub runs as it does in a recipe: rows from disk, the teacher's
-logits once through the signal store (in float32, so that losses can be compared), then training from there. Its first
-epoch counts all of that: reading the rows, labelling them, training; not that the data set was opened and its
-fingerprint taken, once for all of its runs. The others run the teacher in each step, with images as tensors in memory.
-Each in a process of its own, in turns; the first batch must have the same loss. On a busy machine processor time says
-more than seconds.
+ResNet-56 to ResNet-20 for images of 32 x 32, the very same networks and weights
+(`kdhub_tasks.classification.networks`), images, order of rows and batches, AdamW, T = 4, float32. kdhub runs as it
+does in a recipe: rows from disk, the teacher's logits once through the signal store (in float32, so that losses can
+be compared), then training from there. Its first epoch counts all of that: reading the rows, labelling them,
+training; not that the data set was opened and its fingerprint taken, once for all of its runs. The others run the
+teacher in each step, with images as tensors in memory. Each in a process of its own, in turns; the first batch must
+have the same loss. On a busy machine processor time says more than seconds.
 
     python benchmarks/bench_image_logits.py [--rounds 3] [--threads 2] [--images 2048] [--epochs 3] [--batch 64]
 """
@@ -69,7 +69,7 @@ class Clock:
 def prepare(folder: Path, images: int, epochs: int) -> None:
     """Images, the order of rows, and both networks."""
     import torch
-    from kdhub_logits.classifiers import NetworkClassifier
+    from kdhub_tasks.classification.model import NetworkClassifier
 
     from kdhub.sampler import ShuffledSampler
 
@@ -90,11 +90,11 @@ def prepare(folder: Path, images: int, epochs: int) -> None:
 
 
 def kdhub(folder: Path, epochs: int) -> dict[str, Any]:
-    from kdhub.resolve import Resolver
-    from kdhub.run import Run
-    from kdhub.training import Engine
-    from kdhub.verbs.distill import resolve_recipe
-    from kdhub.verbs.session import Session
+    from kdhub.recipes.chain import resolve_recipe
+    from kdhub.recipes.resolve import Resolver
+    from kdhub.recipes.run import Run
+    from kdhub.training.engine import Engine
+    from kdhub.training.session import Session
 
     recipe = {
         "task": "image-classification", "method": "kd", "seed": 0,
@@ -142,7 +142,7 @@ def networks(folder: Path) -> tuple[Any, Any]:
     """Teacher and student as modules of one tensor that give logits."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "plugins/kdhub-logits"))  # imports torch alone
     import torch
-    from kdhub_logits.networks import build
+    from kdhub_tasks.classification.networks import build
     from safetensors.torch import load_file
 
     class Logits(torch.nn.Module):

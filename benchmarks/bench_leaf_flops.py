@@ -62,7 +62,8 @@ def job(texts: int, profile: bool, threads: int, wall: bool) -> dict:
     import torch
     from bench_overhead import prepared
 
-    from kdhub.training import Engine, resolve_precision
+    from kdhub.ranks import resolve_precision
+    from kdhub.training.engine import Engine
 
     torch.set_num_threads(threads)
     now = time.perf_counter if wall else time.process_time

@@ -70,13 +70,13 @@ def peak() -> float:
 
 
 def kdhub(folder: Path, part: str, rows: int, new_tokens: int) -> dict[str, float]:
-    import kdhub.training
+    import kdhub.training.engine
     from kdhub.sampler import ShuffledSampler
 
     os.environ["KDHUB_HOME"] = str(folder / "home")
     ShuffledSampler.epoch = lambda self, number: iter(range(rows))  # the order of the rows, as the other has it
     losses, before = [], []
-    observe, train = kdhub.training.Engine.observe, kdhub.training.Engine.train
+    observe, train = kdhub.training.engine.Engine.observe, kdhub.training.engine.Engine.train
 
     def observed(engine, step, loss, terms):
         losses.append(loss.item())
@@ -88,7 +88,7 @@ def kdhub(folder: Path, part: str, rows: int, new_tokens: int) -> dict[str, floa
         before.append(time.process_time() - before[0][1])
         return facts
 
-    kdhub.training.Engine.observe, kdhub.training.Engine.train = observed, trained
+    kdhub.training.engine.Engine.observe, kdhub.training.engine.Engine.train = observed, trained
     on_data = part == "data"
     run = kdhub.distill(
         {

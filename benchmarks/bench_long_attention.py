@@ -30,7 +30,7 @@ LAYERS = {"4 layers": 4, "2 layers": 2}
 def encoder(kind: str, layers: int = 2) -> Any:
     import torch
     import transformers
-    from kdhub_text.efficient_attention import to_efficient
+    from kdhub_text.students.conversion import to_efficient
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -57,7 +57,7 @@ def put_back() -> int:
 
 def measure(kind: str, layers: int, lengths: list[int]) -> dict[str, Any]:
     import torch
-    from kdhub_logits.long import further_inputs
+    from kdhub_tasks.long import further_inputs
 
     torch.set_num_threads(1)
     model, found = encoder(kind, layers), {}

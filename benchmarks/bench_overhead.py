@@ -27,10 +27,10 @@ PRECISION = "float32"
 
 def prepared(texts: int, folder: Path, precision: str):
     """A session up to the point where training starts."""
-    from kdhub.resolve import Resolver
-    from kdhub.run import Run
-    from kdhub.verbs.distill import resolve_recipe
-    from kdhub.verbs.session import Session
+    from kdhub.recipes.chain import resolve_recipe
+    from kdhub.recipes.resolve import Resolver
+    from kdhub.recipes.run import Run
+    from kdhub.training.session import Session
 
     resolver = Resolver()
     settings = [f"data.train.0.sample={texts}", "evaluation.data=[]", f"options.precision={precision}"]
@@ -42,7 +42,7 @@ def prepared(texts: int, folder: Path, precision: str):
 
 
 def engine(texts: int, folder: Path):
-    from kdhub.training import Engine
+    from kdhub.training.engine import Engine
 
     session, rows, stored = prepared(texts, folder, PRECISION)
     work = Engine(
@@ -58,9 +58,9 @@ def bare(texts: int, folder: Path):
     import torch
 
     from kdhub.method import Progress
+    from kdhub.rows import Signals
     from kdhub.sampler import ShuffledSampler
-    from kdhub.task import Signals
-    from kdhub.training import _without_dropout
+    from kdhub.training.engine import _without_dropout
 
     session, rows, stored = prepared(texts, folder, PRECISION)
     method, student, options = session.method, session.student, session.method.options

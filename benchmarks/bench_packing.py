@@ -13,9 +13,10 @@ import statistics
 import time
 
 import torch
-from kdhub_lm import chat, task
-from kdhub_lm.models import CausalLm, llama
-from kdhub_lm.synthetic import NOTED, synthetic
+from kdhub_lm.data.synthetic import NOTED, synthetic
+from kdhub_tasks.language import chat_template, task
+from kdhub_tasks.language.model import CausalLm
+from kdhub_tasks.language.students import llama
 
 from kdhub.student import BuildContext
 
@@ -36,7 +37,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    rows = [{"messages": chat.of_response(r)} for name in NOTED for r in synthetic(name, rows=400).split("train")]
+    rows = [
+        {"messages": chat_template.as_conversation(r)}
+        for name in NOTED
+        for r in synthetic(name, rows=400).split("train")
+    ]
     random.Random(0).shuffle(rows)
     for title, spec in MODELS.items():
         student = llama(f"{spec},length=512", BuildContext(None, None, 0))

@@ -34,22 +34,17 @@ MOST = {"dot": 10**8, "concat-64": 10**6, "concat-wide": 10**6, "concat-paper": 
 
 
 def texts(n: int) -> list[str]:
-    from kdhub.data import DataOptions
-    from kdhub.resolve import Resolver
+    import kdhub
 
-    data = Resolver().open_data("stsb" if os.environ.get("KDHUB_DATA") else "scenes", DataOptions())
+    data = kdhub.open_data("stsb" if os.environ.get("KDHUB_DATA") else "scenes")
     found = [text for split in ("train", "validation", "test") for text in data.texts(split)["text"]]
     return [found[i % len(found)] for i in range(n)]
 
 
 def built(source: str):
-    from kdhub.recipe import Ref
-    from kdhub.resolve import Resolver
-    from kdhub.student import BuildContext
+    import kdhub
 
-    resolver = Resolver()
-    context = BuildContext(resolver.task("text-pairs"), None, 0, facts={"classes": ["score"]})
-    return resolver.student(Ref(source=source), context)
+    return kdhub.open_student(source, "text-pairs", facts={"classes": ["score"]})
 
 
 def cross(sample: int) -> dict:
@@ -57,9 +52,9 @@ def cross(sample: int) -> dict:
     student = built("packaged:all-minilm-l6-v2")
     some = texts(2 * sample)
     rows = [{"sentence1": a, "sentence2": b} for a, b in zip(some[::2], some[1::2])]
-    from kdhub.resolve import Resolver
+    import kdhub
 
-    prepare = Resolver().task("text-pairs").preparer(student, None)
+    prepare = kdhub.open_task("text-pairs").preparer(student, None)
     student.signals(prepare(rows[:32]), "logits")
     began = time.perf_counter()
     student.signals(prepare(rows), "logits")
@@ -67,7 +62,7 @@ def cross(sample: int) -> dict:
 
 
 def towers(head: str, largest: int) -> dict:
-    from kdhub_text.towers import Shape
+    from kdhub_tasks.pairs.heads import Shape
 
     student = built("towers:layers:6")
     student.limit(128)

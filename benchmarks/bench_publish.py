@@ -22,7 +22,7 @@ from pathlib import Path
 from _common import in_turns, record, spread
 from huggingface_hub import HfApi, snapshot_download
 
-from kdhub._files import sha256_file
+from kdhub.files import sha256_file
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub
 from kdhub.hub.files import digests, walk

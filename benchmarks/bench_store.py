@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdhub.signals import Field, SignalStore
+from kdhub.signals.store import Field, SignalStore
 
 DIMS = 384
 GROUP_ROWS = 1024

@@ -43,8 +43,8 @@ def plain(states, head, theirs, their_head):
 
 
 def kdhub(states, head, theirs, their_head):
-    from kdhub_logits.divergences import forward_kl
-    from kdhub_logits.positions import Head, TokenSignals, over_positions
+    from kdhub_tasks.divergences import forward_kl
+    from kdhub_tasks.positions import Head, TokenSignals, over_positions
 
     def sums(s, z):
         return {"kl": forward_kl(s, z).sum() / len(states)}

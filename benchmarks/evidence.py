@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import kdhub
-from kdhub.catalog import default_catalog
+from kdhub.catalogue.catalog import default_catalog
 from kdhub.errors import UnknownNameError
 
 ROOT = Path(__file__).parents[1]
@@ -31,9 +31,11 @@ def comparisons(methods: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    catalog = default_catalog()
     for name in comparisons(sys.argv[1:]):
         print(f"{name} ...", flush=True)
         folder = ROOT / "build/evidence" / name
         shutil.rmtree(folder, ignore_errors=True)
-        for claim in kdhub.compare(name, out=folder, record=ROOT / "registry/evidence").claims():
+        ledger = catalog.path("comparisons", name).parents[1] / "evidence"  # beside the comparison that wrote it
+        for claim in kdhub.compare(name, out=folder, record=ledger).claims():
             print(f"  {claim['method']}: {claim['text']}: {claim['outcome']}")

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def empty_registry():
     """A registry of this process with nothing in it and discovery off; fill it with `.plugins.register(module)`."""
-    from kdhub.plugins import Plugins, set_plugins
-    from kdhub.registry import Registry
+    from kdhub.plugins.discovery import Plugins, set_plugins
+    from kdhub.plugins.registry import Registry
 
     plugins = Plugins()
     set_plugins(plugins)
@@ -32,8 +32,8 @@ def toys(isolated, monkeypatch):
     """kdhub's own plugins and the family of `toy.py`, discovery off. Returns the plugins, to register more."""
     import toy
 
-    from kdhub import builtin
-    from kdhub.plugins import Plugins, set_plugins
+    from kdhub.plugins import builtin
+    from kdhub.plugins.discovery import Plugins, set_plugins
 
     for cls, name in ((toy.Hint, "fail_at"), (toy.Label, "fail"), (toy.Linear, "last")):
         monkeypatch.setattr(cls, name, getattr(cls, name))  # as they are now, again after the test
@@ -105,8 +105,8 @@ def toy_run(tmp_path_factory) -> Path:
     import toy
 
     import kdhub
-    from kdhub import builtin
-    from kdhub.plugins import Plugins, set_plugins
+    from kdhub.plugins import builtin
+    from kdhub.plugins.discovery import Plugins, set_plugins
 
     folder, plugins = tmp_path_factory.mktemp("toy-run"), Plugins()
     with pytest.MonkeyPatch.context() as patch:

@@ -8,11 +8,22 @@ import re
 import pytest
 import yaml
 
-from kdhub.card import LIMITS, RESULTS, assemble, check_card, code, fence, front_matter, render_card, sections, text
+from kdhub.evaluation.card import (
+    LIMITS,
+    RESULTS,
+    assemble,
+    check_card,
+    code,
+    fence,
+    front_matter,
+    render_card,
+    sections,
+    text,
+)
+from kdhub.evaluation.report import Report
 from kdhub.hub.trust import split_card as split
 from kdhub.metric import Measure
-from kdhub.report import Report
-from kdhub.run import Run
+from kdhub.recipes.run import Run
 
 RECIPE = {
     "schema": 1,

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import kdhub
-from kdhub import _catalog_index
-from kdhub.catalog import Catalog, default_catalog
+from kdhub.catalogue import index as _catalog_index
+from kdhub.catalogue.catalog import Catalog, default_catalog
 from kdhub.errors import UnknownNameError, UsageError
 
 COMMIT = "a" * 40
@@ -86,8 +86,8 @@ def test_it_follows_the_files_through_anything_done_to_them(put, isolated):
 
 def test_a_file_is_read_once_and_again_when_it_changed(put, unhurried, monkeypatch):
     read = []
-    real = kdhub.catalog.read
-    monkeypatch.setattr("kdhub.catalog.read", lambda file: read.append(file.stem) or real(file))
+    real = kdhub.catalogue.catalog.read
+    monkeypatch.setattr("kdhub.catalogue.catalog.read", lambda file: read.append(file.stem) or real(file))
     files = [put(f"s{i}") for i in range(5)]
     assert len(names()) == len(read) == 5
     assert len(names()) == 5 and len(read) == 5

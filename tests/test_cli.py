@@ -161,7 +161,6 @@ def test_json_of_a_run_and_its_evaluation_and_cache(cli, toys, recipe, tmp_path)
         (("distill",), "UsageError"),
         (("distill", "--resume", "nowhere"), "RunError"),
         (("evaluate", "nowhere/"), "UsageError"),
-        (("evaluate", "org/name", "--task", "toy-vectors"), "UsageError"),
         (("cache", "verify", "--run", "nowhere"), "RunError"),
         (("cache", "prune", "ffff"), "UnknownNameError"),
         (("distill", "--no-such-flag"), "UsageError"),
@@ -231,8 +230,8 @@ def test_work_that_fails_is_1(toys, cli, recipe, tmp_path):
 
 
 def test_a_folder_in_use_or_with_something_in_it_is_1(toys, cli, recipe, tmp_path):
-    from kdhub.recipe import Recipe
-    from kdhub.run import Run
+    from kdhub.recipes.recipe import Recipe
+    from kdhub.recipes.run import Run
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")

@@ -19,14 +19,14 @@ import pytest
 import yaml
 
 import kdhub
-from kdhub import evidence
-from kdhub.catalog import Catalog, default_catalog
-from kdhub.comparison import Budget, Cell, Claim, Result, judge, read_comparison, values_of
-from kdhub.comparison_page import page, write_page
+from kdhub.catalogue.catalog import Catalog, default_catalog
+from kdhub.comparison import evidence
+from kdhub.comparison.comparison import Budget, Cell, Claim, Result, judge, read_comparison, values_of
+from kdhub.comparison.page import page, write_page
 from kdhub.errors import RecipeError, RunError, UnknownNameError, UsageError
+from kdhub.evaluation.report import BEFORE, STUDENT, Report, aligned
 from kdhub.metric import Measure
-from kdhub.report import BEFORE, STUDENT, Report, aligned
-from kdhub.resolve import Resolver
+from kdhub.recipes.resolve import Resolver
 from kdhub.verbs.compare import _shared, cell_recipes
 
 DIGITS = {
@@ -227,8 +227,8 @@ def test_a_script_without_a_guard_can_compare(tmp_path, isolated):
 
 
 def test_labels_are_what_the_task_calls_so():
-    from kdhub_lm.task import CausalLanguage
-    from kdhub_logits.tasks import TokenClassification
+    from kdhub_tasks.classification.task import TokenClassification
+    from kdhub_tasks.language.task import CausalLanguage
 
     class Table:
         column_names = ["tokens", "tags"]

@@ -100,7 +100,7 @@ def kdhub_methods():
 
 METHOD = """
 from kdhub import ObjectiveMethod
-from kdhub._ranks import rank
+from kdhub.ranks import rank
 
 class Two(ObjectiveMethod):
     def objective(self, student, teacher, batch, progress):
@@ -113,7 +113,7 @@ class Two(ObjectiveMethod):
 @pytest.fixture
 def installed(tmp_path, monkeypatch, make_distribution):
     """`installed(heavy=..., requires=...)`: the plugin kdhub-two as an installed distribution."""
-    from kdhub.plugins import set_plugins
+    from kdhub.plugins.discovery import set_plugins
 
     def install(heavy: str = "", requires: str = "kdhub<1") -> str:
         files = {"two_plugin.py": PLUGIN.format(heavy=heavy), "two_method.py": METHOD}

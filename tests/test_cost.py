@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from kdhub import cost
-from kdhub.report import COSTS
+from kdhub.evaluation import cost
+from kdhub.evaluation.report import COSTS
 
 # Starting PyTorch takes seconds, and what becomes of a process does not depend on it.
 NO_TORCH = """
@@ -22,18 +22,22 @@ torch = types.SimpleNamespace(
 )
 sys.modules["torch"] = torch
 """
-# A process as `python -m kdhub.cost` is one, with models that need no plugin.
+# A process as `python -m kdhub.evaluation.cost` is one, with models that need no plugin.
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from kdhub import cost
+from kdhub.evaluation import cost
+from kdhub.task import NetworkTask
 
-class Task:
+class Task(NetworkTask):
+    primary_signal = "embedding"
     def preparer(self, student, teacher):
         return lambda rows: [{"content": r["text"], "length": len(r["text"])} for r in rows]
     def flops(self, model, example):
         return None
+
+Task.__abstractmethods__ = frozenset()
 
 class Model:
     def __init__(self, how):
@@ -85,7 +89,7 @@ def measure(tmp_path, monkeypatch):
             (folder / "model.safetensors").write_bytes(b"w" * 1000)
             subjects.append({"subject": name, "folder": str(folder)})
         options = {"threads": 1, "rounds": 2, "seconds": 0.01, **options}
-        found = cost.measure("any", "embedding", subjects, rows, **options)
+        found = cost.measure("any", subjects, rows, **options)
         return {name: {m.metric: m for m in found if m.subject == name} for name in names}
 
     return measure
@@ -137,7 +141,7 @@ def test_no_rows_or_rows_that_cannot_travel(measure):
 
 
 def test_the_process_itself_ends_with_its_input_and_answers_an_unknown_task(tmp_path):
-    command = [sys.executable, "-m", "kdhub.cost"]
+    command = [sys.executable, "-m", "kdhub.evaluation.cost"]
     environment = {"PYTHONPATH": ":".join(p for p in sys.path if p), "KDHUB_HOME": str(tmp_path), "PATH": ""}
     assert subprocess.run(command, input=b"", capture_output=True, env=environment).returncode == 0
     request = {"task": "no-such", "signal": "x", "subject": {"folder": "f"}, "rows": [], "threads": 1}

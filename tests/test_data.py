@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdhub import _catalog_rows, _hub_rows, pydoc_data, sources
-from kdhub.catalog import Catalog, builtin_folder
-from kdhub.data import BadRow, Data, DataOptions, RowSource, parse_source
+from kdhub.catalogue import rows as _catalog_rows
+from kdhub.catalogue.catalog import Catalog, builtin_folder
+from kdhub.data import hub_rows as _hub_rows
+from kdhub.data import pydoc as pydoc_data
+from kdhub.data import sources
+from kdhub.data.dataset import BadRow, Data, DataOptions, RowSource, parse_source
 from kdhub.errors import DataError, HubError, RecipeError, UsageError
 
 SHARED = os.environ.get("KDHUB_DATA")
@@ -240,7 +243,7 @@ def test_a_failed_read_leaves_nothing_behind(write, isolated):
 
 SLOW = """
 import sys, time
-from kdhub.data import Data
+from kdhub.data.dataset import Data
 def rows():
     for i in range(3000):
         yield {"text": f"text {i}"}
@@ -264,7 +267,7 @@ def test_killed_while_preparing(isolated, run_python):
 def test_full_disk_is_a_clear_error(write, monkeypatch):
     import errno
 
-    from kdhub import _rows
+    from kdhub.data import prepare as _rows
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -435,7 +438,7 @@ def test_rows_are_read_once_and_the_file_hashed_once(write, monkeypatch):
 
 MEMORY = """
 import resource, sys
-from kdhub import sources
+from kdhub.data import sources
 data = sources.jsonl(sys.argv[1])
 import datasets, pyarrow
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -458,7 +461,7 @@ def test_a_split_larger_than_what_is_held(write, run_python):
 # ---- standard input
 
 STDIN = """
-from kdhub import sources
+from kdhub.data import sources
 data = sources.stdin()
 again = sources.stdin(data.ref.partition(":")[2])
 assert again.fingerprint("train") == data.fingerprint("train")
@@ -544,7 +547,7 @@ def hub(monkeypatch):
 
 HUB = """
 import sys
-from kdhub import _hub_rows as hub
+from kdhub.data import hub_rows as hub
 from kdhub.errors import KdhubError
 hub.time.sleep = lambda seconds: None
 try:

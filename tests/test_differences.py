@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from kdhub.differences import LEVEL, Difference, holm, paired, spread, verdict
+from kdhub.comparison.differences import LEVEL, Difference, holm, paired, spread, verdict
 
 
 def test_hand_computed():
@@ -25,7 +25,7 @@ def test_hand_computed():
 def test_students_t_is_that_of_scipy():
     from scipy.stats import t
 
-    from kdhub.differences import _quantile, _within
+    from kdhub.comparison.differences import _quantile, _within
 
     for degrees in (1, 2, 3, 4, 5, 9, 10, 29, 100):
         for x in (0.0, 0.3, 1.0, 2.7764451, 12.0):

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import kdhub
 from kdhub.metric import Measure
-from kdhub.resolve import Resolver
+from kdhub.recipes.resolve import Resolver
+from kdhub.training.session import in_order
 from kdhub.verbs.doctor import doctor
-from kdhub.verbs.session import in_order
 
 NOTHING = {"data": [], "cost": False}
 DIGITS = {"source": "digits", "split": "train", "limit": 64}
@@ -57,12 +57,12 @@ def test_a_good_pair_of_encoders_is_tried_and_leaves_nothing_behind(recipe, tmp_
 
 
 def test_the_teacher_is_asked_for_no_more_than_the_steps_need(recipe, monkeypatch):
-    from kdhub_text.teachers import LocalEncoder
+    from kdhub_tasks.embedding.teachers import EncoderTeacher
 
     asked = set()
-    signals = LocalEncoder.signals
+    signals = EncoderTeacher.signals
     monkeypatch.setattr(
-        LocalEncoder,
+        EncoderTeacher,
         "signals",
         lambda self, rows, kind: asked.update(r["content"] for r in rows) or signals(self, rows, kind),
     )
@@ -86,7 +86,7 @@ def test_prompts_and_lengths_that_differ_are_warned_of_before_a_run_and_in_it(re
 
 def unit_length(plan) -> bool:
     """Whether the tiny teacher's vectors have unit length."""
-    from kdhub.recipe import Layer, build
+    from kdhub.recipes.recipe import Layer, build
 
     recipe = build([Layer("test", plan)])
     return Resolver().teacher(recipe.teacher, recipe.task).normalised
@@ -125,7 +125,7 @@ def test_the_order_of_teacher_and_start_is_that_of_their_metric():
 
 
 def test_loss_terms_of_other_sizes():
-    from kdhub.training import magnitudes
+    from kdhub.training.engine import magnitudes
 
     assert magnitudes([{"a": 2.0, "b": 1.0}, {"a": 4.0, "b": 1.0}]).found == "a 3, b 1"
     assert magnitudes([{"a": 2.0}, {"a": 4.0}]).status == "ok"

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from kdhub.duplicates import _plain, _runs, shared_rows, value_of
+from kdhub.data.duplicates import _plain, _runs, shared_rows, value_of
 from kdhub.findings import shared_tokens
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kdhub import hookimpl, hookspecs
 from kdhub.errors import PluginError
-from kdhub.plugins import Plugins
+from kdhub.plugins.discovery import Plugins
 from kdhub.verbs.distill import distill
 
 DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
@@ -121,7 +121,7 @@ def test_an_add_on_adds_a_command(monkeypatch, capsys, make_distribution, run_py
 def test_each_hook_is_used_by_a_test_and_has_a_heading_in_the_docs():
     hooks = {name for name in vars(hookspecs) if name.startswith("kdhub_")}
     assert hooks == {name for name in vars(Plugins()._hooks.hook) if name.startswith("kdhub_")}
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("t*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("*.py"))
     assert [name for name in sorted(hooks) if f"def {name}(" not in tests] == []
     headings = re.findall(r"^#+ +`?(kdhub_\w+)", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(hooks - set(headings)) == []

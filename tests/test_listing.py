@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from kdhub.errors import CompatibilityError
-from kdhub.signals import Field, SignalStore
+from kdhub.recipes.chain import resolve_recipe
+from kdhub.signals.store import Field, SignalStore
 from kdhub.teacher import Teacher
 from kdhub.verbs import cache, listing
-from kdhub.verbs.distill import resolve_recipe
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -37,7 +37,7 @@ def test_teachers_of_the_catalogue_give_what_their_kind_gives():
 
 @pytest.mark.parametrize(("section", "name"), [("recipes", "leaf-minilm-l3"), ("datasets", "scifact")])
 def test_show_prints_the_whole_entry_as_yaml(section, name):
-    from kdhub.catalog import default_catalog
+    from kdhub.catalogue.catalog import default_catalog
 
     (item,) = listing.show(name)
     head, _, body = listing.describe(item).partition("\n")
@@ -49,7 +49,7 @@ def test_a_student_cut_from_a_black_box_is_refused_before_anything_is_made():
     for student in ("layers:2", "static", "config:layers=1"):
         with pytest.raises(CompatibilityError, match="openai:m has none at hand") as refused:
             resolve_recipe(method="leaf", teacher="openai:m", student=student)
-        assert refused.value.hint == "students that fit: hf, path, words"
+        assert refused.value.hint == "students that fit: hf, packaged, path, words"
     assert resolve_recipe(method="leaf", teacher="openai:m", student="path:./x").teacher.source == "openai:m"
 
 

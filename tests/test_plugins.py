@@ -13,17 +13,17 @@ import pytest
 
 from kdhub import MethodSpec, hookimpl
 from kdhub.errors import PluginError
-from kdhub.plugins import Plugins, discover
+from kdhub.plugins.discovery import Plugins, discover
 
 FOLDERS = Path(__file__).parent / "data" / "plugins"
 REPORT = """
 import json
-from kdhub.plugins import get_plugins
+from kdhub.plugins.discovery import get_plugins
 print(json.dumps([r.to_dict() | {"exception": type(r.exception).__name__, "all_specs": [s.name for s in r.specs]}
                   for r in get_plugins().records]))
 """
 STRICT = """
-from kdhub.plugins import PluginError, discover
+from kdhub.plugins.discovery import PluginError, discover
 try:
     discover()
 except PluginError as error:
@@ -160,7 +160,7 @@ def test_no_plugins_holds_for_the_processes_of_a_command_too(run_python):
 import subprocess, sys
 from kdhub.cli.app import app
 app(["--no-plugins", "list", "methods", "--json"], standalone_mode=False)
-ask = "from kdhub.plugins import get_plugins as p; print({r.distribution for r in p().records if r.usable})"
+ask = "from kdhub.plugins.discovery import get_plugins as p; print({r.distribution for r in p().records if r.usable})"
 subprocess.run([sys.executable, "-c", ask], check=True)
 """
     assert run_python(code, FOLDERS / "good").stdout.split() == ["[]", "{'kdhub'}"]

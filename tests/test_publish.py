@@ -18,14 +18,14 @@ import yaml
 from fake_hub import TOKEN, Answer, Hub
 
 import kdhub
-from kdhub.card import check_card
-from kdhub.catalog import Catalog
+from kdhub.catalogue.catalog import Catalog
 from kdhub.errors import HubError, PublishError, UsageError
+from kdhub.evaluation.card import check_card
+from kdhub.evaluation.report import Report
 from kdhub.hub import client
 from kdhub.hub.client import Hub as Client
 from kdhub.hub.publish import upload
 from kdhub.hub.trust import split_card
-from kdhub.report import Report
 from kdhub.verbs import publish as verb
 from kdhub.verbs.publish import publish
 
@@ -153,7 +153,7 @@ def test_usage_lines_are_run_on_what_is_published(toys, toy_run, tmp_path, make_
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (site, ROOT / "tests", ROOT))))
     monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SOME_API_KEY", "a-secret-of-the-user")
-    kdhub.plugins.set_plugins(toys)
+    kdhub.plugins.discovery.set_plugins(toys)
     resolver = verb.Resolver()
     run = kdhub.Run.open(toy_run)
     assert verb._usage_problems(run, run.student_folder, resolver) == []

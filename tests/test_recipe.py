@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
-from kdhub.recipe import Layer, Recipe, build, parse_set, read_yaml
-from kdhub.verbs.distill import distill, resolve_recipe
+from kdhub.recipes.chain import resolve_recipe
+from kdhub.recipes.recipe import Layer, Recipe, build, parse_set, read_yaml
+from kdhub.verbs.distill import distill
 
 SECRET = "hf_" + "a1B2c3D4e5F6"
 

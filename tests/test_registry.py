@@ -115,7 +115,7 @@ def test_two_aliases_that_clash(empty_registry, add):
 FIND = """
 import json, sys
 from kdhub.errors import KdhubError
-from kdhub.registry import Registry
+from kdhub.plugins.registry import Registry
 registry, answers = Registry(), {}
 for name in sys.argv[1:]:
     try:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from kdhub.errors import RunError
+from kdhub.evaluation.report import Report, gain, markdown, number, render
 from kdhub.metric import Measure
-from kdhub.report import Report, gain, markdown, number, render
 
 
 def m(metric, value, subject, dataset="pydoc", split="test", **more):
@@ -168,7 +168,7 @@ def png_size(path):
 
 
 def test_pictures_are_drawn_for_what_there_is(report, tmp_path):
-    from kdhub.plots import plot_run
+    from kdhub.evaluation.plots import plot_run
 
     report.facts["width"] = {"teacher": 384, "student": 384}
     steps = [{"step": i, "loss": 2.0 / i, "terms": {"a$_{": 1.0 / i, "b": 1.0 / i}, "lr": 1e-3} for i in range(1, 500)]
@@ -184,7 +184,7 @@ def test_a_loss_over_decades_has_numbers_at_its_axis():
     """Formulas are off, so that a term may be called `a$_{`: the library's own labels would show their source."""
     import matplotlib
 
-    from kdhub import plots
+    from kdhub.evaluation import plots
 
     steps = [{"step": i, "loss": 2.0 / i, "terms": {"a": 2.0 / i}, "lr": 1e-3} for i in range(1, 500)]
     with matplotlib.rc_context(plots.STYLE):
@@ -195,7 +195,7 @@ def test_a_loss_over_decades_has_numbers_at_its_axis():
 
 
 def test_no_picture_without_its_numbers(tmp_path):
-    from kdhub.plots import plot_run
+    from kdhub.evaluation.plots import plot_run
 
     measures = [m("ndcg@10", 0.4, "student"), m("ndcg@10", None, "teacher")]
     steps = [{"step": 1, "loss": 1.0, "terms": {"a": 1.0}}, {"event": "resumed"}]

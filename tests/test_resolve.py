@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kdhub.errors import CompatibilityError, ExitCode, RecipeError, UnknownNameError
+from kdhub.recipes.chain import resolve_recipe
 from kdhub.verbs import listing
-from kdhub.verbs.distill import distill, resolve_recipe
+from kdhub.verbs.distill import distill
 
 GOOD = {
     "task": "toy-vectors",
@@ -54,7 +55,7 @@ def test_a_student_that_lacks_a_signal(refused):
     error = refused(CompatibilityError, student="narrow:6")
     assert "method toy-hint uses hidden, vector of the student" in error.message
     assert "narrow:6 exposes vector: hidden is missing" in error.message
-    assert error.hint == "students that fit: mlp, path"
+    assert error.hint == "students that fit: hf, mlp, path"
 
 
 def test_a_teacher_that_cannot_run_inside_training(refused):

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from kdhub.errors import ExitCode, RunError
-from kdhub.recipe import Recipe
-from kdhub.run import Run
+from kdhub.recipes.recipe import Recipe
+from kdhub.recipes.run import Run
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_made(recipe, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from kdhub.run import Run
+from kdhub.recipes.run import Run
 run = Run.open(sys.argv[1]); run.lock(); print("held", flush=True); sys.stdin.read()
 """
 
@@ -191,7 +191,7 @@ def test_a_full_disk_while_logging_is_a_clear_error(recipe, tmp_path):
 
 
 def test_the_environment_says_no_secret(monkeypatch):
-    from kdhub.run import environment
+    from kdhub.recipes.run import environment
 
     secret = "hf_" + "aB3" * 10
     monkeypatch.setattr(sys, "argv", ["/bin/kdhub", "distill", "--set", f"teacher.token={secret}"])

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import kdhub.signals
-from kdhub._chunks import carried, carrying, freed
+import kdhub.signals.store
 from kdhub.errors import StoreError, TeacherError, UnknownNameError
-from kdhub.signals import Field, SignalStore, row_key, row_keys
+from kdhub.signals.chunks import carried, carrying, freed
+from kdhub.signals.store import Field, SignalStore, row_key, row_keys
 from kdhub.verbs import cache
 
 KEY = {"teacher": "toy", "signal": "embedding"}
@@ -32,7 +32,7 @@ import json, os, sys, time
 import numpy as np
 from pathlib import Path
 from kdhub.errors import StoreError
-from kdhub.signals import Field, SignalStore, row_keys
+from kdhub.signals.store import Field, SignalStore, row_keys
 
 keys = row_keys(str(i).encode() for i in range({ROWS}))
 lengths = np.arange({ROWS}) % 7
@@ -57,7 +57,7 @@ fill, toy_keys, toy_lengths, teacher = space["fill"], space["keys"], space["leng
 
 def start(code: str, *prefix: str) -> subprocess.Popen:
     """Run PROGRAM and `code` in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": str(Path(kdhub.signals.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(Path(kdhub.signals.store.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [*prefix, sys.executable, "-c", PROGRAM + code]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -346,7 +346,7 @@ def run(at, die_at):
     seen = 0
     def trace(frame, event, arg):
         nonlocal seen
-        if not frame.f_code.co_filename.endswith(("kdhub/signals.py", "kdhub/_chunks.py")):
+        if not frame.f_code.co_filename.endswith(("kdhub/signals/store.py", "kdhub/signals/chunks.py")):
             return None
         if event == "line":
             seen += 1
@@ -417,14 +417,14 @@ open_store({str(tmp_path)!r}).fill(keys, lengths, stuck, rank=1, world_size=2)
 def test_a_claim_that_comes_late_does_not_touch_the_next_one(tmp_path, monkeypatch):
     store, *_ = make(tmp_path)
     path = store.folder / f".{'0' * 32}.tmp"
-    lock = kdhub.signals.fcntl.flock
+    lock = kdhub.signals.store.fcntl.flock
 
     def late(file, how):  # the holder gave up, and another began, between our open and our lock
         path.unlink()
         path.write_bytes(b"another's group")
         lock(file, how)
 
-    monkeypatch.setattr(kdhub.signals.fcntl, "flock", late)
+    monkeypatch.setattr(kdhub.signals.store.fcntl, "flock", late)
     with store._claim("0" * 32) as file:
         assert file is None
     assert path.read_bytes() == b"another's group"

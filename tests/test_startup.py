@@ -65,7 +65,7 @@ def test_light_commands_import_nothing_heavy(run_python, fifty, tmp_path, argume
 def test_discovery_imports_nothing_heavy(run_python, fifty):
     """Also of every first-party plugin module installed here."""
     code = (
-        "import json, sys\nfrom kdhub.registry import Registry\nmethods = Registry().all('method')\n"
+        "import json, sys\nfrom kdhub.plugins.registry import Registry\nmethods = Registry().all('method')\n"
         "print(json.dumps([[e.name for e in methods], list(sys.modules)]))"
     )
     result = run_python(code, fifty)

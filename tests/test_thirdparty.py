@@ -12,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from hub import serve
 
 SOURCES = Path(__file__).parent / "thirdparty"
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ def test_a_wheel_is_installed_checked_used_and_removed(site):
     assert sum(r["outcome"] == "passed" for r in results) >= 25
 
     (site.folder / "texts.txt").write_text("\n".join(f"the square of {i} is {i * i}" for i in range(40)))
-    site.run("-c", "from kdhub_text.tiny import tiny_encoder; tiny_encoder(__import__('pathlib').Path('tiny'))")
+    site.run("-c", "from kdhub_tasks.tiny import tiny_encoder; tiny_encoder(__import__('pathlib').Path('tiny'))")
     (site.folder / "orbit.yaml").write_text(
         "task: text-embedding\nmethod: orbit\nteacher: letters:26\nstudent: path:./tiny\n"
         "data: {train: [path:./texts.txt]}\noptions: {max_steps: 3, batch_size: 8, precision: float32}\n"
@@ -156,7 +157,7 @@ def test_what_the_template_makes_works_for_every_kind(site):
     assert [r for r in results if r["outcome"] not in ("passed", "skipped")] == []
     assert {r["subject"].split()[0] for r in results if r["outcome"] == "passed"} == {"plugin", *KINDS[1:]}
 
-    site.run("-c", "from kdhub_text.tiny import tiny_encoder; tiny_encoder(__import__('pathlib').Path('small'))")
+    site.run("-c", "from kdhub_tasks.tiny import tiny_encoder; tiny_encoder(__import__('pathlib').Path('small'))")
     sets = [part for setting in TINY for part in ("--set", setting)]
     places = ["--teacher", "path:./small", "--student", "layers:1", "--data", "my-dataset:40", "--out", "made"]
     site.kdhub("distill", "--method", "my-method", *places, *sets)
@@ -173,7 +174,7 @@ def test_the_guide_can_be_followed_from_top_to_bottom(site):
     commands = [line for block in blocks for line in block.splitlines()]
     assert len(commands) >= 8
     (site.folder / "lines.txt").write_text("\n".join(f"line {i} of forty" for i in range(40)))
-    site.run("-c", "from kdhub_text.tiny import tiny_encoder; tiny_encoder(__import__('pathlib').Path('guide'))")
+    site.run("-c", "from kdhub_tasks.tiny import tiny_encoder; tiny_encoder(__import__('pathlib').Path('guide'))")
     for command in commands:
         program, *arguments = shlex.split(command)
         if arguments == ["distill", "--method", "similarity"]:
@@ -257,3 +258,47 @@ def test_a_plugin_that_is_slow_to_load_is_named(run_python, make_distribution, t
     assert "plugin slow (kdhub-slow 1.0): takes 0." in done.stderr and "every command waits" in done.stderr
     (record,) = [r for r in json.loads(done.stdout) if r["distribution"] == "kdhub-slow"]
     assert record["seconds"] >= 0.7
+
+
+TASK = "series-classification"
+
+
+def test_a_new_task_is_one_folder_and_one_line_for_all_methods_and_verbs(site, tmp_path):
+    """`kdhub-series` has a task, a network, a kind of student and data; methods of others find it by traits."""
+    site.kdhub("plugins", "install", site.wheel("kdhub-series"))
+    said = site.run("-c", CHECK, "kdhub-series")
+    results = json.loads(said.stdout.splitlines()[-1])
+    assert [r for r in results if r["outcome"] not in ("passed", "skipped")] == []
+    fitting = {row["name"] for row in json.loads(site.kdhub("list", "methods", "--task", TASK, "--json").stdout)}
+    assert {"kd", "rank", "dkd", "lelp", "mixkd", "supervised"} <= fitting and "swing" not in fitting
+
+    shared = {
+        "task": TASK,
+        "student": "gru:6",
+        "data": {"train": ["waves"]},
+        "options": {"max_steps": 150, "batch_size": 32, "lr": 0.02, "precision": "float32"},
+        "evaluation": {"data": [{"source": "waves", "split": "test"}], "cost": False},
+    }
+    for name, own in {
+        "teacher": {"method": "supervised", "student": "gru:12"},
+        "kd": {"method": "kd", "teacher": "path:./teacher/student"},
+        "rank": {"method": "rank", "teacher": "path:./teacher/student"},
+    }.items():
+        (site.folder / f"{name}.yaml").write_text(json.dumps({"name": name, **shared, **own}))
+        site.kdhub("distill", "--recipe", f"{name}.yaml", "--out", name)
+        report = json.loads((site.folder / name / "report.json").read_text())
+        (accuracy,) = (m["value"] for m in report["measures"] if (m["metric"], m["subject"]) == ("accuracy", "student"))
+        assert accuracy > 0.5  # of three classes, as many rows of each
+
+    done = site.kdhub("compare", "--methods", "kd,rank", "--recipe", "kd.yaml", "--seeds", "1", "--out", "compared")
+    assert "supervised" in done.stdout  # the baseline was added
+    assert "accuracy" in site.kdhub("evaluate", "kd", "--data", "waves:test").stdout
+
+    with serve(tmp_path / "hub") as hub:
+        there = {k: v for k, v in hub.environment(HF_HUB_OFFLINE="0").items() if k.startswith("HF_")}
+        site.kdhub("publish", "kd", "owner/waves", "--licence", "mit", **there)
+        site.kdhub("pull", "owner/waves", "--to", "pulled", **there)
+        assert "verified" in site.kdhub("verify", "owner/waves", **there).stdout
+        site.kdhub("plugins", "uninstall", "kdhub-series")
+        lost = site.kdhub("evaluate", "pulled", "--data", "digits", code=2).stderr
+        assert f"a student for '{TASK}', and no plugin here knows that task" in lost and "kdhub-series" in lost

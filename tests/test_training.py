@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from kdhub.errors import DataError, ExitCode, TrainingError, UsageError
 from kdhub.method import ObjectiveMethod, TrainingOptions
+from kdhub.ranks import resolve_precision
 from kdhub.sampler import MixtureSampler, ShuffledSampler
-from kdhub.training import STATE, list_checkpoints, newest_checkpoint, resolve_precision
+from kdhub.training.engine import STATE, list_checkpoints, newest_checkpoint
 from kdhub.verbs.distill import distill
 
 
@@ -52,12 +53,12 @@ def keep_checkpoints(monkeypatch):
     """A run that ended well keeps its checkpoints, so that one can look into them."""
     import shutil
 
-    from kdhub.verbs import distill as verb
+    from kdhub.training import execute
 
     class Keeping:
         rmtree = staticmethod(lambda path, **how: None if path.name == "checkpoints" else shutil.rmtree(path, **how))
 
-    monkeypatch.setattr(verb, "shutil", Keeping)
+    monkeypatch.setattr(execute, "shutil", Keeping)
 
 
 # -- what is trained ------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def test_a_live_teacher_is_left_as_it_is(train):
 
 
 def test_some_rows_are_from_everywhere():
-    from kdhub.task import Rows
+    from kdhub.rows import Rows
 
     def some(n, most):
         return Rows(None, None, np.zeros((n, 12), np.uint8), np.ones(n, np.int32)).some(most)
@@ -109,8 +110,8 @@ def test_student_and_live_teacher_are_where_the_rank_computes(train, monkeypatch
     """And what a method is initialised with. A device without memory stands for a GPU: training cannot go on there."""
     import toy
 
-    from kdhub import training
-    from kdhub.verbs import session
+    from kdhub.training import engine as training
+    from kdhub.training import session
 
     class Stop(Exception):
         pass
@@ -138,7 +139,7 @@ def test_student_and_live_teacher_are_where_the_rank_computes(train, monkeypatch
     [(0, 1, 0, "cpu"), (1, 1, 0, "cuda:0"), (2, 2, 1, "cuda:1"), (1, 2, 0, "cpu"), (1, 2, 1, "cpu")],
 )
 def test_each_rank_has_a_gpu_of_its_own_or_all_are_on_the_cpu(monkeypatch, gpus, ranks, rank, found):
-    from kdhub._ranks import device
+    from kdhub.ranks import device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -315,7 +316,7 @@ def test_the_number_of_ranks_may_not_change(train, tmp_path, monkeypatch):
 def test_a_full_disk_keeps_the_last_good_checkpoint(train, tmp_path, monkeypatch, failing):
     import safetensors.torch
 
-    from kdhub import training
+    from kdhub.training import engine as training
 
     whole = train("whole", epochs=2, checkpoint_steps=2)
     real = {"model": safetensors.torch.save_model, "commit": training.write_json}[failing]
@@ -348,7 +349,7 @@ def test_a_writer_of_another_library_that_fails(train, tmp_path, monkeypatch, li
     import resource
     import signal
 
-    from kdhub import training
+    from kdhub.training import engine as training
 
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -468,11 +469,11 @@ def test_bfloat16_is_autocast_and_weights_stay_float32(train):
 
 
 def test_auto_precision_follows_the_hardware(monkeypatch):
-    from kdhub import training
+    from kdhub import ranks
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for has, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(training, "_cpu_has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(ranks, "_cpu_has_bfloat16", lambda has=has: has)
         assert resolve_precision("auto") == expected
         assert resolve_precision("float16") == "float16"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -563,7 +564,7 @@ def test_attention_of_a_cpu_is_in_float32_where_the_rest_is_in_bfloat16():
     """Its backward pass is several times slower in bfloat16; what comes out is what the rest expects."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    from kdhub.training import _Float32Attention
+    from kdhub.training.engine import _Float32Attention
 
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 5, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))

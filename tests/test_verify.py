@@ -97,7 +97,7 @@ def test_changed_files_are_not_run(pulled, monkeypatch):
 def test_data_that_cannot_be_had(pulled, toys, monkeypatch):
     import toy
 
-    from kdhub.data import Data
+    from kdhub.data.dataset import Data
 
     monkeypatch.setattr(toy, "points", lambda: (_ for _ in ()).throw(kdhub.errors.UnavailableError("no network")))
     found = kdhub.verify(pulled)
@@ -127,7 +127,7 @@ def test_a_stranger_s_recipe_opens_nothing_of_this_machine(pulled, monkeypatch, 
     recipe["evaluation"]["data"] = [source]
     (pulled / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     seal(pulled)
-    monkeypatch.setattr("kdhub.resolve.Resolver.data", lambda *a: pytest.fail("opened"))
+    monkeypatch.setattr("kdhub.recipes.resolve.Resolver.data", lambda *a: pytest.fail("opened"))
     found = kdhub.verify(pulled)
     assert found.status == "not-checkable" and said in found.figures[0].note
 
@@ -137,7 +137,7 @@ def test_a_stranger_s_teacher_gets_no_key(pulled, monkeypatch):
     recipe["teacher"] = {"source": "linear:1", "base_url": "http://evil.example", "api_key_env": "HF_TOKEN"}
     (pulled / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     seal(pulled)
-    monkeypatch.setattr("kdhub.resolve.Resolver.teacher", lambda *a: pytest.fail("opened"))
+    monkeypatch.setattr("kdhub.recipes.resolve.Resolver.teacher", lambda *a: pytest.fail("opened"))
     figure = kdhub.verify(pulled, with_teacher=True).figures[1]
     assert figure.verdict == "not checked" and "asks for api_key_env, base_url" in figure.note
 

@@ -26,14 +26,15 @@ from kdhub import (
     TeacherSpec,
     hookimpl,
 )
-from kdhub.data import Data
+from kdhub.data.dataset import Data
 from kdhub.errors import DataError
+from kdhub.evaluation.report import Report
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
 from kdhub.metric import Measure
-from kdhub.report import Report
+from kdhub.rows import Signals
 from kdhub.sampler import Sampler
 from kdhub.student import Student
-from kdhub.task import Signals, Task
+from kdhub.task import NetworkTask
 from kdhub.teacher import Teacher
 
 INPUTS, OUTPUTS = 4, 3
@@ -64,15 +65,13 @@ def kdhub_methods():
 def kdhub_teachers():
     yield TeacherSpec(name="linear", target="toy:Linear", tasks=TASK, gives=("vector",), argument="SEED", live=True)
     yield TeacherSpec(name="far", target="toy:Linear", tasks=TASK, gives=("vector",), argument="SEED")
-    yield TeacherSpec(name="path", target="toy:Saved", tasks=TASK, gives=("vector",), argument="FOLDER", live=True)
 
 
 @hookimpl
 def kdhub_students():
     yield StudentSpec(name="mlp", target="toy:mlp", tasks=TASK, exposes=("vector", "hidden"), argument="HIDDEN")
     yield StudentSpec(name="narrow", target="toy:mlp", tasks=TASK, exposes=("vector",), argument="HIDDEN")
-    yield StudentSpec(name="path", target="toy:saved", tasks=TASK, exposes=("vector", "hidden"), argument="FOLDER")
-    yield StudentSpec(name="table", target="toy:table", tasks=TASK, summary="rows, no model")
+    yield StudentSpec(name="table", target="toy:table", tasks=TASK, exposes=(), summary="rows, no model")
 
 
 @hookimpl
@@ -123,7 +122,7 @@ class Net(nn.Module):
         return {"vector": self.outer(hidden), "hidden": hidden}
 
 
-class Vectors(Task):
+class Vectors(NetworkTask):
     """Rows have `x`, and for methods with labels and for metrics also `y`."""
 
     name = "toy-vectors"
@@ -157,7 +156,7 @@ class Vectors(Task):
     def forward(self, module, inputs):
         return Signals(module(inputs["x"]))
 
-    def load(self, folder):
+    def load(self, folder, *, name=None):
         if (folder / "train.jsonl").exists():
             return TableStudent([json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()])
         net = Net(json.loads((folder / "config.json").read_text())["hidden"])
@@ -205,6 +204,9 @@ class NetStudent(Student):
         super().__init__(start)
         self.module = module
 
+    def describe(self):
+        return {"widths": {"vector": [OUTPUTS]}}
+
     def signals(self, examples, kind):
         return {kind: run_net(self.module, examples)}
 
@@ -230,10 +232,6 @@ class TableStudent(Student):
 def mlp(argument, context) -> NetStudent:
     torch.manual_seed(context.seed)
     return NetStudent(Net(int(argument)), {"hidden": int(argument)})
-
-
-def saved(argument, context) -> NetStudent:
-    return context.task.load(Path(argument))
 
 
 def table(argument, context) -> TableStudent:
@@ -262,8 +260,8 @@ class Linear(Teacher):
     group_rows = 16
     last: Linear | None = None
 
-    def __init__(self, argument, options=None):
-        super().__init__(argument, options)
+    def __init__(self, argument, options=None, *, task=None):
+        super().__init__(argument, options, task=task)
         self.module = Matrix(int(argument)).eval()
         Linear.last = self
 
@@ -277,20 +275,6 @@ class Linear(Teacher):
     def signals(self, examples, kind):
         Linear.asked += len(examples)
         return {kind: run_net(self.module, examples) * self.options.gain}
-
-
-class Saved(Linear):
-    """A student of before, as a teacher."""
-
-    def __init__(self, argument, options=None):
-        Teacher.__init__(self, argument, options)
-        self.module = Vectors().load(Path(argument)).module
-
-    @property
-    def identity(self):
-        from kdhub._files import sha256_files
-
-        return {"kind": "saved", "files": sha256_files(Path(self.argument), ["model.safetensors"])}
 
 
 # -- methods --------------------------------------------------------------------------------------------------

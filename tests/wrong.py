@@ -14,7 +14,7 @@ import toy
 from torch import nn
 
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, TeacherSpec, hookimpl
-from kdhub.data import Data
+from kdhub.data.dataset import Data
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
 from kdhub.metric import Measure
 from kdhub.sampler import ShuffledSampler
