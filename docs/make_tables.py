@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdhub.catalog import Catalog
-from kdhub.comparison import Claim, Comparison
-from kdhub.recipe import DataRef, Evaluation, Recipe, Ref, SignalOptions
-from kdhub.registry import Entry, Registry
+from kdhub.catalogue.catalog import Catalog
+from kdhub.comparison.comparison import Claim, Comparison
+from kdhub.plugins.registry import Entry, Registry
+from kdhub.recipes.recipe import DataRef, Evaluation, Recipe, Ref, SignalOptions
 from kdhub.verbs import listing
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,10 @@ def distributions() -> list[str]:
 def entries(kind: str) -> list[Entry]:
     own = {"kdhub", *distributions()}
     return sorted((e for e in Registry().all(kind) if e.distribution in own), key=lambda e: e.name)
+
+
+def own_catalog() -> Catalog:
+    return Catalog([*sorted((ROOT / "plugins").glob("*/*/registry")), ROOT / "registry"])
 
 
 def markdown(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -108,9 +112,10 @@ def evaluation_options() -> str:
 
 def evidence_of_all() -> str:
     """A heading a method, a table a comparison."""
-    from kdhub import evidence, report
+    from kdhub.comparison import evidence
+    from kdhub.evaluation import report
 
-    parts, catalog = [], Catalog([ROOT / "registry"])
+    parts, catalog = [], own_catalog()
     for method in evidence.methods(catalog):
         parts.append(f"\n## {method}\n")
         for entry in evidence.of_method(method, catalog):
@@ -124,9 +129,9 @@ def evidence_of_all() -> str:
 
 def _measured(method: str) -> str:
     """How many of its claims came out as expected."""
-    from kdhub import evidence
+    from kdhub.comparison import evidence
 
-    claims = [c for e in evidence.of_method(method, Catalog([ROOT / "registry"])) for c in e["claims"]]
+    claims = [c for e in evidence.of_method(method, own_catalog()) for c in e["claims"]]
     good = sum(claim["outcome"] == "as expected" for claim in claims)
     return f"{good} of {len(claims)}" if claims else ""
 
