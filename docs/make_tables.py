@@ -52,7 +52,7 @@ def methods() -> str:
         + [paper(e.spec.paper), f"`{e.distribution}`", _measured(e.name)]
         for e in entries("method")
     ]
-    heads = ["method", "task", "needs of the teacher", "what it does", "paper", "comes with", "claims that came out"]
+    heads = ["method", "task", "needs of the teacher", "what it does", "paper", "comes with", "claims confirmed"]
     return markdown(heads, rows)
 
 
@@ -154,7 +154,7 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """The document with its tables made anew."""
+    """The document with its tables made again."""
     return PLACE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
 
 

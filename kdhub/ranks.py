@@ -52,7 +52,7 @@ def device() -> torch.device:
 def _keep_freed_memory() -> None:
     """Have the C library keep freed blocks of megabytes for the next ones.
 
-    By default glibc hands each back to the system and asks for the next anew, whose pages are made when they are first
+    By default glibc hands each back to the system and asks for the next again, whose pages are made when they are first
     written: a quarter of the time of a small convolution network's forward pass on a CPU, a fifteenth of training. Its
     own rule ends that once it has seen one of 32 MB (the most there is) freed, so it hung on what had run before.
     """

@@ -48,7 +48,7 @@ class Sampler(ABC):
         batch: rows of one optimiser step over all ranks. The order must not depend on the number of ranks.
         seed: the run's seed.
         parts: the data sets that the rows are of, in their order: (source as in the recipe, rows).
-        options: what the recipe sets beside the source, checked against `Options`.
+        options: what the recipe sets next to the source, checked against `Options`.
     """
 
     class Options(BaseModel):

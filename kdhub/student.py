@@ -69,7 +69,7 @@ class BuildContext:
         task: the task object.
         teacher: None for methods without one.
         seed: for fresh weights.
-        options: what the recipe sets beside the source.
+        options: what the recipe sets next to the source.
         facts: what the task says of the training rows (`Task.survey`); empty where there are none.
     """
 

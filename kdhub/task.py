@@ -75,7 +75,7 @@ class Task(ABC):
         primary: form of data -> the metric that stands for quality there.
         pipeline_tag: what the Hub calls this task.
         EvaluationOptions: what a recipe may set under `evaluation.options` (truncations, precisions, ...).
-        StudentOptions: what a recipe may set beside the source of every student (see `configure`).
+        StudentOptions: what a recipe may set next to the source of every student (see `configure`).
         Teacher: what a saved model of this task is as a teacher (`path:`, `hf:`).
     """
 
@@ -212,7 +212,7 @@ class NetworkTask(Task):
         return {}
 
     def vary(self, batch: Mapping[str, Any], student: Student, epoch: int) -> Mapping[str, Any]:
-        """A batch with what is drawn anew in each pass over the rows (which tokens are masked), from its content and
+        """A batch with what is drawn again in each pass over the rows (which tokens are masked), from its content and
         `epoch`; the first, 0, has what `collate` made. Not called where the teacher's outputs are stored: those are of
         what `collate` made."""
         return batch

@@ -28,14 +28,14 @@ def facts_path(identity: Mapping[str, Any]) -> Path:
 
 
 class Teacher(ABC):
-    """A frozen model, at hand or behind an API, that gives signals.
+    """A frozen model, local or behind an API, that gives signals.
 
     A subclass is built as `cls(argument, options, task=task)` by its `TeacherSpec`, cheaply: weights are loaded when a
     signal is asked for, so that a run whose signals are all stored never loads the teacher.
 
     Attributes:
         task: what it is asked for; the same teacher may serve several tasks.
-        Options: what a recipe may set beside the source (`teacher: {source: ..., concurrency: 8}`).
+        Options: what a recipe may set next to the source (`teacher: {source: ..., concurrency: 8}`).
         group_rows: how many rows are computed and committed together. Small for slow teachers (little is lost
             when killed), larger for fast ones (longer batches of equal length).
         concurrent_groups: how many groups are computed at once, each in a thread of its own. More than one only where

@@ -63,7 +63,7 @@ def test_filters_and_sorts_are_those_of_a_hub(put, toys):
 
 
 def test_it_follows_the_files_through_anything_done_to_them(put, isolated):
-    """Random writes in place and by rename, removals, folders: each time as an index that is made anew."""
+    """Random writes in place and by rename, removals, folders: each time as an index that is made again."""
     rng, made = random.Random(0), {}
     folder = isolated / "config" / "registry" / "published"
     for turn in range(40):

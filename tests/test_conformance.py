@@ -31,7 +31,7 @@ TEETH = [
     ("saves-another", "saves_and_loads_to_the_same_output", "of the loaded student is"),
     ("leaks-a-file", "leaves_no_files_behind", "kdhub-wrong-"),
     ("swallows-everything", "resume_is_exact", "swallows"),
-    ("own-loop", "a_nan_stops_it", "goes on with numbers that are none"),
+    ("own-loop", "a_nan_stops_it", "goes on with NaN or infinite values"),
     ("restless", "identity_is_stable", "the identity changes"),
     ("noisy", "equal_examples_get_equal_signals", "differs between calls"),
     ("narrow", "gives_what_it_declares", "its layout says (4,)"),

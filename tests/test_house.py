@@ -83,6 +83,32 @@ def test_the_core_knows_no_task_and_no_method_by_name():
     assert found == []
 
 
+def test_errors_of_option_checks_state_the_requirement_and_the_value():
+    """ "t_start must be below t_end (t_start=0.9, t_end=0.5)", in every check that options of a plugin have."""
+    stated, found = re.compile(r"\bmust\b.*\(\w+="), []
+    assert stated.search("f't_max must be at least t_min (t_min={self.t_min:g})'") and not stated.search("'bad t_max'")
+    for name, path in FILES.items():
+        for check in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if not name.startswith("kdhub.") else ():
+            decorators = [ast.unparse(one) for one in getattr(check, "decorator_list", ())]
+            if any("validator" in one for one in decorators):
+                raised = [node.exc for node in ast.walk(check) if isinstance(node, ast.Raise) and node.exc]
+                found += [(name, ast.unparse(one)) for one in raised]
+    assert len(found) >= 8
+    assert [one for one in found if not stated.search(one[1])] == []
+
+
+def test_names_at_their_old_place_still_resolve(monkeypatch):
+    from kdhub.plugins import registry
+
+    said = []
+    registry._report_move.cache_clear()
+    monkeypatch.setattr(registry.logger, "warning", lambda text, *values: said.append(text % values))
+    for _ in range(2):
+        entry = registry.Registry().find("method", "supervised@kdhub-logits")
+        assert entry.qualified == "supervised@kdhub-tasks"
+    assert said == ["method supervised@kdhub-logits now comes with kdhub-tasks"]
+
+
 def test_the_core_has_no_entry_of_a_family():
     assert [path.name for path in (ROOT / "registry").rglob("*") if path.is_file()] == ["README.md"]
 

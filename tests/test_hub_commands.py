@@ -66,7 +66,7 @@ def test_verify_says_by_its_exit_code(toys, toy_run, hub, cli, tmp_path):  # noq
         (("pull", "no name"), 2, "is not a repository name"),
         (("pull", "me/toy", "--max-size", "much"), 2, "is no size"),
         (("search", "--endpoint", "nowhere"), 2, "is not the address of a hub"),
-        (("publish", "nowhere", "me/toy"), 2, "is no folder"),
+        (("publish", "nowhere", "me/toy"), 2, "is not a folder"),
     ],
 )
 def test_exit_codes(toys, hub, cli, arguments, expected, said):  # noqa: F811

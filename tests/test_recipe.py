@@ -286,7 +286,7 @@ def test_a_chain_is_made_once_and_reused(chain, isolated, tmp_path):
     chain("assistant", method="toy-plain", teacher=None, data={"train": "recipe:labelled"}, seed=9)
     distill("last", out=tmp_path / "three")
     names = sorted(p.name.rpartition("-")[0] for p in (isolated / "recipes").iterdir())
-    assert names == ["assistant", "assistant", "labelled"], "a changed recipe is made anew, what it stands on is not"
+    assert names == ["assistant", "assistant", "labelled"], "a changed recipe is made again, what it stands on is not"
 
 
 def test_a_student_of_another_seed_is_another_one(chain, isolated, tmp_path):

@@ -34,7 +34,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Digests of the manifest made anew, as a forger would."""
+    """Digests of the manifest made again, as a forger would."""
     facts = json.loads((folder / "kdhub.json").read_text())
     for name, file in facts["files"].items():
         found = digests(folder / name)

@@ -163,7 +163,7 @@ class Index:
         return [root for root in self.roots if root in have]
 
     def _do(self, ask: Callable[[sqlite3.Connection], Any]) -> Any:
-        """What `ask` gives; from a database made anew when this one is damaged, in memory when it cannot be kept."""
+        """What `ask` gives; from a database made again when this one is damaged, in memory when it cannot be kept."""
         for place in (self.path, self.path, None):
             try:
                 if self._base is None:
@@ -316,7 +316,7 @@ class Index:
         base.executemany("DELETE FROM entries WHERE id = ?", ids)
 
     def _put(self, base: sqlite3.Connection, id: int | None, root: str, folder: str, file: str) -> None:
-        """Read a file anew."""
+        """Read a file again."""
         stamp, value, problems = _stamp(os.stat(file)), {}, None
         try:
             value = self.read(Path(file))

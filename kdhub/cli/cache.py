@@ -48,7 +48,7 @@ def verify(
     run: Annotated[str | None, typer.Option("--run", help="Also ask this run's teacher again for some rows.")] = None,
     every: Annotated[int, typer.Option(min=1, help="With --run: one row in so many.")] = 100,
     tolerance: Annotated[float | None, typer.Option(help="With --run: difference allowed, relative.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged groups, to be made anew.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged groups, to be made again.")] = False,
     json: Json = False,
 ) -> None:
     """Check every stored byte against its digest; with --run also some rows against the live teacher."""

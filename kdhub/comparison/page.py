@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs no network: tables that sort, plots that tell their numbers, the recipe.
+"""A comparison as one HTML page that needs no network: tables that sort, plots with tooltips, the recipe.
 
 Every number of the plots stands in a table too, so that nothing is told by a picture alone.
 """

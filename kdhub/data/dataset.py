@@ -207,7 +207,7 @@ class Data:
         options = replace(options or self.options, **changes)
         sources, formats, stated = self._given, self._formats, self._stated
         if stated and (options.columns or options.format or options.role):
-            # The stated fingerprints are those of the entry's own rows: check these first, then look at them anew.
+            # The stated fingerprints are those of the entry's own rows: check these first, then look at them again.
             base = self.with_options(DataOptions(on_bad_rows=options.on_bad_rows))
             sources, formats, stated = {s: _Split(base, s) for s in self.splits}, None, {}
         return Data(

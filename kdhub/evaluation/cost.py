@@ -404,7 +404,7 @@ def weight_bytes(folder: Path, *, own: bool = True) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` begin anew, where the system can: in a process that does one thing after the other."""
+    """Reset `peak_memory`, where the system can: in a process that does one thing after the other."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -257,7 +257,7 @@ class _Pace:
 
 
 def _in_time(work: Callable[[], T], seconds: float, doing: str, endpoint: str) -> T:
-    """`work()`, or an error after so many seconds. A socket's own time limit begins anew with each byte, so the work is
+    """`work()`, or an error after so many seconds. A socket's own time limit restarts with each byte, so the work is
     done by a thread that can be left behind."""
     outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 

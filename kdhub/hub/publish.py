@@ -51,7 +51,7 @@ def upload(
 ) -> Uploaded:
     """Make a repository hold exactly the files of a folder (and the hub's own `.gitattributes`).
 
-    The commit names its parent. When somebody else commits first, everything begins anew from their commit, at most
+    The commit names its parent. When somebody else commits first, everything starts over from their commit, at most
     `TRIES` times: a head is always one publisher's files as a whole.
 
     Args:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from importlib import import_module
 from typing import Any
 
@@ -108,7 +108,7 @@ class Registry:
         known = self._named.get((kind, bare), [])
         candidates = [e for e in known if not distribution or canonical(e.distribution) == canonical(distribution)]
         if not candidates and (moved := [e for e in known if distribution in e.spec.formerly]):
-            logger.warning("%s %s now comes with %s", kind, name, " and ".join(e.distribution for e in moved))
+            _report_move(kind, name, " and ".join(e.distribution for e in moved))
             candidates = moved
         # A name wins over an alias: nobody may take over another's name by calling it an alias.
         named = [entry for entry in candidates if entry.name == bare]
@@ -189,6 +189,12 @@ def open_network(name: str) -> Any:
     """
     registry = Registry()
     return registry.load(registry.find("network", name))
+
+
+@cache
+def _report_move(kind: str, name: str, where: str) -> None:
+    """Once in a process, however often the name is looked up."""
+    logger.warning("%s %s now comes with %s", kind, name, where)
 
 
 def _ambiguous(kind: str, name: str, entries: Sequence[Entry]) -> UsageError | PluginError:

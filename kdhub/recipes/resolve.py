@@ -115,7 +115,7 @@ class Resolver:
         return _options(model, {**self._defaults(f"{kind}s", ref.source), **ref.options}, (kind,), layers)
 
     def options_model(self, entry: Entry, task: str) -> type[BaseModel]:
-        """What may be set beside the source of a kind of teacher or student, for one task."""
+        """What may be set next to the source of a kind of teacher or student, for one task."""
         own = getattr(self.registry.load(entry), "Options", None)
         cls = self.registry.load(self.registry.find("task", task))
         if entry.spec.kind == "teacher":
@@ -257,11 +257,7 @@ class Resolver:
             fitting = [e.name for e in kinds if uses <= e.spec.signals_for(task.spec)]
             raise CompatibilityError(
                 f"student {recipe.student.source} is made from the teacher's weights, and "
-                + (
-                    f"teacher {recipe.teacher.source} has none at hand"
-                    if recipe.teacher
-                    else "the recipe has no teacher"
-                ),
+                + (f"teacher {recipe.teacher.source} has none here" if recipe.teacher else "the recipe has no teacher"),
                 hint=f"students that fit: {', '.join(fitting) or 'none'}",
             )
         for ref in [*(r for refs in recipe.data.values() for r in refs), *recipe.evaluation.data]:
@@ -301,7 +297,7 @@ class Resolver:
         if method.live and not spec.live:
             raise CompatibilityError(
                 f"method {method.name} runs the teacher inside training, and {recipe.teacher.source} cannot be",
-                hint="use a teacher whose weights are at hand",
+                hint="use a teacher whose weights are local",
             )
 
 

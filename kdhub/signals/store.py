@@ -321,7 +321,7 @@ class SignalStore:
             if not chunk.check():
                 raise StoreError(
                     f"{chunk.path.name} in the signal store {self.folder} is damaged: its bytes differ from its digest",
-                    hint="run the same command again: fill computes its rows anew",
+                    hint="run the same command again: fill computes its rows again",
                 )
             if chunk.size <= PAGE:  # as much as a map of it would take, and a process may have 65,530 maps
                 whole = memoryview(chunk.path.read_bytes())
@@ -490,7 +490,7 @@ class SignalStore:
         return self._remove(bad) if remove else sorted({*bad, *self._bad})
 
     def _drop_damaged(self, positions: np.ndarray) -> list[str]:
-        """Check the digests of the groups that hold these positions; remove bad files, so that fill makes them anew."""
+        """Check the digests of these positions' groups and remove bad files, so that fill makes them again."""
         used = [self._chunks[c] for c in np.unique(self._chunk_of(positions[positions >= 0])).tolist()]
         return self._remove([c.path.name for c in used if not c.check()])
 

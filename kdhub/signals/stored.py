@@ -64,8 +64,8 @@ class Joined:
         )
 
 
-class Anew:
-    """Signals of a model at hand that are computed whenever they are read."""
+class Recomputed:
+    """Signals of a local model that are computed whenever they are read."""
 
     def __init__(self, teacher: Teacher, rows: Rows, kind: str):
         self.teacher, self.rows, self.kind = teacher, rows, kind
@@ -103,15 +103,15 @@ def measured_signals(
     *,
     dtype: str = "float16",
     stored: Callable[[Rows, str], Stored | Joined] | None = None,
-) -> Stored | Joined | Anew:
+) -> Stored | Joined | Recomputed:
     """A teacher's signals of rows that it is only measured on: through the store, unless they are heavier than
-    computing them once more (`HEAVY`) and its weights are at hand.
+    computing them once more (`HEAVY`) and its weights are local.
 
     Args:
         stored: what goes through the store; `stored_signals` of this teacher by default.
     """
     if item_bytes(fields_of(teacher, kind, dtype)) > HEAVY and teacher.module is not None:
-        return Anew(teacher, rows, kind)
+        return Recomputed(teacher, rows, kind)
     return stored(rows, kind) if stored else stored_signals(teacher, rows, kind, dtype=dtype)
 
 

@@ -57,7 +57,7 @@ class Endpoint(Teacher):
         concurrency: int = Field(8, ge=1, le=256, description="requests in flight at once")
         retries: int = Field(6, ge=0, le=20, description="times a failed request is sent again")
         timeout: float = Field(60.0, gt=0, le=3600, description="seconds to wait for an answer")
-        revision: str | None = Field(None, description="your label for the model's state; a new one labels anew")
+        revision: str | None = Field(None, description="your label for the model's state; a new one labels again")
 
         # These two raise UsageError, not ValueError: recipe errors repeat a wrong value, and it may be a secret.
 
@@ -251,7 +251,7 @@ class Endpoint(Teacher):
         return "OPENAI_API_KEY" if self.options.base_url in (None, OPENAI) else None
 
     def _key(self) -> str | None:
-        """The key, read anew each time; None for servers that want none.
+        """The key, read again each time; None for servers that want none.
 
         Raises:
             HubError: it is not set where one is needed, or cannot be a key.

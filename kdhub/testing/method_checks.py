@@ -263,7 +263,7 @@ def a_nan_stops_it(bench: Bench) -> None:
     if not _objective(bench) and bench.base.watch.result.module is None:
         raise SkipTest("its student is no network")
     trial = bench.trial("nan", watch=Watch(bench.registry, **spoil), evaluation={"data": []})
-    assert trial.error is not None, "it goes on with numbers that are none"
+    assert trial.error is not None, "it goes on with NaN or infinite values"
     assert isinstance(trial.error, KdhubError), f"it fails unclearly: {failed(trial.error)}"
     folder = bench.folder / "nan" / "student"
     assert not folder.exists(), "a student of NaN was saved"

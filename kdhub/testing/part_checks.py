@@ -130,9 +130,9 @@ def identity_is_stable(bench: Bench) -> None:
 
 @check("teacher")
 def live_teachers_are_networks_at_rest(bench: Bench) -> None:
-    """`live=True` means a network at hand, in eval mode."""
+    """`live=True` means a local network, in eval mode."""
     if not bench.spec.live:
-        raise SkipTest("it does not say that its network is at hand")
+        raise SkipTest("it does not say that its network is local")
     for teacher, *_ in _teachers(bench):
         assert teacher.module is not None, "the spec says live=True, and there is no module"
         assert not teacher.module.training, "its network is in training mode"

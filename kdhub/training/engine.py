@@ -467,7 +467,7 @@ class Engine:
         return [{**b, "inputs": {**b["inputs"], "mean_counts": means}} for b in made]
 
     def _varied(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the task draws anew in each epoch, unless stored signals are of the first one's."""
+        """What the task draws again in each epoch, unless stored signals are of the first one's."""
         if self.stored:
             return inputs
         return dict(self.task.vary(inputs, self.student, int(self.module.progress.epoch)))

@@ -27,7 +27,7 @@ from kdhub.recipes.run import Run
 from kdhub.rows import Rows
 from kdhub.sampler import Probe, Select
 from kdhub.signals.store import FillReport, SignalStore, row_key
-from kdhub.signals.stored import Anew, Joined, Stored, measured_signals, stored_signals
+from kdhub.signals.stored import Joined, Recomputed, Stored, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.teacher import Teacher
 
@@ -158,16 +158,16 @@ class Session:
             self.calls += report.calls
             if report.computed:
                 logger.info(
-                    "%s gave %s of %d rows in %.1f s, %d were stored before",
+                    "%s computed %s for %d rows in %.1f s (%d already stored)",
                     which, kind, report.computed, report.seconds, report.found,
                 )  # fmt: skip
             self._note_signals(f"{kind} of {which}" if teacher.members else kind, part.store, report)
         return stored
 
-    def measured_signals(self, rows: Rows, kind: str) -> Stored | Joined | Anew:
-        """Those of rows that are only measured on: heavy ones of a teacher at hand are computed anew, not stored."""
+    def measured_signals(self, rows: Rows, kind: str) -> Stored | Joined | Recomputed:
+        """Those of rows that are only measured on: heavy ones of a local teacher are computed again, not stored."""
         given = measured_signals(self.teacher, rows, kind, dtype=self.recipe.signals.dtype, stored=self.signals)
-        if isinstance(given, Anew):
+        if isinstance(given, Recomputed):
             known = self.run.provenance.get("not_stored", {}).get(kind, 0)
             self.run.add_provenance(not_stored={kind: max(known, len(rows))})
         return given
@@ -188,7 +188,7 @@ class Session:
         live = self.teacher if method.spec.live else None
         keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
         given = {} if live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
-        # A teacher whose outputs are stored is not built and draws nothing; what is made anew must not depend on it.
+        # A teacher whose outputs are stored is not built and draws nothing; what is made again must not depend on it.
         set_seed(self.seed)
         method.adapt(student, self.teacher)
         for model in filter(None, (student, live)):
@@ -234,13 +234,13 @@ class Session:
         if self.run.finished("student-before"):
             report.measures += [Measure(**m) for m in self.run.stage("student-before", lambda: None)]
         report.measures += self._measured("student", self._student_encoder(student), teacher, fresh=True)
-        report.measures += self._beside_members(student)
+        report.measures += self._measure_members(student)
         report.notes += self.evaluator.notes
         self._note_data(self.evaluator.used)
         report.facts = self._facts(student)
         return report
 
-    def _beside_members(self, student: Student) -> list[Measure]:
+    def _measure_members(self, student: Student) -> list[Measure]:
         """Of a teacher with members: each of them, and the student's fidelity to each."""
         fidelity = {e.name for e in self.resolver.registry.all("metric", self.task.name) if e.spec.fidelity}
         encode, found = self._student_encoder(student), []

@@ -52,7 +52,7 @@ def verify(
 
     Args:
         store: name or the beginning of one; None checks all.
-        remove: delete damaged groups, so that the next fill computes their rows anew.
+        remove: delete damaged groups, so that the next fill computes their rows again.
         live: gives for a store the keys of its data and the teacher's `compute`, or None when they cannot be had.
         every, tolerance: see `replay`.
 

@@ -44,7 +44,7 @@ def _machine() -> list[Finding]:
     found.append(Finding("ok", "training on", f"{where}, {resolve_precision('auto')}"))
     data = os.environ.get("KDHUB_DATA")
     if data and not os.path.isdir(data):
-        found.append(Finding("fail", "KDHUB_DATA", f"{data} is no folder", "correct it, or unset it"))
+        found.append(Finding("fail", "KDHUB_DATA", f"{data} is not a folder", "correct it, or unset it"))
     else:
         found.append(Finding("ok" if data else "note", "KDHUB_DATA", data or "not set: data sets come from the Hub"))
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):

@@ -114,7 +114,7 @@ def publish(
     if revision or "/" not in name:
         raise UsageError(f"{repo!r} is not the name of a repository to publish to", hint="expected org/name")
     folder = Path(source).expanduser()
-    with _beside(folder) as staging:
+    with _staging_folder(folder) as staging:
         if (folder / MANIFEST).is_file():
             kind, warnings = _again(folder, staging, licence)
         else:
@@ -161,7 +161,7 @@ def _sign(staging: Path, key: Path, published: Callable[[], bytes | None] | None
 
 
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
+def _staging_folder(folder: Path) -> Iterator[Path]:
     """An empty folder on the disk of another, where large files need no copy; else the system's temporary one."""
     where = folder.absolute().parent
     for left in where.glob(f"{_STAGING}*"):  # of a publish that was killed
@@ -179,7 +179,7 @@ def _run(folder: Path) -> Run:
         UsageError, RunError: it is none, or not finished.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder", hint="give a run folder")
+        raise UsageError(f"{folder} is not a folder", hint="give a run folder")
     inside = not (folder / RECIPE).is_file() and (folder.parent / RECIPE).is_file()
     run = Run.open(folder.parent if inside else folder)
     if not run.finished("done") or run.report is None or not run.student_folder.is_dir():

@@ -111,7 +111,7 @@ class _Trial(Session):
     # -- what a run asks of its session -----------------------------------------------------------------------
 
     def table(self, use: str) -> Any:
-        """Rows for the steps, drawn anew each time: the same ones would be stored the second time, and cost nothing."""
+        """Rows for the steps, drawn again each time: the same ones would be stored by then, and cost nothing."""
         table = super().table(use)
         few = min(len(table), STEPS * self.method.options.batch_size)
         if use == "train":

@@ -48,7 +48,7 @@ def preupload(store: Store, call: Call, repo: Repo, revision: str) -> Response:
             raise Refused(400, "each file needs a path, a size and a sample")
         lfs = is_lfs(path, size, _base64(sample, path), attributes)
         now = head.files.get(path)
-        # Of another mode it must be sent anew, whatever its content.
+        # Of another mode it must be sent again, whatever its content.
         oid = now.oid if now and now.lfs == lfs else None
         rows.append({"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid})
     check_paths(row["path"] for row in rows)

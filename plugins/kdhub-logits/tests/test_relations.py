@@ -60,7 +60,7 @@ def test_which_layers_are_compared():
         with pytest.raises(UsageError, match="2 layers, the teacher 6"):
             layer_pairs(2, 6, wrong)
     for options in ({"of": "attentions", "distance": "cosine"}, {"distance": "kl"}):
-        with pytest.raises(ValidationError, match="means nothing between"):
+        with pytest.raises(ValidationError, match="distance must be one of"):
             Feature.Options(**options)
 
 

@@ -217,9 +217,9 @@ def test_ngrams_by_hand_and_a_memory_beyond_them():
 
 def test_options_that_do_not_fit():
     for wrong, words in (
-        ({"t_max": 0.5}, "t_max is at least"),
-        ({"noise": "laplace_prob"}, "needs eps"),
-        ({"privacy_scorer": "tagger"}, "needs one"),
+        ({"t_max": 0.5}, "t_max must be at least t_min .t_min=1, t_max=0.5"),
+        ({"noise": "laplace_prob"}, "eps must be set"),
+        ({"privacy_scorer": "tagger"}, "tagger must be a source"),
     ):
         with pytest.raises(ValidationError, match=words):
             Swing.Options(**wrong)

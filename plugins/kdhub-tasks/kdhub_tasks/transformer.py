@@ -150,7 +150,7 @@ class TextClassifier(Classifier):
 
     @classmethod
     def with_head(cls, folder: Path, classes: Sequence[str], seed: int, start: Mapping[str, Any]) -> TextClassifier:
-        """A checked folder's network; its classifier is made anew unless it is one for just these classes."""
+        """A checked folder's network; its classifier is made again unless it is one for just these classes."""
         import transformers
 
         import kdhub_tasks.attention  # noqa: F401  families of models of ours

@@ -53,7 +53,7 @@ class PCoreSet(Method):
         kd_weight: float = Field(0.5, ge=0, description="weight of the teacher")
         head_mix: float = Field(0.5, ge=0, le=1, description="share of the teacher's head in predictions")
         head_beta: float = Field(1.0, gt=0, description="temperature of the teacher's head in predictions")
-        max_pool: int | None = Field(None, ge=1, description="look at so many rows, drawn anew each round")
+        max_pool: int | None = Field(None, ge=1, description="look at so many rows, drawn again each round")
         teacher_refresh: bool = Field(
             False, description="fit a few-shot teacher (prototypes) to the labels of each round, for the next one"
         )

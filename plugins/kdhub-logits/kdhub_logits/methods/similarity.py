@@ -81,8 +81,11 @@ class Feature(_Features):
 
         @model_validator(mode="after")
         def _fits(self) -> Any:
-            if self.distance == ("cosine" if self.of == "attentions" else "kl"):
-                raise ValueError(f"distance {self.distance} means nothing between {self.of}")
+            others = {"mse", "l1", "kl" if self.of == "attentions" else "cosine"}
+            if self.distance not in others:
+                raise ValueError(
+                    f"distance must be one of {', '.join(sorted(others))} between {self.of} (distance={self.distance})"
+                )
             return self
 
     options: Options

@@ -8,7 +8,7 @@ The paper's text was not at hand beyond its abstract: temperature and noise by t
 defaults are a reconstruction. Two points decide whether anything is protected. The student's temperature T_s is T_min,
 and there is no factor T^2: softened like the teacher, the student would have its best at the teacher's own logits, and
 would only reach them later. And the labels count less where the token is private, or they would tell what the targets
-hide. Noise is drawn once for each text and place, whatever the epoch: drawn anew it would average out. None of this is
+hide. Noise is drawn once for each text and place, whatever the epoch: drawn again it would average out. None of this is
 a guarantee of differential privacy. The teacher runs inside training, so that nothing of it is stored before noise.
 """
 
@@ -66,16 +66,16 @@ class Swing(ObjectiveMethod):
         eps: float | None = Field(None, gt=0, description="budget of a token with laplace_prob")
         alpha: float = Field(0.5, ge=0, le=1, description="weight of the labels")
         gate_hard: bool = Field(True, description="labels count 1 - likelihood")
-        noise_redraw: bool = Field(False, description="draw the noise anew each time, which averages it away")
+        noise_redraw: bool = Field(False, description="draw the noise again each time, which averages it away")
 
         @model_validator(mode="after")
         def _fits(self) -> Any:
             if self.t_max < self.t_min:
-                raise ValueError("t_max is at least t_min")
+                raise ValueError(f"t_max must be at least t_min (t_min={self.t_min:g}, t_max={self.t_max:g})")
             if self.noise == "laplace_prob" and self.eps is None:
-                raise ValueError("laplace_prob needs eps")
+                raise ValueError("eps must be set where noise is laplace_prob (eps=null)")
             if self.privacy_scorer == "tagger" and self.tagger is None:
-                raise ValueError("the scorer tagger needs one: tagger: {source: recipe:NAME}")
+                raise ValueError("tagger must be a source where privacy_scorer is tagger (tagger=null)")
             return self
 
     options: Options

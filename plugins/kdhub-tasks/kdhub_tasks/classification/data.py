@@ -65,7 +65,7 @@ def labels(
     lists for classes that are numbers. Rows of no group are left out. The column `subclass` says which of its group a
     row was, by position; it is no part of what models are taught by, but for controls.
 
-    Then in this order, each drawn anew from the seed:
+    Then in this order, each drawn again from the seed:
 
     1. `per_class`: at most so many rows of each class. `imbalance` r: a long tail, int(m r^(-c/(C-1))) rows of the c-th
        of C classes, where m is `per_class` or the size of the smallest class.

@@ -109,7 +109,7 @@ class ImageClassifier(ProbedClassifier):
         """A folder's network with its processor.
 
         Args:
-            classes: those that it shall have: its last layer is made anew unless it has just these; its own if None.
+            classes: those that it shall have: its last layer is made again unless it has just these; its own if None.
 
         Raises:
             UntrustedError: pickled weights, code of its own, or no image processor.

@@ -25,6 +25,6 @@ class AsIs(Method):
         if student.module is not None:
             for name, weights in student.module.named_parameters():
                 if not torch.isfinite(weights).all():
-                    raise TrainingError(f"the student's {name} holds numbers that are none")
+                    raise TrainingError(f"the student's {name} holds NaN or infinite values")
         run.mark_start(student)
         return student

@@ -75,7 +75,10 @@ class Dse(ObjectiveMethod):
             if self.embed_dim == 0:
                 raise ValueError("embed_dim must be 1 or more, or -1 for no layer (embed_dim=0)")
             if self.freeze_encoder and self.head == "dot" and self.embed_dim < 0:
-                raise ValueError("freeze_encoder with head=dot needs embed_dim, else there is nothing to train")
+                raise ValueError(
+                    f"embed_dim must be 1 or more with freeze_encoder and head=dot, or nothing is trained "
+                    f"(embed_dim={self.embed_dim})"
+                )
             return self
 
     options: Options

@@ -191,7 +191,7 @@ class Lelp(ObjectiveMethod):
             self._others = self._permuted(parts, rng)
 
     def _permuted(self, parts: Any, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Content keys in order, and for each the split of some other row, drawn anew for each class."""
+        """Content keys in order, and for each the split of some other row, drawn again for each class."""
         import torch
 
         weight, offset = (torch.from_numpy(x).float() for x in self._split)

@@ -91,7 +91,9 @@ class TalkingModels(ObjectiveMethod):
         @model_validator(mode="after")
         def _fits(self) -> Any:
             if self.one_way and not self.freeze_teacher:
-                raise ValueError("freeze_teacher must be true with one_way, where no gradient reaches the teacher")
+                raise ValueError(
+                    "freeze_teacher must be true with one_way, as no gradient comes (freeze_teacher=false)"
+                )
             return self
 
     options: Options
