@@ -17,19 +17,23 @@ def kdhub_datasets() -> Iterable[DatasetSpec]:
         module = "kdhub.data.hub_rows" if name == "hf" else "kdhub.data.sources"
         return DatasetSpec(name=name, target=f"{module}:{name}", argument=argument, summary=summary)
 
-    yield kind("text", "FILE", "One text a line")
-    yield kind("jsonl", "FILE", "One JSON object a line")
-    yield kind("csv", "FILE", "Comma-separated values under a header, quoted as usual")
-    yield kind("tsv", "FILE", "Tab-separated values under a header, without quoting")
-    yield kind("parquet", "FILE", "A Parquet file")
+    yield kind("text", "FILE", "one text a line")
+    yield kind("jsonl", "FILE", "one JSON object a line")
+    yield kind("csv", "FILE", "comma-separated values under a header, quoted as usual")
+    yield kind("tsv", "FILE", "tab-separated values under a header, without quoting")
+    yield kind("parquet", "FILE", "a Parquet file")
     yield kind("npz", "FILE", "NumPy arrays with one first dimension; pickled ones are refused")
-    yield kind("path", "FILE|FOLDER", "A file, told by its ending, or a folder with a file for each split (BEIR too)")
-    yield kind("hf", "ORG/NAME[@REVISION]", "A data set of the Hugging Face Hub, at a pinned commit")
-    yield kind("stdin", "[SHA256]", "Texts or JSON lines from standard input; `-` for short")
+    yield kind(
+        "path",
+        "FILE|FOLDER",
+        "a file, or a folder with a file for each split (BEIR too)",
+    )
+    yield kind("hf", "ORG/NAME[@REVISION]", "a data set of the Hugging Face Hub, at a pinned commit")
+    yield kind("stdin", "[SHA256]", "texts or JSON lines from standard input; `-` for short")
     yield DatasetSpec(
         name="pydoc",
         target="kdhub.data.pydoc:pydoc",
-        summary="Documentation strings of the installed packages (train) and of Python's standard library (held out)",
+        summary="documentation strings of the installed packages (train) and of Python's standard library (held out)",
         splits=("train", "corpus", "queries", "validation", "test"),
     )
 
@@ -42,8 +46,8 @@ def kdhub_teachers() -> Iterable[TeacherSpec]:
             name=name, target=target, argument=argument, summary=summary, gives=None, live=True, formerly=FAMILIES
         )
 
-    yield saved("path", "path", "FOLDER", "A saved model of the task, in a local folder")
-    yield saved("hf", "hub", "ORG/NAME[@REVISION]", "A model of the task on the Hugging Face Hub, at a pinned commit")
+    yield saved("path", "path", "FOLDER", "a saved model of the task, in a local folder")
+    yield saved("hf", "hub", "ORG/NAME[@REVISION]", "a model of the task on the Hugging Face Hub, at a pinned commit")
 
 
 @hookimpl
@@ -54,8 +58,8 @@ def kdhub_students() -> Iterable[StudentSpec]:
             name=name, target=target, argument=argument, summary=summary, exposes=None, formerly=FAMILIES
         )
 
-    yield saved("path", "path", "FOLDER", "A model in a local folder, or a body that gets a fresh head")
-    yield saved("hf", "hub", "ORG/NAME[@REVISION]", "A model on the Hugging Face Hub, or a body that gets a fresh head")
+    yield saved("path", "path", "FOLDER", "a model in a local folder, or a body that gets a fresh head")
+    yield saved("hf", "hub", "ORG/NAME[@REVISION]", "a model on the Hugging Face Hub, or a body that gets a fresh head")
 
 
 @hookimpl
@@ -63,5 +67,5 @@ def kdhub_samplers() -> Iterable[SamplerSpec]:
     yield SamplerSpec(
         name="mixture",
         target="kdhub.sampler:MixtureSampler",
-        summary="Rows of several data sets in stated shares, drawn with replacement",
+        summary="rows of several data sets in stated shares, drawn with replacement",
     )

@@ -67,6 +67,7 @@ class PluginRecord:
         cause: one line for any status but "ok".
         exception: what was raised, for "failed" and "incompatible".
         declared: what it yielded, as it yielded it; of a broken one, what it yielded until then.
+        named: the same by kind and name.
         specs: the same, with the tasks that traits stand for among `tasks`.
         catalogs: folders laid out like `registry/`.
         seconds: how long it took to load.
@@ -80,6 +81,7 @@ class PluginRecord:
     cause: str = ""
     exception: BaseException | None = None
     declared: list[Spec] = field(default_factory=list)
+    named: dict[tuple[str, str], list[Spec]] = field(default_factory=dict)
     specs: list[Spec] = field(default_factory=list)
     catalogs: list[Path] = field(default_factory=list)
     seconds: float = 0.0
@@ -112,7 +114,7 @@ class PluginRecord:
         plain = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in ("exception", "declared", "specs", "catalogs")
+            if f.name not in ("exception", "declared", "named", "specs", "catalogs")
         }
         provides: dict[str, list[str]] = {}
         for spec in self.specs if self.usable else ():
@@ -244,6 +246,7 @@ class Plugins:
                 _check_spec(spec, kind)
                 self._check_once(spec, record)
                 record.declared.append(spec)
+                record.named.setdefault((kind, spec.name), []).append(spec)
                 if spec.api_version != API_VERSION:
                     raise _Incompatible(
                         f"{spec.name!r} is made for plugin API {spec.api_version}, this kdhub has {API_VERSION}"
@@ -257,7 +260,7 @@ class Plugins:
     def _check_once(self, spec: Spec, record: PluginRecord) -> None:
         """One distribution may not claim a name twice: the qualified form could not tell the two apart."""
         for other in [record, *(r for r in self.records if r.usable and r.distribution == record.distribution)]:
-            if any(s.kind == spec.kind and s.name == spec.name and overlap(s, spec) for s in other.declared):
+            if any(overlap(one, spec) for one in other.named.get((spec.kind, spec.name), ())):
                 raise PluginError(f"{spec.kind} {spec.name!r} is yielded twice for the same task")
 
     def _settle(self) -> None:
@@ -416,7 +419,7 @@ def _check_spec(spec: object, kind: str) -> None:
     for item in fields(spec):
         value = getattr(spec, item.name)
         # A plain string is the usual slip: ("x") for ("x",). It would be read letter by letter.
-        if not isinstance(item.default, tuple) or (value is None and "None" in str(item.type)):
+        if not str(item.type).startswith("tuple[") or (value is None and "None" in str(item.type)):
             continue
         of = _ITEMS.get(item.name, str)
         if not (isinstance(value, tuple) and all(isinstance(v, of) for v in value)):

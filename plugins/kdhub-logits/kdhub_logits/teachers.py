@@ -20,11 +20,11 @@ class Prototypes(Teacher):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid")
-        split: str = Field("train", description="of the data set")
+        split: str = Field("train", description="split of the data set")
         per_class: int | None = Field(None, ge=1, description="labelled rows of each class that are used; all if unset")
         noise: float = Field(0.0, ge=0, description="deviation of noise on the means, over that of their numbers")
-        scale: float = Field(20.0, gt=0, description="of the cosine")
-        seed: int = Field(0, ge=0, description="of the choice and the noise")
+        scale: float = Field(20.0, gt=0, description="factor on the cosine")
+        seed: int = Field(0, ge=0, description="seed of the choice and of the noise")
         data: dict[str, Any] = Field(default_factory=dict, description="options of the data set")
 
     @cached_property
@@ -97,7 +97,7 @@ class ZeroShot(Teacher):
         classes: dict[str, str | list[str]] = Field(
             default_factory=dict, description="each class's description, or several, whose embeddings are averaged"
         )
-        scale: float = Field(20.0, gt=0, description="of the cosine")
+        scale: float = Field(20.0, gt=0, description="factor on the cosine")
 
     @cached_property
     def encoder(self) -> Teacher:

@@ -39,9 +39,9 @@ class MixKd(ObjectiveMethod):
     class Options(ClassifierOptions):
         beta_a: float = Field(1.0, gt=0, description="lambda is drawn from Beta(a, a)")
         mode: Literal["pmu", "fmu", "none"] = Field("pmu", description="mix a share of the rows, all of them, or none")
-        mix_fraction: float = Field(0.1, ge=0, le=1, description="of a batch that is mixed, with mode pmu")
+        mix_fraction: float = Field(0.1, ge=0, le=1, description="share of a batch that is mixed (mode pmu)")
         temperature: Annotated[float, Field(gt=0)] | Literal["std"] = Field(
-            "std", description="of both sides; std: each row's own"
+            "std", description="temperature of both sides; std: each row's own"
         )
         gamma: float = Field(0.1, ge=0, description="weight of the labels")
         alpha: float = Field(0.9, ge=0, description="weight of the teacher")

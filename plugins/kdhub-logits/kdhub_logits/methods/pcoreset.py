@@ -41,9 +41,11 @@ class PCoreSet(Method):
     """Active learning with a teacher: label, train, choose, and again."""
 
     class Options(MethodOptions):
-        rounds: int = Field(15, ge=0, description="how often rows are chosen; one more student is trained at the end")
-        queries_per_round: int | None = Field(None, ge=1, description="rows to label each time; one a class if unset")
-        start_per_class: int = Field(1, ge=1, description="labelled rows of each class to begin with")
+        rounds: int = Field(15, ge=0, description="rounds of choosing rows; a last student is trained after them")
+        queries_per_round: int | None = Field(
+            None, ge=1, description="rows to label in each round; the number of classes if unset"
+        )
+        start_per_class: int = Field(1, ge=1, description="labelled rows of each class at the start")
         strategy: str = Field("pcoreset", description="sampler that chooses rows (kdhub list samplers)")
         oracle: Literal["data", "file"] = Field(
             "data", description="labels from the data set, or from queries.csv in the run folder, to be filled in"
@@ -53,12 +55,14 @@ class PCoreSet(Method):
         kd_weight: float = Field(0.5, ge=0, description="weight of the teacher")
         head_mix: float = Field(0.5, ge=0, le=1, description="share of the teacher's head in predictions")
         head_beta: float = Field(1.0, gt=0, description="temperature of the teacher's head in predictions")
-        max_pool: int | None = Field(None, ge=1, description="look at so many rows, drawn again each round")
+        max_pool: int | None = Field(
+            None, ge=1, description="unlabelled rows considered in a round, drawn again each time; all if unset"
+        )
         teacher_refresh: bool = Field(
             False, description="fit a few-shot teacher (prototypes) to the labels of each round, for the next one"
         )
         steps: int = Field(300, ge=1, description="optimiser steps of each round's student")
-        batch_size: int = Field(64, ge=1, description="labelled rows of a step, and as many others")
+        batch_size: int = Field(64, ge=1, description="labelled rows of a step, with as many unlabelled ones")
         lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
         weight_decay: float = Field(0.01, ge=0, description="of AdamW")
         warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rate, then linear")

@@ -31,9 +31,12 @@ class Pld(ObjectiveMethod):
     """The teacher's ranking of the classes, true class first, each step weighted by the teacher's probability."""
 
     class Options(ClassifierOptions):
-        teacher_temperature: float = Field(1.0, gt=0, description="softens the weights of the steps, nothing else")
+        teacher_temperature: float = Field(
+            1.0, gt=0, description="temperature of the weights of the steps, of nothing else"
+        )
         weighting: Literal["teacher", "uniform", "position", "onehot"] = Field(
-            "teacher", description="of the steps; uniform is ListMLE / C, position 2^(C-k) - 1, onehot cross-entropy"
+            "teacher",
+            description="weights of the steps; uniform is ListMLE / C, position 2^(C-k) - 1, onehot cross-entropy",
         )
         force_label_first: bool = Field(True, description="false: the teacher's ranking as it is, for unlabelled rows")
         topk: int | None = Field(None, ge=1, description="only the first steps of the ranking; all if unset")

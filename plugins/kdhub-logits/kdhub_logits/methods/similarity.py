@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 class LikenessOptions(ClassifierOptions):
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher; 1 - alpha is that of the labels")
-    weight: float = Field(1.0, ge=0, description="of the distance itself, which has no natural scale")
+    weight: float = Field(1.0, ge=0, description="factor on the distance, which has no natural scale")
 
 
 class _Likeness(ObjectiveMethod):
@@ -72,7 +72,7 @@ class Feature(_Features):
     class Options(LikenessOptions):
         of: Literal["features", "hidden_states", "attentions"] = Field("features", description="what is compared")
         distance: Literal["mse", "l1", "cosine", "kl"] = Field(
-            "mse", description="between student's and teacher's; kl for attentions alone, cosine not for them"
+            "mse", description="distance of student and teacher; kl is for attentions only, cosine is not for them"
         )
         layer_map: Literal["uniform", "last"] | tuple[Annotated[int, Field(ge=1)], ...] = Field(
             "uniform", description="layers that are compared: evenly, the last ones, or the teacher's for each of the "
@@ -144,7 +144,7 @@ class Mmd(_Features):
 
     class Options(LikenessOptions):
         bandwidths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-            (0.5, 1.0, 2.0), description="of the kernels, times the median distance"
+            (0.5, 1.0, 2.0), description="widths of the kernels, in median distances"
         )
 
     options: Options
@@ -158,7 +158,7 @@ class Rank(_Likeness):
     """D = how far the student keeps to the teacher's order of its most probable classes."""
 
     class Options(LikenessOptions):
-        rank_k: int = Field(20, ge=2, description="of the teacher's classes, the most probable so many")
+        rank_k: int = Field(20, ge=2, description="how many of the teacher's most probable classes are ranked")
         form: Literal["hinge", "logistic"] = Field(
             "hinge", description="hinge: gaps of probability at least the teacher's; logistic: the order of logits"
         )

@@ -138,7 +138,7 @@ class Dkd(ObjectiveMethod):
         target_weight: float = Field(1.0, ge=0, description="weight of the target class against the rest (alpha)")
         others_weight: float = Field(8.0, ge=0, description="weight among the other classes (beta)")
         ce_weight: float = Field(1.0, ge=0, description="weight of the labels")
-        warmup_epochs: float = Field(20.0, ge=0, description="epochs over which the divergence comes in")
+        warmup_epochs: float = Field(20.0, ge=0, description="epochs over which the weight of the divergence rises")
         scale_t2: bool = Field(True, description="multiply the divergence by the temperature's square")
 
     options: Options

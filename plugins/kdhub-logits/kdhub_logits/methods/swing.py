@@ -51,21 +51,21 @@ class Swing(ObjectiveMethod):
         )
         pattern: str | None = Field(None, description="what is private; numbers and addresses if unset")
         tagger: TextRef | None = Field(
-            None, description="a classifier of words, as a teacher is named; private is all that it finds not O"
+            None, description="a classifier of words, as a teacher is named; a word is private as far as it is not O"
         )
         public: str | None = Field(None, description="texts without secrets, as --data takes them, for memorisation")
         t_min: float = Field(1.0, gt=0, description="temperature where nothing is private")
-        t_max: float = Field(20.0, gt=0, description="temperature where all is")
-        gamma: float = Field(1.0, gt=0, description="exponent of the likelihood")
+        t_max: float = Field(20.0, gt=0, description="temperature where everything is private")
+        gamma: float = Field(1.0, gt=0, description="exponent of the likelihood of being private")
         student_temperature: Annotated[float, Field(gt=0)] | Literal["teacher_only", "matched"] = Field(
             "teacher_only", description="teacher_only: t_min; matched: the teacher's, which protects nothing"
         )
-        noise: Literal["gauss_logit", "laplace_prob", "none"] = Field("gauss_logit", description="on the targets")
+        noise: Literal["gauss_logit", "laplace_prob", "none"] = Field("gauss_logit", description="noise on targets")
         sigma_base: float = Field(0.1, ge=0, description="deviation of the noise on logits everywhere")
-        sigma_private: float = Field(1.0, ge=0, description="added to it times the likelihood")
+        sigma_private: float = Field(1.0, ge=0, description="further deviation, times the likelihood of being private")
         eps: float | None = Field(None, gt=0, description="budget of a token with laplace_prob")
         alpha: float = Field(0.5, ge=0, le=1, description="weight of the labels")
-        gate_hard: bool = Field(True, description="labels count 1 - likelihood")
+        gate_hard: bool = Field(True, description="weight labels by 1 - likelihood")
         noise_redraw: bool = Field(False, description="draw the noise again each time, which averages it away")
 
         @model_validator(mode="after")

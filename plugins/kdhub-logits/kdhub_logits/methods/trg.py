@@ -36,7 +36,7 @@ class Trg(ObjectiveMethod):
     """Soft targets, and the teacher's graph of tokens across images."""
 
     class Options(ClassifierOptions):
-        tokens: int = Field(256, ge=32, le=2048, description="drawn from a batch for the graph (M)")
+        tokens: int = Field(256, ge=32, le=2048, description="tokens of a batch in the graph (M)")
         k: int = Field(8, ge=1, description="neighbours of a token in the graph")
         sigma: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
             "auto", description="width of the kernel; auto: mean squared distance"
@@ -46,7 +46,7 @@ class Trg(ObjectiveMethod):
         gamma: float = Field(1.0, ge=0, description="weight of the global contrast")
         global_start: float = Field(1.0, ge=0.02, le=5, description="temperature of the contrast at first")
         global_end: float = Field(0.1, ge=0.02, le=5, description="temperature of the contrast at last")
-        global_schedule: Literal["linear", "cosine"] = Field("linear", description="of that temperature")
+        global_schedule: Literal["linear", "cosine"] = Field("linear", description="how that temperature falls")
         ce_weight: float = Field(1.0, ge=0, description="weight of the labels")
         kd_weight: float = Field(0.9, ge=0, description="weight of the soft targets")
         temperature: float = Field(4.0, gt=0, description="of the soft targets")
