@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_catalog import WHOLE
 
 from kdhub.catalogue import rows as _catalog_rows
-from kdhub.catalogue.catalog import Catalog, builtin_folder
+from kdhub.catalogue.catalog import default_catalog
 from kdhub.data import hub_rows as _hub_rows
 from kdhub.data import pydoc as pydoc_data
 from kdhub.data import sources
@@ -646,10 +647,10 @@ def test_catalogue_sources_in_order(write, tmp_path, monkeypatch):
 
 
 @with_shared
-@pytest.mark.parametrize("name", sorted(p.stem for p in (builtin_folder() / "datasets").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(WHOLE))
 def test_shared_data(name):
     """Every file has its sha256, every row is good, every fingerprint is as stated."""
-    data = Catalog([builtin_folder()]).dataset(name)
+    data = default_catalog().dataset(name)
     for split in data.splits:
         assert len(data.split(split)) > 0
         assert data.source(split)["kind"] != "hub"
@@ -657,7 +658,7 @@ def test_shared_data(name):
 
 @with_shared
 def test_shared_scifact_and_sentences():
-    catalog = Catalog([builtin_folder()])
+    catalog = default_catalog()
     part = catalog.dataset("scifact").retrieval("test")
     assert (len(part.corpus), len(part.queries), sum(map(len, part.judgements.values()))) == (5183, 300, 339)
     some = catalog.dataset("sentences", DataOptions(exclude={"source": ["beir_fiqa", "beir_scidocs"]}, sample=100))
@@ -747,7 +748,7 @@ def test_pydoc_key_says_what_the_rows_depend_on(small_pydoc):
 
 
 def test_pydoc_imports_nothing_it_reads(run_python):
-    code = "import sys; from kdhub import pydoc_data as p; n = len(p._held_out()[0]); print(n, 'turtle' in sys.modules)"
+    code = "import sys; from kdhub.data import pydoc as p; n = len(p._held_out()[0]); print(n, 'turtle' in sys.modules)"
     done = run_python(code)
     pairs, imported = done.stdout.split()
     assert int(pairs) > 1000 and imported == "False", done.stderr

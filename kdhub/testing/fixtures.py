@@ -6,6 +6,7 @@ huggingface_hub, which reads these switches once.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,5 +31,8 @@ def home(tmp_path_factory, monkeypatch) -> Iterator[Path]:
     monkeypatch.setenv("KDHUB_HOME", str(folder))
     monkeypatch.setenv("KDHUB_STRICT", "1")
     plugins.set_plugins(None)
+    logger = logging.getLogger("kdhub")  # a command line that a test runs in this process sets it up for a terminal
+    before = logger.handlers[:], logger.propagate, logger.level
     yield folder
+    logger.handlers[:], logger.propagate, logger.level = before
     plugins.set_plugins(None)

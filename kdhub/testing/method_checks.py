@@ -145,6 +145,7 @@ def another_seed_gives_another_student(bench: Bench) -> None:
 @check("method")
 def resume_is_exact(bench: Bench) -> None:
     """A run that is broken off and resumed ends with the same student: extras, states and optimiser came back."""
+    undisturbed = bench.unscored
     broken = bench.trial("broken", watch=Watch(bench.registry, method=_kill), evaluation={"data": []})
     if broken.error is None and not _objective(bench):
         raise SkipTest("it has no stages: broken off, it begins again")
@@ -154,7 +155,7 @@ def resume_is_exact(bench: Bench) -> None:
     if _objective(bench):
         steps = [line["step"] for line in resumed.run.metrics()]
         assert steps == sorted(set(steps)), f"steps stand twice in metrics.jsonl: {steps}"
-    different = bench.unscored.difference(resumed)
+    different = undisturbed.difference(resumed)
     assert not different, f"a resumed run differs from an undisturbed one in {different}: is there state or a module "\
         "that a checkpoint does not keep (state(), extras())?"  # fmt: skip
 
