@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = {"text-kd": "text-classification", "fill-kd": "fill-mask", "lm-kd": "causal-lm"}
 
 
-elsewhere = shutil.ignore_patterns(".*", "build", "plugins", "tests", "docs", "benchmarks", "runs", "*.egg-info")
+def elsewhere(folder: str, names: list[str]) -> set[str]:
+    """What a wheel is not built of."""
+    outside = {"build", "plugins", "tests", "docs", "benchmarks", "runs"} if Path(folder) == ROOT else set()
+    return {name for name in names if name in outside or name.startswith(".") or name.endswith(".egg-info")}
 
 
 @pytest.fixture(scope="module")
