@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -28,8 +27,6 @@ def cli(capsys, monkeypatch):
     """Run the program in this process: `cli("list", "methods")` -> (exit code, stdout, stderr)."""
     from kdhub.cli import _output, app
 
-    logger = logging.getLogger("kdhub")
-    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     commands = list(app.app.registered_commands)
     environment = dict(os.environ)
 
@@ -47,8 +44,6 @@ def cli(capsys, monkeypatch):
 
     yield run
     app.app.registered_commands[:] = commands
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
     _output._traceback = False
     for name in set(os.environ) - set(environment):
         del os.environ[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 import subprocess
@@ -86,8 +85,6 @@ def desk(tmp_path_factory) -> Path:
 @pytest.fixture
 def kdhub_command(desk, monkeypatch, capsys):
     """Run the command line in this process, with the reader's folder as the working one."""
-    logger = logging.getLogger("kdhub")
-    before = (logger.handlers[:], logger.propagate, logger.level)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         from kdhub.cli import main
@@ -101,8 +98,7 @@ def kdhub_command(desk, monkeypatch, capsys):
             code = int(end.code or 0)
         return code, *capsys.readouterr()
 
-    yield run
-    logger.handlers[:], logger.propagate, logger.level = before
+    return run
 
 
 @pytest.mark.parametrize("page, line", commands(), ids=lambda value: value.split("  ")[0])

@@ -11,8 +11,7 @@ Tasks declare the others (`TaskSpec.forms`): pairs with a score, prompts and res
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 from kdhub.plugins.discovery import get_plugins
@@ -31,7 +30,7 @@ ROWS = RowForm(name="rows", columns=())
 
 def forms() -> dict[str, RowForm]:
     """Name -> form, the one that is looked for first at the top."""
-    declared = get_plugins().forms()
+    declared = [form for spec in get_plugins().specs("task") for form in spec.forms]
     early, late = ([form for form in declared if form.early == first] for first in (True, False))
     return {form.name: form for form in (*early, TEXTS, *late, ROWS)}
 
@@ -59,7 +58,4 @@ def form_of(columns: Iterable[str]) -> str:
 
 def check_of(form: RowForm) -> Any:
     """The further check of a form's rows, None where it has none."""
-    if not form.check:
-        return None
-    module, _, attribute = form.check.partition(":")
-    return reduce(getattr, attribute.split("."), import_module(module))
+    return resolve_name(form.check) if form.check else None

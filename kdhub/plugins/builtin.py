@@ -54,9 +54,7 @@ def kdhub_teachers() -> Iterable[TeacherSpec]:
 def kdhub_students() -> Iterable[StudentSpec]:
     def saved(name: str, function: str, argument: str, summary: str) -> StudentSpec:
         target = f"kdhub.recipes.starts:{function}"
-        return StudentSpec(
-            name=name, target=target, argument=argument, summary=summary, exposes=None, formerly=FAMILIES
-        )
+        return StudentSpec(name=name, target=target, argument=argument, summary=summary, formerly=FAMILIES)
 
     yield saved("path", "path", "FOLDER", "a model in a local folder, or a body that gets a fresh head")
     yield saved("hf", "hub", "ORG/NAME[@REVISION]", "a model on the Hugging Face Hub, or a body that gets a fresh head")

@@ -135,13 +135,8 @@ class Plugins:
         self._hooks = _Hooks("kdhub")
         self._hooks.add_hookspecs(hookspecs)
         self._reported: set[object] = set()
-        self.generation = 0
-        """Counts changes, for whoever keeps an index."""
-
-    def forms(self) -> list[RowForm]:
-        """The forms of rows that tasks declare, in the order in which they are looked for."""
-        forms = [form for spec in self.specs("task") for form in spec.forms]
-        return sorted(forms, key=lambda form: not form.early)
+        self.index: Any = None
+        """What `registry` made of the specs to look names up; dropped when they change."""
 
     def specs(self, kind: str) -> list[Spec]:
         """All specs of one kind, in the order they were yielded."""
@@ -270,7 +265,7 @@ class Plugins:
         for record in self.records:
             record.specs = [_with_tasks(spec, tasks) for spec in record.declared]
         self._note_conflicts()
-        self.generation += 1
+        self.index = None
 
     def _note_conflicts(self) -> None:
         """Mark the plugins that share a name; it becomes an error when somebody uses the bare name."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
-from importlib import import_module
+from functools import cache
+from pkgutil import resolve_name
 from typing import Any
 
 from kdhub.errors import CompatibilityError, PluginError, UnknownNameError, UsageError
@@ -50,6 +50,10 @@ class Entry:
     def provider(self) -> str:
         return f"{self.distribution} {self.version}".rstrip()
 
+    def comes_from(self, distribution: str) -> bool:
+        """Whether it comes with a distribution or did before, the name in any spelling pip accepts."""
+        return canonical(distribution) in map(canonical, (self.distribution, *self.spec.formerly))
+
 
 class Registry:
     """What the plugins provide, by kind and name.
@@ -60,31 +64,30 @@ class Registry:
 
     def __init__(self, plugins: Plugins | None = None):
         self.plugins = get_plugins() if plugins is None else plugins
-        self._of = -1
-        self._entries: dict[str, list[Entry]] = {}
-        self._named: dict[tuple[str, str], list[Entry]] = {}
 
-    def _index(self) -> None:
-        """Entries by kind and by name, made again when plugins have changed."""
-        if self._of == self.plugins.generation:
-            return
-        self._entries, self._named = {kind: [] for kind in SPECS}, {}
-        for record in self.plugins.records:
-            for spec in record.specs if record.usable else ():
-                self._entries[spec.kind].append(Entry(spec, record.distribution, record.version))
-        for kind, entries in self._entries.items():
-            entries.sort(key=lambda entry: (entry.name, canonical(entry.distribution)))
-            for entry in entries:
-                for name in (entry.name, *entry.spec.aliases):
-                    self._named.setdefault((kind, name), []).append(entry)
-        self._of = self.plugins.generation
+    @property
+    def _index(self) -> tuple[dict[str, list[Entry]], dict[tuple[str, str], list[Entry]]]:
+        """Entries by kind, and by kind and name: one index for all registries of the same plugins."""
+        if self.plugins.index is None:
+            entries: dict[str, list[Entry]] = {kind: [] for kind in SPECS}
+            named: dict[tuple[str, str], list[Entry]] = {}
+            for record in self.plugins.records:
+                for spec in record.specs if record.usable else ():
+                    entries[spec.kind].append(Entry(spec, record.distribution, record.version))
+            for kind, of_kind in entries.items():
+                of_kind.sort(key=lambda entry: (entry.name, canonical(entry.distribution)))
+                for entry in of_kind:
+                    for name in (entry.name, *entry.spec.aliases):
+                        named.setdefault((kind, name), []).append(entry)
+            self.plugins.index = entries, named
+        return self.plugins.index
 
     def all(self, kind: str, task: str | None = None) -> list[Entry]:
         """Every entry of a kind ("method", "teacher", ...), sorted by name; with `task`, those that work for it."""
         if kind not in SPECS:
             raise ValueError(f"no kind of plugin named {kind!r}: {', '.join(SPECS)}")
-        self._index()
-        return [entry for entry in self._entries[kind] if entry.spec.fits_task(task)]
+        entries, _ = self._index
+        return [entry for entry in entries[kind] if entry.spec.fits_task(task)]
 
     def find(self, kind: str, name: str, task: str | None = None) -> Entry:
         """The entry a name means.
@@ -101,19 +104,19 @@ class Registry:
             PluginError: several distributions provide it for one task, or it belongs to a plugin that did not load;
                 the plugin's own error is the cause.
         """
-        self._index()
+        _, named = self._index
         bare, _, distribution = name.partition("@")
-        if (kind, name) in self._named:  # a metric's own name may hold an @: ndcg@10
+        if (kind, name) in named:  # a metric's own name may hold an @: ndcg@10
             bare, distribution = name, ""
-        known = self._named.get((kind, bare), [])
+        known = named.get((kind, bare), [])
         candidates = [e for e in known if not distribution or canonical(e.distribution) == canonical(distribution)]
-        if not candidates and (moved := [e for e in known if distribution in e.spec.formerly]):
+        if not candidates and (moved := [e for e in known if e.comes_from(distribution)]):
             _report_move(kind, name, " and ".join(e.distribution for e in moved))
             candidates = moved
         # A name wins over an alias: nobody may take over another's name by calling it an alias.
-        named = [entry for entry in candidates if entry.name == bare]
+        own = [entry for entry in candidates if entry.name == bare]
         aliased = [entry for entry in candidates if entry.name != bare]
-        for group in (named, aliased):
+        for group in (own, aliased):
             fitting = [entry for entry in group if entry.spec.fits_task(task)]
             if len(fitting) == 1:
                 return fitting[0]
@@ -124,7 +127,7 @@ class Registry:
                 f"{kind} {name!r} belongs to a plugin that is {record.status}: {record.provider}: {record.cause}",
                 hint=f"update {record.distribution}, or {record.remedy}",
             ) from record.exception
-        if others := named or aliased:
+        if others := own or aliased:
             tasks = ", ".join(sorted({t for entry in others for t in entry.spec.tasks}))
             fits = ", ".join(entry.name for entry in self.all(kind, task))
             raise CompatibilityError(
@@ -144,9 +147,8 @@ class Registry:
     def load_target(self, entry: Entry, field: str) -> Any:
         """Import what another field of the spec points at."""
         target = getattr(entry.spec, field)
-        module, _, attribute = target.partition(":")
         try:
-            return reduce(getattr, attribute.split("."), import_module(module))
+            return resolve_name(target)
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{entry.spec.kind} {entry.name!r} of {entry.provider} cannot be loaded from {target}: "

@@ -247,7 +247,7 @@ def traits_are_true(bench: Bench) -> None:
     if "classes" not in bench.spec.traits:
         raise SkipTest("it does not have the trait classes")
     resolver, task, recipe, parts = _world(bench, bench.entry.name)
-    student = _start(resolver, task, recipe, parts, None)
+    student = _start(resolver, task, recipe, parts)
     batch = task.collate(_examples(task, parts, student, None), student)
     where = device()
     moved = {name: value.to(where) if hasattr(value, "to") else value for name, value in batch.items()}
@@ -265,9 +265,8 @@ def saved_students_are_recognised(bench: Bench) -> None:
     resolver, task, recipe, parts = _world(bench, bench.entry.name)
     if recipe.student is None:
         raise SkipTest("the tiny recipe names no student")
-    teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
     folder = bench.empty_folder()
-    _start(resolver, task, recipe, parts, teacher).save(folder)
+    _start(resolver, task, recipe, parts).save(folder)
     sure, possible = tasks_of(folder, bench.registry)
     if not bench.spec.formats and not sure:
         raise SkipTest("its spec names no formats")
@@ -455,10 +454,9 @@ def _students(bench: Bench) -> Iterator[tuple[Any, list[Any], Any, list[str]]]:
 
     def build(name: str) -> tuple[Any, list[Any], Any, list[str]]:
         resolver, task, recipe, parts = _world(bench, name)
-        teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
-        if bench.spec.from_teacher and teacher is None:
+        if bench.spec.from_teacher and recipe.teacher is None:
             raise SkipTest("the tiny recipe has no teacher to make it from")
-        context = BuildContext(task, teacher, 0, facts=task.survey(parts))
+        context = _context(resolver, task, recipe, parts)
         student = resolver.student(_ref(bench, "student", name), context)
         exposed = bench.spec.exposes
         if exposed is None:
@@ -470,11 +468,14 @@ def _students(bench: Bench) -> Iterator[tuple[Any, list[Any], Any, list[str]]]:
     yield from _tried(bench, bench.spec.exposes, build)
 
 
-def _start(resolver: Resolver, task: Any, recipe: Recipe, parts: Any, teacher: Any) -> Any:
+def _context(resolver: Resolver, task: Any, recipe: Recipe, parts: Any) -> BuildContext:
+    teacher = resolver.teacher(recipe.teacher, task.name) if recipe.teacher else None
+    return BuildContext(task, teacher, 0, facts=task.survey(parts))
+
+
+def _start(resolver: Resolver, task: Any, recipe: Recipe, parts: Any) -> Any:
     """The student of the tiny recipe."""
-    if teacher is None and recipe.teacher is not None:
-        teacher = resolver.teacher(recipe.teacher, task.name)
-    return resolver.student(recipe.student, BuildContext(task, teacher, 0, facts=task.survey(parts)))
+    return resolver.student(recipe.student, _context(resolver, task, recipe, parts))
 
 
 def _ref(bench: Bench, key: str, task: str) -> Ref:
@@ -500,6 +501,6 @@ def _outputs(bench: Bench, task_name: str) -> Iterator[tuple[Any, str]]:
     """What metrics read, for the tiny recipe's untrained student on each of its evaluation sets, and its form."""
     resolver, task, recipe, parts = _world(bench, task_name)
     evaluator = Evaluator(task, resolver, recipe.evaluation, resolver.evaluation_options(task, recipe))
-    student = _start(resolver, task, recipe, parts, None)
+    student = _start(resolver, task, recipe, parts)
     for data, split in evaluator.data:
         yield task.outputs(student_encoder(task, student), data, split), data.form(split)

@@ -78,17 +78,16 @@ def _subject(
     subject: str | Path, task: str | None, data: Sequence[str], resolver: Resolver
 ) -> tuple[Recipe, Callable[[Any], Student]]:
     """The recipe to score by, and a function teacher -> student."""
-    from kdhub.hub import manifest
     from kdhub.hub.fetch import fetch_model
     from kdhub.hub.files import MANIFEST
-    from kdhub.verbs.load import load
+    from kdhub.verbs.load import load, published_task
 
     text, name = str(subject), None
     folder = _here(subject, resolver)
     if (folder / MANIFEST).is_file():
         # Its recipe is a stranger's: the task is all that is taken from it.
-        own, published = manifest.read(folder / MANIFEST, text).task, load(folder, resolver=resolver)
-        return _bare(own, f"path:{folder}"), lambda teacher: published
+        own = published_task(folder, None, resolver)
+        return _bare(own.name, f"path:{folder}"), lambda teacher: own.load(folder)
     kind, argument = parse_source(text)
     if folder.is_dir():
         run_folder = next((f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)

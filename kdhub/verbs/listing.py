@@ -130,9 +130,7 @@ def show(name: str) -> list[dict[str, Any]]:
     bare, _, distribution = name.partition("@")
     for kind in SPECS:
         for entry in registry.all(kind):
-            if name == entry.name or (
-                bare == entry.name and distribution in ("", entry.distribution, *entry.spec.formerly)
-            ):
+            if name == entry.name or (bare == entry.name and (not distribution or entry.comes_from(distribution))):
                 found.append(_entry(entry) | {"options": _options(registry, entry)} | _evidence(entry))
     sections = [section for section in ALL if section != "methods"]
     found += [_record(s, name, catalog.get(s, name)) for s in sections if (s, name) in catalog]

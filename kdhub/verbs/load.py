@@ -9,6 +9,7 @@ from kdhub.hub.files import MANIFEST
 from kdhub.recipes.folders import guess_task
 from kdhub.recipes.resolve import Resolver
 from kdhub.student import Student
+from kdhub.task import Task
 
 
 def load(
@@ -35,7 +36,7 @@ def load(
     if not folder.is_dir():
         folder = _pulled(str(name), endpoint, resolver)
     if (folder / MANIFEST).is_file():
-        return _published(folder, task, resolver)
+        return published_task(folder, task, resolver).load(folder)
     if (folder / "recipe.yaml").is_file():
         run = Run.open(folder)
         task, folder = task or run.recipe.task, run.student_folder
@@ -55,13 +56,17 @@ def _pulled(name: str, endpoint: str | None, resolver: Resolver) -> Path:
     return pull(name, endpoint=endpoint, catalog=resolver.catalog).folder
 
 
-def _published(folder: Path, task: str | None, resolver: Resolver) -> Student:
-    """A student with a manifest. Of plugins it needs its task alone; the method that made it may be missing."""
+def published_task(folder: Path, task: str | None, resolver: Resolver) -> Task:
+    """The task of a student with a manifest. Of plugins it needs that alone; the method that made it may be missing.
+
+    Raises:
+        CompatibilityError: no plugin here provides it.
+    """
     from kdhub.hub import manifest
 
     facts = manifest.read(folder / MANIFEST, str(folder))
     try:
-        entry = resolver.task(task or facts.task)
+        return resolver.task(task or facts.task)
     except UnknownNameError as error:
         provider = facts.get("provided_by", "distribution")
         raise CompatibilityError(
@@ -70,4 +75,3 @@ def _published(folder: Path, task: str | None, resolver: Resolver) -> Student:
             if isinstance(provider, str)
             else error.hint,
         ) from error
-    return entry.load(folder)

@@ -112,9 +112,7 @@ def kdhub_teachers():
 @hookimpl
 def kdhub_students():
     def builder(name, target, argument, summary, **spec):
-        return StudentSpec(
-            name=name, target=target, tasks=TASKS, exposes=None, argument=argument, summary=summary, **spec
-        )
+        return StudentSpec(name=name, target=target, tasks=TASKS, argument=argument, summary=summary, **spec)
 
     yield builder(
         "depth-prune", "kdhub_lm.students.pruning:depth_prune", "N",

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import encoders
 import pytest
-from kdhub_tasks.tiny import WORDS, random_texts, tiny_encoder, write_jsonl
 
 from kdhub.testing.fixtures import home
 
 
-class Tiny:
-    """Makers of tiny things.
-
-    Attributes:
-        words: the whole words of the default vocabulary.
-    """
-
-    words = WORDS
-    texts = staticmethod(random_texts)
-    jsonl = staticmethod(write_jsonl)
-    write_encoder = staticmethod(tiny_encoder)
-
-    def __init__(self, folder: Callable[[str], Path]):
-        self._folder, self._made = folder, {}
-
-    def encoder(self, **settings: Any) -> Path:
-        """`tiny_encoder(**settings)`, made once for each settings; not to be changed."""
-        key = json.dumps(settings, sort_keys=True)
-        if key not in self._made:
-            self._made[key] = tiny_encoder(self._folder("encoder"), **settings)
-        return self._made[key]
+class Tiny(encoders.Tiny):
+    """Also recipes of this family."""
 
     @staticmethod
     def recipe(teacher: Path | str, student: str, train: Any, evaluation: Any = (), **options: Any) -> dict[str, Any]:

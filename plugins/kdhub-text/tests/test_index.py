@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from encoders import pairs_folder, towers  # noqa: F401
 from kdhub_tasks.pairs.heads import Shape
-from kdhub_tasks.pairs.tiny import recipe
 from kdhub_tasks.tiny import random_texts
 from kdhub_text import index
 from kdhub_text.index import EmbeddingIndex
 
-import kdhub
 from kdhub.errors import CompatibilityError, DataError, UsageError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("pairs")
-    recipe(made)
-    return made
-
-
-def towers(folder, classes=("no", "yes"), shape=None):
-    facts = {"classes": list(classes)}
-    student = kdhub.open_student(f"towers:path:{folder / 'encoder'}", "text-pairs", facts=facts)
-    if shape:
-        student.stand(shape)
-    return student
 
 
 def test_stored_vectors_rank_as_pairs_do(folder, tmp_path, monkeypatch):

@@ -63,7 +63,6 @@ STUDENTS = (
     StudentSpec(
         name="llama",
         target="kdhub_tasks.language.students:llama",
-        exposes=None,
         argument="width=N,layers=N,heads=N",
         example="width=16,layers=1,heads=2",
         summary="a fresh Llama with the teacher's tokenizer, or one of bytes",
@@ -72,7 +71,6 @@ STUDENTS = (
     StudentSpec(
         name="config",
         target="kdhub_tasks.language.students:config",
-        exposes=None,
         argument="FILE or {...}",
         example='{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
         '"intermediate_size": 16}',

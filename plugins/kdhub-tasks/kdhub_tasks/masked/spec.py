@@ -24,7 +24,6 @@ STUDENTS = (
         name="config",
         target=f"{HERE}.students:config",
         tasks=(NAME,),
-        exposes=None,
         argument="layers=N,width=N,heads=N",
         formerly=FORMERLY,
         summary="a fresh BERT with the teacher's tokenizer, or with one trained on texts",

@@ -5,31 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from encoders import pairs_folder, towers  # noqa: F401
 from kdhub_tasks.embedding import encoder
 from kdhub_tasks.pairs.heads import Shape
 from kdhub_tasks.pairs.task import TextPairs
-from kdhub_tasks.pairs.tiny import recipe
 from kdhub_tasks.pairs.towers import TwoTowerStudent, leads
 from kdhub_tasks.tiny import random_texts
 from tokenizers import processors
 
 import kdhub
 from kdhub.errors import UsageError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("pairs")
-    recipe(made)
-    return made
-
-
-def towers(folder, classes=("no", "yes"), shape=None):
-    facts = {"classes": list(classes)}
-    student = kdhub.open_student(f"towers:path:{folder / 'encoder'}", "text-pairs", facts=facts)
-    if shape:
-        student.stand(shape)
-    return student
 
 
 def test_a_first_word_is_pooled(folder):
