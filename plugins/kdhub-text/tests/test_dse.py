@@ -70,7 +70,7 @@ def test_schedule_of_the_code_ends_half_way_down():
     ("options", "words"),
     [
         ({"embed_dim": 0}, "embed_dim must be 1 or more"),
-        ({"freeze_encoder": True, "head": "dot"}, "there is nothing to train"),
+        ({"freeze_encoder": True, "head": "dot"}, "or nothing is trained"),
     ],
 )
 def test_options_that_cannot_be(options, words):
