@@ -90,6 +90,6 @@ def sizes(kind: str, argument: str, **defaults: int) -> dict[str, int]:
     for part in filter(None, argument.split(",")):
         name, _, value = part.partition("=")
         if name not in found or not value.isdigit() or not int(value):
-            raise UsageError(f"student {kind}:{argument}: {part!r} is none of {', '.join(f'{k}=N' for k in found)}")
+            raise UsageError(f"student {kind}:{argument}: {part!r} is not one of {', '.join(f'{k}=N' for k in found)}")
         found[name] = int(value)
     return found

@@ -272,7 +272,7 @@ def test_sections_of_an_add_on_are_printed_and_checked(make_run):
     parts = sections(run)
     parts["Tracking"] = "See <script src='https://evil.test/x.js'></script>"
     problems = check_card(assemble(front_matter(run), parts))
-    assert problems == ["raw HTML is in the text: <script>"]
+    assert problems == ["the text holds raw HTML: <script>"]
 
 
 BREAKAGES = [
@@ -294,8 +294,8 @@ BREAKAGES = [
     ("kdhub:\n  schema: 1", "kdhub:\n  schema: 7", "kdhub.schema is 7"),
     ("## Usage", "## Use", "the section 'Usage' is missing"),
     ("# leaf-minilm-l2\n", "", "needs a title"),
-    ("One run with one seed", "TODO: say more", "placeholder text is left: TODO"),
-    ('SentenceTransformer("student")', 'SentenceTransformer("{path}")', "placeholder text is left: {path}"),
+    ("One run with one seed", "TODO: say more", "placeholder text: TODO"),
+    ('SentenceTransformer("student")', 'SentenceTransformer("{path}")', "placeholder text: {path}"),
     ("](plots/loss.png)", "](../../etc/passwd)", "a link leads to '../../etc/passwd'"),
     ("](https://arxiv", "](javascript:x//arxiv", "a link leads to 'javascript"),
     ("<details>", "<details onclick='x()'>", "raw HTML with attributes"),

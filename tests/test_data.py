@@ -185,7 +185,7 @@ BAD = {
     "with empty text in 'text'": ("t.txt", b"good line\n\n   \nmore\n", [2, 3]),
     "not valid JSON": ("t.jsonl", b'{"text": "a"}\n\n{"text": \n{"text": "b"}\n', [3]),
     "not a JSON object": ("t.jsonl", b'{"text": "a"}\n["b"]\n', [2]),
-    "with half a character": ("t.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', [2]),
+    "with a lone surrogate (half a character)": ("t.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', [2]),
     "no column 'text'": ("t.jsonl", b'{"txt": "a"}\n{"text": "b"}\n{"txt": "c"}\n', [1, 3]),
     "with NaN in 'text'": ("t.jsonl", b'{"text": "a"}\n{"text": NaN}\n', [2]),
     "with a number in 'text' instead of text": ("t.jsonl", b'{"text": "a"}\n{"text": 5}\n', [2]),
@@ -364,7 +364,7 @@ def test_retrieval_ids(beir):
     corpus, qrels = Path(beir, "corpus.jsonl"), Path(beir, "qrels/test.tsv")
     good, judged = corpus.read_bytes(), qrels.read_bytes()
     corpus.write_bytes(good + good)
-    with pytest.raises(DataError, match=r"2 with an id that came before \(rows 3, 4\)"):
+    with pytest.raises(DataError, match=r"2 with a repeated id \(rows 3, 4\)"):
         sources.path(beir).split("corpus")
     corpus.write_bytes(good)
     qrels.write_bytes(judged + b"9\td1\t1\n1\td9\t1\n1\td1\t0\n")
@@ -373,7 +373,7 @@ def test_retrieval_ids(beir):
     for part in (
         "1 with a query_id that the queries do not have (row 5)",
         "1 with a corpus_id that the corpus does not have (row 6)",
-        "1 judging a pair that came before (row 7)",
+        "1 judging a pair twice (row 7)",
     ):
         assert part in str(error.value)
     assert len(sources.path(beir).with_options(on_bad_rows="skip").split("test")) == 3

@@ -384,7 +384,7 @@ def test_front_matter_that_means_harm(hub, tmp_path, card):
 def test_html_in_a_card_is_named():
     card = "---\ntags: [kdhub]\n---\n# x\n\n<script>alert(1)</script> [x](javascript:alert)\n"
     told = " ".join(check_card(card))
-    assert "raw HTML is in the text: <script>" in told and "a link leads to 'javascript:alert'" in told
+    assert "the text holds raw HTML: <script>" in told and "a link leads to 'javascript:alert'" in told
 
 
 # -- anything at all ------------------------------------------------------------------------------------------

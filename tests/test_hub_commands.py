@@ -64,7 +64,7 @@ def test_verify_says_by_its_exit_code(toys, toy_run, hub, cli, tmp_path):  # noq
         (("pull", "me/nothing"), 4, "no such repository"),
         (("verify", "me/nothing"), 4, "no such repository"),
         (("pull", "no name"), 2, "is not a repository name"),
-        (("pull", "me/toy", "--max-size", "much"), 2, "is no size"),
+        (("pull", "me/toy", "--max-size", "much"), 2, "is not a size"),
         (("search", "--endpoint", "nowhere"), 2, "is not the address of a hub"),
         (("publish", "nowhere", "me/toy"), 2, "is not a folder"),
     ],

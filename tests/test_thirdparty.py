@@ -192,10 +192,10 @@ def test_the_guide_can_be_followed_from_top_to_bottom(site):
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("Similarity", "method", "is no name for a plugin"),
-        ("a--b", "method", "is no name for a plugin"),
-        ("../x", "method", "is no name for a plugin"),
-        ("class", "method", "is no name for a plugin"),
+        ("Similarity", "method", "is not a valid plugin name"),
+        ("a--b", "method", "is not a valid plugin name"),
+        ("../x", "method", "is not a valid plugin name"),
+        ("class", "method", "is not a valid plugin name"),
         ("text", "method", "kdhub-text is installed already"),
         ("mine", "methd", "method"),
     ],

@@ -101,7 +101,7 @@ def test_data_that_cannot_be_had(pulled, toys, monkeypatch):
 
     monkeypatch.setattr(toy, "points", lambda: (_ for _ in ()).throw(kdhub.errors.UnavailableError("no network")))
     found = kdhub.verify(pulled)
-    assert found.status == "not-checkable" and "toy-points cannot be had: no network" in found.figures[0].note
+    assert found.status == "not-checkable" and "toy-points is not available: no network" in found.figures[0].note
     others = {"train": lambda: [{"x": [0.0] * 4, "y": [0.0] * 3}], "test": lambda: [{"x": [0.0] * 4, "y": [0.0] * 3}]}
     monkeypatch.setattr(toy, "points", lambda: Data.from_rows("toy-points", others, key={"other": 1}))
     found = kdhub.verify(pulled)

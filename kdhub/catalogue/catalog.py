@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kdhub.data.dataset import Data, DataOptions
 
 INDEXED = ("published",)
-"""Sections that programs write: there may be so many entries that a copy in one file is asked."""
+"""Sections that programs write: there may be so many entries that an index of one file answers for them."""
 
 SECTIONS = ("teachers", "students", "datasets", "recipes", "comparisons", "published")
 _KIND = {"datasets": "data set", "published": "published student"}

@@ -43,7 +43,7 @@ class DataSource(Model):
     argument: str | None = Field(None, description="of the generator")
     options: dict[str, Any] | None = Field(None, description="of the generator")
     columns: dict[str, str] | None = Field(None, description="our column name: theirs, or a template, here")
-    checked: bool = Field(True, description="false: nobody has compared these rows with the stated fingerprint")
+    checked: bool = Field(True, description="false: these rows were never compared with the stated fingerprint")
 
     @model_validator(mode="after")
     def _one_kind(self) -> DataSource:

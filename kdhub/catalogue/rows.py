@@ -104,7 +104,7 @@ class _FirstOf(Source):
                     break
             else:
                 raise UnavailableError(
-                    f"{self.label} cannot be had:\n" + "\n".join(f"  - {reason}" for reason in reasons),
+                    f"{self.label} is not available:\n" + "\n".join(f"  - {reason}" for reason in reasons),
                     hint="set KDHUB_DATA to a folder that holds the files, or go online",
                 )
         return self._chosen
@@ -195,7 +195,7 @@ def _candidate(
 
     def open_hub() -> Source:
         if not fetch:
-            raise _Unavailable("not fetched, because this use of it is optional")
+            raise _Unavailable("not fetched, because this use is optional")
         hub = HubSource(
             source["hub"],
             source.get("split") or split,
@@ -206,7 +206,7 @@ def _candidate(
 
     def open_generator() -> Source:
         if build is None:
-            raise _Unavailable("nobody here makes rows")
+            raise _Unavailable("no installed plugin makes rows")
         data = build(source["generator"], source.get("argument") or "", source.get("options") or {})
         return _Exactly(data.sources[source.get("split") or split], columns, about)
 

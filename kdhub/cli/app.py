@@ -53,7 +53,7 @@ def common(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
     no_plugins: Annotated[bool, typer.Option("--no-plugins", help="Load no plugins but kdhub's own.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr, only warnings.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what the libraries below say.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log what libraries say.")] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
 ) -> None:
     if no_plugins:

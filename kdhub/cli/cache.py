@@ -45,10 +45,10 @@ def list_(json: Json = False) -> None:
 @app.command("verify")
 def verify(
     store: Store = None,
-    run: Annotated[str | None, typer.Option("--run", help="Also ask this run's teacher again for some rows.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="With --run: one row in so many.")] = 100,
+    run: Annotated[str | None, typer.Option("--run", help="Also recompute some rows with this run's teacher.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="With --run: recompute one row in N.")] = 100,
     tolerance: Annotated[float | None, typer.Option(help="With --run: difference allowed, relative.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged groups, to be made again.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged groups; they are recomputed.")] = False,
     json: Json = False,
 ) -> None:
     """Check every stored byte against its digest; with --run also some rows against the live teacher."""
@@ -73,10 +73,10 @@ def verify(
 @app.command("prune")
 def prune(
     store: Store = None,
-    older_than: Annotated[float | None, typer.Option(help="Only stores not used for so many days.")] = None,
+    older_than: Annotated[float | None, typer.Option(help="Only stores unused for this many days.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Only stores of this teacher; * is allowed.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every store.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted.")] = False,
     json: Json = False,
 ) -> None:
     """Delete stores, and what killed jobs left behind."""
@@ -89,7 +89,7 @@ def prune(
     word = "would remove" if dry_run else "removed"
     print(f"{word} {len(found['removed'])} stores and {found['leftovers']} leftovers, {size_text(found['bytes'])}")
     for name in found["in_use"]:
-        print(f"{name[:12]} is in use and stays")
+        print(f"{name[:12]} is in use and was kept")
 
 
 def verdict(store: dict) -> str:

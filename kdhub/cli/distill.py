@@ -20,9 +20,9 @@ def distill(
     student: Annotated[str | None, typer.Option("--student", "-s", help="Student, e.g. layers:2.")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Training data: pydoc, ./texts.jsonl, ...")] = None,
     set: Set = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for everything random.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, new or empty.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue an interrupted run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     json: Json = False,
 ) -> None:

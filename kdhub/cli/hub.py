@@ -30,7 +30,7 @@ class Role(StrEnum):
 def serve(
     folder: Folder = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines too.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8787,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 8787,
     anonymous: Annotated[
         bool, typer.Option("--anonymous/--no-anonymous", help="Let anyone read what is not private.")
     ] = True,
@@ -44,7 +44,7 @@ def serve(
 @app.command("gc")
 def gc(
     folder: Folder = None,
-    hours: Annotated[float, typer.Option(min=0, help="Keep what was received in the last so many hours.")] = 24.0,
+    hours: Annotated[float, typer.Option(min=0, help="Keep what was received in the last N hours.")] = 24.0,
     json: Json = False,
 ) -> None:
     """Remove content that no commit names any more."""
@@ -60,7 +60,7 @@ def gc(
 
 @token_app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="Of its user: commits bear this name.")],
+    name: Annotated[str, typer.Argument(help="Name of its user, shown in commits.")],
     role: Annotated[Role, typer.Option(help="What it allows.")] = Role.read,
     folder: Folder = None,
 ) -> None:

@@ -10,7 +10,7 @@ from kdhub.cli import _output
 from kdhub.cli._light import LightCommand, LightGroup
 from kdhub.cli.distill import Json
 
-app = typer.Typer(cls=LightGroup, help="Start something of your own.", no_args_is_help=True)
+app = typer.Typer(cls=LightGroup, help="Create a plugin of your own.", no_args_is_help=True)
 
 
 @app.callback()

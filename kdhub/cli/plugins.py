@@ -41,9 +41,11 @@ def list_(json: Json = False) -> None:
 
 @app.command("install", cls=LightCommand)
 def install(
-    packages: Annotated[list[str], typer.Argument(help="What pip takes: a name, a folder, a wheel, git+https://...")],
+    packages: Annotated[list[str], typer.Argument(help="What pip accepts: a name, a folder, a wheel, git+https://...")],
     editable: Annotated[bool, typer.Option("--editable", "-e", help="Install a folder that you work on.")] = False,
-    upgrade: Annotated[bool, typer.Option("--upgrade", "-U", help="A newer one in place of what is there.")] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", "-U", help="Replace the installed version by a newer one.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Install plugins with pip where kdhub is installed, and say what they provide."""
@@ -56,7 +58,7 @@ def install(
     for r in done["installed"]:
         print(f"{r['distribution']} {r['version']}: {_provides(r['provides']) or 'provides nothing'}")
     if not done["installed"]:
-        print("installed; no plugin is new or other than before")
+        print("installed; no plugin was added or changed")
 
 
 @app.command("uninstall", cls=LightCommand)

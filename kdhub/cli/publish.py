@@ -22,7 +22,7 @@ def publish(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all and show all, upload nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Also delete files that kdhub did not put there.")] = False,
     licence: Annotated[str | None, typer.Option("--license", "--licence", help="Licence, e.g. apache-2.0.")] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="A name for this version.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag for this version.")] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key.")] = None,
     register: Annotated[bool, typer.Option("--register", help="Add it to `kdhub list published` here.")] = False,
     endpoint: Endpoint = None,

@@ -20,7 +20,7 @@ Published = Annotated[
 def pull(
     repo: Published,
     to: Annotated[Path | None, typer.Option(help="Folder, new or empty; kdhub's own store otherwise.")] = None,
-    max_size: Annotated[str, typer.Option(help="Refuse what declares more.")] = "50GB",
+    max_size: Annotated[str, typer.Option(help="Refuse repositories larger than this.")] = "50GB",
     endpoint: Endpoint = None,
     json: Json = False,
 ) -> None:

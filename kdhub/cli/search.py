@@ -20,7 +20,7 @@ def search(
     sort: Annotated[
         str | None, typer.Option(help="A metric, or parameters, size, latency, updated, downloads.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most results shown.")] = 20,
     local: Annotated[
         bool, typer.Option("--local", help="Search the catalogue (kdhub list published), offline.")
     ] = False,

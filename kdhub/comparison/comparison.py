@@ -331,7 +331,7 @@ class Result:
             UsageError: another schema, or no comparison.
         """
         if not isinstance(value, Mapping) or not isinstance(value.get("cells"), list):
-            raise UsageError(f"{source} is no comparison: it has no list of cells")
+            raise UsageError(f"{source} is not a comparison: it has no list of cells")
         if value.get("schema") != SCHEMA:
             raise UsageError(f"{source} has schema {value.get('schema')!r}, this kdhub reads {SCHEMA}")
         return cls(**{key: value[key] for key in _KEPT}, cells=[Cell(**cell) for cell in value["cells"]])

@@ -48,7 +48,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
         ValueError: other numbers of values, or none.
     """
     if len(a) != len(b) or not len(a):
-        raise ValueError(f"{len(a)} and {len(b)} values are no pairs")
+        raise ValueError(f"{len(a)} and {len(b)} values do not pair up")
     values = np.asarray(a, float) - np.asarray(b, float)
     n, mean = len(values), float(values.mean())
     if n == 1:

@@ -74,7 +74,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path} has schema {value['schema']!r}, this kdhub reads {SCHEMA}")
         return list(value["entries"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is no evidence: {error}") from error
+        raise RunError(f"{path} is not evidence: {error}") from error
 
 
 def of_method(method: str, catalog: Catalog) -> list[dict[str, Any]]:

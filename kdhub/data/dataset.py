@@ -346,7 +346,7 @@ class Data:
             raise DataError(f"data set {self.name!r}, split {name!r}, holds no judgements of a retrieval set")
         if self.options.where or self.options.exclude:
             raise UsageError(
-                f"data set {self.name!r} is for retrieval: `where` and `exclude` would tear it apart",
+                f"data set {self.name!r} is for retrieval: `where` and `exclude` would separate its parts",
                 hint="`limit` and `sample` choose queries",
             )
         qrels: dict[str, dict[str, float]] = {}

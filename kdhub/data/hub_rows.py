@@ -62,7 +62,7 @@ def hf(argument: str, *, config: str | None = None) -> Data:
     """A data set on the Hub: `org/name` or `org/name@revision`."""
     repo, _, revision = argument.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UsageError(f"{argument!r} is no data set of the Hub", hint="write org/name or org/name@revision")
+        raise UsageError(f"{argument!r} is not a data set on the Hub", hint="write org/name or org/name@revision")
 
     def sources() -> dict[str, Source]:
         splits, _ = load_hub(repo, revision or None, config)
@@ -122,7 +122,7 @@ _AGAIN = "check the network and try again; what was loaded before works with HF_
 
 
 def _is_data_fault(error: Exception) -> bool:
-    """The repository was reached and its rows cannot be had: an unknown config, no data file, a loading script."""
+    """The repository was reached and its rows is not available: an unknown config, no data file, a loading script."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     if isinstance(error, DatasetNotFoundError):

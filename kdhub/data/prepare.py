@@ -306,7 +306,7 @@ class _Check:
         return self._queries(row)
 
     def _queries(self, row: dict[str, Any]) -> str | None:
-        return _id(row, "id") or text_fault(row, "text") or self._again(row["id"], "with an id that came before")
+        return _id(row, "id") or text_fault(row, "text") or self._again(row["id"], "with a repeated id")
 
     def _judgements(self, row: dict[str, Any]) -> str | None:
         if cause := _id(row, "query_id") or _id(row, "corpus_id") or number_fault(row, "score"):
@@ -314,7 +314,7 @@ class _Check:
         for column, known in self.ids.items():
             if hash(row[column]) not in known:
                 return f"with a {column} that the {'queries do' if column == 'query_id' else 'corpus does'} not have"
-        return self._again((row["query_id"], row["corpus_id"]), "judging a pair that came before")
+        return self._again((row["query_id"], row["corpus_id"]), "judging a pair twice")
 
     def _again(self, value: Any, cause: str) -> str | None:
         number = hash(value)
@@ -338,7 +338,7 @@ def text_fault(row: Mapping[str, Any], name: str) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            return f"with half a character in {name!r}"
+            return f"with a lone surrogate (half a character) in {name!r}"
     return None
 
 

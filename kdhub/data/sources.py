@@ -95,7 +95,7 @@ class JsonLines(FileSource):
             except UnicodeDecodeError:
                 yield number, BadRow("not UTF-8")
             except UnicodeEncodeError:
-                yield number, BadRow("with half a character")
+                yield number, BadRow("with a lone surrogate (half a character)")
             except (ValueError, RecursionError):
                 if number == 1 and line.lstrip().startswith((b"[", b"{")) and line.rstrip().endswith((b"[", b"{")):
                     raise DataError(
@@ -235,7 +235,7 @@ class Npz(FileSource):
         if len(lengths) > 1 or None in lengths:
             listed = ", ".join(f"{name} {list(shapes[name])}" for name in names)
             raise DataError(
-                f"{self.label}: the arrays are no table, as their first dimensions differ: {listed}",
+                f"{self.label}: the arrays do not form a table: their first dimensions differ: {listed}",
                 hint="name those that belong together: `options: {arrays: [...]}`",
             )
         return names
@@ -261,7 +261,7 @@ class Npz(FileSource):
                 format.read_array_header_1_0(member) if version == (1, 0) else format.read_array_header_2_0(member)
             )
         except ValueError as error:
-            raise DataError(f"{self.label}: {name!r} is no NumPy array: {error}") from error
+            raise DataError(f"{self.label}: {name!r} is not a NumPy array: {error}") from error
         if dtype.hasobject:
             raise DataError(
                 f"{self.label}: {name!r} holds pickled objects, which are never loaded",

@@ -41,7 +41,7 @@ LIMITS, LICENCE, CITATION, VERSIONS = "Limits", "Licence", "Citation", "Versions
 REQUIRED = (ABOUT, RESULTS, USAGE, MADE, LIMITS, LICENCE)
 
 UNSTATED = "see-card"
-"""The name of a licence that nobody could state."""
+"""The licence name where none could be stated."""
 
 LICENCES = frozenset(
     "apache-2.0 mit bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 "
@@ -489,15 +489,15 @@ def _check_body(body: str) -> Iterable[str]:
     prose = _without_code(body)
     for left in ("{path}", "More Information Needed"):
         if left in body:
-            yield f"placeholder text is left: {left}"
+            yield f"placeholder text: {left}"
     for left in _unique(re.findall(r"\b(?:TODO|FIXME|TBD)\b|\{\{.*?\}\}", prose)):
-        yield f"placeholder text is left: {left}"
+        yield f"placeholder text: {left}"
     for tag in _unique(re.findall(r"<(?:!|/?)([A-Za-z][\w:-]*)[^>]*>?", prose)):
         if tag.lower() not in ("details", "summary"):
-            yield f"raw HTML is in the text: <{tag}>"
+            yield f"the text holds raw HTML: <{tag}>"
     for opening in re.findall(r"<(?:details|summary)\b([^>]*)>", prose, re.IGNORECASE):
         if opening.strip():
-            yield f"raw HTML with attributes is in the text: {opening.strip()}"
+            yield f"the text holds raw HTML with attributes: {opening.strip()}"
     for target in _unique(re.findall(r"\]\(\s*<?([^)>\s]*)", prose)):
         if not re.match(r"https?://|#|plots/[\w.-]+$|[\w-][\w./-]*$", target) or ".." in target:
             yield f"a link leads to {target!r}: only https and files beside the card are allowed"
@@ -505,7 +505,7 @@ def _check_body(body: str) -> Iterable[str]:
 
 def _check_secrets(card: str) -> Iterable[str]:
     if found := SECRET.search(card):
-        yield f"what looks like a secret is in the card: {found[0][:6]}..."
+        yield f"the card holds what looks like a secret: {found[0][:6]}..."
 
 
 def _without_fences(body: str) -> str:

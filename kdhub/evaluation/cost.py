@@ -86,7 +86,7 @@ def measure(
     try:
         rows = json.loads(_dumps(list(rows)))
     except (TypeError, ValueError) as error:
-        return [m for s in subjects for m in _measures(s["subject"], {}, f"rows that are no JSON values: {error}")]
+        return [m for s in subjects for m in _measures(s["subject"], {}, f"rows that are not JSON values: {error}")]
     children = [_Child(dict(subject), timeout) for subject in subjects]
     try:
         for child in children:
@@ -171,7 +171,7 @@ class _Child:
         try:
             self.answer = json.loads(line)
         except ValueError:
-            return self._fail("its process gave an answer that is not JSON")
+            return self._fail("its process did not answer in JSON")
         if "error" in self.answer:
             return self._fail(self.answer["error"])
         self.facts.update(self.answer.get("facts", {}))
@@ -325,7 +325,7 @@ class _Worker:
         module = getattr(self.model, "module", None)
         facts: dict[str, Any] = {}
         if module is None:
-            facts["parameters?"] = "it is no network"
+            facts["parameters?"] = "it is not a network"
         else:
             facts["parameters"] = sum(p.numel() for p in module.parameters())
         if self.folder is not None:

@@ -29,16 +29,16 @@ TRIES = 5
 FIRST_WAIT = 1.0
 """Seconds before the second try; each wait is twice the one before."""
 LONGEST_WAIT = 60.0
-"""Seconds. A hub that asks for more is told to the user instead."""
+"""Seconds. Longer waits are reported to the user instead."""
 HEADERS_IN = 30.0
-"""Seconds until the head of an answer must be there."""
+"""Seconds to wait for the head of an answer."""
 ANSWER_IN = 60.0
-"""Seconds until a whole answer in JSON must be there."""
+"""Seconds to wait for a whole answer in JSON."""
 SLOWEST = 1024
-"""Bytes a second, over `HEADERS_IN` seconds, that a file must come at."""
+"""The least bytes a second, over `HEADERS_IN` seconds, at which a file may arrive."""
 LARGEST_ANSWER = 32 * 2**20
 PROGRESS = 2**20
-"""Bytes that a try must bring to count as none of the `TRIES`."""
+"""A try that brings this many bytes does not count as one of the `TRIES`."""
 
 
 class _Passing(HubError):
@@ -134,7 +134,7 @@ class Hub:
             return json.loads(content), self._own_path(links.get("next", ""), path, doing)
         except (ValueError, RecursionError) as error:
             raise HubError(
-                f"{doing}: {self.endpoint} answers with something else than JSON",
+                f"{doing}: {self.endpoint} did not answer in JSON",
                 hint="is this the address of a hub? see --endpoint",
             ) from error
 
@@ -223,11 +223,11 @@ class Hub:
             return None
         url = urljoin(self.endpoint + path, url)
         if not url.startswith(self.endpoint + "/"):
-            raise UntrustedError(f"{doing}: the hub's next page is on another host", hint="it was not asked")
+            raise UntrustedError(f"{doing}: the hub's next page is on another host", hint="that host was not contacted")
         return url.removeprefix(self.endpoint)
 
 
-_GO_ON = "run the same command again: it goes on where it stopped"
+_GO_ON = "run the same command again: it continues where it stopped"
 
 
 class _Opened:

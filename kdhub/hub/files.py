@@ -191,7 +191,7 @@ def parse_tree(rows: Any, where: str) -> list[Entry]:
     entries = []
     for row in rows:
         if not isinstance(row, Mapping) or not isinstance(row.get("path"), str):
-            raise HubError(f"{where}: the hub's list of files holds something else")
+            raise HubError(f"{where}: the hub's list of files has an entry that is not an object")
         if row.get("type") == "directory":
             continue
         if row.get("type") != "file":
@@ -205,7 +205,7 @@ def parse_tree(rows: Any, where: str) -> list[Entry]:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise HubError(f"{where}: the hub gives {short(row['path'])} the size {short(size)}")
         if not isinstance(digest, str) or not expected.fullmatch(digest):
-            raise HubError(f"{where}: the hub gives {short(row['path'])} no digest to check it by")
+            raise HubError(f"{where}: the hub gives {short(row['path'])} no digest to check it with")
         entries.append(Entry(row["path"], size, digest))
     return entries
 

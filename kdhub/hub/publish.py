@@ -91,12 +91,12 @@ def upload(
         if not holds(hub.tree(repo, kind, info.oid), files):
             fault = HubError(f"publishing {repo}: {hub.endpoint} put other files into commit {info.oid} than were sent")
         elif not create_pr and not _stands(hub, repo, kind, info.oid):
-            fault = HubError(f"publishing {repo}: {hub.endpoint} took the commit {info.oid} and lost it again")
+            fault = HubError(f"publishing {repo}: {hub.endpoint} took the commit {info.oid} and no longer has it")
         else:
             return _tagged(hub, api, repo, kind, Uploaded(info.oid, True, info.pr_url), tags)
     raise HubError(
         f"publishing {repo}: gave up after {TRIES} tries. {fault.message}",
-        hint="others publish there at this moment, or the hub does not keep its word: look at it, and try again later",
+        hint="someone else may be publishing there, or the hub loses commits: look at it, and try again later",
     ) from fault
 
 

@@ -99,7 +99,7 @@ def pull(
         except UnreachableError as error:
             if found is None:
                 raise
-            logger.warning("%s; using the copy that is here, commit %s", error.message, found.commit[:12])
+            logger.warning("%s; using the local copy, commit %s", error.message, found.commit[:12])
         else:
             found = cached(repo, commit, kind=kind, endpoint=hub.endpoint)
             if found is None:
@@ -230,8 +230,8 @@ def _download(hub: Hub, repo: str, kind: str, commit: str, entries: list[Entry],
         if not found.fits(entry):
             path.unlink()
             raise UntrustedError(
-                f"{doing}: the hub sent other bytes than its own tree names",
-                hint="nothing was put in place; try again, and if it stays so, tell whoever runs the hub",
+                f"{doing}: the bytes do not match the digest in the hub's file list",
+                hint="nothing was put in place; try again, and if it happens again, tell whoever runs the hub",
             )
         return found
 

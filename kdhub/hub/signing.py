@@ -89,5 +89,5 @@ def _package(part: str) -> Any:
         return import_module(f"model_signing.{part}")
     except ImportError as error:
         raise HubError(
-            f"signatures need a package that is not here ({error.name})", hint="pip install 'kdhub[sign]'"
+            f"signatures need a package that is not installed ({error.name})", hint="pip install 'kdhub[sign]'"
         ) from error

@@ -97,7 +97,7 @@ def teacher_is_untouched(bench: Bench) -> None:
     """The teacher's weights, mode and gradients are as they were."""
     found = [(t, before) for t, before in bench.base.watch.teachers if before is not None]
     if not found:
-        raise SkipTest("it has no teacher, or one that is no network")
+        raise SkipTest("it has no teacher, or one that is not a network")
     for teacher, (weights, training, trainable) in found:
         now = teacher.module.state_dict()
         moved = [name for name, value in weights.items() if not _equal(value, now[name])]
@@ -262,9 +262,9 @@ def a_nan_stops_it(bench: Bench) -> None:
     """With a loss, or a student, that is not a number the run ends with an error and without a student."""
     spoil = {"method": _poison} if _objective(bench) else {"student": _spoil}
     if not _objective(bench) and bench.base.watch.result.module is None:
-        raise SkipTest("its student is no network")
+        raise SkipTest("its student is not a network")
     trial = bench.trial("nan", watch=Watch(bench.registry, **spoil), evaluation={"data": []})
-    assert trial.error is not None, "it goes on with NaN or infinite values"
+    assert trial.error is not None, "it trains on with NaN or infinite values"
     assert isinstance(trial.error, KdhubError), f"it fails unclearly: {failed(trial.error)}"
     folder = bench.folder / "nan" / "student"
     assert not folder.exists(), "a student of NaN was saved"

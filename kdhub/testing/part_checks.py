@@ -311,7 +311,7 @@ def selects_different_rows(bench: Bench) -> None:
 def gives_whole_batches_of_rows(bench: Bench) -> None:
     for batch in (1, 8, 16):
         rows = [int(i) for i in _sampler(bench, batch).epoch(0)]
-        assert rows and len(rows) % batch == 0, f"{len(rows)} rows are no whole batches of {batch}"
+        assert rows and len(rows) % batch == 0, f"{len(rows)} rows are not whole batches of {batch}"
         assert min(rows) >= 0 and max(rows) < len(LENGTHS), f"row {max(rows)} of {len(LENGTHS)}"
 
 

@@ -41,7 +41,7 @@ PROBE_STEPS = 24
 CURVE = 12
 """How often a student is measured while it learns."""
 WORKER_BYTES = 2 * 2**30
-"""Memory a worker is counted with."""
+"""Memory assumed for each worker."""
 
 
 def compare(
@@ -249,9 +249,7 @@ def _locked(folder: Path, *, new: bool) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot make the folder {folder}: {error.strerror}") from error
     if new and taken:
-        go_on = (
-            f"go on with it: kdhub compare --resume {folder}" if (folder / PLAN).exists() else "choose another --out"
-        )
+        go_on = f"continue it: kdhub compare --resume {folder}" if (folder / PLAN).exists() else "choose another --out"
         raise RunError(f"{folder} is not empty", hint=go_on)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -273,7 +271,7 @@ def _kept(folder: Path, jobs: int | None) -> tuple[Comparison, dict[str, Any]]:
     before = {key: values.pop(key) for key in ("jobs", "timed") if key in values}
     if jobs is not None and jobs != before.get("jobs", jobs):
         begun = before["jobs"]
-        raise UsageError(f"{folder} was begun with {begun} processes", hint=f"--jobs {begun}, or leave it out")
+        raise UsageError(f"{folder} was started with {begun} processes", hint=f"--jobs {begun}, or leave it out")
     return read_comparison(values, str(folder / PLAN)), before
 
 
@@ -553,7 +551,7 @@ def _result(
     places = {k: v for each in told.values() for k, v in each.get("places", {}).items()}
     metric = plan.metric or head["metric"]
     if metric not in directions:
-        raise UsageError(f"nothing measured {metric!r}", hint=f"measured were: {', '.join(directions)}")
+        raise UsageError(f"nothing measured {metric!r}", hint=f"measured: {', '.join(directions)}")
     kept = {**plan.to_dict(), "arms": {name: recipes[name, plan.seeds[0]].to_dict() for name in plan.arms}}
     reference = plan.reference or (baseline if baseline in plan.arms else next(iter(plan.arms)))
     return Result(kept, metric, places[metric], directions, reference, cells, environment(), folder)

@@ -46,7 +46,7 @@ def serve(folder: Path | None, *, host: str, port: int, anonymous: bool, tell: C
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         token, note = "<a token of this hub>", "to make one: kdhub hub token create NAME --role write"
         if not store.tokens():
-            token, note = store.add_token(FIRST, "write"), "it may write; it is shown this once"
+            token, note = store.add_token(FIRST, "write"), "a write token; shown only once"
         for line in (
             f"Serving {store.folder} at {address}",
             "",
@@ -106,7 +106,7 @@ def _store(folder: Path | None) -> Iterator[Store]:
         import uvicorn  # noqa: F401
     except ImportError as error:
         hint = "pip install 'kdhub[hub]'"
-        raise HubError(f"a hub of one's own needs the package {error.name}", hint=hint) from error
+        raise HubError(f"running a hub needs the package {error.name}", hint=hint) from error
     import sqlite3
 
     from kdhub.hub.server.store import Refused, Store

@@ -33,7 +33,7 @@ def new_plugin(name: str, *, kind: str = "method", parent: str | Path = ".") -> 
         raise UnknownNameError("kind of plugin", kind, SPECS, how_to_list=", ".join(SPECS))
     short = name.removeprefix("kdhub-")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", short) or keyword.iskeyword(short):
-        raise UsageError(f"{name!r} is no name for a plugin", hint="lower-case letters, digits and single hyphens")
+        raise UsageError(f"{name!r} is not a valid plugin name", hint="lower-case letters, digits and single hyphens")
     distribution, package = f"kdhub-{short}", f"kdhub_{short.replace('-', '_')}"
     try:
         version(distribution)

@@ -108,7 +108,7 @@ def _check_environment(doing: str, packages: Sequence[str]) -> None:
     if sys.prefix == sys.base_prefix and managed.is_file():
         raise UsageError(
             "this Python belongs to the operating system, which does not let pip change it",
-            hint="use an environment of your own: python -m venv .venv, then .venv/bin/pip install kdhub",
+            hint="use a virtual environment: python -m venv .venv, then .venv/bin/pip install kdhub",
         )
 
 
@@ -123,7 +123,7 @@ def _pip(arguments: Sequence[str], doing: str) -> None:
     if done.returncode:
         errors = [line for line in said if line.startswith("ERROR")] or said[-3:]
         clash = [line.strip() for line in said if "depends on kdhub" in line]
-        hint = f"it was made for another kdhub; this is {version('kdhub')}" if clash else None
+        hint = f"it requires another version of kdhub; this is {version('kdhub')}" if clash else None
         raise KdhubError(f"{doing} failed: " + " ".join([*clash, *errors]), hint=hint)
 
 
@@ -133,7 +133,7 @@ def _records() -> list[dict[str, Any]]:
     try:
         return json.loads(done.stdout)
     except ValueError as error:
-        raise KdhubError(f"kdhub does not start any more: {done.stderr.strip()[-400:]}") from error
+        raise KdhubError(f"kdhub no longer starts: {done.stderr.strip()[-400:]}") from error
 
 
 def _identity(record: dict[str, Any]) -> tuple[str, ...]:

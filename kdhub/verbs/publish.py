@@ -205,7 +205,7 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
     own |= {f"plots/{path.name}": path for path in sorted((run.folder / "plots").glob("*.png"))}
     for name, path in own.items():
         if (staging / name).exists():
-            problems.append(f"{name}: the student has a file of that name, which kdhub needs")
+            problems.append(f"{name}: the student has a file of that name, and kdhub writes its own")
         else:
             _take(path, staging / name)
     report = Report.from_dict(run.report, str(run.folder / REPORT))
@@ -388,7 +388,7 @@ def _usage_problems(run: Run, staging: Path, resolver: Resolver) -> list[str]:
                 timeout=USAGE_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            return [f"{CARD}: the usage lines did not end within {USAGE_SECONDS} s"]
+            return [f"{CARD}: the usage lines did not finish within {USAGE_SECONDS} s"]
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return [f"{CARD}: the usage lines do not work: {last}"]
@@ -405,7 +405,7 @@ def _warnings(run: Run) -> list[str]:
             warnings.append(f"the licence of the {who} ({licence}) forbids derivatives; a student may be one")
     local = sorted({ref for ref in _sources(run.recipe) if ref.startswith(("path:", "/", ".", "~"))})
     if local:
-        warnings.append(f"the recipe names what only this machine has: {', '.join(local[:3])}; others cannot repeat it")
+        warnings.append(f"others cannot reproduce it: the recipe names {', '.join(local[:3])} on this machine")
     return warnings
 
 

@@ -54,5 +54,5 @@ def size_of(text: int | str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", str(text).strip(), re.IGNORECASE)
     if not found:
-        raise UsageError(f"{text!r} is no size", hint="expected bytes, or a number with kB, MB, GB or TB")
+        raise UsageError(f"{text!r} is not a size", hint="expected bytes, or a number with kB, MB, GB or TB")
     return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))

@@ -101,7 +101,7 @@ class _Trial(Session):
                 pass
             found += [*self.seen, self._terms(), self._cut()]
         else:
-            found.append(Finding("note", "trial", f"{self.recipe.method} trains in its own way: not tried"))
+            found.append(Finding("note", "trial", f"{self.recipe.method} has its own training loop: not tried"))
         memory = peak_memory()
         held = self._held()
         if isinstance(self.method, ObjectiveMethod):
@@ -178,7 +178,7 @@ class _Trial(Session):
         found = f"{rows['truncated']} of {rows['rows']} rows tried are longer than the models take"
         if not rows["truncated"]:
             return Finding("ok", "cut", found, values={"share": 0.0})
-        do = "what is cut off is not learnt: split long rows, raise max_length, or take a student that takes more"
+        do = "nothing is learned from what is cut off: split long rows, raise max_length, or take another student"
         return Finding("warn" if share > MUCH["cut"] else "note", "cut", f"{found} ({share:.1%})", do, {"share": share})
 
     def _expected(self, held: Sequence[int], memory: int) -> Finding:

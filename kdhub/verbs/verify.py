@@ -233,13 +233,13 @@ def _evaluate(
                 continue
             measures = evaluator.measure(STUDENT, encode, against)
         except KdhubError as error:
-            reasons.append(f"{ref.source} cannot be had: {error.message.splitlines()[0]}")
+            reasons.append(f"{ref.source} is not available: {error.message.splitlines()[0]}")
             continue
         for figure in asked:
             now = next((m for m in measures if _same(figure, m)), None)
             figure.now = now.value if now else None
             if now is None:
-                figure.note = why or "is not measured any more"
+                figure.note = why or "is no longer measured"
     _note(
         [f for f in found.figures if f.now is None and not f.note], "; ".join(reasons) or "the recipe has no such data"
     )
@@ -261,7 +261,7 @@ def _teacher(recipe: Recipe, task: Any, student: Any, resolver: Resolver) -> tup
     try:
         model = resolver.teacher(recipe.teacher, recipe.task)
     except KdhubError as error:
-        return None, f"the teacher cannot be had: {error.message}"
+        return None, f"the teacher is not available: {error.message}"
     if why := task.mismatch(student, model):
         return None, why
     signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
@@ -272,7 +272,7 @@ def _closed(ref: DataRef | Ref, local: bool = True) -> str | None:
     """Why something that a stranger's recipe names is not opened here; None when it is."""
     kind, _ = parse_source(ref.source)
     if kind == "recipe" or kind in ("path", "stdin") or (local and kind not in (None, "hf")):
-        return f"{printable(ref.source)} is on the machine of its maker only"
+        return f"{printable(ref.source)} exists only on its maker's machine"
     # A recipe of a stranger must not send this user's keys anywhere, nor run code.
     telling = [k for k in ref.options if any(word in k for word in ("url", "key", "trust", "token"))]
     return f"{printable(ref.source)} asks for {', '.join(map(printable, telling))}" if telling else None

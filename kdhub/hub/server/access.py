@@ -78,9 +78,9 @@ class Access:
             Refused: 403, the link is not ours, was made for something else, or is over.
         """
         if not hmac.compare_digest(self._signature(oid, size, expires).encode(), signature.encode()):
-            raise Refused(403, "this link to upload was not made by this hub for this content")
+            raise Refused(403, "this upload link was not issued by this hub for this content")
         if int(expires) < time.time():
-            raise Refused(403, "this link to upload is over; ask for another one")
+            raise Refused(403, "this upload link has expired; ask for another one")
         return int(size)
 
     def _signature(self, oid: str, size: str, expires: str) -> str:

@@ -72,7 +72,9 @@ def _route(store: Store, access: Access, call: Call) -> Response:
         case (_, "api", ("models" | "datasets") as kinds, owner, name, *rest):
             return _of_repo(store, call, _repo_of(store, call, KINDS[kinds], f"{owner}/{name}"), rest)
         case ("GET", "api", *_):
-            raise Refused(404, "this hub does not answer that", "RepoNotFound" if len(call.parts) == 3 else None)
+            raise Refused(
+                404, "this hub does not support this request", "RepoNotFound" if len(call.parts) == 3 else None
+            )
         case ("POST", *place, "info", "lfs", "objects", "batch") if _git_repo(place):
             return transfer.batch(store, access, call, _repo_of(store, call, *_git_repo(place)))
         case ("POST", *place, "info", "lfs", "verify") if _git_repo(place):
@@ -90,7 +92,7 @@ def _route(store: Store, access: Access, call: Call) -> Response:
             )
         case ("GET", *parts):
             return _page(store, call, parts)
-    raise Refused(405 if call.parts[:1] == ("api",) else 404, "this hub does not answer that")
+    raise Refused(405 if call.parts[:1] == ("api",) else 404, "this hub does not support this request")
 
 
 def _of_repo(store: Store, call: Call, repo: Repo, rest: list[str]) -> Response:
@@ -135,7 +137,7 @@ def _of_repo(store: Store, call: Call, repo: Repo, rest: list[str]) -> Response:
             return _discussions(store, call, repo, rest)
         case ("GET", ("xet-write-token" | "xet-read-token"), *_):
             raise Refused(404, "this hub has no Xet: set HF_HUB_DISABLE_XET=1")
-    raise Refused(404, "this hub does not answer that")
+    raise Refused(404, "this hub does not support this request")
 
 
 def _whoami(call: Call) -> Response:
@@ -416,7 +418,7 @@ def _discussions(store: Store, call: Call, repo: Repo, rest: list[str]) -> Respo
             return _pulls(store, call, repo)
         case ("POST",):
             if not call.value("pullRequest", bool, False):
-                raise Refused(400, "this hub has pull requests, and no other discussions")
+                raise Refused(400, "this hub supports pull requests, but no other discussions")
             title, text = call.value("title"), call.value("description", str, "")
             num = store.open_pull(repo, title[:1000], text, author, status="draft")
             return JSONResponse({"num": num, "pullRequest": True})
@@ -440,7 +442,7 @@ def _discussions(store: Store, call: Call, repo: Repo, rest: list[str]) -> Respo
             return JSONResponse({"newStatus": made})
         case ("POST", num, "merge"):
             return JSONResponse({"mergeCommitId": store.merge(repo, _num(num), author)})
-    raise Refused(404, "this hub does not answer that")
+    raise Refused(404, "this hub does not support this request")
 
 
 def _pulls(store: Store, call: Call, repo: Repo) -> Response:
@@ -495,7 +497,7 @@ def _page(store: Store, call: Call, parts: list[str]) -> Response:
     if parts == ["login"] and not call.caller.known:
         return Response("a token is the password; any name will do", 401, {"WWW-Authenticate": 'Basic realm="kdhub"'})
     if call.caller.role == "none":
-        raise Refused(401, "this hub answers to its users alone: log in at /login")
+        raise Refused(401, "this hub is open to its users only: log in at /login")
     if parts in ([""], [], ["login"], ["models"], ["datasets"]):
         kind = "dataset" if parts == ["datasets"] else "model"
         query, cursor = call.query.get("search", ""), _cursor(call.query.get("cursor"))

@@ -42,7 +42,7 @@ class Call:
 
     def read(self) -> None:
         if self.caller.role == "none":
-            raise Refused(401, "this hub answers to its users alone: a token is needed", "RepoNotFound")
+            raise Refused(401, "this hub is open to its users only: a token is needed", "RepoNotFound")
 
     def write(self) -> None:
         if not self.caller.known:

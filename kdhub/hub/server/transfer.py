@@ -148,7 +148,7 @@ def _change(store: Store, body: IO[bytes]) -> Change:
             case "deletedFolder":
                 change.remove_below.add(path)
             case _:
-                raise Refused(400, f"line {n}: no such thing as {key!r} in a commit")
+                raise Refused(400, f"line {n}: a commit has no lines of the kind {key!r}")
     if change is None:
         raise Refused(400, "a commit begins with its header")
     return change

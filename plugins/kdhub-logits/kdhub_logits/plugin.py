@@ -24,7 +24,7 @@ def kdhub_methods():
     def divergence(name, cls, summary, paper):
         return method(name, f"soft_targets:{cls}", summary, paper)
 
-    yield divergence("kd", "Kd", "soft targets beside the labels", "arXiv:1503.02531")
+    yield divergence("kd", "Kd", "soft targets with the labels", "arXiv:1503.02531")
     yield divergence("reverse-kl", "ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")
     yield divergence("jsd", "Jsd", "soft targets by the generalised Jensen-Shannon divergence", "arXiv:2306.13649")
     yield divergence("tvd", "Tvd", "soft targets by total variation", "arXiv:2307.15190")
@@ -61,7 +61,7 @@ def kdhub_methods():
         tags=("elicitation:self-knowledge", "algorithm:divergence"),
     )  # fmt: skip
     yield method(
-        "pcoreset", "pcoreset:PCoreSet", "active learning: which rows to have labelled next, beside a few-shot teacher",
+        "pcoreset", "pcoreset:PCoreSet", "active learning: which rows to have labelled next, with a few-shot teacher",
         "arXiv:2506.00910", traits=("arrays",), labels=True, uses=("logits", "features"), aliases=("activekd",),
     )  # fmt: skip
     yield method(

@@ -23,7 +23,7 @@ PATTERN = (
     r"|[\w.+-]+@[\w-]+\.[\w.]+"  # e-mail addresses
     r"|\b(?=\w*\d)(?=\w*[A-Za-z])\w{6,}\b"  # identifiers of letters and digits
 )
-"""What the scorer `pattern` looks for. Names are no pattern: see the scorer `memorisation`."""
+"""What the scorer `pattern` looks for. Names have no pattern: see the scorer `memorisation`."""
 
 
 WORDS = 100

@@ -46,6 +46,6 @@ def label_index(value: Any, classes: Sequence[str]) -> int:
     elif isinstance(value, str) and value.isdecimal() and int(value) < len(classes):  # files of texts have no numbers
         return int(value)
     raise DataError(
-        f"label {value!r} is none of the {len(classes)} classes {', '.join(map(repr, classes[:8]))}",
+        f"label {value!r} is not one of the {len(classes)} classes {', '.join(map(repr, classes[:8]))}",
         hint="the model was made for other classes; map the column, or start from another model",
     )

@@ -37,7 +37,7 @@ def test_round_trip(tiny, hub, tmp_path, monkeypatch):
     recipe = tiny.recipe(tiny.encoder(), "layers:2", train, [{"source": f"path:{test}"}])
     run = kdhub.distill(recipe, out=tmp_path / "run")
     done = kdhub.publish(run.folder, "me/leaf", licence="apache-2.0")  # runs the usage lines of its card
-    assert any("others cannot repeat it" in warning for warning in done.warnings)
+    assert any("others cannot reproduce it" in warning for warning in done.warnings)
     assert 'SentenceTransformer("me/leaf")' in done.card and "library_name: sentence-transformers" in done.card
 
     monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "another"))

@@ -58,7 +58,7 @@ def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier
         blocks = len({name.split(".")[1] for name in state if name.startswith("layer1.")})
         classes = len(state["linear.bias"])
     except (OSError, pickle.UnpicklingError, RuntimeError, AttributeError, KeyError) as error:
-        raise UsageError(f"{file} is no ResNet for CIFAR: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{file} is not a ResNet for CIFAR: {str(error).splitlines()[0]}") from error
     config = {"network": "resnet", "depth": 6 * blocks + 2, "shape": [3, 32, 32], "classes": classes_for(context)}
     config |= timm_scale({}, config["shape"])
     torch.manual_seed(context.seed)
@@ -68,7 +68,7 @@ def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier
     missing, other = student.module.load_state_dict(state, strict=False)
     lacking = [name for name in missing if not name.startswith(("scale.", "linear."))]
     if lacking or other:
-        raise UsageError(f"{file} is no ResNet for CIFAR: {', '.join([*lacking, *other][:4])}")
+        raise UsageError(f"{file} is not a ResNet for CIFAR: {', '.join([*lacking, *other][:4])}")
     return student
 
 

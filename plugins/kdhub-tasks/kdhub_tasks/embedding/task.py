@@ -50,7 +50,7 @@ class TextEmbedding(NetworkTask):
             "auto", description="dimensions kept; auto halves the width down to 32"
         )
         precisions: list[Literal["int8", "binary"]] = Field(
-            ["int8", "binary"], description="how vectors are stored, besides float32"
+            ["int8", "binary"], description="how vectors are stored, other than float32"
         )
         noise: list[Annotated[float, Field(gt=0, le=1)]] | Literal["off"] = Field(
             "off", description="cosines of exact perturbations of the teacher's vectors (robustness margin)"
