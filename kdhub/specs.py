@@ -7,8 +7,9 @@ stands in the spec itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 API_VERSION = 1
 """Version of the plugin contract. A spec made for another version is refused, and says so."""
@@ -40,6 +41,20 @@ class Spec:
     formerly: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     api_version: int = API_VERSION
+
+    @classmethod
+    def shorthand(cls, module: str, **shared: Any) -> Callable[..., Self]:
+        """A function (name, target, summary, **more) -> spec, for a plugin that declares several of a kind.
+
+        Args:
+            module: what their targets begin with, up to the colon or a dot.
+            shared: keys that they share; `more` goes before them.
+        """
+
+        def declared(name: str, target: str, summary: str, **more: Any) -> Self:
+            return cls(**{**shared, "name": name, "target": module + target, "summary": summary, **more})
+
+        return declared
 
     def fits_task(self, task: str | None) -> bool:
         """Whether it works for a task. The tasks that `traits` stand for are among `tasks` once plugins are loaded."""

@@ -9,38 +9,26 @@ TASKS = ("causal-lm",)
 
 @hookimpl
 def kdhub_methods():
-    yield MethodSpec(
-        name="taid",
-        target="kdhub_lm.methods.taid:Taid",
-        summary="distillation to a target that moves from student to teacher",
-        paper="arXiv:2501.16937",
-        traits=("classes",),
-        needs=("logits",),
-        recipe="taid",
-        tags=("elicitation:feature", "algorithm:divergence"),
-    )
-    yield MethodSpec(
-        name="ddk",
-        target="kdhub_lm.methods.ddk:Ddk",
-        summary="labels and soft targets, with more data from domains where the student lags",
-        paper="arXiv:2407.16154",
-        traits=("classes",),
-        needs=("logits",),
-        labels=True,
-        recipe="ddk",
-        tags=("elicitation:feature", "algorithm:divergence"),
-    )
+    feature, labelling, supervised = "elicitation:feature", "elicitation:labelling", "algorithm:supervised"
+    divergence, ranking = "algorithm:divergence", "algorithm:rank-optimisation"
+    reinforcement, own = "algorithm:reinforcement-learning", "elicitation:self-knowledge"
 
     def method(name, target, summary, paper, *tags, **spec):
-        return MethodSpec(
-            name=name, target=target, summary=summary, paper=paper, tasks=TASKS, recipe=name, tags=tags, **spec
-        )
+        given = {"tasks": TASKS, "recipe": name, "tags": tags, "paper": paper} | spec
+        return MethodSpec(name=name, target=target, summary=summary, **given)
 
     def labelled(name, target, summary, paper, *tags, uses=("logits",), **spec):
         return method(name, target, summary, paper, *tags, labels=True, uses=uses, **spec)
 
-    labelling, supervised = "elicitation:labelling", "algorithm:supervised"
-    reinforcement, ranking = "algorithm:reinforcement-learning", "algorithm:rank-optimisation"
+    yield method(
+        "taid", "kdhub_lm.methods.taid:Taid", "distillation to a target that moves from student to teacher",
+        "arXiv:2501.16937", feature, divergence, tasks=(), traits=("classes",), needs=("logits",),
+    )  # fmt: skip
+    yield method(
+        "ddk", "kdhub_lm.methods.ddk:Ddk",
+        "labels and soft targets, with more data from domains where the student lags", "arXiv:2407.16154", feature,
+        divergence, tasks=(), traits=("classes",), needs=("logits",), labels=True,
+    )  # fmt: skip
     yield method(
         "seqkd", "kdhub_lm.methods.seqkd:SeqKd", "sequence-level distillation: the teacher's answers as labels",
         "arXiv:1606.07947", labelling, supervised, needs=("text",), uses=("logits",),
@@ -63,7 +51,7 @@ def kdhub_methods():
     yield labelled(
         "metis-rise", "kdhub_tasks.methods.supervised:Supervised",
         "training after reinforcement learning on own right answers and an expert's", "arXiv:2506.13056",
-        "elicitation:self-knowledge", supervised,
+        own, supervised,
     )  # fmt: skip
     yield labelled(
         "dpo", "kdhub_lm.methods.dpo:Dpo", "preference pairs, relative to the starting model", "arXiv:2305.18290",
@@ -75,11 +63,11 @@ def kdhub_methods():
     )  # fmt: skip
     yield labelled(
         "self-data", "kdhub_lm.methods.self_data:SelfData", "a pruned model trained on answers its original rewrote",
-        "arXiv:2410.09982", "elicitation:self-knowledge", supervised, needs=("text",),
+        "arXiv:2410.09982", own, supervised, needs=("text",),
     )  # fmt: skip
     yield method(
         "gkd", "kdhub_lm.methods.gkd:Gkd", "soft targets on the student's own samples", "arXiv:2306.13649",
-        "algorithm:divergence", needs=("logits",), live=True,
+        divergence, needs=("logits",), live=True,
     )  # fmt: skip
     yield method(
         "minillm", "kdhub_lm.methods.minillm:MiniLlm", "reverse KL of whole responses, by policy gradient",
@@ -89,107 +77,90 @@ def kdhub_methods():
 
 @hookimpl
 def kdhub_samplers():
-    yield SamplerSpec(
-        name="ddk",
-        target="kdhub_lm.methods.ddk:DomainSampler",
-        summary="data sets in shares that follow the perplexity ratio of student and teacher",
+    sampler = SamplerSpec.shorthand("kdhub_lm.methods.")
+    yield sampler(
+        "ddk", "ddk:DomainSampler", "data sets in shares that follow the perplexity ratio of student and teacher"
     )
 
 
 @hookimpl
 def kdhub_teachers():
-    yield TeacherSpec(
-        name="llama2c",
-        target="kdhub_lm.students.llama2c:teacher",
-        tasks=TASKS,
-        gives=None,
-        argument="FOLDER",
-        live=True,
-        summary="llama2.c weights with their SentencePiece tokenizer; also searched below KDHUB_DATA",
-    )
+    teacher = TeacherSpec.shorthand("kdhub_lm.students.", tasks=TASKS, gives=None, live=True)
+    yield teacher(
+        "llama2c", "llama2c:teacher",
+        "llama2.c weights with their SentencePiece tokenizer; also searched below KDHUB_DATA", argument="FOLDER",
+    )  # fmt: skip
 
 
 @hookimpl
 def kdhub_students():
-    def builder(name, target, argument, summary, **spec):
-        return StudentSpec(name=name, target=target, tasks=TASKS, argument=argument, summary=summary, **spec)
-
-    yield builder(
-        "depth-prune", "kdhub_lm.students.pruning:depth_prune", "N",
-        "the teacher without the N blocks that change their input least", example="0", from_teacher=True,
+    student = StudentSpec.shorthand("kdhub_lm.students.", tasks=TASKS)
+    yield student(
+        "depth-prune", "pruning:depth_prune", "the teacher without the N blocks that change their input least",
+        argument="N", example="0", from_teacher=True,
     )  # fmt: skip
-    yield builder(
-        "merge", "kdhub_lm.students.merge:merge", "", "two students merged by slerp", example="layers:1+layers:1"
-    )
-    yield builder("llama2c", "kdhub_lm.students.llama2c:student", "FOLDER", "llama2.c weights with their tokenizer")
+    yield student("merge", "merge:merge", "two students merged by slerp", example="layers:1+layers:1")
+    yield student("llama2c", "llama2c:student", "llama2.c weights with their tokenizer", argument="FOLDER")
 
 
 @hookimpl
 def kdhub_datasets():
-    def data(name, target, argument, summary, **spec):
-        return DatasetSpec(name=name, target=f"kdhub_lm.{target}", argument=argument, summary=summary, **spec)
+    data = DatasetSpec.shorthand("kdhub_lm.data.")
+    of_data = DatasetSpec.shorthand("kdhub_lm.data.", argument="DATA")
 
-    def elicited(name, target, argument, summary):
-        return data(name, f"data.{target}", argument, summary, tags=(f"elicitation:{name}",))
+    def elicited(name, target, summary, argument="DATA"):
+        return data(name, target, summary, argument=argument, tags=(f"elicitation:{name}",))
 
+    yield of_data("continuations", "continuations:continuations", "texts cut into prompt and response", example="pydoc")
+    yield of_data("blocks", "blocks:blocks", "running text in pieces of a few hundred characters", example="pydoc")
     yield data(
-        "continuations", "data.continuations:continuations", "DATA", "texts cut into prompt and response",
-        example="pydoc",
+        "lm-eval", "harness:tasks", "a task of lm-evaluation-harness, to evaluate on", argument="TASK",
+        splits=("test",),
     )  # fmt: skip
+    yield elicited("labelling", "elicitation:labelling", "a teacher's answers to another data set's prompts")
+    yield elicited("expansion", "expansion:expansion", "new tasks in the style of given ones, by a teacher")
+    yield elicited("curation", "expansion:curation", "new tasks on given topics, by a teacher", "TOPIC,...")
+    yield elicited("feedback", "feedback:feedback", "preferences from a teacher's feedback on a student")
+    yield elicited("self-knowledge", "elicitation:self_knowledge", "the student's own answers, filtered")
     yield data(
-        "blocks", "data.blocks:blocks", "DATA", "running text in pieces of a few hundred characters", example="pydoc"
-    )
-    yield data(
-        "lm-eval", "data.harness:tasks", "TASK", "a task of lm-evaluation-harness, to evaluate on", splits=("test",)
-    )
-    yield elicited("labelling", "elicitation:labelling", "DATA", "a teacher's answers to another data set's prompts")
-    yield elicited("expansion", "expansion:expansion", "DATA", "new tasks in the style of given ones, by a teacher")
-    yield elicited("curation", "expansion:curation", "TOPIC,...", "new tasks on given topics, by a teacher")
-    yield elicited("feedback", "feedback:feedback", "DATA", "preferences from a teacher's feedback on a student")
-    yield elicited("self-knowledge", "elicitation:self_knowledge", "DATA", "the student's own answers, filtered")
-    yield data(
-        "python-source", "data.python_source:python_source", "", "source code of Python's standard library",
+        "python-source", "python_source:python_source", "source code of Python's standard library",
         splits=("train", "validation", "test"),
     )  # fmt: skip
     yield data(
-        "arithmetic", "data.arithmetic:arithmetic", "add,larger,twice", "small problems with one right answer each",
-        example="add",
+        "arithmetic", "arithmetic:arithmetic", "small problems with one right answer each",
+        argument="add,larger,twice", example="add",
     )  # fmt: skip
-    yield data(
-        "preferences", "data.preferences:preferences", "DATA", "scored responses to another data set's prompts",
+    yield of_data(
+        "preferences", "preferences:preferences", "scored responses to another data set's prompts",
         example="arithmetic:add",
     )  # fmt: skip
-    yield data(
-        "chat", "data.chat:chat", "DATA", "prompts and responses as conversations; long conversations in pieces",
+    yield of_data(
+        "chat", "chat:chat", "prompts and responses as conversations; long conversations in pieces",
         example="synthetic:sums",
     )  # fmt: skip
     yield data(
-        "mixture", "data.mixture:mixture", "NAME", "instruction sets of several sources in stated shares",
+        "mixture", "mixture:mixture", "instruction sets of several sources in stated shares", argument="NAME",
         splits=("train",),
     )  # fmt: skip
-    yield data(
-        "triage", "data.triage:triage", "DATA", "own right answers where a model is unsure, an expert's where it fails",
+    yield of_data(
+        "triage", "triage:triage", "own right answers where a model is unsure, an expert's where it fails",
         splits=("train", "prompts"),
     )  # fmt: skip
-    yield data(
-        "self-data", "methods.self_data:self_data", "DATA", "another data set's responses, rewritten by a teacher"
+    rewritten = DatasetSpec.shorthand("kdhub_lm.methods.")
+    yield rewritten(
+        "self-data", "self_data:self_data", "another data set's responses, rewritten by a teacher", argument="DATA"
     )
     yield data(
-        "synthetic", "data.synthetic:synthetic",
-        "additions|integers|notes|sums|reversals|lookups|numerals|chatter|stories",
-        "generated texts, and small skills with checkable answers", example="additions",
+        "synthetic", "synthetic:synthetic", "generated texts, and small skills with checkable answers",
+        argument="additions|integers|notes|sums|reversals|lookups|numerals|chatter|stories", example="additions",
     )  # fmt: skip
 
 
 @hookimpl
 def kdhub_metrics():
-    yield MetricSpec(
-        name="lm-eval",
-        target="kdhub_lm.data.harness:value",
-        tasks=TASKS,
-        rows=("harness", "shots"),
-        outputs="kdhub_lm.data.harness:measure",
-        summary="score of lm-evaluation-harness on its task",
+    metric = MetricSpec.shorthand("kdhub_lm.data.harness:", outputs="kdhub_lm.data.harness:measure")
+    yield metric(
+        "lm-eval", "value", "score of lm-evaluation-harness on its task", tasks=TASKS, rows=("harness", "shots")
     )
 
 

@@ -1,6 +1,5 @@
 """What kdhub-logits provides. No torch, no transformers here."""
 
-from functools import partial
 from pathlib import Path
 
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, NetworkSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
@@ -72,93 +71,61 @@ def kdhub_methods():
 
 @hookimpl
 def kdhub_teachers():
-    yield TeacherSpec(
-        name="prototypes",
-        target="kdhub_logits.teachers:Prototypes",
-        traits=("arrays",),
-        gives=("logits",),
-        argument="DATA",
-        example="digits",
-        summary="cosine to the mean of a few labelled rows of each class",
-    )
-    yield TeacherSpec(
-        name="zero-shot",
-        target="kdhub_logits.teachers:ZeroShot",
-        tasks=("text-classification",),
-        gives=("logits",),
-        argument="ENCODER",
-        summary="cosine of a text's embedding to those of the classes' descriptions",
-    )
+    teacher = TeacherSpec.shorthand("kdhub_logits.teachers:", gives=("logits",))
+    yield teacher(
+        "prototypes", "Prototypes", "cosine to the mean of a few labelled rows of each class", traits=("arrays",),
+        argument="DATA", example="digits",
+    )  # fmt: skip
+    yield teacher(
+        "zero-shot", "ZeroShot", "cosine of a text's embedding to those of the classes' descriptions",
+        tasks=("text-classification",), argument="ENCODER",
+    )  # fmt: skip
 
 
 @hookimpl
 def kdhub_students():
-    yield StudentSpec(
-        name="kernel",
-        target="kdhub_logits.kernel:kernel",
-        traits=("arrays",),
-        exposes=("logits",),
-        summary="a kernel machine, which self-distillation fits",
-    )
+    student = StudentSpec.shorthand("kdhub_logits.", traits=("arrays",), exposes=("logits",))
+    yield student("kernel", "kernel:kernel", "a kernel machine, which self-distillation fits")
 
 
 @hookimpl
 def kdhub_networks():
-    wrapper = partial(NetworkSpec, wraps=True)
-    yield NetworkSpec(name="kernel", target="kdhub_logits.kernel:KernelRidge", summary="kernel machine")
-    yield wrapper(
-        name="rescaled", target="kdhub_logits.wrappers:Rescaled", summary="logits over their deviation across classes"
-    )
-    yield wrapper(
-        name="two-heads", target="kdhub_logits.wrappers:TwoHeads", summary="a second head for the teacher's predictions"
-    )
+    network = NetworkSpec.shorthand("kdhub_logits.")
+    yield network("kernel", "kernel:KernelRidge", "kernel machine")
+    yield network("rescaled", "wrappers:Rescaled", "logits over their deviation across classes", wraps=True)
+    yield network("two-heads", "wrappers:TwoHeads", "a second head for the teacher's predictions", wraps=True)
 
 
 @hookimpl
 def kdhub_samplers():
-    def rule(name, summary):
-        target = f"kdhub_logits.queries:{name.replace('-', '_')}"
-        return SamplerSpec(
-            name=name, target=target, traits=("named-classes",), selects=True, summary=f"label next: {summary}"
-        )
-
-    yield rule("pcoreset", "rows whose probabilities lie farthest from those of labelled ones")
-    yield rule("coreset", "rows whose features lie farthest from those of labelled ones")
-    yield rule("entropy", "rows that the student is least sure of")
-    yield rule("badge", "rows whose last layer's gradients lie farthest from those of labelled ones")
-    yield rule("class-balanced", "rows of predicted classes with few labelled rows")
-    yield rule("random", "any rows")
+    rule = SamplerSpec.shorthand("kdhub_logits.queries:", traits=("named-classes",), selects=True)
+    farthest = "label next: rows whose {} lie farthest from those of labelled ones"
+    yield rule("pcoreset", "pcoreset", farthest.format("probabilities"))
+    yield rule("coreset", "coreset", farthest.format("features"))
+    yield rule("entropy", "entropy", "label next: rows that the student is least sure of")
+    yield rule("badge", "badge", farthest.format("last layer's gradients"))
+    yield rule("class-balanced", "class_balanced", "label next: rows of predicted classes with few labelled rows")
+    yield rule("random", "random", "label next: any rows")
 
 
 @hookimpl
 def kdhub_datasets():
-    yield DatasetSpec(
-        name="canaries",
-        target="kdhub_logits.data.canaries:canaries",
-        argument="DATA",
+    data = DatasetSpec.shorthand("kdhub_logits.data.", formerly=("kdhub-lm",))
+    yield data(
+        "canaries", "canaries:canaries",
+        "texts of another data set with secrets planted in them, whose exposure can be measured", argument="DATA",
         example="pydoc",
-        formerly=("kdhub-lm",),
-        summary="texts of another data set with secrets planted in them, whose exposure can be measured",
-    )
+    )  # fmt: skip
 
 
 @hookimpl
 def kdhub_metrics():
-    def of_canaries(name, summary):
-        return MetricSpec(
-            name=name,
-            target=f"kdhub_logits.data.canaries:{name}",
-            tasks=("causal-lm",),
-            form="rows",
-            rows=("words", "secret"),
-            outputs="kdhub_logits.data.canaries:measure",
-            higher_is_better=False,
-            formerly=("kdhub-lm",),
-            summary=summary,
-        )
-
-    yield of_canaries("exposure", "log2 of candidates over the secret's rank, mean over canaries")
-    yield of_canaries("extraction", "share of canaries whose secret is the most probable")
+    of_canaries = MetricSpec.shorthand(
+        "kdhub_logits.data.canaries:", tasks=("causal-lm",), form="rows", rows=("words", "secret"),
+        outputs="kdhub_logits.data.canaries:measure", higher_is_better=False, formerly=("kdhub-lm",),
+    )  # fmt: skip
+    yield of_canaries("exposure", "exposure", "log2 of candidates over the secret's rank, mean over canaries")
+    yield of_canaries("extraction", "extraction", "share of canaries whose secret is the most probable")
 
 
 @hookimpl

@@ -4,86 +4,48 @@ from kdhub import MethodSpec, StudentSpec, TeacherSpec
 
 SURVEY = "arXiv:2402.13116"
 
+_method = MethodSpec.shorthand("kdhub_tasks.methods.", paper=SURVEY)
 METHODS = (
-    MethodSpec(
-        name="supervised",
-        target="kdhub_tasks.methods.supervised:Supervised",
-        traits=("labels",),
-        uses=("logits",),
-        labels=True,
-        aliases=("ce", "sft"),
-        paper=SURVEY,
-        baseline=True,
-        recipe="supervised",
-        tags=("algorithm:supervised",),
-        formerly=("kdhub-logits",),
-        summary="labels alone: the baseline, and how teachers are made",
+    _method(
+        "supervised", "supervised:Supervised", "labels alone: the baseline, and how teachers are made",
+        traits=("labels",), uses=("logits",), labels=True, aliases=("ce", "sft"), baseline=True, recipe="supervised",
+        tags=("algorithm:supervised",), formerly=("kdhub-logits",),
     ),
-    MethodSpec(
-        name="as-is",
-        target="kdhub_tasks.methods.as_is:AsIs",
-        paper=SURVEY,
+    _method(
+        "as-is", "as_is:AsIs", "no training: the start as a run of its own, measured and with a card",
         formerly=("kdhub-lm",),
-        summary="no training: the start as a run of its own, measured and with a card",
     ),
-)
+)  # fmt: skip
 
+PACKAGED = {"argument": "NAME", "example": "all-minilm-l6-v2"}
+_teacher = TeacherSpec.shorthand("kdhub_tasks.", live=True)
 TEACHERS = (
-    TeacherSpec(
-        name="ensemble",
-        target="kdhub_tasks.ensemble:Ensemble",
+    _teacher(
+        "ensemble", "ensemble:Ensemble", "several teachers combined: its `members`", gives=("logits",),
         tasks=(
-            "image-classification",
-            "tabular-classification",
-            "text-classification",
-            "token-classification",
-            "text-pairs",
-            "fill-mask",
+            "image-classification", "tabular-classification", "text-classification", "token-classification",
+            "text-pairs", "fill-mask",
         ),
-        gives=("logits",),
-        live=True,
         formerly=("kdhub-logits",),
-        summary="several teachers combined: its `members`",
     ),
-    TeacherSpec(
-        name="packaged",
-        target="kdhub_tasks.packaged:teacher",
-        tasks=("text-embedding",),
-        gives=("embedding",),
-        argument="NAME",
-        example="all-minilm-l6-v2",
-        live=True,
-        formerly=("kdhub-text",),
-        summary="an encoder that an installed Python package carries",
+    _teacher(
+        "packaged", "packaged:teacher", "an encoder that an installed Python package carries",
+        tasks=("text-embedding",), gives=("embedding",), formerly=("kdhub-text",), **PACKAGED,
     ),
-)
+)  # fmt: skip
 
+_student = StudentSpec.shorthand("kdhub_tasks.", traits=("encoder",))
 STUDENTS = (
-    StudentSpec(
-        name="layers",
-        target="kdhub_tasks.layers:layers",
-        traits=("layers",),
-        argument="N",
-        example="1",
-        from_teacher=True,
-        formerly=("kdhub-logits", "kdhub-text", "kdhub-lm"),
-        summary="N evenly spaced layers of the teacher",
+    _student(
+        "layers", "layers:layers", "N evenly spaced layers of the teacher", traits=("layers",), argument="N",
+        example="1", from_teacher=True, formerly=("kdhub-logits", "kdhub-text", "kdhub-lm"),
     ),
-    StudentSpec(
-        name="packaged",
-        target="kdhub_tasks.packaged:student",
-        traits=("encoder",),
-        argument="NAME",
-        example="all-minilm-l6-v2",
-        formerly=("kdhub-logits", "kdhub-text"),
-        summary="an encoder that an installed Python package carries",
+    _student(
+        "packaged", "packaged:student", "an encoder that an installed Python package carries",
+        formerly=("kdhub-logits", "kdhub-text"), **PACKAGED,
     ),
-    StudentSpec(
-        name="words",
-        target="kdhub_tasks.fresh:words",
-        traits=("encoder",),
-        argument="layers=N,width=N,heads=N",
+    _student(
+        "words", "fresh:words", "a fresh encoder over the words of some rows", argument="layers=N,width=N,heads=N",
         formerly=("kdhub-text",),
-        summary="a fresh encoder over the words of some rows",
     ),
-)
+)  # fmt: skip

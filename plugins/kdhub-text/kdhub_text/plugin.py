@@ -59,60 +59,55 @@ def kdhub_methods():
 
 @hookimpl
 def kdhub_students():
-    def student(name, argument, summary, example, tasks=LONG):
-        target = f"kdhub_text.students.efficient:{name.replace('-', '_')}"
-        exposes = ("logits", "features", "hidden_states")
-        return StudentSpec(
-            name=name, target=target, tasks=tasks, exposes=exposes, argument=argument, summary=summary, example=example
-        )
-
-    yield student("efficient", "KIND", "a text model with another attention, for longer texts", "lsg")
-    yield student("half-layers", "alternate|first|random", "half of a text model's layers", "first")
+    student = StudentSpec.shorthand(
+        "kdhub_text.students.efficient:", tasks=LONG, exposes=("logits", "features", "hidden_states")
+    )
     yield student(
-        "chunked", "N", "a token classifier that reads long rows in chunks with N tokens in common", "4",
-        ("token-classification",),
+        "efficient", "efficient", "a text model with another attention, for longer texts", argument="KIND",
+        example="lsg",
+    )  # fmt: skip
+    yield student(
+        "half-layers", "half_layers", "half of a text model's layers", argument="alternate|first|random",
+        example="first",
+    )  # fmt: skip
+    yield student(
+        "chunked", "chunked", "a token classifier that reads long rows in chunks with N tokens in common",
+        argument="N", example="4", tasks=("token-classification",),
     )  # fmt: skip
 
 
 @hookimpl
 def kdhub_networks():
-    yield NetworkSpec(
-        name="subclasses",
-        target="kdhub_text.subclasses:Subclasses",
-        wraps=True,
-        summary="several outputs for each class",
-    )
+    network = NetworkSpec.shorthand("kdhub_text.")
+    yield network("subclasses", "subclasses:Subclasses", "several outputs for each class", wraps=True)
 
 
 @hookimpl
 def kdhub_datasets():
-    def data(name, target, summary, splits=(), **spec):
-        return DatasetSpec(name=name, target=f"kdhub_text.data.{target}", summary=summary, splits=splits, **spec)
-
-    all_splits = ("train", "validation", "test")
+    data = DatasetSpec.shorthand("kdhub_text.data.", splits=("train", "validation", "test"))
     yield data(
         "long-documents", "documents:long_documents", "another data set with consecutive rows joined into long ones",
-        argument="DATA",
+        argument="DATA", splits=(),
     )  # fmt: skip
     yield data(
         "pydoc-questions", "pydoc_questions:pydoc_questions",
         "which function of a module does what: documentation strings as questions, function signatures as texts",
-        all_splits,
     )  # fmt: skip
-    yield data("scenes", "scenes:scenes", "pairs of sentences with graded similarity, generated", all_splits)
+    yield data("scenes", "scenes:scenes", "pairs of sentences with graded similarity, generated")
     yield data(
-        "long-range", "documents:long_range", "documents whose first word decides the class of all names, generated",
-        all_splits,
-    )  # fmt: skip
+        "long-range", "documents:long_range", "documents whose first word decides the class of all names, generated"
+    )
     yield data(
         "digit-clips", "clips:digit_clips", "clips of moving digits with captions, made from scikit-learn's digits",
-        all_splits[:2],
+        splits=("train", "validation"),
     )  # fmt: skip
     yield data(
-        "digit-sentences", "clips:digit_sentences", "sentences that say nothing about how digits look, generated",
-        all_splits,
+        "digit-sentences", "clips:digit_sentences", "sentences that say nothing about how digits look, generated"
+    )
+    yield data(
+        "digit-words", "clips:digit_words", "digits in neutral sentences, each with its mean picture",
+        splits=("test",),
     )  # fmt: skip
-    yield data("digit-words", "clips:digit_words", "digits in neutral sentences, each with its mean picture", ("test",))
 
 
 @hookimpl

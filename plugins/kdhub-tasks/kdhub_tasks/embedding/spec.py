@@ -28,59 +28,35 @@ TASKS = (
     ),
 )
 
+_teacher = TeacherSpec.shorthand(f"{HERE}.", tasks=(NAME,), gives=("embedding",), formerly=FORMERLY)
 TEACHERS = (
-    TeacherSpec(
-        name="openai",
-        target=f"{HERE}.openai:OpenAI",
-        tasks=(NAME,),
-        gives=("embedding",),
-        argument="MODEL",
-        formerly=FORMERLY,
-        summary="an embedding model behind an OpenAI-compatible API",
-    ),
+    _teacher("openai", "openai:OpenAI", "an embedding model behind an OpenAI-compatible API", argument="MODEL"),
 )
 
-_student = partial(StudentSpec, tasks=(NAME,), exposes=("embedding",), from_teacher=True, formerly=FORMERLY)
+_student = StudentSpec.shorthand(
+    f"{HERE}.students:", tasks=(NAME,), exposes=("embedding",), from_teacher=True, formerly=FORMERLY
+)
 STUDENTS = (
     _student(
-        name="config",
-        target=f"{HERE}.students:config",
-        argument="layers=N,hidden_size=N,...",
-        example="layers=1,hidden_size=16,heads=2",
-        summary="a fresh BERT-shaped encoder with the teacher's tokenizer",
+        "config", "config", "a fresh BERT-shaped encoder with the teacher's tokenizer",
+        argument="layers=N,hidden_size=N,...", example="layers=1,hidden_size=16,heads=2",
     ),
-    _student(
-        name="static",
-        target=f"{HERE}.students:static",
-        summary="a token table that starts from the teacher's vectors of its vocabulary",
-    ),
-)
+    _student("static", "static", "a token table that starts from the teacher's vectors of its vocabulary"),
+)  # fmt: skip
 
-
-def _metric(name: str, function: str, form: str, summary: str, **spec: object) -> MetricSpec:
-    target = f"{HERE}.metrics:{function}"
-    return MetricSpec(name=name, target=target, tasks=(NAME,), form=form, summary=summary, formerly=FORMERLY, **spec)
-
-
-_retrieval = partial(_metric, form="retrieval")
+_metric = MetricSpec.shorthand(f"{HERE}.metrics:", tasks=(NAME,), formerly=FORMERLY)
+_retrieval, _sts = partial(_metric, form="retrieval"), partial(_metric, form="sts")
+_fidelity = {"fidelity": True}
 METRICS = (
-    _retrieval("ndcg@10", "ndcg_at_10", summary="ranking quality of the first ten documents, graded"),
-    _retrieval("recall@10", "recall_at_10", summary="share of the relevant documents among the first ten"),
-    _retrieval("recall@100", "recall_at_100", summary="share of the relevant documents among the first hundred"),
-    _retrieval("mrr@10", "mrr_at_10", summary="mean reciprocal rank of the first relevant document, up to rank ten"),
-    _metric("spearman", "spearman", "sts", "rank correlation of cosine and human score"),
-    _metric("pearson", "pearson", "sts", "linear correlation of cosine and human score"),
-    _metric("cosine", "alignment", "", "mean cosine to the teacher's vector of the same text", fidelity=True),
+    _retrieval("ndcg@10", "ndcg_at_10", "ranking quality of the first ten documents, graded"),
+    _retrieval("recall@10", "recall_at_10", "share of the relevant documents among the first ten"),
+    _retrieval("recall@100", "recall_at_100", "share of the relevant documents among the first hundred"),
+    _retrieval("mrr@10", "mrr_at_10", "mean reciprocal rank of the first relevant document, up to rank ten"),
+    _sts("spearman", "spearman", "rank correlation of cosine and human score"),
+    _sts("pearson", "pearson", "linear correlation of cosine and human score"),
+    _metric("cosine", "alignment", "mean cosine to the teacher's vector of the same text", **_fidelity),
+    _retrieval("cosine-queries", "alignment_queries", "mean cosine to the teacher's vector, queries only", **_fidelity),
     _retrieval(
-        "cosine-queries",
-        "alignment_queries",
-        summary="mean cosine to the teacher's vector, queries only",
-        fidelity=True,
+        "cosine-documents", "alignment_documents", "mean cosine to the teacher's vector, documents only", **_fidelity
     ),
-    _retrieval(
-        "cosine-documents",
-        "alignment_documents",
-        summary="mean cosine to the teacher's vector, documents only",
-        fidelity=True,
-    ),  # fmt: skip
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kdhub import FolderFormat, MetricSpec, RowForm, StudentSpec, TaskSpec, TeacherSpec
@@ -48,63 +49,48 @@ TASKS = (
     ),
 )
 
+_teacher = TeacherSpec.shorthand("kdhub_tasks.language.", **_SHARED)
 TEACHERS = (
-    TeacherSpec(
-        name="openai",
-        target="kdhub_tasks.language.openai:OpenAI",
-        gives=("text", "logits"),
+    _teacher(
+        "openai", "openai:OpenAI", "a language model behind any OpenAI-compatible API", gives=("text", "logits"),
         argument="MODEL",
-        summary="a language model behind any OpenAI-compatible API",
-        **_SHARED,
     ),
-)
+)  # fmt: skip
 
+_student = StudentSpec.shorthand("kdhub_tasks.language.students:", **_SHARED)
 STUDENTS = (
-    StudentSpec(
-        name="llama",
-        target="kdhub_tasks.language.students:llama",
-        argument="width=N,layers=N,heads=N",
-        example="width=16,layers=1,heads=2",
-        summary="a fresh Llama with the teacher's tokenizer, or one of bytes",
-        **_SHARED,
+    _student(
+        "llama", "llama", "a fresh Llama with the teacher's tokenizer, or one of bytes",
+        argument="width=N,layers=N,heads=N", example="width=16,layers=1,heads=2",
     ),
-    StudentSpec(
-        name="config",
-        target="kdhub_tasks.language.students:config",
+    _student(
+        "config", "config", "a fresh model of a transformers configuration, with the teacher's tokenizer",
         argument="FILE or {...}",
         example='{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
         '"intermediate_size": 16}',
-        summary="a fresh model of a transformers configuration, with the teacher's tokenizer",
-        **_SHARED,
     ),
-)
+)  # fmt: skip
 
-
-def _metric(name: str, function: str, summary: str, **more: Any) -> MetricSpec:
-    target = f"kdhub_tasks.language.{function}"
-    return MetricSpec(name=name, target=target, summary=summary, **{"form": (*ANSWERED, "texts"), **_SHARED, **more})
+_metric = MetricSpec.shorthand("kdhub_tasks.language.", form=(*ANSWERED, "texts"), **_SHARED)
+_written = partial(_metric, form=ANSWERED)
 
 
 def _fidelity(name: str, summary: str, **more: Any) -> MetricSpec:
     return _metric(name, f"metrics:{name.replace('-', '_')}", summary, fidelity=True, **more)
 
 
-def _written(name: str, function: str, summary: str, **more: Any) -> MetricSpec:
-    return _metric(name, function, summary, form=ANSWERED, **more)
-
-
-_DOWN = {"higher_is_better": False}
+_LOWER = {"higher_is_better": False}
 
 METRICS = (
-    _metric("perplexity", "metrics:perplexity", "exp of the mean negative log-likelihood of a token", **_DOWN),
-    _metric("bits-per-byte", "metrics:bits_per_byte", "negative log2-likelihood for each byte of text", **_DOWN),
-    _metric("nll", "metrics:nll", "mean negative log-likelihood of a token, nats", **_DOWN),
+    _metric("perplexity", "metrics:perplexity", "exp of the mean negative log-likelihood of a token", **_LOWER),
+    _metric("bits-per-byte", "metrics:bits_per_byte", "negative log2-likelihood for each byte of text", **_LOWER),
+    _metric("nll", "metrics:nll", "mean negative log-likelihood of a token, nats", **_LOWER),
     _metric("accuracy", "metrics:accuracy", "share of tokens that are the model's most probable one"),
-    _fidelity("perplexity-ratio", "perplexity over the teacher's", **_DOWN),
+    _fidelity("perplexity-ratio", "perplexity over the teacher's", **_LOWER),
     _fidelity("agreement", "share of tokens where student and teacher agree on the most probable one"),
-    _fidelity("kl", "mean KL(teacher || student) of a token, nats", **_DOWN),
+    _fidelity("kl", "mean KL(teacher || student) of a token, nats", **_LOWER),
     _fidelity("head-mass", "student's probability of the teacher's ten most probable tokens"),
-    _fidelity("tail-mass", "student's probability of the teacher's least probable fifth of all tokens", **_DOWN),
+    _fidelity("tail-mass", "student's probability of the teacher's least probable fifth of all tokens", **_LOWER),
     _fidelity("draft-acceptance", "share of drafted tokens that the teacher accepts in speculative decoding"),
     _fidelity("draft-tokens", "tokens of a draft of four that the teacher accepts"),
     _written("rouge-l", "metrics:rouge_l", "ROUGE-L of answer and reference, F"),

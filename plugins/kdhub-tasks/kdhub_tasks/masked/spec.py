@@ -19,27 +19,19 @@ TASKS = (
     ),
 )
 
+_student = StudentSpec.shorthand(f"{HERE}.students:", tasks=(NAME,), formerly=FORMERLY)
 STUDENTS = (
-    StudentSpec(
-        name="config",
-        target=f"{HERE}.students:config",
-        tasks=(NAME,),
+    _student(
+        "config", "config", "a fresh BERT with the teacher's tokenizer, or with one trained on texts",
         argument="layers=N,width=N,heads=N",
-        formerly=FORMERLY,
-        summary="a fresh BERT with the teacher's tokenizer, or with one trained on texts",
     ),
-)
+)  # fmt: skip
 
-
-def _metric(name: str, function: str, summary: str, better: bool = True, fidelity: bool = False) -> MetricSpec:
-    return MetricSpec(
-        name=name, target=f"{HERE}.metrics:{function}", tasks=(NAME,), summary=summary, higher_is_better=better,
-        fidelity=fidelity, formerly=FORMERLY,
-    )  # fmt: skip
-
-
+_metric = MetricSpec.shorthand(f"{HERE}.metrics:", tasks=(NAME,), formerly=FORMERLY)
 METRICS = (
-    _metric("masked-perplexity", "perplexity", "exp of the mean -log p of the masked tokens", False),
+    _metric(
+        "masked-perplexity", "perplexity", "exp of the mean -log p of the masked tokens", higher_is_better=False
+    ),
     _metric("masked-accuracy", "accuracy", "share of masked tokens predicted correctly"),
     _metric(
         "masked-agreement", "agreement", "share of masked tokens predicted as the teacher does", fidelity=True

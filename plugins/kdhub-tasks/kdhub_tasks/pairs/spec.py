@@ -32,52 +32,46 @@ TASKS = (
     ),
 )
 
+_student = StudentSpec.shorthand(f"{HERE}.students:", tasks=(NAME,), formerly=FORMERLY)
 STUDENTS = (
-    StudentSpec(
-        name="towers",
-        target=f"{HERE}.students:towers",
-        tasks=(NAME,),
-        exposes=("logits", "embeddings"),
-        argument="ENCODER|teacher",
-        example="layers:1",
-        formerly=FORMERLY,
-        summary="two towers: one encoder reads each text separately",
+    _student(
+        "towers", "towers", "two towers: one encoder reads each text separately", exposes=("logits", "embeddings"),
+        argument="ENCODER|teacher", example="layers:1",
     ),
-)
+)  # fmt: skip
 
-
-def _metric(
-    name: str, function: str, form: str | tuple[str, ...], summary: str, better: bool = True, room: str = "pairs",
-    **spec: object,
-) -> MetricSpec:  # fmt: skip
-    return MetricSpec(
-        name=name, target=f"kdhub_tasks.{room}.metrics:{function}", tasks=(NAME,), form=form, summary=summary,
-        higher_is_better=better, formerly=FORMERLY, **spec,
-    )  # fmt: skip
-
-
-_of_classes = partial(_metric, form=CLASSES, room="classification")
+_metric = MetricSpec.shorthand("kdhub_tasks.", tasks=(NAME,), formerly=FORMERLY)
+_of_classes, _of_scores = partial(_metric, form=CLASSES), partial(_metric, form="sts")
+_fidelity, _lower = {"fidelity": True}, {"higher_is_better": False}
 METRICS = (
-    _metric("pearson", "pearson", "sts", "linear correlation of predicted and human score"),
-    _metric("spearman", "spearman", "sts", "rank correlation of predicted and human score"),
-    _of_classes("accuracy", "accuracy", summary="share of pairs whose most probable class is right"),
-    _metric("f1", "f1", CLASSES, "F1 of the second of two classes"),
-    _of_classes("macro-f1", "macro_f1", summary="F1 of each class, unweighted mean"),
-    _of_classes("auroc", "auroc", summary="area under the ROC curve, two classes"),
-    _of_classes("nll", "nll", summary="mean -log probability of the right class, nats", better=False),
-    _of_classes("agreement", "agreement", summary="share of pairs where student and teacher agree", fidelity=True),
+    _of_scores("pearson", "pairs.metrics:pearson", "linear correlation of predicted and human score"),
+    _of_scores("spearman", "pairs.metrics:spearman", "rank correlation of predicted and human score"),
     _of_classes(
-        "loyalty", "probability_loyalty", summary="1 - root of the Jensen-Shannon divergence, mean", fidelity=True
+        "accuracy", "classification.metrics:accuracy", "share of pairs whose most probable class is right"
+    ),
+    _of_classes("f1", "pairs.metrics:f1", "F1 of the second of two classes"),
+    _of_classes("macro-f1", "classification.metrics:macro_f1", "F1 of each class, unweighted mean"),
+    _of_classes("auroc", "classification.metrics:auroc", "area under the ROC curve, two classes"),
+    _of_classes(
+        "nll", "classification.metrics:nll", "mean -log probability of the right class, nats", **_lower
+    ),
+    _of_classes(
+        "agreement", "classification.metrics:agreement", "share of pairs where student and teacher agree", **_fidelity
+    ),
+    _of_classes(
+        "loyalty", "classification.metrics:probability_loyalty", "1 - root of the Jensen-Shannon divergence, mean",
+        **_fidelity,
     ),
     _metric(
-        "regression-loyalty", "regression_loyalty", "", "Pearson's correlation with the teacher's scores",
-        room="classification", fidelity=True,
+        "regression-loyalty", "classification.metrics:regression_loyalty",
+        "Pearson's correlation with the teacher's scores", **_fidelity,
     ),
     _metric(
-        "score-rmse", "score_rmse", "", "root mean squared difference to the teacher's scores", False, fidelity=True
+        "score-rmse", "pairs.metrics:score_rmse", "root mean squared difference to the teacher's scores",
+        **_lower, **_fidelity,
     ),
     _metric(
-        "degradation", "degradation", "", "100 (teacher - student) / teacher of Pearson or accuracy", False,
-        unit="%", fidelity=True,
+        "degradation", "pairs.metrics:degradation", "100 (teacher - student) / teacher of Pearson or accuracy",
+        unit="%", **_lower, **_fidelity,
     ),
 )  # fmt: skip

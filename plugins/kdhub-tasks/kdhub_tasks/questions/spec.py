@@ -21,13 +21,7 @@ TASKS = (
 )
 
 
-def _metric(name: str, function: str, summary: str, better: bool = True, fidelity: bool = False) -> MetricSpec:
-    return MetricSpec(
-        name=name, target=f"kdhub_tasks.{function}", tasks=(NAME,), summary=summary, higher_is_better=better,
-        fidelity=fidelity, formerly=FORMERLY,
-    )  # fmt: skip
-
-
+_metric = MetricSpec.shorthand("kdhub_tasks.", tasks=(NAME,), formerly=FORMERLY)
 METRICS = (
     _metric("answer-f1", "questions.metrics:answer_f1", "F1 of the words of the answer, as SQuAD counts them"),
     _metric("exact-match", "questions.metrics:exact_match", "share of right answers, as SQuAD compares them"),
@@ -35,6 +29,12 @@ METRICS = (
         "answer-agreement", "questions.metrics:answer_agreement", "share of answers that match the teacher's",
         fidelity=True,
     ),
-    _metric("nll", "classification.metrics:nll", "mean -log probability of first and last token, nats", False),
-    _metric("kl", "classification.metrics:divergence", "mean KL(teacher || student), nats", False, fidelity=True),
+    _metric(
+        "nll", "classification.metrics:nll", "mean -log probability of first and last token, nats",
+        higher_is_better=False,
+    ),
+    _metric(
+        "kl", "classification.metrics:divergence", "mean KL(teacher || student), nats", higher_is_better=False,
+        fidelity=True,
+    ),
 )  # fmt: skip
