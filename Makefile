@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt
 demo: install
 	$(BIN)/kdhub distill --method leaf
 
+# One thread a process: two workers with two threads each wait for each other on two cores.
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
