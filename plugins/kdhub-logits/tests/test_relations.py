@@ -9,7 +9,7 @@ import pytest
 import torch
 from kdhub_logits.methods.mixkd import MixKd, draw, mix, mixed_loss
 from kdhub_logits.methods.similarity import Feature, median_distance, mmd2, rank_loss
-from kdhub_logits.methods.trg import context, global_loss, graph, inner_loss, local_loss, same_grid
+from kdhub_logits.methods.trg import Trg, context, global_loss, graph, inner_loss, local_loss, same_grid
 from kdhub_logits.wrappers import TwoHeads, rescaled
 from kdhub_tasks.classification import networks, tiny
 from kdhub_tasks.classification.model import TokenClassifier
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.method import Progress
 from kdhub.rows import Signals
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
@@ -250,6 +251,38 @@ def test_tokens_of_different_grids_meet():
     assert b.shape == (1, 4, 3)
     a, _ = same_grid(fine, fine, patch=2)
     near(a[0, 0], [0, 1, 4, 5])
+
+
+class Grid:
+    """A student or a teacher of so many tokens."""
+
+    def __init__(self, tokens: int, width: int = 3):
+        self.shape = (tokens, width)
+
+    def width(self, kind):
+        return self.shape
+
+    def layout(self, kind):
+        return {kind: self.shape}
+
+
+@pytest.mark.parametrize(("mine", "theirs", "patch"), [(49, 49, 2), (49, 64, 3), (36, 25, 2), (9, 9, 3), (8, 8, 1)])
+def test_tokens_are_drawn_from_as_many_as_a_grid_gives(mine, theirs, patch):
+    """Also where `patch` does not divide the side: what is left over at the far sides is no token."""
+    method = Trg(Trg.Options(patch=patch))
+    method.modules = method.extras(Grid(mine), Grid(theirs, 4))
+    student, teacher = torch.randn(8, mine, 3), torch.randn(8, theirs, 4)
+    batch = method.prepare_batch({"labels": torch.zeros(8, dtype=torch.long)}, torch.Generator().manual_seed(0))
+    tokens, _ = same_grid(student, teacher, patch)
+    assert sorted(batch["chosen"].tolist()) == list(range(8 * tokens.shape[1]))
+    logits = torch.zeros(8, 2)
+    given = Signals(logits=logits, tokens=student), Signals(logits=logits, tokens=teacher)
+    assert all(torch.isfinite(term) for term in method.objective(*given, batch, Progress(0, 1, 0.0)).values())
+
+
+def test_patches_larger_than_the_grid_are_refused():
+    with pytest.raises(CompatibilityError, match="patch must be at most the side of the smaller grid .patch=4, side=3"):
+        Trg(Trg.Options(patch=4)).extras(Grid(9), Grid(16))
 
 
 # -- mixup ----------------------------------------------------------------------------------------------------

@@ -202,6 +202,19 @@ def test_huge_logits_and_half_precision_stay_finite(name):
 
 
 @each
+def test_sides_may_differ_in_precision(name):
+    s, t = (torch.randn(4, 5, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (6, 7))
+    for one in (torch.float64, torch.float32, torch.bfloat16):
+        for other in (torch.float64, torch.float32, torch.bfloat16):
+            a, b = s.to(one).detach().clone().requires_grad_(), t.to(other)
+            value = ALL[name](a, b)
+            value.sum().backward()
+            assert value.dtype == (torch.float64 if torch.float64 in (one, other) else torch.float32)
+            torch.testing.assert_close(value.double(), ALL[name](a.detach().double(), b.double()), rtol=1e-5, atol=1e-6)
+            assert a.grad.dtype == one and torch.isfinite(a.grad).all()
+
+
+@each
 def test_one_class_is_no_choice(name):
     assert abs(ALL[name](torch.tensor([[3.0]]), torch.tensor([[-2.0]])).item()) < 1e-6
 
