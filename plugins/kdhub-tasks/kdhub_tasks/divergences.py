@@ -119,15 +119,18 @@ def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1, direction: str 
 def adaptive_kl(student: Tensor, teacher: Tensor, head: float = 0.5) -> Tensor:
     """AKL (arXiv:2404.02657): w KL(p || q) + (1 - w) KL(q || p), where w is the head's share of the gap |p - q|.
 
-    The head is the fewest classes, most probable first for the teacher, that leave less than `head` of its mass to the
-    tail. Departures from public code: the gaps are put into the sorted order in which the head is found, the weights
-    carry no gradient, both terms are KLs, and where p = q the weights are 1/2.
+    The head are the teacher's most probable classes that together have at most `head` of its mass, and the first one
+    always; as in the authors' code the class that crosses `head` is of the tail. The weights carry no gradient. Where
+    p = q they are 1/2. A re-implementation (TAID's) has the crossing class in the head, sums from the least probable
+    class, lets the gradient through the weights and takes the cross-entropy for the forward term.
     """
     log_p, log_q = _both(student, teacher)
     p, q = log_p.exp(), log_q.exp()
     with torch.no_grad():
-        ascending, order = p.sort(dim=-1)
-        in_head = ascending.cumsum(-1) >= head
+        descending, order = p.sort(dim=-1, descending=True)
+        reached = descending.cumsum(-1)
+        in_head = reached <= head * reached[..., -1:]  # of a sum that rounding may keep from 1
+        in_head[..., 0] = True
         gap = (p - q).abs().gather(-1, order)
         of_head, whole = (gap * in_head).sum(-1), gap.sum(-1)
         weight = torch.where(whole > 0, of_head / whole.clamp_min(torch.finfo(whole.dtype).tiny), 0.5)

@@ -68,10 +68,33 @@ def test_adaptive_kl_with_unequal_gaps():
     z, s = torch.tensor([2, 1.5, 1, 0]), torch.tensor([1, 2, 0, 1.5])
     assert d.forward_kl(s, z).item() == pytest.approx(0.408396, abs=2e-6)
     assert d.reverse_kl(s, z).item() == pytest.approx(0.429711, abs=2e-6)
-    assert d.adaptive_kl(s, z).item() == pytest.approx(0.417070, abs=2e-6)
+    assert d.adaptive_kl(s, z, 0.8).item() == pytest.approx(0.417070, abs=2e-6)
     head, tail = 0.486120, 0.333566  # the gaps; swapped, or the mask left unsorted, it would be 0.421037
     for one, other, value in ((head, tail, 0.417070), (tail, head, 0.421037)):
         assert (one * 0.408396 + other * 0.429711) / (head + tail) == pytest.approx(value, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "classes"), [(0.0, 1), (0.3, 1), (0.5, 1), (0.7, 2), (0.75, 2), (0.85, 2), (0.95, 3), (1.0, 4)]
+)
+def test_the_head_has_at_most_its_share(head, classes):
+    """p = .4, .3, .2, .1 in some order: the most probable classes that together have at most `head`, the first always;
+    as in the authors' code the one that crosses it is of the tail."""
+    p, q = (torch.tensor(x, dtype=torch.float64) for x in ([0.2, 0.4, 0.1, 0.3], [0.1, 0.15, 0.45, 0.3]))
+    gaps = (p - q).abs()[p.argsort(descending=True)]
+    w = (gaps[:classes].sum() / gaps.sum()).item()
+    by_hand = w * kl(p.tolist(), q.tolist()) + (1 - w) * kl(q.tolist(), p.tolist())
+    assert d.adaptive_kl(q.log(), p.log(), head).item() == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_weights_of_the_adaptive_kl_are_constants():
+    """Its gradient is that of both KLs with the weights of the moment."""
+    z, s = torch.tensor([2, 1.5, 1, 0]).double(), torch.tensor([1, 2, 0, 1.5]).double().requires_grad_()
+    p, q = torch.softmax(z, -1), torch.softmax(s.detach(), -1)
+    w = ((p - q).abs()[0] / (p - q).abs().sum()).item()
+    (given,) = torch.autograd.grad(d.adaptive_kl(s, z), s)
+    (constant,) = torch.autograd.grad(w * d.forward_kl(s, z) + (1 - w) * d.reverse_kl(s, z), s)
+    torch.testing.assert_close(given, constant)
 
 
 def test_decoupled_kd_and_its_identity():
@@ -105,10 +128,10 @@ def slow(name, s, t):
         return b * kl(p, mix(b)) + (1 - b) * kl(q, mix(b))
 
     if name == "akl":
-        order, mass, head = sorted(range(len(p)), key=lambda i: p[i]), 0.0, set()
+        order, mass, head = sorted(range(len(p)), key=lambda i: -p[i]), 0.0, set()
         for i in order:
             mass += p[i]
-            if mass >= 0.5:
+            if mass <= 0.5 or not head:
                 head.add(i)
         gaps = [abs(a - b) for a, b in zip(p, q)]
         w = sum(gaps[i] for i in head) / sum(gaps)

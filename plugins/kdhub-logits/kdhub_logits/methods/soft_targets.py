@@ -119,7 +119,12 @@ class Akl(SoftTargets):
     """D = forward and reverse KL, weighted by where the two sides differ (arXiv:2404.02657)."""
 
     class Options(SoftTargetOptions):
-        head: float = Field(0.5, ge=0, le=1, description="share of the teacher's mass that counts as head")
+        head: float = Field(
+            0.5,
+            ge=0,
+            le=1,
+            description="share of the teacher's mass that its most probable classes, the head, have at most",
+        )
 
     function = "adaptive_kl"
     passes = ("head",)
