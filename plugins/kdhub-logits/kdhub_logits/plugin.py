@@ -125,8 +125,8 @@ def kdhub_samplers():
     yield rule("pcoreset", "rows whose probabilities lie farthest from those of labelled ones")
     yield rule("coreset", "rows whose features lie farthest from those of labelled ones")
     yield rule("entropy", "rows that the student is least sure of")
-    yield rule("badge", "rows whose last layer's gradients lie farthest from those of labelled ones")
-    yield rule("class-balanced", "rows of predicted classes with few labelled rows")
+    yield rule("badge", "rows whose last layer's gradients lie far from each other, the longest first")
+    yield rule("class-balanced", "rows of predicted classes that few labelled rows have")
     yield rule("random", "any rows")
 
 

@@ -112,8 +112,8 @@ class Trg(ObjectiveMethod):
 
 
 def same_grid(student: Tensor, teacher: Tensor, patch: int = 1) -> tuple[Tensor, Tensor]:
-    """Tokens (batch, positions, width) of both on the smaller of their grids, then `patch` x `patch` of them joined; what
-    is left over at the far sides, as behind a strided convolution, makes no token."""
+    """Tokens (batch, positions, width) of both on the smaller of their grids, then `patch` x `patch` of them joined.
+    What is left over at the far sides, as behind a strided convolution, makes no token."""
     from torch.nn.functional import adaptive_avg_pool2d, unfold
 
     def grid(x: Tensor) -> Tensor:
