@@ -26,6 +26,7 @@ def kdhub_methods():
 
     yield divergence("kd", "Kd", "soft targets with the labels", "arXiv:1503.02531")
     yield divergence("reverse-kl", "ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")
+    yield divergence("sym", "Sym", "soft targets by a weighted sum of both KLs", "arXiv:2402.03898")
     yield divergence("jsd", "Jsd", "soft targets by the generalised Jensen-Shannon divergence", "arXiv:2306.13649")
     yield divergence("tvd", "Tvd", "soft targets by total variation", "arXiv:2307.15190")
     yield divergence("skew-kl", "SkewKl", "soft targets by a skewed KL", "arXiv:2402.03898")

@@ -87,6 +87,12 @@ def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
     return _expected(log_q.exp(), log_q, log_p)
 
 
+def symmetric_kl(student: Tensor, teacher: Tensor, reverse: float = 0.9) -> Tensor:
+    """(1 - reverse) KL(p || q) + reverse KL(q || p); public code (DistiLLM's) has 0.9."""
+    log_p, log_q = _both(student, teacher)
+    return (1 - reverse) * _expected(log_p.exp(), log_p, log_q) + reverse * _expected(log_q.exp(), log_q, log_p)
+
+
 def jensen_shannon(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
     """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q (arXiv:2306.13649); at most ln 2 for 0.5.
 

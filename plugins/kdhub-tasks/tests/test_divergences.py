@@ -19,6 +19,7 @@ ALL = {
     "skew": d.skew_kl,
     "skew-reverse": partial(d.skew_kl, direction="reverse"),
     "akl": d.adaptive_kl,
+    "sym": d.symmetric_kl,
     "dkd": lambda s, t: d.decoupled_kd(s, t, torch.zeros(s.shape[:-1], dtype=torch.long)),
 }
 each = pytest.mark.parametrize("name", ALL)
@@ -36,6 +37,7 @@ each = pytest.mark.parametrize("name", ALL)
         (d.skew_kl, 0.191878),
         (partial(d.skew_kl, direction="reverse"), 0.194503),
         (d.adaptive_kl, 0.242326),
+        (d.symmetric_kl, 0.1 * 0.239401 + 0.9 * 0.245251),
     ],
 )
 def test_numbers_of_the_specification(function, value):
@@ -145,6 +147,7 @@ def slow(name, s, t):
         "jsd": lambda: js(0.5),
         "jsd-0.1": lambda: js(0.1),
         "tvd": lambda: sum(abs(a - b) for a, b in zip(p, q)) / 2,
+        "sym": lambda: 0.1 * kl(p, q) + 0.9 * kl(q, p),
         "skew": lambda: kl(p, mix(0.1)),
         "skew-reverse": lambda: kl(q, mix(0.9)),
     }[name]()
