@@ -233,6 +233,34 @@ def test_the_context_of_the_specification():
     near(inner_loss(f, f), 0.0)
 
 
+def test_contexts_are_scaled_by_their_own_width():
+    """Three tokens of two numbers and of five: not by how many tokens there are."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(2, 3, width, generator=generator, dtype=torch.float64) for width in (2, 5))
+    by_hand = []
+    for tokens in (one, other):
+        like = np.einsum("bnd,bmd->bnm", tokens, tokens) / math.sqrt(tokens.shape[-1])
+        by_hand.append(np.exp(like) / np.exp(like).sum(-1, keepdims=True))
+        near(context(tokens), by_hand[-1], abs=1e-12)
+    near(inner_loss(one, other), np.square(by_hand[0] - by_hand[1]).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "half_way"), [("linear", 0.55), ("cosine", 0.55)])
+def test_the_temperature_of_the_contrast_falls(schedule, half_way):
+    """From 1 to 0.1 over the steps: by a straight line, or slowly at first."""
+    method = Trg(Trg.Options(global_schedule=schedule, tokens=32))
+    method.modules = method.extras(Grid(4), Grid(4))
+    torch.manual_seed(0)
+    logits, student, teacher = torch.zeros(8, 2), torch.randn(8, 4, 3), torch.randn(8, 4, 3)
+    batch = {"labels": torch.zeros(8, dtype=torch.long), "chosen": torch.arange(32)}
+    projected = method.modules["projection"](student.flatten(0, 1))
+    quarter = {"linear": 0.775, "cosine": 1 - 0.9 * (1 - math.cos(math.pi / 4)) / 2}[schedule]
+    for step, t in ((0, 1.0), (25, quarter), (50, half_way), (100, 0.1)):
+        given = Signals(logits=logits, tokens=student), Signals(logits=logits, tokens=teacher)
+        value = method.objective(*given, batch, Progress(step, 100, 0.0))["global"]
+        near(value, global_loss(projected, teacher.flatten(0, 1), t).mean().item())
+
+
 def test_the_graph_ignores_where_tokens_lie_and_how_they_are_numbered():
     torch.manual_seed(0)
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, 7, dtype=torch.float64)
