@@ -13,6 +13,7 @@ from kdhub.evaluation.evaluator import Evaluator, encoder_of, student_encoder, t
 from kdhub.recipes.recipe import Evaluation, Ref
 from kdhub.recipes.resolve import Resolver
 from kdhub.rows import Rows
+from kdhub.signals.store import row_key
 from kdhub.signals.stored import stored_signals
 from kdhub.student import BuildContext
 
@@ -73,11 +74,22 @@ def test_a_report_compares_the_saved_student_and_its_start_with_the_teacher(subj
     assert found["teacher"]["toy-error"] == pytest.approx(by_hand(teacher, teacher, rows)["toy-error"], rel=1e-3)
 
 
+def test_signals_of_one_field_are_told_apart_by_their_names(subjects, monkeypatch):
+    """As texts of a model under two settings are."""
+    _, task, _, teacher = subjects
+    rows = Rows.build(kdhub.open_data("toy-points").split("test"), task.preparer(None, None), row_key)
+    monkeypatch.setattr(type(teacher), "layout", lambda self, kind: {"value": (1,)})
+    monkeypatch.setattr(type(teacher), "signals", lambda self, rows, kind: {"value": [[len(kind)]] * len(rows)})
+    for kind in ("text:{}", 'text:{"seed":1}'):
+        given = stored_signals(teacher, rows, kind)[np.arange(len(rows))]["value"]
+        assert (given == len(kind)).all()
+
+
 def test_teachers_that_differ_in_anything_have_outputs_of_their_own(subjects):
     """Each option, each signal and each storage type: nothing is read that another one left in the store."""
     resolver, task, *_ = subjects
     table = kdhub.open_data("toy-points").split("test")
-    rows = Rows.build(table, task.preparer(None, None), lambda content: content[:12])
+    rows = Rows.build(table, task.preparer(None, None), row_key)
     seen = set()
     for source, kind, dtype in (
         ({"source": "linear:1"}, "vector", "float32"),
