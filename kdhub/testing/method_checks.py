@@ -42,8 +42,11 @@ def options_are_documented(bench: Bench) -> None:
     the defaults for some tasks, where they do not fit."""
     problems = describe_options(bench.target.Options)
     assert not problems, "; ".join(problems)
-    for own in bench.target.defaults_for.values():
-        bench.target.Options(**own)
+    for trait, own in bench.target.defaults_for.items():
+        try:
+            bench.target.Options(**own)
+        except ValueError as error:
+            raise AssertionError(f"defaults for {trait}: {error}") from error
 
 
 @check("method")
