@@ -59,9 +59,9 @@ def methods() -> str:
 def method_options() -> str:
     parts = []
     for entry in entries("method"):
-        options = Registry().load(entry).Options
+        target = Registry().load(entry)
         recipe = f"Recipe `{entry.spec.recipe}`: `kdhub distill --method {entry.name}`." if entry.spec.recipe else ""
-        parts.append(f"### {entry.name}\n\n{recipe}\n\n{keys(options)}")
+        parts.append(f"### {entry.name}\n\n{recipe}\n\n{keys(target.Options, target.defaults_for)}")
     return "\n" + "\n".join(parts)
 
 
@@ -80,9 +80,9 @@ def kinds(kind: str) -> str:
     return text
 
 
-def keys(model: Any) -> str:
+def keys(model: Any, defaults_for: Any = None) -> str:
     rows = []
-    for field in listing.fields(model):
+    for field in listing.fields(model, defaults_for):
         annotation = next(f.annotation for n, f in model.model_fields.items() if field["name"] in (n, f.alias))
         kind = field["type"].replace("any", "text or mapping" if _reference(annotation) else "mapping")
         kind = "text or mapping" if annotation is Ref else kind

@@ -135,10 +135,12 @@ class Method(ABC):
 
     Attributes:
         Options: the model of its options.
+        defaults_for: trait of a task -> defaults of options that are others for such tasks.
         tiny_recipe: what the conformance kit changes in the task's tiny recipe to try this method.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
+    defaults_for: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     tiny_recipe: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, options: MethodOptions, spec: Any = None):

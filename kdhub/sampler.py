@@ -29,10 +29,12 @@ class Seen:
     Attributes:
         probabilities: (rows, classes).
         features: (rows, width), or None where the student gives none.
+        labels: (rows,), the classes that labelled rows have; None for those of a pool.
     """
 
     probabilities: np.ndarray
     features: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 Select = Callable[[Seen, Seen, int, np.random.Generator], np.ndarray]

@@ -18,6 +18,7 @@ TEETH = [
     ("needs-nothing", "distils", "no signal 'vector'"),
     ("undocumented", "options_are_documented", "strength has no description"),
     ("undocumented", "options_are_documented", "strength is a number without a range"),
+    ("wrong-defaults", "options_are_documented", "defaults for classes: 1 validation error"),
     ("moves-teacher", "teacher_is_untouched", "the teacher's weights were changed: map.weight"),
     ("forgets-its-head", "resume_is_exact", "a resumed run differs"),
     ("undeclared-module", "trains_the_student_and_its_extras_only", "self.projection.weight"),

@@ -66,3 +66,9 @@ def test_cache_list_calls_a_teacher_by_its_name(isolated):
         store = SignalStore.open(isolated / "signals", key, [Field("embedding", "float32", (2,))])
         store.fill(np.zeros((1, 12), np.uint8), [1], lambda rows: {"embedding": np.zeros((len(rows), 2), np.float32)})
         assert [s["teacher"] for s in cache.list_stores()["stores"]] == [name]
+
+
+def test_defaults_for_some_tasks_are_told():
+    item = next(item for item in listing.show("dkd") if item["kind"] == "method")
+    told = {option["name"]: option["description"] for option in item["options"]}
+    assert told["others_weight"].endswith("; 0.5 for next-token tasks") and "next-token" not in told["target_weight"]

@@ -11,15 +11,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import kdhub.signals.store
 from kdhub.errors import StoreError, TeacherError, UnknownNameError
+from kdhub.rows import Rows
 from kdhub.signals.chunks import carried, carrying, freed
 from kdhub.signals.store import Field, SignalStore, row_key, row_keys
+from kdhub.teachers.saved import SavedTeacher
 from kdhub.verbs import cache
 
 KEY = {"teacher": "toy", "signal": "embedding"}
@@ -92,6 +96,62 @@ def make(root, dtype="float16", rows=100, shape=(DIMS,), group_rows=16):
     store = SignalStore.open(root, KEY, [Field("embedding", dtype, shape)], group_rows=group_rows)
     store.fill(keys, np.arange(rows), lambda rows: {"embedding": values[rows]})
     return store, keys, values
+
+
+# Keys
+
+
+def test_a_row_key_is_of_every_byte_of_its_content():
+    """The published form: stores of today must be found tomorrow. Long contents that differ at any one place differ."""
+    assert row_key(b"a text") == hashlib.sha256(b"a text").digest()[:12]
+    content = bytes(range(256)) * 20
+    others = [content[:n] + bytes([content[n] ^ 32]) + content[n + 1 :] for n in (0, 1, 63, 64, 2000, len(content) - 1)]
+    others += [content[:-1], content + b"\0", content[::-1], b""]
+    keys = row_keys([content, *others])
+    assert keys.shape == (11, 12) and len({key.tobytes() for key in keys}) == 11
+    assert keys[0].tobytes() == row_key(content)
+
+
+def test_rows_have_the_keys_of_their_contents_in_their_order():
+    table = datasets.Dataset.from_dict({"x": [f"row {n % 7}" for n in range(30)]})
+    prepare = lambda rows: [{"content": r["x"].encode(), "length": len(r["x"]), "cut": False} for r in rows]  # noqa: E731
+    rows = Rows.build(table, prepare, row_key, batch=8)
+    assert rows.keys.tolist() == row_keys(f"row {n % 7}".encode() for n in range(30)).tolist()
+
+
+def test_a_store_is_of_all_that_its_key_and_its_fields_say(tmp_path):
+    key = {"teacher": {"kind": "toy", "files": {"a.json": "1", "b.safetensors": "2"}}, "signal": "logits"}
+    one = Field("logits", "float16", (3,))
+    variants = [
+        (key, [one]),
+        ({**key, "signal": "features"}, [one]),
+        ({**key, "teacher": {**key["teacher"], "kind": "other"}}, [one]),
+        ({**key, "teacher": {"kind": "toy", "files": {"a.json": "1", "b.safetensors": "3"}}}, [one]),
+        ({**key, "prompt": "query: "}, [one]),
+        (key, [Field("other", "float16", (3,))]),
+        (key, [Field("logits", "float32", (3,))]),
+        (key, [Field("logits", "float16", (4,))]),
+        (key, [Field("logits", "float16", (3,), ragged=True)]),
+        (key, [one, Field("more", "float16", (3,))]),
+    ]
+    folders = [SignalStore.open(tmp_path, key, fields).folder for key, fields in variants]
+    assert len(set(folders)) == len(variants)
+    assert SignalStore.open(tmp_path, dict(reversed(key.items())), [one]).folder == folders[0], "in whatever order"
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "vocab.txt", "deep/spiece.model"])
+def test_a_saved_teacher_is_known_by_every_file_that_its_outputs_depend_on(tmp_path, changed):
+    def identity():
+        return SavedTeacher("x", task=SimpleNamespace(name="toy"), folder=tmp_path, known={}).identity
+
+    for name in ("model.safetensors", "config.json", "vocab.txt", "deep/spiece.model", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    before = identity()
+    (tmp_path / "README.md").write_text("other words")
+    assert identity() == before
+    (tmp_path / changed).write_text("other weights")
+    assert identity() != before and identity()["kind"] == "toy"
 
 
 # Contents

@@ -50,6 +50,11 @@ class Undocumented(Plain):
         strength: float = 1.0
 
 
+@wrong("wrong-defaults")
+class WrongDefaults(Plain):
+    defaults_for = {"classes": {"lr": -1.0}}
+
+
 @wrong("moves-teacher")
 class MovesTeacher(Plain):
     def adapt(self, student, teacher):

@@ -85,14 +85,15 @@ class Resolver:
         return self.registry.load(self.registry.find("task", name))()
 
     def method(self, recipe: Recipe, layers: Sequence[Layer] = ()) -> Method:
-        """The method with its options checked.
+        """The method with its options checked; defaults are those for the task's traits.
 
         Raises:
             RecipeError: every wrong option at once.
         """
         entry = self.registry.find("method", recipe.method, recipe.task)
-        cls = self.registry.load(entry)
-        return cls(_options(cls.Options, recipe.options, ("options",), layers), entry.spec)
+        cls, traits = self.registry.load(entry), self.registry.find("task", recipe.task).spec.traits
+        given = {k: v for trait, own in cls.defaults_for.items() if trait in traits for k, v in own.items()}
+        return cls(_options(cls.Options, {**given, **recipe.options}, ("options",), layers), entry.spec)
 
     def evaluation_options(self, task: Task, recipe: Recipe, layers: Sequence[Layer] = ()) -> Any:
         return _options(task.EvaluationOptions, recipe.evaluation.options, ("evaluation", "options"), layers)

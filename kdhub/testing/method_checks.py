@@ -38,9 +38,15 @@ def says_what_it_is(bench: Bench) -> None:
 
 @check("method")
 def options_are_documented(bench: Bench) -> None:
-    """Every option has a type, a default, a description, and a range where it is a number; others are refused."""
+    """Every option has a type, a default, a description, and a range where it is a number; others are refused. So are
+    the defaults for some tasks, where they do not fit."""
     problems = describe_options(bench.target.Options)
     assert not problems, "; ".join(problems)
+    for trait, own in bench.target.defaults_for.items():
+        try:
+            bench.target.Options(**own)
+        except ValueError as error:
+            raise AssertionError(f"defaults for {trait}: {error}") from error
 
 
 @check("method")

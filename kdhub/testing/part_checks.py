@@ -299,7 +299,8 @@ def selects_different_rows(bench: Bench) -> None:
     if not bench.spec.selects:
         raise SkipTest("it orders training rows")
     rng = np.random.default_rng(0)
-    pool, labelled = (Seen(rng.dirichlet(np.ones(4), n), rng.normal(size=(n, 6))) for n in (30, 5))
+    pool = Seen(rng.dirichlet(np.ones(4), 30), rng.normal(size=(30, 6)))
+    labelled = Seen(rng.dirichlet(np.ones(4), 5), rng.normal(size=(5, 6)), rng.integers(4, size=5))
     for n in (1, 7, 30, 50):
         first, second = (bench.target(pool, labelled, n, np.random.default_rng(1)).tolist() for _ in range(2))
         assert first == second, "one generator gives two choices"

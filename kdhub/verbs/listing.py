@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -157,12 +157,17 @@ def _options(registry: Registry, entry: Entry) -> list[dict[str, Any]]:
     """Options of a method or a teacher: name, type, default, range, description; from their pydantic model."""
     if entry.spec.kind not in ("method", "teacher"):
         return []
-    model = getattr(registry.load(entry), "Options", None)
-    return [] if model is None else fields(model)
+    target = registry.load(entry)
+    model = getattr(target, "Options", None)
+    return [] if model is None else fields(model, getattr(target, "defaults_for", {}))
 
 
-def fields(model: Any) -> list[dict[str, Any]]:
-    """Fields of a pydantic model: name, type, default, range, description."""
+def fields(model: Any, defaults_for: Mapping[str, Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Fields of a pydantic model: name, type, default, range, description.
+
+    Args:
+        defaults_for: see `kdhub.Method`; the descriptions say so.
+    """
     schema = model.model_json_schema(by_alias=False)["properties"]
     listed = []
     for name, field in model.model_fields.items():
@@ -170,13 +175,14 @@ def fields(model: Any) -> list[dict[str, Any]]:
         for choice in schema[name].get("anyOf", []):
             limits |= {k: choice[k] for k in _LIMITS if k in choice}
         default = None if field.is_required() else field.get_default(call_default_factory=True)
+        others = [f"; {own[name]} for {trait} tasks" for trait, own in (defaults_for or {}).items() if name in own]
         listed.append(
             {
                 "name": field.alias or name,
                 "type": _type(schema[name]),
                 "default": default,
                 "range": " ".join(f"{_LIMITS[k]} {v}" for k, v in limits.items()),
-                "description": field.description or "",
+                "description": (field.description or "") + "".join(others),
             }
         )
     return listed

@@ -40,15 +40,30 @@ def responded(
     Args:
         mixed: see `CausalLm.generate`.
     """
-    prompts, seen, rows = prompts_of(batch), Counter(), []
-    for key in batch["keys"].tolist():
-        rows.append(key + (seen[key] << 32))  # a row that is twice in a batch gets two responses
-        seen[key] += 1
-    written = student.generate(prompts, how, seed, rows, mixed)
+    prompts = prompts_of(batch)
+    written = student.generate(prompts, how, seed, told_apart(batch["keys"].tolist()), mixed)
     if not any(written):
         return dict(batch)
     made = {**written_batch(student, prompts, written), "keys": batch["keys"]}
     return {name: value.to(batch["input_ids"].device) for name, value in made.items()}
+
+
+def told_apart(keys: Sequence[int]) -> list[int]:
+    """A number for each row of a batch, by its key (32 bits) and how often that came before, also on ranks before this
+    one: a row that is twice in a batch gets two responses."""
+    import torch
+
+    from kdhub.ranks import rank, world_size
+
+    everywhere: list[Sequence[int]] = [keys] * world_size()
+    if world_size() > 1:
+        torch.distributed.all_gather_object(everywhere, keys)
+    seen = Counter(key for before in everywhere[: rank()] for key in before)
+    numbers = []
+    for key in keys:
+        numbers.append(key + (seen[key] << 32))
+        seen[key] += 1
+    return numbers
 
 
 def written_batch(

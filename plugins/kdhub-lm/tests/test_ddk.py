@@ -66,14 +66,35 @@ def test_the_loss_of_the_specification():
     assert sum(terms.values()).item() == pytest.approx(0.407606, abs=1e-6), "labels alone"
 
 
+def test_the_rate_ends_at_a_tenth():
+    """As in the paper, from 3e-5 to 3e-6; other schedules are what they are."""
+    rates = [Ddk(Ddk.Options(warmup=0.2)).learning_rate(step, 100) for step in (0, 19, 20, 60, 100)]
+    assert rates == pytest.approx([0.05, 1, 1, 0.55, 0.1])
+    assert Ddk(Ddk.Options(lr_end=0.0)).learning_rate(100, 100) == pytest.approx(0)
+    assert Ddk(Ddk.Options(schedule="linear")).learning_rate(100, 100) == 0
+
+
 def sampler(**options):
     lengths = np.ones(60, np.int32)
     made = DomainSampler(lengths, 4, 0, parts=[("a", 10), ("b", 20), ("c", 30)], **options)
     return made, made.probes(1000)
 
 
-def terms(rho):
-    return {f"student:{i}": float(np.log(r)) for i, r in enumerate(rho)} | {f"teacher:{i}": 0.0 for i in range(3)}
+def terms(rho, teacher=(0.0, 0.0, 0.0)):
+    of_teacher = {f"teacher:{i}": loss for i, loss in enumerate(teacher)}
+    return {f"student:{i}": float(np.log(r)) + teacher[i] for i, r in enumerate(rho)} | of_teacher
+
+
+def test_what_counts_is_the_ratio_to_the_teacher():
+    """Not how hard a domain is for the student alone."""
+    for sampling, then in (("ddk", updated(initial(RHO), RHO)), ("no_smooth", initial(RHO))):
+        made, _ = sampler(sampling=sampling)
+        for step, shares in ((0, initial(RHO)), (10, then)):
+            made.observe(step, terms(RHO, teacher=(3.0, 0.2, 1.5)))
+            assert made.r == pytest.approx(shares)
+    made, _ = sampler(stop_rho=2.5)
+    made.observe(10, terms(RHO, teacher=(3.0, 0.2, 1.5)))
+    assert made.enough
 
 
 def test_rows_follow_the_shares_and_come_without_replacement():

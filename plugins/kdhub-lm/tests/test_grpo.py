@@ -109,6 +109,19 @@ def test_a_group_of_one_reward_gives_no_gradient_and_no_weight(student):
     assert (batch["labels"][:first] == -1).all(), "left out of the mean too"
 
 
+def test_equal_prompts_get_answers_of_their_own(student):
+    """Prompts that come twice in a batch are asked twice; those of other rows stay what they are."""
+    method, (one, two) = method_for(student), ({"prompt": "3+5=", "response": "8"}, {"prompt": "1+1=", "response": "2"})
+    method.rewards = lambda answers, batch: torch.arange(float(len(answers.texts)))
+
+    def answers(*rows):
+        made = method.prepare_batch(asked(student, rows), torch.Generator().manual_seed(1))
+        return [tuple(part.tolist()) for part in made["input_ids"]]
+
+    first, second, third = (answers(one, two, one)[n : n + 4] for n in (0, 4, 8))
+    assert first != third and [row[:8] for row in answers(one, two)] == [row[:8] for row in first + second]
+
+
 def test_what_is_right(student):
     method = method_for(student, format=r"<\d+>")
     texts, ended = ["<8>", "8", "<9>", "<8>"], [True, True, True, False]

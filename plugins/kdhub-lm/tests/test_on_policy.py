@@ -197,6 +197,23 @@ def test_importance_weights():
     assert importance(log_q, log_p, 0.0).tolist() == [1, 1, 1]
 
 
+def test_both_terms_weigh_a_token_by_its_mixture():
+    """By hand: w KL(q || p) and -w R log q of each token, mean over tokens."""
+    torch.manual_seed(0)
+    s, z, labels, share = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 1]), 0.5
+    log_q, log_p = s.log_softmax(-1), z.log_softmax(-1)
+    mine, theirs = (x.gather(-1, labels[:, None])[:, 0] for x in (log_q, log_p))
+    w = mine.exp() / ((1 - share) * mine.exp() + share * theirs.exp())
+    assert (w - 1).abs().min() > 0.05
+    method = MiniLlm(MiniLlm.Options(teacher_share=share, gamma=0.0, normalised=False, single_weight=2.0))
+    batch = {"labels": labels, "counts": torch.tensor([5])}
+    terms = method.objective(Signals(logits=s), Signals(logits=z), batch, STEPS)
+    apart = (log_q.exp() * (log_q - log_p)).sum(-1)
+    assert terms["single"].item() == pytest.approx(2 * (w * apart).mean().item(), rel=1e-5)
+    ahead = torch.cat([(theirs - mine)[1:], torch.zeros(1)])  # of gamma 0 the next token's reward alone
+    assert terms["policy"].item() == pytest.approx(-(w * ahead * mine).mean().item(), rel=1e-5)
+
+
 def test_weighted_samples_of_the_mixture_have_the_students_mean():
     student, teacher = models()
     method = MiniLlm(MiniLlm.Options(max_new_tokens=1, teacher_share=0.5))

@@ -111,8 +111,13 @@ def test_objectives_are_the_formulas_on_whole_sequences(student):
 
     terms = Rrhf(Rrhf.Options()).objective(student.module(batch), {}, batch, NOW)
     assert terms["ranking"].item() == pytest.approx(torch.stack(ranked).sum().item() / 2, rel=1e-4)
-    best = torch.cat([each[0][1], each[1][0]])
-    assert terms["labels"].item() == pytest.approx(-best.mean().item(), rel=1e-4)
+    best = [each[0][1].sum(), each[1][0].sum()]
+    assert terms["labels"].item() == pytest.approx(-sum(best).item() / 2, rel=1e-4), "eq. 4 is a sum over tokens"
+    level = Rrhf(Rrhf.Options()).objective(
+        student.module(batch), {}, {**batch, "scores": torch.tensor([0.5, 0.5, 0.3, 2, 1])}, NOW
+    )
+    equal = (each[0][0].sum() + each[0][1].sum()) / 2
+    assert level["labels"].item() == pytest.approx(-(equal + best[1]).item() / 2, rel=1e-4), "of equals the mean"
 
 
 def test_a_model_writes_and_a_teacher_or_the_verifier_scores(student, tmp_path):

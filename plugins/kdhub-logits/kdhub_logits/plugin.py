@@ -25,6 +25,7 @@ def kdhub_methods():
 
     yield divergence("kd", "Kd", "soft targets with the labels", "arXiv:1503.02531")
     yield divergence("reverse-kl", "ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")
+    yield divergence("sym", "Sym", "soft targets by a weighted sum of both KLs", "arXiv:2402.03898")
     yield divergence("jsd", "Jsd", "soft targets by the generalised Jensen-Shannon divergence", "arXiv:2306.13649")
     yield divergence("tvd", "Tvd", "soft targets by total variation", "arXiv:2307.15190")
     yield divergence("skew-kl", "SkewKl", "soft targets by a skewed KL", "arXiv:2402.03898")
@@ -103,8 +104,10 @@ def kdhub_samplers():
     yield rule("pcoreset", "pcoreset", farthest.format("probabilities"))
     yield rule("coreset", "coreset", farthest.format("features"))
     yield rule("entropy", "entropy", "label next: rows that the student is least sure of")
-    yield rule("badge", "badge", farthest.format("last layer's gradients"))
-    yield rule("class-balanced", "class_balanced", "label next: rows of predicted classes with few labelled rows")
+    yield rule(
+        "badge", "badge", "label next: rows whose last layer's gradients lie far from each other, the longest first"
+    )
+    yield rule("class-balanced", "class_balanced", "label next: rows of predicted classes that few labelled rows have")
     yield rule("random", "random", "label next: any rows")
 
 

@@ -104,17 +104,18 @@ class Ngrams:
         self._counts: list[tuple[np.ndarray, np.ndarray]] = []
         self._contexts: list[tuple[np.ndarray, np.ndarray]] = []
         for k in range(order):
-            both = [self._codes(np.asarray(ids, np.uint64), k) for ids in texts]
-            context, code = (np.concatenate(part) if part else np.zeros(0, np.uint64) for part in zip(*both))
+            both = [self._codes(np.asarray(ids, np.uint64), k) for ids in ([], *texts)]
+            context, code = (np.concatenate(part) for part in zip(*both))
             self._counts.append(np.unique(code, return_counts=True))
             self._contexts.append(np.unique(context, return_counts=True))
 
     def _codes(self, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """One number for the k tokens before each token that has so many, and one with the token itself."""
-        base, context = np.uint64(2 * self.vocabulary + 1), np.zeros(max(0, len(ids) - k), np.uint64)
+        base, many = np.uint64(2 * self.vocabulary + 1), max(0, len(ids) - k)
+        context = np.zeros(many, np.uint64)
         with np.errstate(over="ignore"):  # beyond 64 bits two contexts may share a number, rarely
             for i in range(k):
-                context = context * base + ids[i : len(ids) - k + i] + np.uint64(1)
+                context = context * base + ids[i : many + i] + np.uint64(1)
             return context, context * base + ids[k:] + np.uint64(1)
 
     def log_probabilities(self, ids: Sequence[int]) -> np.ndarray:

@@ -51,25 +51,28 @@ def entropy(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.
 
 
 def badge(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
-    """k-centre on the gradients of the last layer for the predicted class, normalised (after arXiv:1906.03671, which
-    draws by k-means++ where this takes the farthest)."""
-
-    def gradients(seen: Seen) -> np.ndarray:
-        gap = seen.probabilities.copy()
-        gap[np.arange(len(gap)), gap.argmax(1)] -= 1
-        return _unit((gap[:, :, None] * seen.features[:, None]).reshape(len(gap), -1))
-
-    return farthest(gradients(pool), gradients(labelled), n)
+    """k-centre on the gradients of the last layer for the predicted class, normalised, from the longest one (after
+    arXiv:1906.03671, which draws by k-means++ where this takes the farthest, as the code of arXiv:2506.00910 does)."""
+    gap = pool.probabilities.copy()
+    gap[np.arange(len(gap)), gap.argmax(1)] -= 1
+    gradients = (gap[:, :, None] * pool.features[:, None]).reshape(len(gap), -1)
+    first = int(np.linalg.norm(gradients, axis=1).argmax())
+    directions, others = _unit(gradients), np.delete(np.arange(len(gap)), first)
+    return np.append(first, others[farthest(directions[others], directions[[first]], n - 1)])
 
 
 def class_balanced(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:
-    """More of the predicted classes that few labelled rows are predicted to be of; at random inside a class."""
-    classes = pool.probabilities.shape[1]
-    have = np.bincount(labelled.probabilities.argmax(1), minlength=classes)
-    weight = 1 / (1 + have)
+    """More of the predicted classes that few labelled rows are of: each gets a share of n by 1 / (1 + its labelled
+    rows), rounded down, and the rarest one row more until there are n. At random inside a class; of all where a class
+    has fewer rows than its share."""
     predicted = pool.probabilities.argmax(1)
-    scores = rng.random(len(predicted)) ** (1 / weight[predicted])  # drawn without replacement by weight
-    return np.argsort(-scores, kind="stable")[:n]
+    classes = np.unique(predicted)
+    weights = 1 / (1 + np.bincount(labelled.labels, minlength=pool.probabilities.shape[1])[classes])
+    shares = np.floor(n * weights / weights.sum() + 1e-9).astype(int)
+    shares[np.argsort(-weights, kind="stable")[: n - shares.sum()]] += 1
+    order = rng.permutation(len(predicted))
+    chosen = np.concatenate([order[predicted[order] == c][:share] for c, share in zip(classes, shares)])
+    return np.append(chosen, order[~np.isin(order, chosen)])[:n]
 
 
 def random(pool: Seen, labelled: Seen, n: int, rng: np.random.Generator) -> np.ndarray:

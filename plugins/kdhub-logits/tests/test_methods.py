@@ -20,6 +20,8 @@ import kdhub
 from kdhub import hookimpl
 from kdhub.method import Progress
 from kdhub.plugins.discovery import get_plugins
+from kdhub.recipes.recipe import Recipe
+from kdhub.recipes.resolve import Resolver
 from kdhub.rows import Signals
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
@@ -51,6 +53,8 @@ def test_kd_of_the_specification():
         (soft_targets.Tvd, {}, 0.333742),
         (soft_targets.SkewKl, {"direction": "reverse"}, 0.194503),
         (soft_targets.Akl, {}, 0.242326),
+        (soft_targets.Sym, {}, 0.1 * 0.239401 + 0.9 * 0.245251),
+        (soft_targets.Sym, {"reverse": 0.0}, 0.239401),
     ],
 )
 def test_each_method_is_its_own_divergence_with_its_own_options(cls, options, value):
@@ -58,11 +62,48 @@ def test_each_method_is_its_own_divergence_with_its_own_options(cls, options, va
 
 
 def test_dkd_warms_up_and_keeps_the_labels():
+    """By whole epochs from 1, as the authors count."""
     plain = {"temperature": 1.0, "others_weight": 8.0}
     assert loss(soft_targets.Dkd, ce_weight=0.0, **plain) == pytest.approx(0.412807, abs=4e-6)
-    assert loss(soft_targets.Dkd, ce_weight=0.0, epoch=5.0, **plain) == pytest.approx(0.412807 / 4, abs=4e-6)
-    assert loss(soft_targets.Dkd, epoch=0.0) == pytest.approx(1.104131, abs=2e-6)
+    for epoch, share in ((0.0, 1 / 20), (0.99, 1 / 20), (1.0, 2 / 20), (4.5, 5 / 20), (19.0, 1), (25.0, 1)):
+        warm = loss(soft_targets.Dkd, ce_weight=0.0, epoch=epoch, **plain)
+        assert warm == pytest.approx(share * 0.412807, abs=4e-6)
+    both = loss(soft_targets.Dkd, epoch=0.0, **plain)
+    assert both == pytest.approx(1.104131 + 0.412807 / 20, abs=4e-6)
     assert loss(soft_targets.Dkd, labels=(-1,), **plain) == pytest.approx(0.412807, abs=4e-6), "led by the teacher"
+
+
+@pytest.mark.parametrize("t", [2.0, 4.0])
+def test_dkd_has_the_square_of_its_temperature(t):
+    """Both sides are divided by it, and the value is multiplied by its square, unless `scale_t2` is false."""
+    (p, q), kl = (torch.softmax(x[0].double() / t, -1) for x in (Z, S)), lambda a, b: (a * (a / b).log()).sum()
+    pair = [torch.stack([x[0], 1 - x[0]]) for x in (p, q)]
+    by_hand = kl(*pair) + 8 * kl(p[1:] / p[1:].sum(), q[1:] / q[1:].sum())
+    for scale, factor in ((True, t * t), (False, 1.0)):
+        value = loss(soft_targets.Dkd, ce_weight=0.0, temperature=t, scale_t2=scale)
+        assert value == pytest.approx(factor * by_hand.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "of_tokens", "of_classes"),
+    [
+        *((name, {"alpha": 1, "temperature": 1}, {"alpha": 0.5, "temperature": 2}) for name in
+          ("kd", "reverse-kl", "jsd", "tvd", "skew-kl", "akl", "sym")),
+        ("rank", {"alpha": 1, "temperature": 1}, {"alpha": 0.5, "temperature": 1}),
+        ("feature", {"alpha": 0.5}, {"alpha": 0.5}),
+        ("dkd", {"target_weight": 1, "others_weight": 0.5, "ce_weight": 0, "warmup_epochs": 0, "temperature": 1},
+         {"target_weight": 1, "others_weight": 8, "ce_weight": 1, "warmup_epochs": 20, "temperature": 4}),
+    ],
+)  # fmt: skip
+def test_language_models_have_defaults_of_their_own(method, of_tokens, of_classes):
+    """And what a recipe sets is what it sets."""
+    for task, expected in (("causal-lm", of_tokens), ("text-classification", of_classes)):
+        recipe = {"task": task, "method": method, "student": "-", "teacher": "-"}
+        options = Resolver().method(Recipe(**recipe)).options
+        assert {name: getattr(options, name) for name in expected} == expected
+        own = dict.fromkeys(expected, 0.25)
+        options = Resolver().method(Recipe(**recipe, options=own)).options
+        assert {name: getattr(options, name) for name in own} == own
 
 
 @pytest.mark.parametrize("cls", [soft_targets.Kd, soft_targets.Tvd, Supervised])

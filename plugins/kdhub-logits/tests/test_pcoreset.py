@@ -10,7 +10,7 @@ import pytest
 import torch
 from kdhub_logits import queries
 from kdhub_logits.adapter import adapted
-from kdhub_logits.methods.pcoreset import QUERIES, two_head_loss
+from kdhub_logits.methods.pcoreset import QUERIES, PCoreSet, two_head_loss
 from kdhub_logits.queries import farthest, gaps
 from kdhub_logits.teachers import Prototypes
 
@@ -65,12 +65,42 @@ def test_rules_are_samplers_found_by_name():
         resolver.sampler(Ref(source="entropy"), "image-classification")
 
 
-def test_entropy_takes_the_least_sure_and_class_balanced_the_rare():
+def test_entropy_takes_the_least_sure():
     assert queries.entropy(Seen(POOL), Seen(ONE), 1, None).tolist() == [3]
-    sure = np.eye(2)[[0] * 50 + [1] * 50]
-    labelled = Seen(np.eye(2)[[0] * 99 + [1]])
-    picked = queries.class_balanced(Seen(sure), labelled, 20, np.random.default_rng(0))
-    assert (picked >= 50).mean() > 0.8
+
+
+def test_pcoreset_sees_probabilities_and_coreset_features():
+    """Where one row is far by its probabilities and another one by its features."""
+    pool, labelled = Seen(POOL[[0, 1]], np.array([[0.0, 1], [1, 0]])), Seen(ONE, np.array([[1.0, 0]]))
+    assert queries.pcoreset(pool, labelled, 1, None).tolist() == [1]
+    assert queries.coreset(pool, labelled, 1, None).tolist() == [0]
+
+
+def test_badge_begins_with_the_largest_gradient_whatever_is_labelled():
+    """The gradient's length is |p - onehot| |features|; then the farthest direction from those chosen."""
+    p = np.array([[0.9, 0.1], [0.6, 0.4], [0.55, 0.45], [0.2, 0.8]])
+    pool = Seen(p, np.array([[1.0, 0], [1, 0], [0, 2], [3, 1]]))
+    lengths = np.sqrt(2) * (1 - p.max(1)) * [1, 1, 2, np.sqrt(10)]
+    assert lengths.argmax() == 2
+    for labelled in (Seen(p[:1], pool.features[:1]), Seen(p[2:], pool.features[2:])):
+        picked = queries.badge(pool, labelled, 9, None).tolist()
+        assert picked == [2, 3, 0, 1], "3 points away from the others; 0 and 1 point one way"
+
+
+def test_class_balanced_allots_by_true_labels():
+    """Of 12: 1 / (1 + labelled) is 1/2, 1/4, 1/4 for the classes 0, 1 and 2 with 1, 3 and 3 labelled rows, so 6, 3 and
+    3, whatever the pool's sizes and whatever the student says of labelled rows."""
+    predicted = np.array([0] * 10 + [1] * 200 + [2] * 30)
+    pool, labels = Seen(np.eye(4)[predicted]), np.array([0, 1, 1, 1, 2, 2, 2, 3])
+    for said in (labels, np.zeros_like(labels), labels[::-1]):
+        labelled = Seen(np.eye(4)[said], labels=labels)
+        picked = queries.class_balanced(pool, labelled, 12, np.random.default_rng(0))
+        assert np.bincount(predicted[picked]).tolist() == [6, 3, 3]
+    many = queries.class_balanced(pool, labelled, 60, np.random.default_rng(0))
+    assert np.bincount(predicted[many])[0] == 10 and len(set(many.tolist())) == 60, "a class may run out"
+    assert np.bincount(predicted[queries.class_balanced(pool, labelled, 1, np.random.default_rng(0))]).tolist() == [1]
+    draws = [queries.class_balanced(pool, labelled, 3, np.random.default_rng(n)).tolist() for n in range(3)]
+    assert draws[0] != draws[1], "at random inside a class"
 
 
 def test_heads_learn_from_their_own_source_alone():
@@ -98,6 +128,14 @@ RECIPE = {
     "evaluation": {"data": [{"source": "digits", "split": "test", "options": FEATURES}], "cost": False},
     "options": {"rounds": 2, "queries_per_round": 5, "steps": 20},
 }
+
+
+def test_steps_follow_the_labelled_rows():
+    """200 passes over the labelled rows, unless steps are set."""
+    method = PCoreSet(PCoreSet.Options())
+    assert [method.steps(n) for n in (1, 10, 64, 65)] == [4, 32, 200, 204]
+    assert PCoreSet(PCoreSet.Options(epochs=0.5, batch_size=10)).steps(3) == 1
+    assert PCoreSet(PCoreSet.Options(steps=7)).steps(1000) == 7
 
 
 def student_of(run) -> bytes:
@@ -164,3 +202,34 @@ def test_the_same_seed_asks_for_the_same_rows_and_another_run_resumes_to_the_sam
     assert len(stages["round-0"]["rows"]) == len(stages["round-1"]["rows"]) == 5
     other = kdhub.distill({**RECIPE, "seed": 1}, out=tmp_path / "c")
     assert student_of(other) != student_of(runs[0])
+
+
+def test_a_student_that_goes_on_from_round_to_round(tmp_path, monkeypatch):
+    """Without `reinit` a round begins with the weights of the one before, also where a run was stopped between."""
+    recipe = {**RECIPE, "options": {**RECIPE["options"], "reinit": False}}
+    starts, own = {}, PCoreSet._train
+
+    def train(self, run, rows, given, labels, number, after=None):
+        student = self._start(run, number, after)
+        starts[number] = {n: v.clone() for n, v in student.module.state_dict().items()}
+        made = own(self, run, rows, given, labels, number, after)
+        starts[number, "end"] = {n: v.clone() for n, v in made.module.state_dict().items()}
+        return made
+
+    monkeypatch.setattr(PCoreSet, "_train", train)
+    whole = kdhub.distill(recipe, out=tmp_path / "whole")
+    for number in (1, 2):
+        assert all(torch.equal(v, starts[number - 1, "end"][n]) for n, v in starts[number].items())
+    kdhub.distill(RECIPE, out=tmp_path / "fresh")
+    assert not all(torch.equal(v, starts[1, "end"][n]) for n, v in starts[2].items())
+
+    def stop(self, run, rows, given, labels, number, after=None):
+        if number == 2:
+            raise KeyboardInterrupt
+        return own(self, run, rows, given, labels, number, after)
+
+    monkeypatch.setattr(PCoreSet, "_train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        kdhub.distill(recipe, out=tmp_path / "cut")
+    monkeypatch.setattr(PCoreSet, "_train", own)
+    assert student_of(kdhub.distill(resume=tmp_path / "cut")) == student_of(whole)

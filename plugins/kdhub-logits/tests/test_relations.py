@@ -9,7 +9,7 @@ import pytest
 import torch
 from kdhub_logits.methods.mixkd import MixKd, draw, mix, mixed_loss
 from kdhub_logits.methods.similarity import Feature, median_distance, mmd2, rank_loss
-from kdhub_logits.methods.trg import context, global_loss, graph, inner_loss, local_loss, same_grid
+from kdhub_logits.methods.trg import Trg, context, global_loss, graph, inner_loss, local_loss, same_grid
 from kdhub_logits.wrappers import TwoHeads, rescaled
 from kdhub_tasks.classification import networks, tiny
 from kdhub_tasks.classification.model import TokenClassifier
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.method import Progress
 from kdhub.rows import Signals
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
@@ -232,6 +233,34 @@ def test_the_context_of_the_specification():
     near(inner_loss(f, f), 0.0)
 
 
+def test_contexts_are_scaled_by_their_own_width():
+    """Three tokens of two numbers and of five: not by how many tokens there are."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(2, 3, width, generator=generator, dtype=torch.float64) for width in (2, 5))
+    by_hand = []
+    for tokens in (one, other):
+        like = np.einsum("bnd,bmd->bnm", tokens, tokens) / math.sqrt(tokens.shape[-1])
+        by_hand.append(np.exp(like) / np.exp(like).sum(-1, keepdims=True))
+        near(context(tokens), by_hand[-1], abs=1e-12)
+    near(inner_loss(one, other), np.square(by_hand[0] - by_hand[1]).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "half_way"), [("linear", 0.55), ("cosine", 0.55)])
+def test_the_temperature_of_the_contrast_falls(schedule, half_way):
+    """From 1 to 0.1 over the steps: by a straight line, or slowly at first."""
+    method = Trg(Trg.Options(global_schedule=schedule, tokens=32))
+    method.modules = method.extras(Grid(4), Grid(4))
+    torch.manual_seed(0)
+    logits, student, teacher = torch.zeros(8, 2), torch.randn(8, 4, 3), torch.randn(8, 4, 3)
+    batch = {"labels": torch.zeros(8, dtype=torch.long), "chosen": torch.arange(32)}
+    projected = method.modules["projection"](student.flatten(0, 1))
+    quarter = {"linear": 0.775, "cosine": 1 - 0.9 * (1 - math.cos(math.pi / 4)) / 2}[schedule]
+    for step, t in ((0, 1.0), (25, quarter), (50, half_way), (100, 0.1)):
+        given = Signals(logits=logits, tokens=student), Signals(logits=logits, tokens=teacher)
+        value = method.objective(*given, batch, Progress(step, 100, 0.0))["global"]
+        near(value, global_loss(projected, teacher.flatten(0, 1), t).mean().item())
+
+
 def test_the_graph_ignores_where_tokens_lie_and_how_they_are_numbered():
     torch.manual_seed(0)
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, 7, dtype=torch.float64)
@@ -250,6 +279,38 @@ def test_tokens_of_different_grids_meet():
     assert b.shape == (1, 4, 3)
     a, _ = same_grid(fine, fine, patch=2)
     near(a[0, 0], [0, 1, 4, 5])
+
+
+class Grid:
+    """A student or a teacher of so many tokens."""
+
+    def __init__(self, tokens: int, width: int = 3):
+        self.shape = (tokens, width)
+
+    def width(self, kind):
+        return self.shape
+
+    def layout(self, kind):
+        return {kind: self.shape}
+
+
+@pytest.mark.parametrize(("mine", "theirs", "patch"), [(49, 49, 2), (49, 64, 3), (36, 25, 2), (9, 9, 3), (8, 8, 1)])
+def test_tokens_are_drawn_from_as_many_as_a_grid_gives(mine, theirs, patch):
+    """Also where `patch` does not divide the side: what is left over at the far sides is no token."""
+    method = Trg(Trg.Options(patch=patch))
+    method.modules = method.extras(Grid(mine), Grid(theirs, 4))
+    student, teacher = torch.randn(8, mine, 3), torch.randn(8, theirs, 4)
+    batch = method.prepare_batch({"labels": torch.zeros(8, dtype=torch.long)}, torch.Generator().manual_seed(0))
+    tokens, _ = same_grid(student, teacher, patch)
+    assert sorted(batch["chosen"].tolist()) == list(range(8 * tokens.shape[1]))
+    logits = torch.zeros(8, 2)
+    given = Signals(logits=logits, tokens=student), Signals(logits=logits, tokens=teacher)
+    assert all(torch.isfinite(term) for term in method.objective(*given, batch, Progress(0, 1, 0.0)).values())
+
+
+def test_patches_larger_than_the_grid_are_refused():
+    with pytest.raises(CompatibilityError, match="patch must be at most the side of the smaller grid .patch=4, side=3"):
+        Trg(Trg.Options(patch=4)).extras(Grid(9), Grid(16))
 
 
 # -- mixup ----------------------------------------------------------------------------------------------------

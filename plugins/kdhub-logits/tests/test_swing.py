@@ -206,13 +206,49 @@ def test_ngrams_by_hand_and_a_memory_beyond_them():
     assert whole == pytest.approx(1.0), "a distribution"
     method = swing(privacy_scorer="memorisation", public="x")
     method._public = model
-    at = {**batch([2, 3]), "input_ids": torch.tensor([[1, 2, 3, 0]])}
+    at = {**batch([2, 3]), **rows_of([[1, 2, 3]], [[1, 2]])}
     sure = torch.full((2, 4), -20.0)
     sure[[0, 1], [2, 3]] = 20.0
     rho = method.likelihood(sure, at)
     public = model.log_probabilities([1, 2, 3])[1:]
     near(rho, 1 / (1 + np.exp(public + 3.0)), abs=1e-5)
     assert rho[1] > rho[0], "what public texts make less likely is likelier a memory"
+
+
+def rows_of(ids, labelled):
+    """Rows of tokens as a task pads them, with the places of those that are labels."""
+    width = max(map(len, ids)) + 1
+    made = [torch.tensor(row + [0] * (width - len(row))) for row in ids]
+    return {
+        "input_ids": torch.stack(made),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+        "at": torch.tensor([n * width + place - 1 for n, places in enumerate(labelled) for place in places]),
+        "counts": torch.tensor([len(places) for places in labelled]),
+    }
+
+
+def test_memory_is_that_of_the_labels_wherever_they_stand():
+    """A response behind its prompt and an assistant that speaks twice: what public texts never say is private, what
+    they say again and again is not."""
+    method = swing(privacy_scorer="memorisation", public="x")
+    method._public = Ngrams([[1, 2, 3, 4]] * 500, 8)
+    ids, labelled = [[1, 2, 3, 4, 7, 6], [1, 2, 3, 7, 1, 2]], [[4, 5], [1, 3, 5]]
+    labels = [ids[n][place] for n, places in enumerate(labelled) for place in places]
+    sure = torch.full((5, 8), -30.0)
+    sure[range(5), labels] = 30.0
+    rho = method.likelihood(sure, {**rows_of(ids, labelled), "labels": torch.tensor(labels)})
+    near(rho > 0.9, [True, True, False, True, False])
+    assert rho[2] < 0.1 and rho[4] < 0.1
+
+
+@pytest.mark.parametrize("texts", [[], [[]], [[1]], [[1, 2, 3]], [[1, 2, 3], [1, 2, 3, 4, 5, 6]]])
+def test_public_texts_may_be_shorter_than_a_context(texts):
+    model = Ngrams(texts, 8)
+    for seen in ([], [1], [1, 2, 3], [1, 2, 3, 4, 5, 6]):
+        p = np.exp(model.log_probabilities(seen))
+        assert p.shape == (len(seen),) and (p > 0).all() and (p <= 1).all()
+    whole = sum(math.exp(model.log_probabilities([1, 2, 3, 4, y])[-1]) for y in range(8))
+    assert whole == pytest.approx(1.0)
 
 
 def test_options_that_do_not_fit():

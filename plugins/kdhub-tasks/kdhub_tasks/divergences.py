@@ -19,7 +19,19 @@ from torch.nn import functional as F
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """log softmax over the last axis in float32 or better; -inf stays -inf, and its gradient is 0."""
-    return F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    return F.log_softmax(*_exact(logits), dim=-1)
+
+
+def _both(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of the teacher and log q of the student, both in the more exact type of the two."""
+    student, teacher = _exact(student, teacher)
+    return log_probabilities(teacher), log_probabilities(student)
+
+
+def _exact(*logits: Tensor) -> tuple[Tensor, ...]:
+    """In one type, that of the most exact or float32."""
+    exact = torch.float64 if any(x.dtype == torch.float64 for x in logits) else torch.float32
+    return tuple(x.to(exact) for x in logits)
 
 
 def _expected(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -41,7 +53,7 @@ def _mixed(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(p || q) = sum p log(p/q): the student covers what the teacher may say (Hinton et al., arXiv:1503.02531)."""
     if teacher.requires_grad and torch.is_grad_enabled():
-        log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+        log_p, log_q = _both(student, teacher)
         return _expected(log_p.exp(), log_p, log_q)
     return _ForwardKl.apply(student, teacher)
 
@@ -51,7 +63,7 @@ class _ForwardKl(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        s, z = (x if x.dtype == torch.float64 else x.float() for x in (student, teacher))
+        s, z = _exact(student, teacher)
         p, q = torch.softmax(z, -1), torch.softmax(s, -1)
         # log of what softmax divides by, from the largest of each row
         of_z, of_s = z.amax(-1) - p.amax(-1).log(), s.amax(-1) - q.amax(-1).log()
@@ -71,8 +83,14 @@ class _ForwardKl(torch.autograd.Function):
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(q || p): the student keeps to what the teacher says most (arXiv:2306.08543)."""
-    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    log_p, log_q = _both(student, teacher)
     return _expected(log_q.exp(), log_q, log_p)
+
+
+def symmetric_kl(student: Tensor, teacher: Tensor, reverse: float = 0.9) -> Tensor:
+    """(1 - reverse) KL(p || q) + reverse KL(q || p); public code (DistiLLM's) has 0.9."""
+    log_p, log_q = _both(student, teacher)
+    return (1 - reverse) * _expected(log_p.exp(), log_p, log_q) + reverse * _expected(log_q.exp(), log_q, log_p)
 
 
 def jensen_shannon(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
@@ -85,7 +103,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tenso
         return forward_kl(student, teacher)
     if beta == 1:
         return reverse_kl(student, teacher)
-    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    log_p, log_q = _both(student, teacher)
     log_m = _mixed(log_p, log_q, beta)
     return beta * _expected(log_p.exp(), log_p, log_m) + (1 - beta) * _expected(log_q.exp(), log_q, log_m)
 
@@ -98,7 +116,7 @@ def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
 def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1, direction: str = "forward") -> Tensor:
     """DistiLLM's skewed KL (arXiv:2402.03898): "forward" KL(p || skew p + (1 - skew) q), "reverse"
     KL(q || (1 - skew) p + skew q). At skew 0 the plain KL, at 1 zero."""
-    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    log_p, log_q = _both(student, teacher)
     if direction == "forward":
         return _expected(log_p.exp(), log_p, _mixed(log_p, log_q, skew))
     return _expected(log_q.exp(), log_q, _mixed(log_q, log_p, skew))
@@ -107,15 +125,18 @@ def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1, direction: str 
 def adaptive_kl(student: Tensor, teacher: Tensor, head: float = 0.5) -> Tensor:
     """AKL (arXiv:2404.02657): w KL(p || q) + (1 - w) KL(q || p), where w is the head's share of the gap |p - q|.
 
-    The head is the fewest classes, most probable first for the teacher, that leave less than `head` of its mass to the
-    tail. Departures from public code: the gaps are put into the sorted order in which the head is found, the weights
-    carry no gradient, both terms are KLs, and where p = q the weights are 1/2.
+    The head are the teacher's most probable classes that together have at most `head` of its mass, and the first one
+    always; as in the authors' code the class that crosses `head` is of the tail. The weights carry no gradient. Where
+    p = q they are 1/2. A re-implementation (TAID's) has the crossing class in the head, sums from the least probable
+    class, lets the gradient through the weights and takes the cross-entropy for the forward term.
     """
-    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    log_p, log_q = _both(student, teacher)
     p, q = log_p.exp(), log_q.exp()
     with torch.no_grad():
-        ascending, order = p.sort(dim=-1)
-        in_head = ascending.cumsum(-1) >= head
+        descending, order = p.sort(dim=-1, descending=True)
+        reached = descending.cumsum(-1)
+        in_head = reached <= head * reached[..., -1:]  # of a sum that rounding may keep from 1
+        in_head[..., 0] = True
         gap = (p - q).abs().gather(-1, order)
         of_head, whole = (gap * in_head).sum(-1), gap.sum(-1)
         weight = torch.where(whole > 0, of_head / whole.clamp_min(torch.finfo(whole.dtype).tiny), 0.5)
@@ -128,7 +149,7 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float 
     TCKD is the KL of (p_y, 1 - p_y); NCKD that of the other classes, each side made to sum to 1. So
     KL(p || q) = TCKD + (1 - p_y) NCKD. Labels are `(...,)`, each a class.
     """
-    log_p, log_q = log_probabilities(teacher), log_probabilities(student)
+    log_p, log_q = _both(student, teacher)
     at = labels.unsqueeze(-1)
     target = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, at, True)
 

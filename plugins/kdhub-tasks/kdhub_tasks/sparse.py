@@ -1,8 +1,12 @@
 """A part of a teacher's distribution in few bytes, for many classes: `signals: {keep: top-32}` or `{keep: sampled-22}`.
 
 `top-K`: the K most probable classes with their log-probabilities in 8 bits, and what is left as one more cell. A
-divergence is taken of these K + 1 cells on both sides. It is at most that of all classes, 0 where they agree, and
-exact for K = C but for the 8 bits: an error of at most 1/508 of the span between the K values, in nats.
+divergence is taken of these K + 1 cells on both sides. It is 0 where they agree, and exact for K = C but for the 8
+bits: an error of at most 1/508 of the span between the K values, in nats. At temperature 1 it is at most that of all
+classes. At others classes are joined before they are tempered, so it may be more: at T > 1 a KL(p || q) of cells is at
+most Z / Z' <= (C - K)^(1 - 1/T) times that of all classes, with Z the sum of p^(1/T) over classes and Z' over cells.
+(Z KL is the least over c of the sum of h(p^(1/T), c q^(1/T)), h(u, v) = u log(u/v) - u + v. The T-th power of a summand
+is convex and of degree 1 in (p, q), so joining classes cannot raise the sum.) Below T = 1 nothing is guaranteed.
 
 `renormalised-K`: the same K classes, and a divergence among them alone, each side made to sum to 1. What either side
 gives to all others counts nothing, so it is 0 for some students that differ from the teacher. The survey

@@ -19,6 +19,7 @@ ALL = {
     "skew": d.skew_kl,
     "skew-reverse": partial(d.skew_kl, direction="reverse"),
     "akl": d.adaptive_kl,
+    "sym": d.symmetric_kl,
     "dkd": lambda s, t: d.decoupled_kd(s, t, torch.zeros(s.shape[:-1], dtype=torch.long)),
 }
 each = pytest.mark.parametrize("name", ALL)
@@ -36,6 +37,7 @@ each = pytest.mark.parametrize("name", ALL)
         (d.skew_kl, 0.191878),
         (partial(d.skew_kl, direction="reverse"), 0.194503),
         (d.adaptive_kl, 0.242326),
+        (d.symmetric_kl, 0.1 * 0.239401 + 0.9 * 0.245251),
     ],
 )
 def test_numbers_of_the_specification(function, value):
@@ -68,10 +70,33 @@ def test_adaptive_kl_with_unequal_gaps():
     z, s = torch.tensor([2, 1.5, 1, 0]), torch.tensor([1, 2, 0, 1.5])
     assert d.forward_kl(s, z).item() == pytest.approx(0.408396, abs=2e-6)
     assert d.reverse_kl(s, z).item() == pytest.approx(0.429711, abs=2e-6)
-    assert d.adaptive_kl(s, z).item() == pytest.approx(0.417070, abs=2e-6)
+    assert d.adaptive_kl(s, z, 0.8).item() == pytest.approx(0.417070, abs=2e-6)
     head, tail = 0.486120, 0.333566  # the gaps; swapped, or the mask left unsorted, it would be 0.421037
     for one, other, value in ((head, tail, 0.417070), (tail, head, 0.421037)):
         assert (one * 0.408396 + other * 0.429711) / (head + tail) == pytest.approx(value, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "classes"), [(0.0, 1), (0.3, 1), (0.5, 1), (0.7, 2), (0.75, 2), (0.85, 2), (0.95, 3), (1.0, 4)]
+)
+def test_the_head_has_at_most_its_share(head, classes):
+    """p = .4, .3, .2, .1 in some order: the most probable classes that together have at most `head`, the first always;
+    as in the authors' code the one that crosses it is of the tail."""
+    p, q = (torch.tensor(x, dtype=torch.float64) for x in ([0.2, 0.4, 0.1, 0.3], [0.1, 0.15, 0.45, 0.3]))
+    gaps = (p - q).abs()[p.argsort(descending=True)]
+    w = (gaps[:classes].sum() / gaps.sum()).item()
+    by_hand = w * kl(p.tolist(), q.tolist()) + (1 - w) * kl(q.tolist(), p.tolist())
+    assert d.adaptive_kl(q.log(), p.log(), head).item() == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_weights_of_the_adaptive_kl_are_constants():
+    """Its gradient is that of both KLs with the weights of the moment."""
+    z, s = torch.tensor([2, 1.5, 1, 0]).double(), torch.tensor([1, 2, 0, 1.5]).double().requires_grad_()
+    p, q = torch.softmax(z, -1), torch.softmax(s.detach(), -1)
+    w = ((p - q).abs()[0] / (p - q).abs().sum()).item()
+    (given,) = torch.autograd.grad(d.adaptive_kl(s, z), s)
+    (constant,) = torch.autograd.grad(w * d.forward_kl(s, z) + (1 - w) * d.reverse_kl(s, z), s)
+    torch.testing.assert_close(given, constant)
 
 
 def test_decoupled_kd_and_its_identity():
@@ -105,10 +130,10 @@ def slow(name, s, t):
         return b * kl(p, mix(b)) + (1 - b) * kl(q, mix(b))
 
     if name == "akl":
-        order, mass, head = sorted(range(len(p)), key=lambda i: p[i]), 0.0, set()
+        order, mass, head = sorted(range(len(p)), key=lambda i: -p[i]), 0.0, set()
         for i in order:
             mass += p[i]
-            if mass >= 0.5:
+            if mass <= 0.5 or not head:
                 head.add(i)
         gaps = [abs(a - b) for a, b in zip(p, q)]
         w = sum(gaps[i] for i in head) / sum(gaps)
@@ -122,6 +147,7 @@ def slow(name, s, t):
         "jsd": lambda: js(0.5),
         "jsd-0.1": lambda: js(0.1),
         "tvd": lambda: sum(abs(a - b) for a, b in zip(p, q)) / 2,
+        "sym": lambda: 0.1 * kl(p, q) + 0.9 * kl(q, p),
         "skew": lambda: kl(p, mix(0.1)),
         "skew-reverse": lambda: kl(q, mix(0.9)),
     }[name]()
@@ -199,6 +225,19 @@ def test_huge_logits_and_half_precision_stay_finite(name):
         value = ALL[name](given, t.to(dtype))
         value.sum().backward()
         assert value.dtype == torch.float32 and torch.isfinite(value).all() and torch.isfinite(given.grad).all()
+
+
+@each
+def test_sides_may_differ_in_precision(name):
+    s, t = (torch.randn(4, 5, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (6, 7))
+    for one in (torch.float64, torch.float32, torch.bfloat16):
+        for other in (torch.float64, torch.float32, torch.bfloat16):
+            a, b = s.to(one).detach().clone().requires_grad_(), t.to(other)
+            value = ALL[name](a, b)
+            value.sum().backward()
+            assert value.dtype == (torch.float64 if torch.float64 in (one, other) else torch.float32)
+            torch.testing.assert_close(value.double(), ALL[name](a.detach().double(), b.double()), rtol=1e-5, atol=1e-6)
+            assert a.grad.dtype == one and torch.isfinite(a.grad).all()
 
 
 @each

@@ -25,8 +25,8 @@ def exactly(logits, k, alone):
     """What is kept of some logits, without bits."""
     log_p = torch.log_softmax(logits, -1)
     at = log_p.topk(k).indices
-    kept = log_p.gather(-1, at)
-    return Top(at, torch.cat([kept, (1 - kept.exp().sum(-1, keepdim=True)).log()], -1), alone)
+    rest = log_p.scatter(-1, at, -torch.inf).logsumexp(-1, keepdim=True)
+    return Top(at, torch.cat([log_p.gather(-1, at), rest], -1), alone)
 
 
 @pytest.mark.parametrize(("name", "value"), [("renormalised", 0.257403), ("top", 0.239401)])
@@ -41,6 +41,36 @@ def test_numbers_of_the_specification(name, value):
                 full, abs=1e-6
             )
             assert divergence(function, S, stored(Z, f"{name}-3"), t).item() == pytest.approx(full, abs=2e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3, 2.0, 4.0, 10.0])
+def test_how_far_cells_may_be_above_all_classes(temperature):
+    """Over random sides of all sharpness, near each other and far: at most by what joining leaves out of the tempered
+    sum of the side that the mean is over; without joining before tempering, at T = 1, not at all."""
+    generator, above = torch.Generator().manual_seed(0), 0.0
+    for draw in range(69):
+        classes = 3 + draw % 23
+        k = 1 + draw * 7 % (classes - 1)
+        z = 6 * torch.rand(40, 1, generator=generator) * torch.randn(40, classes, generator=generator)
+        s = draw % 3 / 2 * z + 6 * torch.rand(40, 1, generator=generator) * torch.randn(
+            40, classes, generator=generator
+        )
+        z, s = z.double(), s.double()
+        top = exactly(z, k, False)
+
+        def left_out(logits, top=top):
+            log_p = torch.log_softmax(logits, -1) / temperature
+            log_rest = (log_p * temperature).scatter(-1, top.at, -torch.inf).logsumexp(-1) / temperature
+            cells = log_p.gather(-1, top.at).exp().sum(-1) + log_rest.exp()
+            return log_p.exp().sum(-1) / cells
+
+        for function, side in ((d.forward_kl, z), (d.reverse_kl, s)):
+            joined, whole = top.apart(function, s, temperature), function(s / temperature, z / temperature)
+            factor = left_out(side)
+            assert (joined <= factor * whole * (1 + 1e-7) + 1e-10).all()
+            assert (factor <= (classes - k) ** (1 - 1 / temperature) * (1 + 1e-9)).all()
+            above = max(above, ((joined - whole) / whole.clamp_min(1e-6)).max().item())
+    assert (above > 0.01) == (temperature > 1), "a bound of 1 would not hold"
 
 
 @pytest.mark.parametrize("classes", [2, 3, 257, 128_256])

@@ -84,6 +84,23 @@ def test_consistency_of_the_specification():
     assert method._consistency(states(), None)["states"].item() == 0, "exact inverses"
 
 
+def test_what_is_decoded_is_led_to_what_was_encoded_and_not_the_other_way():
+    """The target of L_SC is a constant: with codecs that give nothing back no gradient reaches the states. Of L_MC the
+    student's do move."""
+    zero = [[0.0] * 2] * 2, [[0.0] * 2] * 2
+    method, own = talking(w_mc=0.0, w_sc=1.0), states()
+    method.modules["codecs"] = nn.ModuleDict(
+        {"student": side(*zero), "teacher": side([[0.0] * 3] * 2, [[0.0] * 2] * 3)}
+    )
+    leaves = [state.requires_grad_() for of in own.values() for state in of.values()]
+    found = method._consistency(own, None)["states"]
+    assert found.item() == pytest.approx(5 / 2 + 1 + 1 + 5 / 3), "mean squares of the states themselves"
+    assert all(slope is None or not slope.any() for slope in torch.autograd.grad(found, leaves, allow_unused=True))
+    method = talking(w_mc=1.0, w_sc=0.0)
+    (slope,) = torch.autograd.grad(method._consistency(own, None)["messages"], own["student"]["upper"])
+    assert slope.any()
+
+
 def test_states_count_alike_whatever_their_size():
     """Ten times the states of both models, through a teacher for which ten times in is ten times out."""
     method = talking(standardise=True)

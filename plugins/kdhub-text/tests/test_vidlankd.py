@@ -95,6 +95,24 @@ def test_ntxent_by_hand():
     assert float(ntxent_loss(eye, eye, alone)) == 0
 
 
+def test_ntxent_of_texts_of_unequal_lengths():
+    """At each position only the texts that reach it, whatever stands in the padding of the others."""
+    lengths, generator = (3, 1, 2), torch.Generator().manual_seed(0)
+    s, t = (normalize(torch.randn(3, 3, 5, generator=generator), dim=-1) for _ in range(2))
+    mask = torch.tensor([[place < n for place in range(3)] for n in lengths])
+    each = []
+    for place in range(2):  # the third is reached by one text alone
+        some = [text for text, n in enumerate(lengths) if n > place]
+        both = [*s[some, place], *t[some, place]]
+        for i, anchor in enumerate(both):
+            others = [float(anchor @ other) / 0.5 for j, other in enumerate(both) if j != i]
+            own = float(anchor @ both[(i + len(some)) % len(both)]) / 0.5
+            each.append((math.log(sum(map(math.exp, others))) - own) / (2 * len(both)))
+    for junk in (0.0, 5.0):
+        filled = [torch.where(mask[..., None], x, junk) for x in (s, t)]
+        assert float(ntxent_loss(*filled, mask, 0.5)) == pytest.approx(sum(each), rel=1e-5)
+
+
 def test_crd_by_hand():
     s = torch.tensor([[1.0, 0.0]])
     memory = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])

@@ -8,6 +8,8 @@ Every K steps the ratios are measured, and the next K steps are drawn from r. Th
 loss with any sampler. Domains are the data sets of `data.train`; `data.validation` names one for each, in the same
 order.
 
+As in the paper the cosine schedule ends at a tenth of the peak rate; its warm-up of 1,000 of 30,000 steps is `warmup`.
+
 Departures: the paper writes the KL with the student first but lists reverse KL as another method; forward KL is the
 default here. Ratios are clipped from above: with an untrained student their softmax would be one-hot.
 """
@@ -143,6 +145,7 @@ class Ddk(ObjectiveMethod):
         temperature: float = Field(1.0, gt=0, description="temperature of both sides' logits in the teacher's term")
         scale_t2: bool = Field(False, description="multiply the teacher's term by the squared temperature")
         divergence: Literal["forward", "reverse"] = Field("forward", description="KL(teacher || student), or reverse")
+        lr_end: float = Field(0.1, ge=0, le=1, description="what the cosine schedule ends at, a share of the peak rate")
 
     options: Options
     tiny_recipe = {"sampler": None, "data": {"validation": []}}  # the loss alone; tiny data has one domain
@@ -151,6 +154,11 @@ class Ddk(ObjectiveMethod):
     def partial_signals(self) -> tuple[str, ...]:
         sampled = self.options.divergence == "forward" and self.options.temperature == 1
         return ("top", "sampled") if sampled else ("top",)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        o, rate = self.options, super().learning_rate(step, steps)
+        falls = o.schedule == "cosine" and step >= round(o.warmup * steps)
+        return o.lr_end + (1 - o.lr_end) * rate if falls else rate
 
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress

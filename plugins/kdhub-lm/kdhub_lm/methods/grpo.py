@@ -140,9 +140,11 @@ class PolicyGradient(ObjectiveMethod):
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         import torch
 
+        from kdhub_lm.on_policy import told_apart
+
         device, (prompts, keys) = batch["input_ids"].device, self.prompts(batch)
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        answers = Answers.of(self.policy, prompts, keys, self.options, seed)
+        answers = Answers.of(self.policy, prompts, told_apart(keys), self.options, seed)
         rewards = self.rewards(answers, batch).reshape(len(prompts), -1)
         made = {name: value.to(device) for name, value in answers.batch(self.student).items()}
         advantages = advantages_of(rewards).flatten().to(device)

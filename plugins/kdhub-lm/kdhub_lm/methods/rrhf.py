@@ -3,7 +3,8 @@
     l_i = 1/n sum_t log pi(y_t | prompt, y_<t)                                 mean log-probability of a token
     L   = sum over pairs with r_i < r_j of relu(l_i - l_j)  +  CE of the best  eq. 3 and 4, mean over prompts
 
-Departure: if several responses are equally best, all of them are learnt, each token with the same weight.
+The cross-entropy is the sum over the tokens of the best response. Departure: if several responses are equally best, it
+is their mean.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ class Rrhf(PreferenceMethod):
         each = label_log_probs(student, batch["labels"])
         size = int(groups[-1]) + 1
         highest = scores.new_full((size,), -torch.inf).scatter_reduce(0, groups, scores, "amax")
-        best = torch.repeat_interleave(scores == highest[groups], counts)
+        best = (scores == highest[groups]).to(each.dtype)
+        share = best / each.new_zeros(size).index_add(0, groups, best)[groups]
         return {
             "ranking": o.rank_weight * ranking_loss(per_row(each, counts, mean=True), groups, scores) / size,
-            "labels": -o.ce_weight * each[best].mean(),
+            "labels": -o.ce_weight * (share * per_row(each, counts)).sum() / size,
         }
 
 

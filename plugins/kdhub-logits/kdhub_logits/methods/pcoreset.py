@@ -1,7 +1,8 @@
 """PCoreSet and ActiveKD: which rows to have labelled next, when a teacher already knows a little (arXiv:2506.00910).
 
-In every round a fresh student with two heads is trained: one head on the labelled rows, the other on the teacher's soft
-targets for all rows. Then rows are chosen whose predicted probabilities lie farthest from those of the labelled rows.
+In every round a student with two heads is trained: one head on the labelled rows, the other on the teacher's soft
+targets for all rows. It is a fresh one, unless `reinit` is false, and takes as many steps as 200 passes over the
+labelled rows. Then rows are chosen whose predicted probabilities lie farthest from those of the labelled rows.
 
     L = ce_weight CE(z_labels(x_l), y) + kd_weight [KD(z_teacher(x_l)) + KD(z_teacher(x_u))]
     KD = T^2 KL(softmax(t / T) || softmax(z / T)), mean over a batch
@@ -17,6 +18,8 @@ from __future__ import annotations
 import copy
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,6 +31,8 @@ from kdhub.metric import Measure
 from kdhub.ranks import device
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from kdhub.rows import Example, Rows
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
 QUERIES = "queries.csv"
 """In the run folder: row numbers from 0, and the labels that people give them."""
+ROUNDS = "rounds"
+"""In the run folder: weights of the last two rounds, where a student goes on from round to round."""
 
 
 class PCoreSet(Method):
@@ -61,7 +68,9 @@ class PCoreSet(Method):
         teacher_refresh: bool = Field(
             False, description="fit a few-shot teacher (prototypes) to the labels of each round, for the next one"
         )
-        steps: int = Field(300, ge=1, description="optimiser steps of each round's student")
+        reinit: bool = Field(True, description="a fresh student in each round; false: the one of the round before")
+        epochs: float = Field(200.0, gt=0, description="passes over the labelled rows in each round")
+        steps: int | None = Field(None, ge=1, description="optimiser steps of each round, whatever `epochs` says")
         batch_size: int = Field(64, ge=1, description="labelled rows of a step, with as many unlabelled ones")
         lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
         weight_decay: float = Field(0.01, ge=0, description="of AdamW")
@@ -97,18 +106,19 @@ class PCoreSet(Method):
         pool = np.arange(len(rows)) if o.oracle == "file" else np.flatnonzero(known >= 0)
         run.mark_start(self._fresh(run, 0))
         self._over_rounds = []
-        asked = o.queries_per_round or len(run.student.classes)
+        asked, last = o.queries_per_round or len(run.student.classes), None
         for number in range(o.rounds):
             chosen = run.stage(
                 f"round-{number}", lambda n=number, t=given: self._choose(run, rows, t, labels, pool, asked, n)
             )
+            last = number
             self._note(run, number, len(labels), chosen["facts"])
             if not chosen["rows"]:
                 break
             labels.update(self._ask(run, chosen["rows"], known))
             if o.teacher_refresh:
                 given = run.teacher.fitted(rows[np.arange(len(rows))], labels)
-        student = self._train(run, rows, given, labels, o.rounds)
+        student = self._train(run, rows, given, labels, o.rounds, last)
         self._note(run, o.rounds, len(labels), self._facts(run, student))
         return student
 
@@ -158,7 +168,9 @@ class PCoreSet(Method):
         number: int,
     ) -> dict[str, Any]:
         o = self.options
-        student = self._train(run, rows, given, labels, number)
+        student = self._train(run, rows, given, labels, number, number - 1 if number else None)
+        if not o.reinit:
+            save_weights(student, run.folder / ROUNDS, number)
         rng = np.random.default_rng([run.seed, 1, number])
         open_ = np.array([i for i in pool if i not in labels])
         if o.max_pool is not None and len(open_) > o.max_pool:
@@ -166,8 +178,9 @@ class PCoreSet(Method):
         facts = self._facts(run, student)
         if not len(open_):
             return {"rows": [], "facts": facts}
-        there, here = (self._seen(student, rows, i) for i in (open_, np.array(sorted(labels))))
-        picked = self._select(there, here, min(asked, len(open_)), rng)
+        have = np.array(sorted(labels))
+        here = replace(self._seen(student, rows, have), labels=np.array([labels[i] for i in have.tolist()]))
+        picked = self._select(self._seen(student, rows, open_), here, min(asked, len(open_)), rng)
         return {"rows": open_[picked].tolist(), "facts": facts}
 
     def _ask(self, run: RunContext, wanted: list[int], known: np.ndarray) -> dict[int, int]:
@@ -200,6 +213,20 @@ class PCoreSet(Method):
 
     # -- students ---------------------------------------------------------------------------------------------
 
+    def steps(self, labelled: int) -> int:
+        """Of a round with so many labelled rows."""
+        o = self.options
+        return o.steps or ceil(o.epochs * labelled / o.batch_size)
+
+    def _start(self, run: RunContext, number: int, after: int | None) -> Student:
+        """What a round trains: the start with new heads, or what the round `after` which it comes has left."""
+        from safetensors.torch import load_file
+
+        student = self._fresh(run, number)
+        if after is not None and not self.options.reinit:
+            student.module.load_state_dict(load_file(run.folder / ROUNDS / f"{after}.safetensors"))
+        return student
+
     def _fresh(self, run: RunContext, number: int) -> Student:
         """The start again, with new heads."""
         import torch
@@ -209,19 +236,27 @@ class PCoreSet(Method):
         student.wrap("two-heads", mix=self.options.head_mix, beta=self.options.head_beta)
         return student
 
-    def _train(self, run: RunContext, rows: Rows, given: np.ndarray, labels: dict[int, int], number: int) -> Student:
+    def _train(
+        self,
+        run: RunContext,
+        rows: Rows,
+        given: np.ndarray,
+        labels: dict[int, int],
+        number: int,
+        after: int | None = None,
+    ) -> Student:
         import torch
 
-        o, student = self.options, self._fresh(run, number)
+        o, student, steps = self.options, self._start(run, number, after), self.steps(len(labels))
         labelled = np.array(sorted(labels))
         others = np.setdiff1d(np.arange(len(rows)), labelled)
         rng = np.random.default_rng([run.seed, 2, number])
         where = device()
         module = student.module.to(where)
         optimiser = torch.optim.AdamW(module.parameters(), lr=o.lr, weight_decay=o.weight_decay)
-        warm = max(1, round(o.warmup * o.steps))
+        warm = max(1, round(o.warmup * steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: min((step + 1) / warm, (o.steps - step) / max(1, o.steps - warm))
+            optimiser, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
         )
         if self._inputs is None:  # the pool stays the same in every round
             self._inputs = {k: v.to(where) for k, v in student.collate(rows[np.arange(len(rows))]).items()}
@@ -229,7 +264,7 @@ class PCoreSet(Method):
         targets = torch.from_numpy(np.asarray(given, np.float32)).to(where)
         truth = torch.tensor([labels.get(i, -1) for i in range(len(rows))], device=where)
         module.train()
-        for first, second in _batches(labelled, others, o.batch_size, o.steps, rng):
+        for first, second in _batches(labelled, others, o.batch_size, steps, rng):
             both = np.concatenate([first, second])
             out = module({k: v[both] for k, v in inputs.items()})
             loss = two_head_loss(
@@ -264,6 +299,16 @@ class PCoreSet(Method):
             rows = run.rows("validation") if run.has_rows("validation") else []
             self._validation = rows[np.arange(len(rows))] if len(rows) else []
         return self._validation
+
+
+def save_weights(student: Student, folder: Path, number: int) -> None:
+    """Of a round, for the next one. Those of the round before stay, from which a run that is stopped begins again."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    state = {name: value.contiguous() for name, value in student.module.state_dict().items()}
+    save_file(state, folder / f"{number}.safetensors")
+    (folder / f"{number - 2}.safetensors").unlink(missing_ok=True)
 
 
 def _batches(

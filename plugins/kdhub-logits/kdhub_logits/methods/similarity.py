@@ -157,6 +157,8 @@ class Mmd(_Features):
 class Rank(_Likeness):
     """D = how far the student keeps to the teacher's order of its most probable classes."""
 
+    defaults_for = {"next-token": {"alpha": 1.0}}
+
     class Options(LikenessOptions):
         rank_k: int = Field(20, ge=2, description="how many of the teacher's most probable classes are ranked")
         form: Literal["hinge", "logistic"] = Field(

@@ -5,7 +5,8 @@ With p and q the teacher's and student's probabilities at temperature T, the los
     (1 - alpha) mean CE(y, q at T = 1)  +  alpha T^2 mean D(p, q)
 
 where the first mean is over rows with a label and the second over all rows. T^2 keeps the size of the gradient
-(arXiv:1503.02531); it is used for every divergence alike. Each method is one divergence D of `divergences`. A new one
+(arXiv:1503.02531); it is used for every divergence alike. Language models have defaults of their own, the teacher alone
+at T = 1 (`defaults_for`). Each method is one divergence D of `divergences`. A new one
 takes a function there and a `MethodSpec` of its name for `SoftTargets`; a class here, where it has options of its own.
 """
 
@@ -43,6 +44,7 @@ class SoftTargets(ObjectiveMethod):
 
     Options: ClassVar[type[SoftTargetOptions]] = SoftTargetOptions
     options: SoftTargetOptions
+    defaults_for = {"next-token": {"alpha": 1.0, "temperature": 1.0}}
     function: ClassVar[str] = ""
     passes: ClassVar[tuple[str, ...]] = ()
 
@@ -88,6 +90,16 @@ class ReverseKl(SoftTargets):
     function = "reverse_kl"
 
 
+class Sym(SoftTargets):
+    """D = (1 - reverse) KL(p || q) + reverse KL(q || p), a baseline of DistiLLM (arXiv:2402.03898)."""
+
+    class Options(SoftTargetOptions):
+        reverse: float = Field(0.9, ge=0, le=1, description="weight of KL(q || p); the rest is that of KL(p || q)")
+
+    function = "symmetric_kl"
+    passes = ("reverse",)
+
+
 class Jsd(SoftTargets):
     """D = the generalised Jensen-Shannon divergence (arXiv:2306.13649)."""
 
@@ -119,7 +131,12 @@ class Akl(SoftTargets):
     """D = forward and reverse KL, weighted by where the two sides differ (arXiv:2404.02657)."""
 
     class Options(SoftTargetOptions):
-        head: float = Field(0.5, ge=0, le=1, description="share of the teacher's mass that counts as head")
+        head: float = Field(
+            0.5,
+            ge=0,
+            le=1,
+            description="share of the teacher's mass that its most probable classes, the head, have at most",
+        )
 
     function = "adaptive_kl"
     passes = ("head",)
@@ -130,7 +147,9 @@ class Dkd(ObjectiveMethod):
 
         ce_weight CE(y, q) + min(epoch / warmup_epochs, 1) T^2 (target_weight TCKD + others_weight NCKD)
 
-    Rows without a label are led by the teacher's own choice in place of y.
+    Epochs count from 1, as in the authors' code, so that the weight rises by steps from 1 / warmup_epochs. Rows without
+    a label are led by the teacher's own choice in place of y. Defaults for language models are those of TAID's baseline
+    (arXiv:2501.16937): no labels, no warm-up, T = 1.
     """
 
     class Options(ClassifierOptions):
@@ -138,10 +157,15 @@ class Dkd(ObjectiveMethod):
         target_weight: float = Field(1.0, ge=0, description="weight of the target class against the rest (alpha)")
         others_weight: float = Field(8.0, ge=0, description="weight among the other classes (beta)")
         ce_weight: float = Field(1.0, ge=0, description="weight of the labels")
-        warmup_epochs: float = Field(20.0, ge=0, description="epochs over which the weight of the divergence rises")
+        warmup_epochs: float = Field(
+            20.0, ge=0, description="epochs over which the divergence's weight rises step by step"
+        )
         scale_t2: bool = Field(True, description="multiply the divergence by the temperature's square")
 
     options: Options
+    defaults_for = {
+        "next-token": {"temperature": 1.0, "others_weight": 0.5, "ce_weight": 0.0, "warmup_epochs": 0.0},
+    }
 
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
@@ -150,7 +174,7 @@ class Dkd(ObjectiveMethod):
         from kdhub_tasks.positions import over_positions
 
         o, labels, t = self.options, batch["labels"], self.options.temperature
-        share = min(progress.epoch / o.warmup_epochs, 1.0) if o.warmup_epochs else 1.0
+        share = min((int(progress.epoch) + 1) / o.warmup_epochs, 1.0) if o.warmup_epochs else 1.0
         weight, labelled = share * (t * t if o.scale_t2 else 1), labelled_in(batch)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from kdhub.method import ObjectiveMethod, Progress
 from kdhub.recipes.recipe import TextRef
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -161,10 +162,19 @@ class Swing(ObjectiveMethod):
         if self._public is not None:
             at = batch["labels"].clamp_min(0).unsqueeze(-1)
             known = torch.log_softmax(z, -1).gather(-1, at).squeeze(-1)
-            public = [self._public.log_probabilities(ids)[1:] for ids in _rows_of(batch)]
-            public = torch.from_numpy(np.concatenate(public)).to(known)
+            public = torch.from_numpy(np.concatenate(self._of_labels(batch))).to(known)
             open_ = open_ * (1 - torch.sigmoid(known - public - MARGIN))
         return 1 - open_
+
+    def _of_labels(self, batch: Mapping[str, Any]) -> list[np.ndarray]:
+        """What public texts tell of the labels of each row, log-probabilities, wherever they stand: a response follows
+        its prompt, and the assistant of a conversation speaks in several places."""
+        from kdhub_tasks.language.packing import mask_of
+
+        ids, sizes = batch["input_ids"], mask_of(batch).sum(-1).tolist()
+        places = (batch["at"] % ids.shape[1] + 1).split(batch["counts"].tolist())
+        rows = (row[:size] for row, size in zip(ids.tolist(), sizes))
+        return [self._public.log_probabilities(row)[at.cpu().numpy()] for row, at in zip(rows, places)]
 
     def noised(self, logits: Tensor, rho: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Logits of the target: noise of its own for each text and place."""
@@ -213,9 +223,3 @@ def renormalised(p: Tensor) -> Tensor:
     """Clipped at 1e-8 and made to sum to 1."""
     p = p.clamp_min(1e-8)
     return p / p.sum(-1, keepdim=True)
-
-
-def _rows_of(batch: Mapping[str, Any]) -> list[list[int]]:
-    """Token ids of each text, with the first, from which nothing is predicted before."""
-    lengths = batch["counts"].tolist()
-    return [ids[: n + 1] for ids, n in zip(batch["input_ids"].tolist(), lengths)]

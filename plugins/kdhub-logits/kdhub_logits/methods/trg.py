@@ -50,7 +50,12 @@ class Trg(ObjectiveMethod):
         ce_weight: float = Field(1.0, ge=0, description="weight of the labels")
         kd_weight: float = Field(0.9, ge=0, description="weight of the soft targets")
         temperature: float = Field(4.0, gt=0, description="of the soft targets")
-        patch: int = Field(1, ge=1, description="side of the squares of positions that make one token")
+        patch: int = Field(
+            1,
+            ge=1,
+            description="side of the squares of positions that make one token; "
+            "positions that are left over at the far sides make none",
+        )
         kl_direction: Literal["student_teacher", "teacher_student"] = Field(
             "student_teacher", description="of the local graph: KL(student || teacher), or the other way round"
         )
@@ -62,15 +67,21 @@ class Trg(ObjectiveMethod):
         """The map of the student's tokens to the teacher's width.
 
         Raises:
-            CompatibilityError: positions that make no square, where they must be pooled or joined.
+            CompatibilityError: positions that make no square, where they must be pooled or joined; a `patch` larger
+                than their square.
         """
         from torch import nn
 
         (mine, width), (theirs, wide) = student.width("tokens"), teacher.layout("tokens")["tokens"]
-        if (mine != theirs or self.options.patch > 1) and any(isqrt(n) ** 2 != n for n in (mine, theirs)):
+        patch, fewest = self.options.patch, min(mine, theirs)
+        if (mine != theirs or patch > 1) and any(isqrt(n) ** 2 != n for n in (mine, theirs)):
             raise CompatibilityError(f"{mine} tokens of the student and {theirs} of the teacher make no common grid")
-        square = self.options.patch**2
-        self.positions = min(mine, theirs) // square
+        if patch > 1 and patch > isqrt(fewest):
+            raise CompatibilityError(
+                f"patch must be at most the side of the smaller grid (patch={patch}, side={isqrt(fewest)})"
+            )
+        square = patch**2
+        self.positions = (isqrt(fewest) // patch) ** 2 if patch > 1 else fewest
         return {"projection": nn.Linear(width * square, wide * square, bias=False)}
 
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -101,7 +112,8 @@ class Trg(ObjectiveMethod):
 
 
 def same_grid(student: Tensor, teacher: Tensor, patch: int = 1) -> tuple[Tensor, Tensor]:
-    """Tokens (batch, positions, width) of both on the smaller of their grids, then `patch` x `patch` of them joined."""
+    """Tokens (batch, positions, width) of both on the smaller of their grids, then `patch` x `patch` of them joined.
+    What is left over at the far sides, as behind a strided convolution, makes no token."""
     from torch.nn.functional import adaptive_avg_pool2d, unfold
 
     def grid(x: Tensor) -> Tensor:

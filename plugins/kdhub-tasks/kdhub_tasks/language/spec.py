@@ -33,7 +33,7 @@ TASKS = (
     TaskSpec(
         name=_TASK,
         target="kdhub_tasks.language.task:CausalLanguage",
-        traits=("classes", "labels", "words", "layers"),
+        traits=("classes", "labels", "words", "next-token", "layers"),
         signals=("logits", "features"),
         writes=("text",),
         formats=(FolderFormat(heads=("ForCausalLM", "LMHeadModel")),),

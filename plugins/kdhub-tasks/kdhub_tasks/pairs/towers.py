@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 DROPOUT = 0.1
-"""Of pooled vectors before the head, as in the authors' code."""
+"""Of pooled vectors, before a projection, as in the authors' code."""
 BLOCK = 2**21
 """Numbers in a block while many pairs are scored: 8 MB, which fit into a cache."""
 
@@ -91,12 +91,12 @@ class TwoTowers(nn.Module):
         given = self.encoder[0].auto_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         top = 1 if self.shape.pooler == "cls" else self.shape.top_layers
         every = self.shape.include_cls or not self.leads
-        pooled = pool(given.hidden_states[-top:], mask, self.shape.pooler, every)
+        pooled = self.dropout(pool(given.hidden_states[-top:], mask, self.shape.pooler, every))
         return (pooled if self.project is None else self.project(pooled)).float()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         u, v = (self.embed(inputs[f"{side}_ids"], inputs[f"{side}_mask"]) for side in ("left", "right"))
-        scores = self.head(self.dropout(u), self.dropout(v))
+        scores = self.head(u, v)
         logits = torch.cat([torch.zeros_like(scores), scores], -1) if self.classes == 2 else scores
         return {"logits": logits, "embeddings": torch.stack([u, v], 1)}
 

@@ -99,6 +99,26 @@ def test_its_half_is_an_ordinary_sentence_encoder(folder, tmp_path, shape):
     assert kdhub.open_task("text-embedding").load(tmp_path / "encoder").width == vectors.shape[1]
 
 
+def test_pooled_vectors_drop_out_before_they_are_projected(folder):
+    """As in the authors' code: of a projection that does nothing but add 7, no number is dropped itself."""
+    student = towers(folder, shape=Shape(top_layers=1, embed_dim=16))
+    network = student.module.train()
+    student.encoder.eval()
+    with torch.no_grad():
+        network.project.weight.copy_(torch.eye(16))
+        network.project.bias.fill_(7)
+    batch = student.collate(TextPairs().preparer(student, None)(
+        [{"sentence1": a, "sentence2": b} for a, b in zip(random_texts(40, seed=1), random_texts(40, seed=2))]
+    ))  # fmt: skip
+    seen = []
+    network.head.register_forward_pre_hook(lambda m, given: seen.append(torch.stack(given)))
+    torch.manual_seed(0)
+    network(batch)
+    assert 0.05 < (seen[0] == 7).float().mean() < 0.15 and not (seen[0] == 0).any()
+    network.eval()
+    assert not (network(batch)["embeddings"] == 7).any()
+
+
 def test_what_is_of_this_shape_stays(folder):
     student = towers(folder)
     head = student.module.head

@@ -8,12 +8,13 @@ first, and their cross-entropy is the logistic loss of that score. The students 
 (`kdhub_tasks.pairs.towers`).
 
 As in the authors' code: pooling of the last four layers without [CLS], head, alpha, rates, batch of 2 x 16, no decay
-of biases and norms, dropout of the pooled vectors (and in the encoder). Departures: the schedule counts optimiser
-steps, as the paper means; the code counts mini-batches, and with two a step ends half way down (`schedule_units:
-batches`). The last weights are kept, not those of the best epoch. The head `dot` has no layers after the product, where
-the code has two that would spoil an inner-product index. Ours are `symmetric`, that a head of values starts at their
-mean, and that a first token is pooled if it is a word, or all that a text has. The start from the teacher's encoder, an
-ablation, is the student `towers:teacher`.
+of biases and norms, dropout of the pooled vectors before a projection (and in the encoder). Departures: the schedule
+counts optimiser steps, as the paper means; the code counts mini-batches, and with two a step ends half way down
+(`schedule_units: batches`). The last weights are kept, not those of the best epoch. The head `dot` has no layers after
+the product, where the code has two that would spoil an inner-product index. `cls` is the first token's last state, as
+sentence encoders pool it; the code's is BERT's pooler, a layer that other encoders lack and sentence encoders do not
+run. Ours are `symmetric`, that a head of values starts at their mean, and that a first token is pooled if it is a word,
+or all that a text has. The start from the teacher's encoder, an ablation, is the student `towers:teacher`.
 
 With alpha = 0 these are plain Siamese towers. A student that reads both texts together would be ordinary distillation;
 it is refused, because it gives no `embeddings`.
@@ -49,7 +50,9 @@ class Dse(ObjectiveMethod):
 
     class Options(TrainingOptions):
         alpha: float = Field(0.5, ge=0, le=1, description="weight of the teacher's scores; 1 - alpha is that of labels")
-        pooler: Pooler = Field("concat_top_mean", description="how a text's states become one vector")
+        pooler: Pooler = Field(
+            "concat_top_mean", description="how states become one vector; cls: the first token's last"
+        )
         include_cls: bool = Field(False, description="include a special first token, such as [CLS], in pooling")
         top_layers: int = Field(4, ge=1, description="last layers that are pooled")
         embed_dim: int = Field(-1, ge=-1, description="width of a linear layer behind pooling; -1 for none")

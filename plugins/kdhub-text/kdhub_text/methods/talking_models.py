@@ -27,7 +27,8 @@ of L_MC, is not offered). Rows have classes: no regression, no recommendation. I
 `freeze_teacher: false`, a copy of the upper blocks trained at the rate of the rest. There is no `consult`, a student
 that needs its teacher in use.
 
-Control: `one_way`, in which the teacher reads x itself and the student's message is not used. After training,
+Control: `one_way`, in which the teacher reads x itself and the student's message is not used. Its answer is the same
+in every round, so the mean over `rounds` is that of one. After training,
 `permutation-ratio` is L_I with the first message from another row over L_I, 1 without a message, and
 `message-dependence` is the change of the answer when the message is 0, over its size.
 """
@@ -75,7 +76,7 @@ class TalkingModels(ObjectiveMethod):
             None, ge=1, le=65536, description="numbers in a message; default the smallest width"
         )
         codec: Literal["mlp", "linear"] = Field("mlp", description="encoders and decoders: one hidden layer, or none")
-        rounds: int = Field(1, ge=1, le=5, description="rounds of message and answer")
+        rounds: int = Field(1, ge=1, le=5, description="rounds of message and answer; all alike with one_way")
         w_interact: float = Field(1.0, ge=0, description="weight of the answer against the student's own state")
         w_mc: float = Field(0.1, ge=0, description="weight of message consistency: the same message for the same input")
         w_sc: float = Field(0.1, ge=0, description="weight of state consistency: what is decoded is what was encoded")
