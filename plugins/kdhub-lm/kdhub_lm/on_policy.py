@@ -44,7 +44,7 @@ def responded(
     for key in batch["keys"].tolist():
         rows.append(key + (seen[key] << 32))  # a row that is twice in a batch gets two responses
         seen[key] += 1
-    written = student.generate(prompts, how, seed, rows, mixed)
+    written = student.generate(prompts, how, seed, rows, mixed, trained=True)
     if not any(written):
         return dict(batch)
     made = {**written_batch(student, prompts, written), "keys": batch["keys"]}

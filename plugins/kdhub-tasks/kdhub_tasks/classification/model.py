@@ -158,7 +158,7 @@ class TokenClassifier(TextClassifier):
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         chunks, places = self._chunks([e["words"] for e in examples])
-        batch = padded([ids for ids, _ in chunks], self.tokenizer.pad_token_id or 0)
+        batch = padded([ids for ids, _ in chunks], self.pad)
         width = batch["input_ids"].shape[1]
         # Of what both models can see: a row may have fewer words than this one alone would take.
         at = [c * width + first for e, row in zip(examples, places) for c, first in row[: len(e["words"])]]

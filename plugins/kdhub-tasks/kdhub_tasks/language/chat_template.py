@@ -87,6 +87,20 @@ def tokens_in(offsets: Sequence[tuple[int, int]], spans: Spans) -> list[int]:
     return found
 
 
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an answer in the tokenizer's chat template, None where it has none."""
+    if not tokenizer.chat_template:
+        return None
+    said = "answer"
+    try:
+        whole = render(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
+    except DataError:
+        return None
+    after = whole.rpartition(said)[2].lstrip()
+    known = {token.content: n for n, token in tokenizer.added_tokens_decoder.items() if token.content}
+    return known.get(max(filter(after.startswith, known), key=len, default=""))
+
+
 def before_answer(messages: Sequence[Message]) -> list[dict[str, str]]:
     """The messages before the last answer: all of them where the user speaks last."""
     answered = messages[-1]["role"] == "assistant"

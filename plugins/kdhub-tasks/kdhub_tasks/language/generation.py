@@ -152,7 +152,7 @@ def answered(
     Raises:
         TeacherError: all answers are empty.
     """
-    key = {"of": digest_of(table), "teacher": dict(teacher.identity), "how": how.kind, "samples": samples}
+    key = {"of": digest_of(table), "teacher": dict(teacher.identity_of(how.kind)), "how": how.kind, "samples": samples}
 
     def rows() -> Iterator[dict[str, Any]]:
         empty = 0

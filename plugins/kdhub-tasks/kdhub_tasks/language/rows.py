@@ -31,6 +31,8 @@ from kdhub_tasks.language import chat_template, groups
 from kdhub_tasks.language.spec import COLUMNS
 
 Row = Mapping[str, Any]
+LONGEST = 2048
+"""Tokens of a row, where a model says nothing of its limit."""
 
 
 @dataclass
@@ -244,9 +246,3 @@ def with_answer(row: Row, text: str) -> dict[str, Any]:
 def vocabulary(tokenizer: Any) -> str:
     """Digest of the tokens and their ids."""
     return hashlib.sha256(canonical_json(tokenizer.get_vocab())).hexdigest()
-
-
-def max_length(config: Any, tokenizer: Any) -> int:
-    """The most tokens of a row for a model with this configuration."""
-    limit = getattr(config, "max_position_embeddings", None) or 2048
-    return min(n for n in (limit, tokenizer.model_max_length) if n)
