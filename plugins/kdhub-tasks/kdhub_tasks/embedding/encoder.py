@@ -228,8 +228,10 @@ def prompt_lengths(model: SentenceTransformer, cutter: Cutter, prompts: Sequence
     """Tokens of each text's prompt for a model that excludes them from pooling; None for all others."""
     if not leaves_prompt_out(model):
         return None
-    # Without the end marker that the prompt has when it is tokenised alone.
-    of = {p: len(cutter.ids([p])[0]) - 1 if p else 0 for p in set(prompts)}
+    special, of = set(model.tokenizer.all_special_ids), {"": 0}
+    for prompt in set(prompts) - {""}:
+        (ids,) = cutter.ids([prompt])
+        of[prompt] = len(ids) - (ids[-1] in special)  # the end marker that it has when it is tokenised alone
     return [of[p] for p in prompts]
 
 
