@@ -184,7 +184,7 @@ class SelfData(Supervised):
         rewritten = Data.from_rows(name, made, key=key, ref=f"made:{name}").split("train")
         self.kept = f"{sum(rewritten['kept'])} of {len(rewritten)} answers were rewritten by the unpruned model"
         prepare = run.task.preparer(run.student, None, **self.settings())
-        return Rows.build(rewritten, prepare, row_key).learnable()
+        return Rows.build(rewritten, prepare, row_key).readable("rewritten rows").learnable()
 
     def needs(self, teacher: Any) -> tuple[str, ...]:
         return ()  # its answers are in the rows

@@ -96,7 +96,7 @@ def answers(
     from kdhub.signals.stored import stored_signals
 
     prepare = teacher.task.preparer(None, teacher, prompts=how.max_new_tokens)
-    rows = Rows.build(table, prepare, row_key)
+    rows = Rows.build(table, prepare, row_key).readable("prompts")
     stored = (signals or partial(stored_signals, teacher))(rows, how.kind)
     once = distinct(rows.keys)
     counts = np.zeros((len(rows), 2), np.int64)
