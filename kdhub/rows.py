@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,38 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kdhub")
 
+SHOWN = 5
+"""Row numbers that a message lists, at most."""
+
 Example = dict[str, Any]
 """One prepared row. `content` (bytes) is what the teacher sees and what stored signals are keyed by; `length` (int)
 is its cost, in tokens where there are tokens, and 0 where nothing is left to learn; `cut` (bool) says that it was
-longer than the model takes. The rest belongs to the task."""
+longer than the model takes; `fault` (str), where there is one, why the models cannot read the row, which then has
+length 0. The rest belongs to the task."""
 
 
 Prepare = Callable[[list[dict[str, Any]]], list[Example]]
+
+
+class UnreadableRows(DataError):
+    """Raised where rows are prepared of which the models cannot read some.
+
+    Args:
+        examples: of all the rows; those of the bad ones have a `fault`, and nothing to be learnt or measured.
+    """
+
+    def __init__(self, examples: list[Example]):
+        faults = [(n, e["fault"]) for n, e in enumerate(examples, 1) if "fault" in e]
+        super().__init__(faults[0][1], rows=[n for n, _ in faults[:SHOWN]])
+        self.examples = examples
+
+
+def prepared(prepare: Prepare, rows: list[dict[str, Any]]) -> list[Example]:
+    """Examples of all rows, also of those that the models cannot read (`fault`)."""
+    try:
+        return prepare(rows)
+    except UnreadableRows as error:
+        return error.examples
 
 
 class Signals(dict):
@@ -45,6 +70,51 @@ def as_tensor(values: Any) -> torch.Tensor:
     return torch.as_tensor(values)
 
 
+class BadRows:
+    """Bad rows by cause: how many, and the first few row numbers."""
+
+    def __init__(self):
+        self.counts: dict[str, int] = {}
+        self.rows: dict[str, list[int]] = {}
+        self.numbers: dict[int, str] = {}
+
+    def add(self, cause: str, number: int) -> None:
+        self.numbers[number] = cause
+        self.counts[cause] = self.counts.get(cause, 0) + 1
+        first = self.rows.setdefault(cause, [])
+        if len(first) < SHOWN:
+            first.append(number)
+
+    def error(self, label: str, total: int, *, nothing_left: bool) -> DataError:
+        bad = sum(self.counts.values())
+        parts = []
+        for cause, count in sorted(self.counts.items(), key=lambda item: -item[1]):
+            rows = ", ".join(map(str, self.rows[cause]))
+            more = f" and {count - len(self.rows[cause])} more" if count > len(self.rows[cause]) else ""
+            parts.append(f"{count} {cause} (row{'s' if count > 1 else ''} {rows}{more})")
+        left = "; no row is left" if nothing_left else ""
+        return DataError(
+            f"{label}: {bad} of {total} rows {'is' if bad == 1 else 'are'} bad: {'; '.join(parts)}{left}",
+            rows=sorted(n for numbers in self.rows.values() for n in numbers)[:SHOWN],
+            hint=None if nothing_left else "correct them, or leave them out with `on_bad_rows: skip`",
+        )
+
+    def settle(self, label: str, total: int, on_bad_rows: str) -> None:
+        """Stop for bad rows, or say how many are left out.
+
+        Args:
+            on_bad_rows: "stop" or "skip".
+
+        Raises:
+            DataError: to stop for, or none of `total` rows is left.
+        """
+        bad = sum(self.counts.values())
+        if bad and (on_bad_rows == "stop" or bad == total):
+            raise self.error(label, total, nothing_left=bad == total)
+        if bad:
+            logger.warning("%s; left out", self.error(label, total, nothing_left=False).message)
+
+
 @dataclass
 class Rows:
     """The rows of one split as models see them, prepared again each time they are read.
@@ -58,6 +128,7 @@ class Rows:
         lengths: (n,) int32.
         truncated: how many were longer than the models take.
         kept: which of the rows that were read these are, None for all (see `learnable`).
+        bad: those that the models cannot read (`fault`), numbered from 1.
     """
 
     table: Any
@@ -66,12 +137,13 @@ class Rows:
     lengths: np.ndarray
     truncated: int = 0
     kept: np.ndarray | None = None
+    bad: BadRows = field(default_factory=BadRows)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
-        return self.prepare(plain_rows(self._arrow, np.asarray(indices).tolist()))
+        return prepared(self.prepare, plain_rows(self._arrow, np.asarray(indices).tolist()))
 
     def some(self, most: int) -> np.ndarray:
         """Numbers of at most so many rows, evenly spaced: the first ones of a file may all be alike."""
@@ -88,15 +160,29 @@ class Rows:
         n = len(table)
         keys = np.empty((n, 12), np.uint8)
         lengths = np.empty(n, np.int32)
-        truncated, at = 0, 0
+        truncated, at, bad = 0, 0, BadRows()
         arrow = table.with_format("arrow")
         for start in range(0, n, batch):
-            for example in prepare(plain_rows(arrow, range(start, min(start + batch, n)))):
+            for example in prepared(prepare, plain_rows(arrow, range(start, min(start + batch, n)))):
                 keys[at] = np.frombuffer(key(example["content"]), np.uint8)
                 lengths[at] = example["length"]
                 truncated += example["cut"]
                 at += 1
-        return cls(table, prepare, keys, lengths, truncated)
+                if "fault" in example:
+                    bad.add(example["fault"], at)
+        return cls(table, prepare, keys, lengths, truncated, bad=bad)
+
+    def readable(self, label: str, on_bad_rows: str = "stop") -> Rows:
+        """Without the rows that the models cannot read; by default there may be none (`BadRows.settle`)."""
+        self.bad.settle(label, len(self), on_bad_rows)
+        if not self.bad.counts:
+            return self
+        gone = {number - 1 for number in self.bad.numbers}
+        return self._only(np.array([n for n in range(len(self)) if n not in gone]))
+
+    def _only(self, kept: np.ndarray) -> Rows:
+        were = kept if self.kept is None else self.kept[kept]
+        return Rows(self.table.select(kept), self.prepare, self.keys[kept], self.lengths[kept], self.truncated, were)
 
     def learnable(self) -> Rows:
         """Without the rows of which nothing is left to learn.
@@ -112,7 +198,7 @@ class Rows:
         if not len(kept):
             raise DataError(what, hint="are they longer than the models take, or without anything to be learnt?")
         logger.warning("%s; they are left out", what)
-        return Rows(self.table.select(kept), self.prepare, self.keys[kept], self.lengths[kept], self.truncated, kept)
+        return self._only(kept)
 
 
 def plain_rows(table: Any, indices: Sequence[int]) -> list[dict[str, Any]]:

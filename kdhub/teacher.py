@@ -67,6 +67,11 @@ class Teacher(ABC):
     def identity(self) -> Mapping[str, Any]:
         """What makes its outputs its own: file digests, or model name and endpoint. Part of the store's key."""
 
+    def identity_of(self, kind: str) -> Mapping[str, Any]:
+        """What makes one kind of its outputs its own, where that is more than `identity`: what texts depend on beside
+        the weights. Stored signals are found by it."""
+        return self.identity
+
     @abstractmethod
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
         """One kind of signal for each example, in order, as named fields (`{"embedding": (n, width)}`).

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kdhub.data import forms
 from kdhub.errors import DataError
 from kdhub.files import canonical_json, home, write_json
+from kdhub.rows import BadRows
 
 if TYPE_CHECKING:
     import datasets
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 SCHEMA = 1  # of the prepared files: raised when checks or layout change, so that old ones are not used
 _BATCH, _BYTES = 1000, 2**18
 _PEEK = 100  # rows looked at to tell the form
-_SHOWN = 5
 # BEIR's names for our columns; used when nobody maps them.
 _ALIASES = {"id": "_id", "query_id": "query-id", "corpus_id": "corpus-id"}
 
@@ -208,7 +208,7 @@ def _write_rows(path: Path, source: Source, plan: Plan) -> dict[str, Any]:
     needed = forms.needed(plan.part or form)
     if columns is not None and set(needed) - set(columns):
         raise _missing(needed, columns, source.label)
-    bad, digest, check = _Tally(), hashlib.sha256(), _Check(form, plan)
+    bad, digest, check = BadRows(), hashlib.sha256(), _Check(form, plan)
     kept = total = 0
     with ArrowFile(path) as file:
         for number, row in rows:
@@ -237,34 +237,6 @@ def _write_rows(path: Path, source: Source, plan: Plan) -> dict[str, Any]:
         raise bad.error(source.label, total, nothing_left=not kept)
     size = path.stat().st_size
     return {"form": form, "rows": kept, "skipped": bad.counts, "fingerprint": digest.hexdigest(), "bytes": size}
-
-
-class _Tally:
-    """Bad rows by cause: how many, and the first few row numbers."""
-
-    def __init__(self):
-        self.counts: dict[str, int] = {}
-        self.rows: dict[str, list[int]] = {}
-
-    def add(self, cause: str, number: int) -> None:
-        self.counts[cause] = self.counts.get(cause, 0) + 1
-        first = self.rows.setdefault(cause, [])
-        if len(first) < _SHOWN:
-            first.append(number)
-
-    def error(self, label: str, total: int, *, nothing_left: bool) -> DataError:
-        bad = sum(self.counts.values())
-        parts = []
-        for cause, count in sorted(self.counts.items(), key=lambda item: -item[1]):
-            rows = ", ".join(map(str, self.rows[cause]))
-            more = f" and {count - len(self.rows[cause])} more" if count > len(self.rows[cause]) else ""
-            parts.append(f"{count} {cause} (row{'s' if count > 1 else ''} {rows}{more})")
-        left = "; no row is left" if nothing_left else ""
-        return DataError(
-            f"{label}: {bad} of {total} rows {'is' if bad == 1 else 'are'} bad: {'; '.join(parts)}{left}",
-            rows=sorted(n for numbers in self.rows.values() for n in numbers)[:_SHOWN],
-            hint=None if nothing_left else "correct them, or leave them out with `on_bad_rows: skip`",
-        )
 
 
 class _Check:

@@ -32,6 +32,7 @@ from typing import Any
 from kdhub.errors import KdhubError
 from kdhub.evaluation.report import COSTS
 from kdhub.metric import Measure
+from kdhub.rows import prepared
 from kdhub.task import NetworkTask
 
 BATCH = 32
@@ -288,10 +289,11 @@ class _Worker:
         self.own_folder = "folder" in request["subject"]
         self.rows: list[Any] = []
         if isinstance(self.task, NetworkTask):  # of others there is a size, and no pass to time
-            self.rows = [_restore(row) for row in request["rows"]]
+            rows = [_restore(row) for row in request["rows"]]
             pair = (self.model, None) if self.own_folder else (None, self.model)
             self.prepare: Callable = self.task.preparer(*pair)
             self.signal = self.task.primary_signal
+            self.rows = [row for row, e in zip(rows, prepared(self.prepare, rows)) if "fault" not in e]
         self.lengths = [example["length"] for example in self.prepare(self.rows)] if self.rows else []
 
     def start(self) -> dict[str, Any]:

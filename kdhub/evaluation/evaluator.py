@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from kdhub.metric import Measure
 from kdhub.plugins.registry import Entry
 from kdhub.recipes.recipe import Evaluation
 from kdhub.recipes.resolve import Resolver
-from kdhub.rows import Prepare, Rows, plain_rows
+from kdhub.rows import BadRows, Prepare, Rows, plain_rows, prepared
 from kdhub.signals.store import row_key
 from kdhub.specs import MetricSpec
 from kdhub.task import Encoder, NetworkTask, Task, View
@@ -91,11 +91,22 @@ class Evaluator:
             outputs = self._outputs(encode, data, split)
             given = self._outputs(teacher, data, split) if teacher is not None else None
             measures += self._score(outputs, subject, data, split, given)
+            self._settle(subject, encode, data, split)
             if given is not None and subject == "student" and getattr(self.options, "asymmetric", False):
                 mixed = self.task.mixed(outputs, given)
                 if mixed is not None:
                     measures += self._score(mixed, "asymmetric", data, split, None)
         return measures
+
+    def _settle(self, subject: str, encode: Encoder, data: Data, split: str) -> None:
+        """Stop for rows that a subject cannot read, or note how many were left out."""
+        bad, rows = BadRows(), len(data.split(split))
+        for number, cause in sorted(getattr(encode, "faults", {}).items()):
+            bad.add(cause, number)
+        bad.settle(f"{data.name} {split}", rows, self.on_bad_rows)
+        if bad.counts:
+            self.notes.append(f"{len(bad.numbers)} of {rows} rows of {data.name} {split} were left out for {subject}")
+            encode.faults.clear()
 
     def glance(self, encode: Encoder) -> tuple[str, float] | None:
         """One number, while training: the primary metric on the first data set, None when there is none."""
@@ -165,11 +176,13 @@ class Evaluator:
 
 @dataclass
 class _Encoder:
-    """See `kdhub.task.Encoder`. `open` makes the reader of a table."""
+    """See `kdhub.task.Encoder`. `open` makes the reader of a table; `faults` are the rows that could not be read, their
+    numbers and why."""
 
     prepare: Prepare | None
     open: Callable[[Any, str, Mapping[str, Any]], Callable[[int, int], dict[str, Any]]]
     model: Any = None
+    faults: dict[int, str] = field(default_factory=dict)
 
     def reader(self, table: Any, kind: str, **how: Any) -> Callable[[int, int], dict[str, Any]]:
         return self.open(table, kind, how)
@@ -203,12 +216,14 @@ def encoder_of(model: Any, prepare: Prepare | None) -> Encoder:
 
     def open(table: Any, kind: str, how: Mapping[str, Any]) -> Callable[[int, int], dict[str, Any]]:
         def read(start: int, stop: int) -> dict[str, Any]:
-            rows = [{**row, **how} for row in plain_rows(table, range(start, stop))]
-            return dict(model.signals(prepare(rows), kind))
+            examples = prepared(prepare, [{**row, **how} for row in plain_rows(table, range(start, stop))])
+            faults.update({n: e["fault"] for n, e in enumerate(examples, start + 1) if "fault" in e})
+            return dict(model.signals(examples, kind))
 
         return read
 
-    return _Encoder(prepare, open, model)
+    faults: dict[int, str] = {}
+    return _Encoder(prepare, open, model, faults)
 
 
 def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Encoder:
@@ -216,6 +231,7 @@ def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Enc
 
     def open(table: Any, kind: str, how: Mapping[str, Any]) -> Callable[[int, int], dict[str, Any]]:
         rows = Rows.build(table, lambda plain: prepare([{**row, **how} for row in plain]), row_key)
+        faults.update(rows.bad.numbers)
         given = signals(rows, kind)
 
         def read(start: int, stop: int) -> dict[str, Any]:
@@ -226,7 +242,8 @@ def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Enc
 
         return read
 
-    return _Encoder(prepare, open)
+    faults: dict[int, str] = {}
+    return _Encoder(prepare, open, faults=faults)
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
     if teacher.members:
         return Joined(teacher, kind, [stored_signals(one, rows, own, dtype=dtype) for one, own in teacher.parts(kind)])
     fields = fields_of(teacher, kind, dtype)
-    key = {"teacher": teacher.identity, "signal": kind}
+    key = {"teacher": teacher.identity_of(kind), "signal": kind}
     store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
     report = store.fill(
         rows.keys,

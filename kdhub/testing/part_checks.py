@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import SkipTest
@@ -121,6 +122,14 @@ def equal_examples_get_equal_signals(bench: Bench) -> None:
 
 
 @check("teacher")
+def signals_do_not_depend_on_the_batch(bench: Bench) -> None:
+    """Each example's signals are the same alone and beside longer and shorter ones: padding counts nowhere."""
+    for teacher, rows, gives in _teachers(bench):
+        for kind in gives:
+            _same_alone(teacher, rows, kind)
+
+
+@check("teacher")
 def identity_is_stable(bench: Bench) -> None:
     """Two teachers of one source have one identity, of JSON values: stored signals are found by it."""
     for (one, *_), (two, *_) in zip(_teachers(bench), _teachers(bench)):
@@ -192,6 +201,16 @@ def student_saves_and_loads_to_the_same_output(bench: Bench) -> None:
 
 
 @check("student")
+def outputs_do_not_depend_on_the_batch(bench: Bench) -> None:
+    """What it gives for a row, by `signals` and in a batch of training, is the same alone and beside longer rows."""
+    for student, rows, task, _ in _students(bench):
+        if student.module is None:
+            raise SkipTest("it is not a network")
+        _same_alone(student, rows, task.primary_signal)
+        _same_in_a_batch(task, student, rows)
+
+
+@check("student")
 def students_are_saved_without_pickles(bench: Bench) -> None:
     from kdhub.hub.trust import PICKLES
 
@@ -257,6 +276,51 @@ def traits_are_true(bench: Bench) -> None:
     assert counts.get("positions") == len(logits), f"counts says {counts.get('positions')} positions, not {len(logits)}"
     labelled = int((batch["labels"] >= 0).sum())
     assert counts.get("labels") == labelled, f"counts says {counts.get('labels')} labels, not {labelled}"
+
+
+@check("task")
+def models_do_not_see_the_batch(bench: Bench) -> None:
+    """So do the student and the teacher of its tiny recipe."""
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    if not isinstance(task, NetworkTask):
+        raise SkipTest("its models are not networks")
+    student = _start(resolver, task, recipe, parts)
+    rows = _examples(task, parts, student, None)
+    _same_alone(student, rows, task.primary_signal)
+    _same_in_a_batch(task, student, rows)
+    if recipe.teacher is not None:
+        teacher = resolver.teacher(recipe.teacher, task.name)
+        _same_alone(teacher, _examples(task, parts, None, teacher), task.primary_signal)
+
+
+@check("task")
+def texts_end_where_the_model_says(bench: Bench) -> None:
+    """Where models write texts: one more end token in a teacher's `generation_config.json` ends them, and is no part of
+    them."""
+    if "text" not in bench.spec.writes:
+        raise SkipTest("its models write no texts")
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    folder = bench.empty_folder() / "teacher"
+    shutil.copytree(resolver.teacher(recipe.teacher, task.name).folder, folder)
+
+    def written() -> tuple[Any, list[tuple[str, bool]]]:
+        teacher = resolver.teacher(Ref(source=f"path:{folder}"), task.name)
+        given = teacher.signals(
+            _examples(task, parts, None, teacher, prompts=8), 'text:{"max_new_tokens":8,"temperature":1}'
+        )
+        texts = [bytes(text).decode(errors="replace") for text in given["text"]]
+        return teacher.tokenizer, list(zip(texts, map(bool, given["ended"])))
+
+    tokenizer, before = written()
+    tokens = {c: tokenizer(c, add_special_tokens=False)["input_ids"] for text, _ in before for c in text if c.isalnum()}
+    letter, (end,) = next((c, ids) for c, ids in tokens.items() if len(ids) == 1)
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    ends = np.atleast_1d(settings.get("eos_token_id") or []).astype(int).tolist()
+    file.write_text(json.dumps({**settings, "eos_token_id": [*ends, end]}))
+    for (whole, _), (text, ended) in zip(before, written()[1]):
+        if letter in whole:
+            assert (text, ended) == (whole.partition(letter)[0], True), f"{whole!r} goes on after its end {letter!r}"
 
 
 @check("task")
@@ -379,6 +443,39 @@ def _source(bench: Bench, key: str, task: str) -> dict[str, Any]:
     raise SkipTest(f"its spec gives no example of {bench.spec.argument}, and the tiny recipe has none")
 
 
+def _same_alone(model: Any, rows: list[Any], kind: str) -> None:
+    """Signals of all rows together, the longest first, and of each alone."""
+    rows = sorted(rows, key=lambda row: -row["length"])
+    for name, values in model.signals(rows, kind).items():
+        for row, value in zip(rows, values):
+            _equal_apart(value, model.signals([row], kind)[name][0], f"{kind}: {name}")
+
+
+def _same_in_a_batch(task: Any, student: Any, rows: list[Any]) -> None:
+    """A forward pass of all rows, and of each alone: one row after the other, where rows have several outputs."""
+    import torch
+    from accelerate.utils import send_to_device
+
+    module, kind = student.module.to(device()).eval(), task.primary_signal
+
+    def given(some: list[Any]) -> Any:
+        with torch.no_grad():
+            return task.forward(module, send_to_device(task.collate(some, student), device()))[kind].float().cpu()
+
+    _equal_apart(given(rows).numpy(), torch.cat([given([row]) for row in rows]).numpy(), f"{kind} of a forward pass")
+
+
+def _equal_apart(beside: Any, alone: Any, what: str) -> None:
+    if isinstance(alone, str):
+        assert beside == alone, f"{what} of an example depends on the examples beside it"
+        return
+    beside, alone = np.asarray(beside, np.float64), np.asarray(alone, np.float64)
+    assert beside.shape == alone.shape, f"{what} has the shape {alone.shape} alone and {beside.shape} beside others"
+    most = np.abs(alone).max(initial=0.0)  # arithmetic may be bfloat16
+    worst = np.abs(beside - alone).max(initial=0.0)
+    assert worst <= 1e-2 * most + 1e-6, f"{what} of an example depends on the examples beside it, by {worst:.2g}"
+
+
 def _parts(task: Any, recipe: Recipe, resolver: Resolver) -> list[tuple[Data, str]]:
     parts = []
     for ref in recipe.data["train"]:
@@ -395,10 +492,12 @@ def _world(bench: Bench, task_name: str) -> tuple[Resolver, Any, Recipe, list[tu
     return resolver, task, recipe, _parts(task, recipe, resolver)
 
 
-def _examples(task: Any, parts: list[tuple[Data, str]], student: Any, teacher: Any) -> list[Any]:
+def _examples(task: Any, parts: list[tuple[Data, str]], student: Any, teacher: Any, **settings: Any) -> list[Any]:
     table = task.training_table(parts)
     columns = table[: min(8, len(table))]
-    return task.preparer(student, teacher)([dict(zip(columns, values)) for values in zip(*columns.values())])
+    return task.preparer(student, teacher, **settings)(
+        [dict(zip(columns, values)) for values in zip(*columns.values())]
+    )
 
 
 def _tasks(bench: Bench, declared: tuple[str, ...] | None) -> list[str]:

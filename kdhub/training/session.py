@@ -130,13 +130,15 @@ class Session:
                 raise CompatibilityError(why, hint=f"method {self.recipe.method} learns from the teacher's {signal}")
         prepare = self.task.preparer(self.student, self.teacher, **settings)
         logger.info("reading %d %s rows", len(table), use)
-        rows = Rows.build(table, prepare, row_key).learnable()
+        read = Rows.build(table, prepare, row_key)
+        whole = " and ".join(f"{data.name} {split}" for data, split in parts)
+        rows = read.readable(whole, self.recipe.on_bad_rows).learnable()
         used = [describe_data(data, split, use) for data, split in parts]
         self._note_data(used)
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
         facts = {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
-        self.run.add_provenance(rows={use: facts})
+        self.run.add_provenance(rows={use: facts | ({"skipped": read.bad.counts} if read.bad.counts else {})})
         return rows
 
     def table(self, use: str) -> Any:
@@ -364,7 +366,8 @@ class Session:
         domains = []
         for data, split in kept:
             table = self.task.training_table([(data, split)])
-            domains.append(Rows.build(table.select(range(min(wanted.rows, len(table)))), prepare, row_key))
+            rows = Rows.build(table.select(range(min(wanted.rows, len(table)))), prepare, row_key)
+            domains.append(rows.readable(f"validation rows of {data.name}", self.recipe.on_bad_rows))
 
         def mean(rows: Rows, outputs: Callable[[np.ndarray, Any], Signals]) -> float:
             losses = []

@@ -39,7 +39,7 @@ def verify_run(
     def live(store: SignalStore) -> Any:
         asked = [session.teacher, *session.teacher.members]
         key = canonical_json(store.key["teacher"])
-        teacher = next((one for one in asked if canonical_json(one.identity) == key), asked[0])
+        teacher = next((one for one in asked if canonical_json(one.identity_of(store.key["signal"])) == key), asked[0])
 
         def compute(indices: np.ndarray) -> Any:
             return teacher.signals(rows[indices], store.key["signal"])

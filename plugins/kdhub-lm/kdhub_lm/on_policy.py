@@ -40,15 +40,15 @@ def responded(
     Args:
         mixed: see `CausalLm.generate`.
     """
-    prompts = prompts_of(batch)
-    written = student.generate(prompts, how, seed, told_apart(batch["keys"].tolist()), mixed)
+    prompts, rows = prompts_of(batch), response_seeds(batch["keys"].tolist())
+    written = student.generate(prompts, how, seed, rows, mixed, trained=True)
     if not any(written):
         return dict(batch)
     made = {**written_batch(student, prompts, written), "keys": batch["keys"]}
     return {name: value.to(batch["input_ids"].device) for name, value in made.items()}
 
 
-def told_apart(keys: Sequence[int]) -> list[int]:
+def response_seeds(keys: Sequence[int]) -> list[int]:
     """A number for each row of a batch, by its key (32 bits) and how often that came before, also on ranks before this
     one: a row that is twice in a batch gets two responses."""
     import torch

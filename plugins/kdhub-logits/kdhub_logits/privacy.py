@@ -60,11 +60,12 @@ def by_tagger(tagger: Teacher) -> Scorer:
             places = [match.span() for match in re.finditer(r"\S+", text)]
             pieces += [(n, places[at : at + WORDS]) for at in range(0, len(places), WORDS)]
         rows = [{"tokens": [texts[n][a:b] for a, b in places]} for n, places in pieces]
-        given = tagger.signals(prepare(rows), "logits")["logits"] if rows else ()
-        for (n, places), logits in zip(pieces, given):
+        examples = prepare(rows)
+        given = tagger.signals(examples, "logits")["logits"] if rows else ()
+        for (n, places), example, logits in zip(pieces, examples, given):
             p = np.exp(logits - logits.max(1, keepdims=True))
-            for (a, b), rho in zip(places, 1 - p[:, outside] / p.sum(1)):
-                characters[n][a:b] = rho
+            for i, rho in zip(example["kept"], 1 - p[:, outside] / p.sum(1)):  # a word may be nothing to the tagger
+                characters[n][slice(*places[i])] = rho
         return [[float(own[a:b].max(initial=0.0)) for a, b in of] for own, of in zip(characters, spans)]
 
     return score

@@ -125,7 +125,7 @@ def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1, direction: str 
 def adaptive_kl(student: Tensor, teacher: Tensor, head: float = 0.5) -> Tensor:
     """AKL (arXiv:2404.02657): w KL(p || q) + (1 - w) KL(q || p), where w is the head's share of the gap |p - q|.
 
-    The head are the teacher's most probable classes that together have at most `head` of its mass, and the first one
+    The head is the teacher's most probable classes that together have at most `head` of its mass, and the first one
     always; as in the authors' code the class that crosses `head` is of the tail. The weights carry no gradient. Where
     p = q they are 1/2. A re-implementation (TAID's) has the crossing class in the head, sums from the least probable
     class, lets the gradient through the weights and takes the cross-entropy for the forward term.

@@ -18,6 +18,7 @@ from kdhub.rows import Example
 from kdhub_tasks import wrappers
 from kdhub_tasks.long import further_inputs, is_efficient
 from kdhub_tasks.models import TOKENS, Classifier
+from kdhub_tasks.reading import longest, settle_pad
 from kdhub_tasks.signals import LAYERED
 
 logger = logging.getLogger("kdhub")
@@ -83,15 +84,14 @@ class TextClassifier(Classifier):
         classes = class_names(model.config)
         network = with_wrappers(Transformer(model), model.config, classes, model.config.hidden_size)
         super().__init__(self.task_name, network, classes, start)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.pad = tokenizer, settle_pad(model, tokenizer)
         if is_efficient(model.config):
             self.kinds = tuple(kind for kind in self.kinds if kind != "attentions")
 
     @cached_property
     def max_length(self) -> int:
         """Tokens of a text that it takes, special ones included."""
-        limits = (getattr(self.module.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length)
-        return min((n for n in limits if n and n < 1_000_000), default=512)
+        return longest(self.module.model, self.tokenizer, default=512)
 
     @cached_property
     def vocabulary(self) -> str:
@@ -122,15 +122,15 @@ class TextClassifier(Classifier):
         return self.tokenizer(*sides, max_length=limit, **how)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
-        """Token ids, cut to what the model takes, and which texts were cut."""
+        """Token ids, cut to what the model takes, and which texts were cut; of a text without tokens one of padding."""
         given, cut = self.tokenized(texts, max_length=max_length)
-        return given["input_ids"], cut
+        return [ids or [self.pad] for ids in given["input_ids"]], cut
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         ids = [e["ids"] if e.get("by") is self.tokenizer else None for e in examples]
         if None in ids:  # prepared for another model
             ids = self.encode([e["text"] for e in examples])[0]
-        return padded(ids, self.tokenizer.pad_token_id or 0)
+        return padded(ids, self.pad)
 
     def save(self, folder: Path) -> None:
         self.module.model.save_pretrained(folder, safe_serialization=True)

@@ -17,6 +17,7 @@ from transformers import BertForTokenClassification
 
 import kdhub
 from kdhub.errors import DataError
+from kdhub.evaluation.evaluator import student_encoder
 from kdhub.plugins.registry import Registry
 from kdhub.recipes.folders import guess_task
 
@@ -41,6 +42,7 @@ def models(tmp_path):
                 "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
                 "max_input_chars_per_word": 100, "vocab": vocabulary,
             }  # fmt: skip
+            told["normalizer"] = {"type": "Replace", "pattern": {"String": NOTHING}, "content": ""}
             file.write_text(json.dumps(told))
         config = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": limit}))
@@ -76,8 +78,31 @@ def test_a_row_ends_with_the_last_word_that_both_models_see(models):
     assert example["words"] == ["bad", "feel"] and example["labels"] == [0, 2] and example["cut"]
     (alone,) = task.preparer(whole, None)(rows)
     assert len(alone["words"]) == 3 and not alone["cut"] and alone["content"] != example["content"]
-    (blank,) = task.preparer(whole, None)([{"tokens": ["bad", "", "a"]}])
-    assert blank["words"] == ["bad"] and blank["labels"] == [-1] and blank["cut"], "an empty word leaves no token"
+
+
+NOTHING = "\ufe0f"  # a variation selector, as it stands behind a sign in texts: the tokenizer strips it
+
+
+def test_a_word_without_tokens_gets_the_class_o_and_its_row_goes_on(models, tmp_path):
+    split, task = models("split", pieces=True, limit=8), TokenClassification()
+    words = ["bad", NOTHING, "a", ""]
+    assert split.encode_words([words])[1] == [[1, None, 4, None]]
+    (example,) = task.preparer(split, None)([{"tokens": words, "tags": ["B-bad", "O", "B-good", "O"]}])
+    assert example["words"] == ["bad", "a"] and example["kept"] == [0, 2] and example["labels"] == [0, 1]
+    assert not example["cut"], "nothing is longer than the model takes"
+    (empty,) = task.preparer(split, None)([{"tokens": [NOTHING], "tags": ["O"]}])
+    assert empty["length"] == 0 and split.signals([empty, example], "logits")["logits"][0].shape == (0, 3)
+    (long,) = task.preparer(split, None)([{"tokens": ["bad", NOTHING, "feel", "a", NOTHING]}])
+    assert long["kept"] == [0, 2] and long["cut"], "both reasons in one row"
+
+    rows = [{"tokens": words, "tags": ["O", "O", "B-bad", "O"]}, {"tokens": ["a"], "tags": ["O"]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with torch.no_grad():  # every token is the beginning of something bad
+        split.module.model.classifier.weight.zero_()
+        split.module.model.classifier.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    out = task.outputs(student_encoder(task, split), kdhub.open_data(f"path:{path}"), "train")
+    assert out.chosen.tolist() == [0, 2, 0, 2, 0]
 
 
 def test_entities_are_counted_whole():

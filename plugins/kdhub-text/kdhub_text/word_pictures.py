@@ -64,7 +64,7 @@ def word_states(model: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any
         for start in range(0, len(rows), 64):
             some = rows[start : start + 64]
             read = [one for one, _ in model.read([row["text"] for row in some])]
-            given = padded([one["ids"] for one in read], model.tokenizer.pad_token_id or 0)
+            given = padded([one["ids"] for one in read], model.pad)
             given = {name: values.to(device) for name, values in given.items()}
             states = base(**given).last_hidden_state.float().cpu().numpy()
             for n, (row, one, state) in enumerate(zip(some, read, states), start + 1):

@@ -10,6 +10,7 @@ from kdhub_tasks.language.students import byte_tokenizer
 
 from kdhub import open_data, open_teacher
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import BadRow
 from kdhub.errors import DataError, UsageError
 
 FORMS = ("responses", "conversations")
@@ -56,8 +57,12 @@ def chat(
             kept = {name: value for name, value in row.items() if name not in ("prompt", "response")}
             if loss_on != "assistant":
                 kept["loss_on"] = loss_on
-            for piece in chat_template.pieces(messages, fits) if fits else [messages]:
-                yield {**kept, "messages": piece}
+            try:
+                pieces = list(chat_template.pieces(messages, fits)) if fits else [messages]
+            except DataError as error:  # the template does not accept it
+                pieces = []
+                yield BadRow(error.message)
+            yield from ({**kept, "messages": piece} for piece in pieces)
 
     key = {"system": system, "loss_on": loss_on, "limit": limit, "tokens": tokens, "version": 1}
     return data.remade(f"chat:{argument}", rows, splits, key=key)

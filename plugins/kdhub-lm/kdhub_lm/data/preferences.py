@@ -87,7 +87,7 @@ def preferences(
             logger.info("%s and were dropped", what)
 
     key = {
-        "writer": None if author is None else {**author.identity, "how": how.kind, "samples": samples},
+        "writer": None if author is None else {**author.identity_of(how.kind), "how": how.kind, "samples": samples},
         "teacher": None if scorer is None else dict(scorer.identity),
         "version": 1,
     }

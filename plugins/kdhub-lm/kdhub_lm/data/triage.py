@@ -203,8 +203,8 @@ def triage(
 
     known = {
         "of": data.fingerprint("train"),
-        "model": dict(author.identity),
-        "expert": dict(master.identity) if master is not None else column,
+        "model": dict(author.identity_of(how.kind)),
+        "expert": dict(master.identity_of(how.kind)) if master is not None else column,
         "how": how.kind,
         "rules": vars(how_to_choose),
         "version": 1,

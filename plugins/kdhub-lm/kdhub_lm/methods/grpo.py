@@ -89,10 +89,9 @@ class Answers:
         how = Generation(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
         repeated = [prompt for prompt in prompts for _ in range(options.group_size)]
         rows = [key * options.group_size + n for key in keys for n in range(options.group_size)]
-        tokens = student.generate(repeated, how, seed, rows)
-        end = student.tokenizer.eos_token_id
-        texts = student.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cls(repeated, tokens, [bool(ids) and ids[-1] == end for ids in tokens], texts)
+        tokens = student.generate(repeated, how, seed, rows, trained=True)
+        texts, ended = student.texts(tokens)
+        return cls(repeated, tokens, ended, texts)
 
     def batch(self, student: Any) -> dict[str, Tensor]:
         """As a batch of responses; labels of a truncated one are -1."""
@@ -140,11 +139,11 @@ class PolicyGradient(ObjectiveMethod):
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         import torch
 
-        from kdhub_lm.on_policy import told_apart
+        from kdhub_lm.on_policy import response_seeds
 
         device, (prompts, keys) = batch["input_ids"].device, self.prompts(batch)
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        answers = Answers.of(self.policy, prompts, told_apart(keys), self.options, seed)
+        answers = Answers.of(self.policy, prompts, response_seeds(keys), self.options, seed)
         rewards = self.rewards(answers, batch).reshape(len(prompts), -1)
         made = {name: value.to(device) for name, value in answers.batch(self.student).items()}
         advantages = advantages_of(rewards).flatten().to(device)

@@ -151,7 +151,7 @@ def self_data(
     except ValidationError as error:
         raise UsageError(f"self-data:{argument}: {'; '.join(explain(error, Rewriting))}") from error
     data, model = open_data(argument, options=options), open_teacher(teacher, "causal-lm")
-    key = {"teacher": dict(model.identity), "how": how.model_dump(), "version": VERSION}
+    key = {"teacher": dict(model.identity_of(how.answers.kind)), "how": how.model_dump(), "version": VERSION}
     made = lambda split: rewrites(model, data.split(split), how, f"{argument} {split}")  # noqa: E731
     return data.remade(f"self-data:{argument}", made, data.splits, key=key)
 
@@ -177,14 +177,14 @@ class SelfData(Supervised):
         table = run.rows("train", prompts=o.answers.max_new_tokens).table
         key = {
             "of": digest_of(table),
-            "teacher": dict(run.teacher.identity), "how": how.model_dump(), "version": VERSION,
+            "teacher": dict(run.teacher.identity_of(how.answers.kind)), "how": how.model_dump(), "version": VERSION,
         }  # fmt: skip
         made = {"train": lambda: rewrites(run.teacher, table, how, "the training rows", run.signals)}
         name = "answers to the training rows, rewritten"
         rewritten = Data.from_rows(name, made, key=key, ref=f"made:{name}").split("train")
         self.kept = f"{sum(rewritten['kept'])} of {len(rewritten)} answers were rewritten by the unpruned model"
         prepare = run.task.preparer(run.student, None, **self.settings())
-        return Rows.build(rewritten, prepare, row_key).learnable()
+        return Rows.build(rewritten, prepare, row_key).readable("rewritten rows").learnable()
 
     def needs(self, teacher: Any) -> tuple[str, ...]:
         return ()  # its answers are in the rows

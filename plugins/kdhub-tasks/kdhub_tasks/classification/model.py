@@ -119,20 +119,20 @@ class TokenClassifier(TextClassifier):
 
     def encode_words(
         self, rows: Sequence[Sequence[str]], max_length: int | None = None
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of rows of words, cut to what the model takes, and where each word begins; words that are cut off,
-        or that the tokenizer leaves nothing of, end the row."""
+    ) -> tuple[list[list[int]], list[list[int | None]]]:
+        """Token ids of rows of words, cut to what the model takes, and where each word begins: None for a word that the
+        tokenizer leaves nothing of. A row ends before the first word that is cut off."""
         chunks, places = self._chunks(rows, max_length)
         ids: list[list[int]] = [[] for _ in rows]
         for chunk, of in chunks:
             ids[of] += chunk
-        return ids, [[at for _, at in row] for row in places]
+        return ids, [[place and place[1] for place in row] for row in places]
 
     def _chunks(
         self, rows: Sequence[Sequence[str]], max_length: int | None = None
-    ) -> tuple[list[tuple[list[int], int]], list[list[tuple[int, int]]]]:
-        """Token ids of each chunk and its row, and for each word of a row in which chunk it begins, and where. A row is
-        one chunk, cut, unless chunks overlap."""
+    ) -> tuple[list[tuple[list[int], int]], list[list[tuple[int, int] | None]]]:
+        """Token ids of each chunk and its row, and for each word of a row in which chunk it begins, and where, or None.
+        A row is one chunk, cut, unless chunks overlap."""
         limit = min(filter(None, (self.max_length, max_length)))
         overlap = getattr(self.module.model.config, "chunk_overlap", None)
         more = {} if overlap is None else {"stride": overlap, "return_overflowing_tokens": True}
@@ -151,15 +151,17 @@ class TokenClassifier(TextClassifier):
                         begins[row][word] = inside, chunk, at
                 before = word
         places = []
-        for row, found in zip(rows, begins):
-            end = next((w for w in range(len(row)) if w not in found), len(row))
-            places.append([found[w][1:] for w in range(end)])
+        for n, (row, found) in enumerate(zip(rows, begins)):
+            # Behind the last word of a row that was cut nobody knows which words are cut off and which have no tokens.
+            end = max(found, default=-1) + 1 if overlap is None and given[n].overflowing else len(row)
+            places.append([found[w][1:] if w in found else None for w in range(end)])
         return list(zip(ids, of)), places
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         chunks, places = self._chunks([e["words"] for e in examples])
-        batch = padded([ids for ids, _ in chunks], self.tokenizer.pad_token_id or 0)
+        batch = padded([ids for ids, _ in chunks], self.pad)
         width = batch["input_ids"].shape[1]
         # Of what both models can see: a row may have fewer words than this one alone would take.
-        at = [c * width + first for e, row in zip(examples, places) for c, first in row[: len(e["words"])]]
+        seen = [place for e, row in zip(examples, places) for place in row[: len(e["words"])]]
+        at = [place[0] * width + place[1] for place in seen if place]
         return {**batch, "at": torch.tensor(at, dtype=torch.long)}

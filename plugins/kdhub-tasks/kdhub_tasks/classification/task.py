@@ -382,7 +382,8 @@ class TextClassification(Classification):
 
 
 class TokenClassification(Classification):
-    """Rows of words as `tokens`, and a class for each of them as `tags` (numbers or names; missing: null or -1).
+    """Rows of words as `tokens`, and a class for each of them as `tags` (numbers or names; missing: null or -1). A word
+    that a tokenizer leaves nothing of, such as a variation selector, is left out; it counts as of the class O.
 
     Signals and labels are those of words, one row after the other: a loss over rows is here one over words. A batch
     also has `counts`, words of each row, `keys`, a number that a row's content gives, and, where asked for, `private`.
@@ -418,22 +419,25 @@ class TokenClassification(Classification):
             seen = [model.encode_words(words, limit) for model in models]
             made = []
             for n, row in enumerate(rows):
-                kept = min(len(firsts[n]) for _, firsts in seen)
+                firsts = [firsts[n] for _, firsts in seen]
+                end = min(map(len, firsts))
+                kept = [i for i in range(end) if all(row[i] is not None for row in firsts)]
                 given = row.get("tags")
                 if given is not None and len(given) != len(words[n]):
                     raise DataError(f"a row has {len(words[n])} tokens and {len(given)} tags: {' '.join(words[n][:8])}")
-                labels = [-1] * kept if given is None else [label_index(v, classes) for v in given[:kept]]
-                own = words[n][:kept]
+                labels = [-1 if given is None else label_index(given[i], classes) for i in kept]
+                own = [words[n][i] for i in kept]
                 ends = np.cumsum([len(word) + 1 for word in own]).tolist()
                 spans = [(end - len(word) - 1, end - 1) for word, end in zip(own, ends)]
                 private = {"private": scorer([" ".join(own)], [spans])[0]} if scorer else {}
                 made.append(
                     {
                         "words": own,
+                        "kept": kept,
                         "labels": labels,
                         "content": "\x1f".join(own).encode(),
-                        "length": len(seen[0][0][n]),
-                        "cut": kept < len(words[n]),
+                        "length": len(seen[0][0][n]) if kept else 0,
+                        "cut": end < len(words[n]),
                         **private,
                     }
                 )
@@ -467,10 +471,13 @@ class TokenClassification(Classification):
         lengths = np.array([len(row) for row in tags])
         unseen = np.full(len(self.classes), -30.0, np.float32)
         unseen[self.classes.index("O") if "O" in self.classes else 0] = 0.0
-        logits = [
-            np.concatenate([np.asarray(row, np.float32), np.tile(unseen, (n - len(row), 1))])
-            for row, n in zip(given, lengths)
-        ]
+        logits = [np.tile(unseen, (n, 1)) for n in lengths]
+        for number, (row, whole) in enumerate(zip(given, logits)):
+            at = range(len(whole))
+            if len(row) < len(whole):
+                (example,) = encode.prepare(plain_rows(table, [number]))
+                at = example["kept"]
+            whole[at] = row
         labels = np.array([label_index(v, self.classes) for row in tags for v in row])
         if (labels < 0).any():
             raise DataError(f"{data.name}, split {split!r}: a word has no tag to score against")

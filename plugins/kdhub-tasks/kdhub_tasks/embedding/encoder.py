@@ -20,6 +20,7 @@ from torch import nn
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.ranks import device, resolve_precision
+from kdhub_tasks.reading import NO_LIMIT, pad_of, positions
 
 __all__ = ["Dense", "Normalize", "Pooling", "SentenceTransformer", "StaticEmbedding", "Transformer"]
 
@@ -133,6 +134,8 @@ def features(model: nn.Module, ids: Sequence[Sequence[int]], pad: int, device: t
 
 
 def pad_id(model: SentenceTransformer) -> int:
+    if hasattr(model[0], "auto_model"):
+        return pad_of(model[0].auto_model.config, model.tokenizer)
     return getattr(model.tokenizer, "pad_token_id", None) or 0
 
 
@@ -203,8 +206,9 @@ def width(model: SentenceTransformer) -> int:
 
 def max_length(model: SentenceTransformer) -> int | None:
     """Tokens the model takes; None without a limit."""
-    limit = model.max_seq_length
-    return None if limit is None or limit > 1_000_000 else int(limit)
+    has = positions(model[0].auto_model) if hasattr(model[0], "auto_model") else None
+    limits = (model.max_seq_length, has)
+    return min((int(n) for n in limits if n is not None and 0 < n < NO_LIMIT), default=None)
 
 
 def trainable(model: SentenceTransformer) -> SentenceTransformer:
@@ -224,8 +228,10 @@ def prompt_lengths(model: SentenceTransformer, cutter: Cutter, prompts: Sequence
     """Tokens of each text's prompt for a model that excludes them from pooling; None for all others."""
     if not leaves_prompt_out(model):
         return None
-    # Without the end marker that the prompt has when it is tokenised alone.
-    of = {p: len(cutter.ids([p])[0]) - 1 if p else 0 for p in set(prompts)}
+    special, of = set(model.tokenizer.all_special_ids), {"": 0}
+    for prompt in set(prompts) - {""}:
+        (ids,) = cutter.ids([prompt])
+        of[prompt] = len(ids) - (ids[-1] in special)  # the end marker that it has when it is tokenised alone
     return [of[p] for p in prompts]
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from kdhub_tasks.embedding import encoder
 
+DOCUMENT = ("document", "passage", "corpus")
+"""What the library takes for the prompt of a document, the first that a model has."""
 PROBES = (
     "a",
     "The quick brown fox jumps over the lazy dog.",
@@ -74,11 +76,24 @@ class EmbeddingStudent(Student):
 
     @property
     def prompts(self) -> dict[str, str]:
-        return dict(self.module.prompts or {})
+        """Text put in front, by role, as the library does it: "" is the role of a text of which none is known
+        (`encode`, by `default_prompt_name`), a document's may be called `passage` or `corpus`, and a role without a
+        text of its own has the default."""
+        found = dict(self.module.prompts or {})
+        default = found.get(self.module.default_prompt_name or "")
+        documents = [found[name] for name in DOCUMENT if name in found]
+        if documents:
+            found.setdefault(DOCUMENT[0], documents[0])
+        return found if default is None else {"query": default, DOCUMENT[0]: default, **found, "": default}
 
     @prompts.setter
     def prompts(self, prompts: Mapping[str, str]) -> None:
-        self.module.prompts = dict(prompts)
+        own, default = {role: text for role, text in prompts.items() if role}, prompts.get("")
+        name = None
+        if default:
+            name = next((role for role, text in own.items() if text == default), "default")
+            own[name] = default
+        self.module.prompts, self.module.default_prompt_name = own, name
 
     @cached_property
     def cutter(self) -> encoder.Cutter:
@@ -157,6 +172,7 @@ class EmbeddingStudent(Student):
             "normalised": bool(np.all(np.abs(norms - 1) < 1e-3)),
             "max_length": self.max_length,
             "prompts": self.prompts,
+            "default_prompt": self.prompts.get(""),
         }
 
     def save(self, folder: Path) -> None:

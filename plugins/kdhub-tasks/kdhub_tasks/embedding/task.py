@@ -74,7 +74,8 @@ class TextEmbedding(NetworkTask):
 
         Settings:
             max_length: tokens at most, besides the models' own limits.
-            prompts: text put in front, by role; by default the teacher's, or without one the student's.
+            prompts: text put in front, by role, "" for rows without one; by default the teacher's, or without one
+                the student's.
         """
         prompts = settings.get("prompts")
         if prompts is None:

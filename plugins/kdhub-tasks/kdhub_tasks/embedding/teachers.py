@@ -79,7 +79,10 @@ class EncoderTeacher(SavedTeacher):
 
     @property
     def prompts(self) -> dict[str, str]:
-        return self.options.prompts if self.options.prompts is not None else self.facts["prompts"]
+        if self.options.prompts is not None:
+            return self.options.prompts
+        # facts of before say nothing of the default
+        return self.facts["prompts"] if "default_prompt" in self.facts else self.model.prompts
 
     @cached_property
     def cutter(self) -> Cutter:

@@ -33,11 +33,13 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False)
     """
     from jinja2 import TemplateError
 
+    if not messages:
+        raise DataError("nothing comes before the answer: a conversation without a prompt")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = TEMPLATE
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # whatever its code runs into
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the tokenizer's chat template does not accept a conversation of {roles}: {error}") from error
 
@@ -60,7 +62,8 @@ def text_and_targets(tokenizer: Any, messages: Sequence[Message], *, everything:
     for n, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        given, before = render(tokenizer, messages[:n]).rstrip(), render(tokenizer, messages[:n], prompt=True)
+        given = render(tokenizer, messages[:n]).rstrip() if n else ""
+        before = render(tokenizer, messages[:n], prompt=True) if n else _header(tokenizer, message)
         after = render(tokenizer, messages[: n + 1]).rstrip()
         if not (whole.startswith(given) and whole.startswith(after)):
             continue
@@ -70,6 +73,11 @@ def text_and_targets(tokenizer: Any, messages: Sequence[Message], *, everything:
         if len(given) <= start < end:
             spans.append((start, end))
     return text, spans
+
+
+def _header(tokenizer: Any, message: Message) -> str:
+    """What stands before an answer with which a conversation begins: what does not depend on what it says."""
+    return commonprefix([render(tokenizer, [{**message, "content": content}]) for content in "ab"])
 
 
 def tokens_in(offsets: Sequence[tuple[int, int]], spans: Spans) -> list[int]:
@@ -85,6 +93,20 @@ def tokens_in(offsets: Sequence[tuple[int, int]], spans: Spans) -> list[int]:
         if at < len(spans) and spans[at][0] <= start < end:
             found.append(n)
     return found
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an answer in the tokenizer's chat template, None where it has none."""
+    if not tokenizer.chat_template:
+        return None
+    said = "answer"
+    try:
+        whole = render(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
+    except DataError:
+        return None
+    after = whole.rpartition(said)[2].lstrip()
+    known = {token.content: n for n, token in tokenizer.added_tokens_decoder.items() if token.content}
+    return known.get(max(filter(after.startswith, known), key=len, default=""))
 
 
 def before_answer(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -8,13 +8,14 @@ number of processes. Rows that have ended leave the batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdhub_tasks.language.generation import Generation
+from kdhub_tasks.language.own_settings import Scores
 
 LEAVE = 0.75
 """Rows that have ended leave once at most this share of the batch goes on: leaving copies the cache of the others."""
@@ -28,14 +29,41 @@ def draws(seed: int, rows: Sequence[int], count: int) -> Tensor:
 
 
 @torch.no_grad()
+def takes_padding(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> bool:
+    """Whether a network writes after a padded prompt as after the same one alone, tried once, on prompts of different
+    lengths: some count the padding as positions or have no mask."""
+    if not hasattr(model, "_takes_padding"):
+        short, long = min(prompts, key=len, default=()), max(prompts, key=len, default=())
+        if len(short) == len(long):
+            return True
+        device, pair = next(model.parameters()).device, [list(short[-8:]), list(long[: len(short[-8:]) + 3])]
+        if "attention_mask" in inspect.signature(model.model.forward).parameters:
+            alone, beside = (_Reader(model, some, pad, device).logits()[0] for some in (pair[:1], pair))
+            model._takes_padding = bool((alone - beside).abs().max() <= 1e-2 * alone.abs().max())
+        else:
+            model._takes_padding = False
+    return model._takes_padding
+
+
+def together(lengths: Sequence[int], most: int, padding: bool) -> list[list[int]]:
+    """Prompts that are continued together: numbers of at most `most` neighbours; of one length unless `padding`."""
+    groups: list[list[int]] = []
+    for n, length in enumerate(lengths):
+        fits = groups and len(groups[-1]) < most and (padding or lengths[groups[-1][-1]] == length)
+        groups[-1].append(n) if fits else groups.append([n])
+    return groups
+
+
+@torch.no_grad()
 def write(
     models: Sequence[tuple[nn.Module, float]],
     prompts: Sequence[Sequence[int]],
     room: Sequence[int],
     numbers: Tensor | None,
     how: Generation,
-    end: int | None,
+    ended: Callable[[Sequence[int]], bool],
     pad: int,
+    scores: Sequence[Sequence[Scores]] = (),
 ) -> list[list[int]]:
     """Continue some prompts together.
 
@@ -46,7 +74,8 @@ def write(
         room: the most tokens each may get, at least one.
         numbers: (prompts, max(room)) in [0, 1); None for the most probable token of the first model.
         how: temperature and top_p.
-        end: the token that ends a continuation; it is part of it.
+        ended: whether a continuation ends with its last token, which is part of it.
+        scores: what changes the scores of the next token, for each prompt; with one model only.
 
     Returns:
         The token ids of each continuation.
@@ -56,18 +85,21 @@ def write(
     numbers = None if numbers is None else numbers.to(device)
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # those in the batch; some of them have ended
-    ended = [False] * len(prompts)
+    over = [False] * len(prompts)
     for place in range(max(room)):
+        every = [reader.logits() for reader, _ in readers[: 1 if numbers is None else None]]
+        if scores:
+            every = [_changed(every[0], [([*prompts[row], *written[row]], scores[row]) for row in rows])]
         if numbers is None:
-            tokens = readers[0][0].logits().argmax(-1)
+            tokens = every[0].argmax(-1)
         else:
-            p = sum(share * torch.softmax(reader.logits() / how.temperature, -1) for reader, share in readers)
+            p = sum(share * torch.softmax(z / how.temperature, -1) for z, (_, share) in zip(every, readers))
             tokens = drawn(p, numbers[rows, place], how.top_p)
         for row, token in zip(rows, tokens.tolist()):
-            if not ended[row]:
+            if not over[row]:
                 written[row].append(token)
-                ended[row] = token == end or len(written[row]) == room[row]
-        going = [n for n, row in enumerate(rows) if not ended[row]]
+                over[row] = ended(written[row]) or len(written[row]) == room[row]
+        going = [n for n, row in enumerate(rows) if not over[row]]
         if not going:
             break
         if len(going) <= LEAVE * len(rows):
@@ -77,6 +109,17 @@ def write(
         for reader, _ in readers:
             reader.add(tokens)
     return written
+
+
+def _changed(logits: Tensor, texts: Sequence[tuple[list[int], Sequence[Scores]]]) -> Tensor:
+    """Scores of the next token after each text, changed row by row: padding would count as text."""
+    made = logits.clone()
+    for n, (ids, changes) in enumerate(texts):
+        so_far, row = torch.tensor([ids], device=logits.device), made[n : n + 1]
+        for change in changes:
+            row = change(so_far, row)
+        made[n] = row[0]
+    return made
 
 
 def drawn(p: Tensor, numbers: Tensor, top_p: float = 1.0) -> Tensor:

@@ -96,7 +96,7 @@ def answers(
     from kdhub.signals.stored import stored_signals
 
     prepare = teacher.task.preparer(None, teacher, prompts=how.max_new_tokens)
-    rows = Rows.build(table, prepare, row_key)
+    rows = Rows.build(table, prepare, row_key).readable("prompts")
     stored = (signals or partial(stored_signals, teacher))(rows, how.kind)
     once = distinct(rows.keys)
     counts = np.zeros((len(rows), 2), np.int64)
@@ -152,7 +152,7 @@ def answered(
     Raises:
         TeacherError: all answers are empty.
     """
-    key = {"of": digest_of(table), "teacher": dict(teacher.identity), "how": how.kind, "samples": samples}
+    key = {"of": digest_of(table), "teacher": dict(teacher.identity_of(how.kind)), "how": how.kind, "samples": samples}
 
     def rows() -> Iterator[dict[str, Any]]:
         empty = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdhub.errors import ShapeError
-from kdhub.rows import Example, plain_rows
+from kdhub.rows import Example, plain_rows, prepared
 
 if TYPE_CHECKING:
     import datasets
@@ -30,7 +30,7 @@ DRAFT = 4
 def chunks(table: datasets.Dataset, prepare: Any, classes: int) -> Iterator[tuple[int, list[Example]]]:
     """(first row, examples) of consecutive rows whose logits fit into one chunk."""
     for first in range(0, len(table), LOOK):
-        examples = prepare(plain_rows(table, range(first, min(first + LOOK, len(table)))))
+        examples = prepared(prepare, plain_rows(table, range(first, min(first + LOOK, len(table)))))
         start = held = 0
         for n, example in enumerate(examples):
             numbers = len(example["labels"]) * classes

@@ -130,7 +130,7 @@ def preference_accuracy(out: Outputs) -> float:
     import datasets
     import numpy as np
 
-    from kdhub.rows import plain_rows
+    from kdhub.rows import plain_rows, prepared
 
     flat, groups, scores = [], [], []
     for n, row in enumerate(out.table):
@@ -139,7 +139,7 @@ def preference_accuracy(out: Outputs) -> float:
             groups.append(n)
             scores.append(score)
     table = datasets.Dataset.from_list(flat)
-    sizes = np.array([len(e["labels"]) for e in out.encode.prepare(plain_rows(table, range(len(table))))])
+    sizes = np.array([len(e["labels"]) for e in prepared(out.encode.prepare, plain_rows(table, range(len(table))))])
     means = np.add.reduceat(Outputs(out.encode, table).tokens.log_p, np.cumsum(sizes) - sizes) / sizes
     ahead = [
         np.sign(means[i] - means[j]) / 2 + 0.5

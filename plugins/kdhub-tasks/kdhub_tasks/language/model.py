@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,13 +15,15 @@ from torch import nn
 from kdhub.hub.trust import check_model_folder
 from kdhub.ranks import device
 from kdhub.rows import Example, Signals
-from kdhub_tasks.language.decoding import draws, write
+from kdhub_tasks.language.decoding import draws, takes_padding, together, write
 from kdhub_tasks.language.generation import Generation, encoded, is_text
 from kdhub_tasks.language.lora import merged
+from kdhub_tasks.language.own_settings import OwnSettings
 from kdhub_tasks.language.packing import packed
-from kdhub_tasks.language.rows import max_length, vocabulary
+from kdhub_tasks.language.rows import LONGEST, vocabulary
 from kdhub_tasks.models import Classifier
 from kdhub_tasks.positions import Head, TokenSignals
+from kdhub_tasks.reading import longest, pad_of
 from kdhub_tasks.transformer import padded
 
 BATCH = 32
@@ -92,17 +95,18 @@ class CausalLm(Classifier):
     batch = BATCH
     adapter: Any = None
     packing = False
+    _told = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         classes = min(len(tokenizer), model.config.vocab_size)
         super().__init__("causal-lm", LanguageModel(model, classes), [], start)
-        self.tokenizer = tokenizer
-        self.max_length = max_length(model.config, tokenizer)
+        self.tokenizer, self.pad = tokenizer, pad_of(model.config, tokenizer)
+        self.max_length = longest(model, tokenizer, default=LONGEST)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         if self.packing:
-            return packed(examples, self.max_length, self.tokenizer.pad_token_id or 0)
-        batch = padded([e["ids"] for e in examples], self.tokenizer.pad_token_id or 0)
+            return packed(examples, self.max_length, self.pad)
+        batch = padded([e["ids"] for e in examples], self.pad)
         width = batch["input_ids"].shape[1]
         at = [n * width + position for n, e in enumerate(examples) for position in e["at"]]
         return {**batch, "at": torch.tensor(at, dtype=torch.long)}
@@ -112,10 +116,16 @@ class CausalLm(Classifier):
             return super().signals(examples, kind)
         how = Generation.parse(kind)
         rows = [int.from_bytes(hashlib.sha256(e["content"]).digest()[:8], "big") for e in examples]
-        written = self.generate([e["ids"] for e in examples], how, how.seed, rows)
-        ends = {self.tokenizer.eos_token_id}
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return encoded(texts, [bool(ids) and ids[-1] in ends for ids in written])
+        return encoded(*self.texts(self.generate([e["ids"] for e in examples], how, how.seed, rows)))
+
+    def texts(self, written: Sequence[Sequence[int]]) -> tuple[list[str], list[bool]]:
+        """What it wrote as texts, without what ends them, and whether each was ended."""
+        own = self.own_settings
+        return [own.text(ids) for ids in written], [own.ended(ids) for ids in written]
+
+    @property
+    def own_settings(self) -> OwnSettings:
+        return OwnSettings(getattr(self.module.model, "generation_config", None), self.tokenizer)
 
     def generate(
         self,
@@ -124,6 +134,7 @@ class CausalLm(Classifier):
         seed: int,
         rows: Sequence[int] | None = None,
         mixed: tuple[CausalLm, float] | None = None,
+        trained: bool = False,
     ) -> list[list[int]]:
         """Its continuations of some prompts: token ids, with the end token where there is one. The process's random
         generators are left alone.
@@ -133,7 +144,13 @@ class CausalLm(Classifier):
             seed: of sampling.
             rows: a number for each prompt, from which and the seed its random numbers come; its index by default.
             mixed: a model with the same vocabulary, and its share in the mixture that each token is drawn from.
+            trained: whether these are samples to train on, to which its own settings do not apply (`own_settings`).
         """
+        own = self.own_settings
+        ends = [own, *([mixed[0].own_settings] if mixed else [])]
+        if not self._told:
+            own.tell(type(self.module.model).__name__, trained)
+            self._told = True
         models = [(self.module, 1.0)] if mixed is None else [(self.module, 1 - mixed[1]), (mixed[0].module, mixed[1])]
         rows = range(len(prompts)) if rows is None else rows
         room = [min(how.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
@@ -142,13 +159,14 @@ class CausalLm(Classifier):
         were = [model.model.training for model, _ in models]
         for model, _ in models:
             model.to(device()).model.eval()
-        for start in range(0, len(order), self.batch):
-            some = order[start : start + self.batch]
-            longest = max(room[i] for i in some)
-            numbers = draws(seed, [rows[i] for i in some], longest) if how.temperature else None
+        alike = all(takes_padding(model, [prompts[i] for i in order], self.pad) for model, _ in models)
+        for some in together([len(prompts[i]) for i in order], self.batch, alike):
+            some = [order[n] for n in some]
+            numbers = draws(seed, [rows[i] for i in some], max(room[i] for i in some)) if how.temperature else None
             continued = write(
                 models, [prompts[i] for i in some], [room[i] for i in some], numbers, how,
-                self.tokenizer.eos_token_id, self.tokenizer.pad_token_id or 0,
+                lambda ids: any(one.ended(ids) for one in ends), self.pad, [] if trained or not own.beyond_ends else
+                [own.scores(len(prompts[i]), room[i]) for i in some],
             )  # fmt: skip
             for i, ids in zip(some, continued):
                 written[i] = ids
@@ -173,10 +191,16 @@ class CausalLm(Classifier):
         return {"vocabulary": self.vocabulary, "widths": {kind: list(self.shape(kind)) for kind in self.kinds}}
 
     def like(self, network: nn.Module, start: Mapping[str, Any]) -> CausalLm:
+        network.generation_config = copy.deepcopy(self.module.model.generation_config)
         return CausalLm(network, self.tokenizer, start)
 
     def save(self, folder: Path) -> None:
-        self.plain_network.save_pretrained(folder, safe_serialization=True)
+        """With all that ends its texts in its generation settings, so that it ends them wherever it is loaded."""
+        network, own = self.plain_network, self.own_settings
+        if own.ends - set(own.listed):
+            ends = sorted(own.ends)
+            network.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        network.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
     def usage(self) -> str:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = -1
 """Token count of an answer for which the server gave none."""
+ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
+"""How servers say that a model ended its answer itself, by whichever of its ends."""
 
 
 class OpenAI(Endpoint):
@@ -187,7 +189,7 @@ class OpenAI(Endpoint):
         if not isinstance(text, str):
             raise malformed("its text is not a string")
         # half of a surrogate pair, which JSON allows and files do not
-        return text.encode("utf-8", "replace").decode(), choice.get("finish_reason") == "stop"
+        return text.encode("utf-8", "replace").decode(), choice.get("finish_reason") in ENDED
 
     # -- logits ---------------------------------------------------------------------------------------------------
 

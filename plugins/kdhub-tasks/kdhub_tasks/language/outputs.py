@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdhub.errors import CompatibilityError
-from kdhub.rows import plain_rows
+from kdhub.rows import plain_rows, prepared
 from kdhub.task import Encoder
 from kdhub_tasks.language import groups
 from kdhub_tasks.language.generation import READ, Generation, decoded
@@ -147,8 +147,10 @@ class Outputs:
 
     def writing(self, how: Generation, rows: int, samples: int = 1) -> Outputs:
         """The same with `samples` answers of the subject to each of the first rows."""
-        made = copy.copy(self)
-        made.texts = Texts(self.encode, self.table.select(range(min(rows, len(self.table)))), how, samples)
+        made, first = copy.copy(self), plain_rows(self.table, range(min(rows, len(self.table))))
+        prompts = prepared(self.encode.prepare, [{**row, "prompts": how.max_new_tokens} for row in first])
+        able = [n for n, example in enumerate(prompts) if "fault" not in example]
+        made.texts = Texts(self.encode, self.table.select(able), how, samples)
         return made
 
 

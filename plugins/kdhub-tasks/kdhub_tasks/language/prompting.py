@@ -51,7 +51,7 @@ class Prompter:
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"model": dict(self.model.identity), "how": self.how.kind, "chat": self.chat}
+        return {"model": dict(self.model.identity_of(self.how.kind)), "how": self.how.kind, "chat": self.chat}
 
     @property
     def name(self) -> str:

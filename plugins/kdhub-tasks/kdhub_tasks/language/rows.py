@@ -24,13 +24,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kdhub.errors import CompatibilityError, UsageError
+from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.files import canonical_json
-from kdhub.rows import Example
+from kdhub.rows import Example, UnreadableRows
 from kdhub_tasks.language import chat_template, groups
 from kdhub_tasks.language.spec import COLUMNS
 
 Row = Mapping[str, Any]
+LONGEST = 2048
+"""Tokens of a row, where a model says nothing of its limit."""
 
 
 @dataclass
@@ -141,10 +143,14 @@ class Encoding:
         """The assistant may speak in several places, so `at` need not be at the end of the row."""
         chat_template.require_offsets(self.tokenizer)
         chat_template.share_template(self.tokenizer, self.teacher_tokenizer)
-        targets = [
-            chat_template.text_and_targets(self.tokenizer, row["messages"], everything=row.get("loss_on") == "all")
-            for row in rows
-        ]
+        targets, faults = [], {}
+        for n, row in enumerate(rows):
+            try:
+                everything = row.get("loss_on") == "all"
+                targets.append(chat_template.text_and_targets(self.tokenizer, row["messages"], everything=everything))
+            except DataError as error:
+                faults[n] = error.message
+                targets.append(("", []))
         found = self.tokens([text for text, _ in targets], return_offsets_mapping=True)
         made = []
         for row, (text, spans), ids, offsets in zip(rows, targets, found["input_ids"], found["offset_mapping"]):
@@ -161,7 +167,7 @@ class Encoding:
                     "bytes": self._bytes_said(row, spans) if len(ids) == len(kept) else None,
                 }
             )
-        return made
+        return _readable(made, faults)
 
     @staticmethod
     def _bytes_said(row: Row, spans: chat_template.Spans) -> int | None:
@@ -178,14 +184,20 @@ class Encoding:
     def as_prompts(self, rows: Sequence[Row], answer: int) -> list[Example]:
         """Prompts for answers of `answer` tokens; `messages` for a model behind an API. The content is that of the
         prompt and of the number of the `sample`, not of the response."""
-        messages = [prompt_of(row) for row in rows]
+        messages, faults = [prompt_of(row) for row in rows], {}
         plain = not rows[0].get("messages")
         if plain:
             texts = [only["content"] for (only,) in messages]
         elif self.tokenizer is None:
             texts = [json.dumps(each, ensure_ascii=False) for each in messages]
         else:
-            texts = [chat_template.render(self.tokenizer, each, prompt=True) for each in messages]
+            texts = []
+            for n, each in enumerate(messages):
+                try:
+                    texts.append(chat_template.render(self.tokenizer, each, prompt=True))
+                except DataError as error:
+                    faults[n] = error.message
+                    texts.append("")
         ids = self.tokens(texts)["input_ids"] if self.tokenizer is not None else [None] * len(texts)
         begin = self.begin if plain and self.tokenizer is not None else []  # a chat template writes it itself
         made = []
@@ -199,7 +211,18 @@ class Encoding:
                 room = len(whole) if self.limit is None else max(1, self.limit - answer)
                 example |= {"ids": whole[-room:], "length": min(len(whole), room), "cut": len(whole) > room}
             made.append(example)
+        return _readable(made, faults)
+
+
+def _readable(made: list[Example], faults: Mapping[int, str]) -> list[Example]:
+    """
+    Raises:
+        UnreadableRows: a chat template does not accept these rows. Their examples are one token.
+    """
+    if not faults:
         return made
+    nothing = {"ids": [0], "at": [], "labels": [], "length": 0, "cut": False, "bytes": 0}
+    raise UnreadableRows([e | nothing | {"fault": faults[n]} if n in faults else e for n, e in enumerate(made)])
 
 
 FORMS: dict[str, Callable[[Encoding, Sequence[Row]], list[Example]]] = {
@@ -244,9 +267,3 @@ def with_answer(row: Row, text: str) -> dict[str, Any]:
 def vocabulary(tokenizer: Any) -> str:
     """Digest of the tokens and their ids."""
     return hashlib.sha256(canonical_json(tokenizer.get_vocab())).hexdigest()
-
-
-def max_length(config: Any, tokenizer: Any) -> int:
-    """The most tokens of a row for a model with this configuration."""
-    limit = getattr(config, "max_position_embeddings", None) or 2048
-    return min(n for n in (limit, tokenizer.model_max_length) if n)

@@ -23,8 +23,6 @@ def llama(argument: str, context: BuildContext) -> CausalLm:
     """
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    from kdhub_tasks.language.model import CausalLm
-
     settings = sizes("llama", argument, width=64, layers=2, heads=4, length=512)
     width, heads = settings["width"], settings["heads"]
     if width % (2 * heads):
@@ -46,7 +44,7 @@ def llama(argument: str, context: BuildContext) -> CausalLm:
         eos_token_id=tokenizer.eos_token_id,
     )
     set_seed(context.seed)
-    return CausalLm(LlamaForCausalLM(config), tokenizer, {"how": f"fresh llama:{argument}"})
+    return _fresh(LlamaForCausalLM(config), tokenizer, context, f"fresh llama:{argument}")
 
 
 def config(argument: str, context: BuildContext) -> CausalLm:
@@ -60,8 +58,6 @@ def config(argument: str, context: BuildContext) -> CausalLm:
         UntrustedError: it names code of its own.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
-
-    from kdhub_tasks.language.model import CausalLm
 
     given = _read(argument)
     what = f"student config:{given.get('model_type')}"
@@ -78,7 +74,16 @@ def config(argument: str, context: BuildContext) -> CausalLm:
         raise UsageError(f"student config needs a model_type, such as llama, qwen2 or gpt2: {argument[:80]}") from None
     except Exception as error:  # whatever the library says of sizes that do not fit
         raise UsageError(f"{what} is not a language model: {str(error).splitlines()[0]}") from error
-    return CausalLm(network.float(), tokenizer, {"how": f"fresh {made.model_type} from a configuration"})
+    return _fresh(network.float(), tokenizer, context, f"fresh {made.model_type} from a configuration")
+
+
+def _fresh(network: Any, tokenizer: Any, context: BuildContext, how: str) -> CausalLm:
+    """A student that ends its texts as the teacher does, from whose texts it may learn."""
+    from kdhub_tasks.language.model import CausalLm
+
+    if own := getattr(context.teacher, "own_settings", None):
+        network.generation_config.eos_token_id = sorted(own.ends) or None
+    return CausalLm(network, tokenizer, {"how": how})
 
 
 def tokenizer_for(context: BuildContext, length: int) -> tuple[Any, int]:

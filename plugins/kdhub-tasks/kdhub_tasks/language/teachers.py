@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
 from kdhub_tasks.language.generation import is_text, layout
-from kdhub_tasks.language.rows import max_length
+from kdhub_tasks.language.own_settings import OwnSettings
+from kdhub_tasks.language.rows import LONGEST
+from kdhub_tasks.reading import longest
 from kdhub_tasks.teachers import ModelTeacher
 
 
@@ -25,6 +27,21 @@ class LmTeacher(ModelTeacher):
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
         return self.model.signals(examples, kind) if is_text(kind) else super().signals(examples, kind)
 
+    def identity_of(self, kind: str) -> Mapping[str, Any]:
+        """Of texts also what its generation settings say, where that is more than the tokenizer's end token."""
+        marks = self.own_settings.marks if is_text(kind) else {}
+        return {**self.identity, "generation": marks} if marks else self.identity
+
+    @cached_property
+    def own_settings(self) -> OwnSettings:
+        from transformers import AutoConfig, GenerationConfig
+
+        tokenizer = self.tokenizer  # whose folder is checked first
+        if (self.folder / "generation_config.json").exists():
+            return OwnSettings(GenerationConfig.from_pretrained(self.folder, local_files_only=True), tokenizer)
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        return OwnSettings(GenerationConfig.from_model_config(config), tokenizer)
+
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -34,7 +51,11 @@ class LmTeacher(ModelTeacher):
 
     @cached_property
     def max_length(self) -> int:
-        from transformers import AutoConfig
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         tokenizer = self.tokenizer  # whose folder is checked first
-        return max_length(AutoConfig.from_pretrained(self.folder, local_files_only=True), tokenizer)
+        with torch.device("meta"):  # the network's parts, without weights
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            network = AutoModelForCausalLM.from_config(config)
+        return longest(network, tokenizer, default=LONGEST)

@@ -17,6 +17,7 @@ from kdhub_tasks.attention import without_square_mask
 from kdhub_tasks.long import further_inputs, is_efficient
 from kdhub_tasks.masked.masking import Tokens, mask_tokens, places, trim_space, ways
 from kdhub_tasks.models import Classifier
+from kdhub_tasks.reading import settle_pad
 from kdhub_tasks.transformer import TextClassifier, padded, with_fresh_head
 from kdhub_tasks.wrappers import LazySignals
 
@@ -65,7 +66,7 @@ class MaskedLm(TextClassifier):
         numbers = tokenizer.get_vocab().values()  # not how many there are: one may be left out
         network = Network(model, min(max(numbers) + 1, model.config.vocab_size))
         Classifier.__init__(self, self.task_name, network, [], start)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.pad = tokenizer, settle_pad(model, tokenizer)
 
     def read(self, texts: Sequence[str], max_length: int | None = None) -> list[tuple[Example, bool]]:
         """What fits of each text: `text`, its token `ids` and their `spans` of characters, without leading white space,
@@ -91,8 +92,8 @@ class MaskedLm(TextClassifier):
         rows, keys = [e["ids"] for e in mine], [e["key"] for e in mine]
         drawn = [e["drawn"] if "drawn" in e else mask_tokens(e["ids"], self.tokens, e["share"], e["key"]) for e in mine]
         batch = {
-            **padded(rows, self.tokenizer.pad_token_id or 0),
-            "original": padded(rows, self.tokenizer.pad_token_id or 0)["input_ids"],
+            **padded(rows, self.pad),
+            "original": padded(rows, self.pad)["input_ids"],
             "keys": torch.tensor(keys),
             "share": torch.tensor([e["share"] for e in mine], dtype=torch.float64),
             "whole": torch.tensor([e["whole"] for e in mine]),
@@ -112,7 +113,7 @@ class MaskedLm(TextClassifier):
             drawn: what `mask_tokens` gave for each row.
             whole: whether all tokens are positions, or the masked ones alone.
         """
-        batch = padded([ids for ids, _, _ in drawn], self.tokenizer.pad_token_id or 0)
+        batch = padded([ids for ids, _, _ in drawn], self.pad)
         width, at, labels, counts = batch["input_ids"].shape[1], [], [], []
         for n, (ids, (_, where, truth)) in enumerate(zip(rows, drawn)):
             true = dict(zip(where, truth))

@@ -64,7 +64,7 @@ class PairClassifier(SortedRows, TextClassifier):
         tokens = [e["tokens"] if e.get("by") is self else None for e in examples]
         if None in tokens:  # prepared for another model
             tokens = [read["tokens"] for read in self.encode_pairs([e["pair"] for e in examples])]
-        batch = padded([ids for ids, _ in tokens], self.tokenizer.pad_token_id or 0)
+        batch = padded([ids for ids, _ in tokens], self.pad)
         if tokens[0][1] is not None:
             batch["token_type_ids"] = padded([kinds for _, kinds in tokens], 0)["input_ids"]
         return batch

@@ -95,7 +95,7 @@ class Reader(TextClassifier):
         if any(e["by"] != self.vocabulary for e in examples):  # prepared for another model
             examples = self.encode_questions([e["texts"] for e in examples])
         ids, kinds, of_text = zip(*(e["tokens"] for e in examples))
-        batch = padded(ids, self.tokenizer.pad_token_id or 0)
+        batch = padded(ids, self.pad)
         batch["of_text"] = padded(of_text, 0)["input_ids"]
         if kinds[0] is not None:
             batch["token_type_ids"] = padded(kinds, 0)["input_ids"]

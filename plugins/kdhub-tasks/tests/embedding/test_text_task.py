@@ -60,7 +60,8 @@ def vectors(model, texts, role: str = "", **settings) -> np.ndarray:
     examples = prepare([{"text": t, "role": role} for t in texts])
     if is_teacher:
         return model.signals(examples, "embedding")["embedding"]
-    return encoder.encode(model.module, [e["ids"] for e in examples], precision="float32")
+    prompts = encoder.prompt_lengths(model.module, model.cutter, [e["prompt"] for e in examples])
+    return encoder.encode(model.module, [e["ids"] for e in examples], precision="float32", prompt_lengths=prompts)
 
 
 def build(kind: str, argument: str, teacher, seed: int = 0):
@@ -90,6 +91,34 @@ def test_a_teacher_gives_what_sentence_transformers_gives(tiny, teacher, texts, 
             atol=1e-5,
         )
     assert teacher(folder).normalised is settings.get("normalise", True)
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize(
+    "prompts, default",
+    [
+        ({"s2s": "kabel lobel: "}, "s2s"),
+        ({"query": "kabel: ", "passage": "mipum: "}, "passage"),
+        ({"query": "kabel: ", "passage": "mipum: "}, None),
+    ],
+)
+def test_rows_get_the_prompt_that_the_library_gives_them(
+    tiny, teacher, texts, tmp_path, prompts, default, include_prompt
+):
+    """Rows without a role that of `default_prompt_name`; also after a student of it is saved."""
+    folder = shutil.copytree(tiny.encoder(prompts=prompts, include_prompt=include_prompt), tmp_path / "teacher")
+    config = folder / "config_sentence_transformers.json"
+    named = {"prompts": prompts, "default_prompt_name": default}
+    config.write_text(json.dumps(json.loads(config.read_text()) | named))
+    guide, student = teacher(folder), build("path", str(folder), None)
+    student.prompts = guide.prompts
+    (tmp_path / "student").mkdir()
+    student.save(tmp_path / "student")
+    for place in (folder, tmp_path / "student"):
+        own = SentenceTransformer(str(place), device="cpu")
+        for role, encode in {"": own.encode, "query": own.encode_query, "document": own.encode_document}.items():
+            for model in (guide, build("path", str(tmp_path / "student"), None)):
+                np.testing.assert_allclose(vectors(model, texts, role), encode(texts), atol=1e-5, err_msg=role)
 
 
 def test_a_plain_transformers_folder_is_mean_pooled_as_teacher_and_as_student(tiny, teacher, texts):

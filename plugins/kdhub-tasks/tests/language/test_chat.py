@@ -211,3 +211,55 @@ def test_a_long_conversation_is_cut_between_questions():
     assert ["".join(m["content"][0] for m in piece[1::2]) for piece in found] == ["ab", "d", "ef"]
     assert all(piece[0]["role"] == "system" and len(piece) % 2 == 1 for piece in found)
     assert list(chat_template.pieces(messages, lambda piece: False)) == []
+
+
+# -- conversations that a template does not accept --------------------------------------------------------------------
+
+STRICT = "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}" \
+    "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}" \
+    "{{ '[assistant]' if add_generation_prompt }}"  # fmt: skip
+GREETING = [{"role": "assistant", "content": "how can I help?"}, *ONE]
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_a_conversation_may_begin_with_the_assistant(template):
+    tokenizer = tokenizer_of(chat_template=template)
+    text, spans = chat_template.text_and_targets(tokenizer, GREETING)
+    said = [text[a:b].split("<")[0].strip() for a, b in spans]
+    assert said == ["how can I help?", "yo"]
+    with pytest.raises(DataError, match="without a prompt"):
+        chat_template.render(tokenizer, [])
+
+
+def test_a_row_that_the_template_refuses_is_a_bad_row(tiny, tmp_path):
+    """It is counted and left out, or stops the run with its number: in training and in evaluation."""
+    tiny.tokenizer.chat_template = STRICT
+    (tmp_path / "model").mkdir()
+    tiny.save(tmp_path / "model")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (ONE, GREETING, TWO, GREETING[:1])))
+    recipe = {
+        "task": "causal-lm", "method": "supervised", "student": f"path:{tmp_path / 'model'}",
+        "options": {"max_steps": 1, "batch_size": 2},
+        "data": {"train": [{"source": f"path:{path}"}]},
+        "evaluation": {
+            "data": [{"source": f"path:{path}"}], "cost": False, "options": {"generate": 4, "max_new_tokens": 2}
+        },
+    }  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"rows.jsonl train: 2 of 4 rows are bad.*alternate \(row 2\).*\(row 4\)"
+    ) as stopped:
+        kdhub.distill(recipe, out=tmp_path / "stopped")
+    assert stopped.value.rows == [2, 4] and "on_bad_rows: skip" in stopped.value.hint
+    run = kdhub.distill({**recipe, "on_bad_rows": "skip"}, out=tmp_path / "run")
+    read = run.provenance["rows"]["train"]
+    assert sum(read["skipped"].values()) == 2 and read["rows"] == 2
+    assert any("2 of 4 rows of rows.jsonl train were left out for student" in note for note in run.report["notes"])
+    exact = next(m for m in run.report["measures"] if m["metric"] == "exact-match" and m["subject"] == "student")
+    assert exact["examples"] == 2, "answers are counted for prompts that a model can read"
+
+    good = tmp_path / "good.jsonl"
+    good.write_text(json.dumps({"messages": ONE}) + "\n")
+    only = {**recipe, "data": {"train": [{"source": f"path:{good}"}]}}
+    with pytest.raises(DataError, match=r"rows.jsonl train: 2 of 4 rows are bad"):
+        kdhub.distill(only, out=tmp_path / "measured")
