@@ -115,8 +115,8 @@ class JsonLines(FileSource):
 class Table(FileSource):
     """Comma- or tab-separated values under a header. They have no types: all columns are text.
 
-    Tab-separated files have no quoting, one row a line; comma-separated ones are quoted as usual. A first column without
-    a name, as pandas writes its index, is left out.
+    Tab-separated files have no quoting, one row a line; comma-separated ones are quoted as usual. A first column
+    without a name, as pandas writes its index, is left out.
     """
 
     kind = "csv"

@@ -3,6 +3,8 @@
 from kdhub import MethodSpec, StudentSpec, TeacherSpec
 
 SURVEY = "arXiv:2402.13116"
+PROBLEMS = ("multi_label_classification", "regression")
+"""`kdhub_tasks.classes.PROBLEMS`, which is not imported here: it needs NumPy."""
 
 METHODS = (
     MethodSpec(
@@ -11,6 +13,7 @@ METHODS = (
         traits=("labels",),
         uses=("logits",),
         labels=True,
+        problems=PROBLEMS,
         aliases=("ce", "sft"),
         paper=SURVEY,
         baseline=True,
@@ -23,6 +26,7 @@ METHODS = (
         name="as-is",
         target="kdhub_tasks.methods.as_is:AsIs",
         paper=SURVEY,
+        problems=PROBLEMS,
         formerly=("kdhub-lm",),
         summary="no training: the start as a run of its own, measured and with a card",
     ),

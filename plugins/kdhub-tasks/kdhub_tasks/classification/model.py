@@ -15,6 +15,7 @@ from torch import nn
 from kdhub.errors import UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
+from kdhub_tasks.classes import problem_of
 from kdhub_tasks.classification import networks
 from kdhub_tasks.layers import blocks
 from kdhub_tasks.models import ProbedClassifier
@@ -26,7 +27,8 @@ class NetworkClassifier(ProbedClassifier):
     """One of our small networks: `config.json` and `model.safetensors`.
 
     Args:
-        config: `network`, `shape`, `classes` and the network's own settings.
+        config: `network`, `shape`, `classes`, the network's own settings, and `problem_type` where its outputs are not
+            of one class a row (`kdhub_tasks.classes`).
     """
 
     def __init__(self, task: str, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
@@ -34,6 +36,7 @@ class NetworkClassifier(ProbedClassifier):
         plain = {k: v for k, v in config.items() if k not in (KEY, *FORMERLY)}
         listed = wrappers_in(config)
         self.config = {**plain, "task": task, **({KEY: listed} if listed else {})}
+        self.problem = problem_of(config)
 
     def blank(self) -> dict[str, torch.Tensor]:
         return {"x": torch.zeros(1, *self.config["shape"])}
@@ -75,8 +78,9 @@ class NetworkClassifier(ProbedClassifier):
 
     @classmethod
     def of_timm(
-        cls, folder: Path, config: Mapping[str, Any], *, classes: Sequence[str] | None = None, name: str | None = None
-    ) -> NetworkClassifier:
+        cls, folder: Path, config: Mapping[str, Any], *, classes: Sequence[str] | None = None, problem: str = "",
+        name: str | None = None,
+    ) -> NetworkClassifier:  # fmt: skip
         """A network with its weights as timm saves it: its `config.json` has `architecture` and `pretrained_cfg`.
 
         Args:
@@ -94,6 +98,7 @@ class NetworkClassifier(ProbedClassifier):
         settings = {k: v for k, v in (config.get("model_args") or {}).items() if k not in known}
         made = {"network": "timm", "name": config.get("architecture"), "settings": settings}
         made |= {"shape": shape, "classes": list(classes or labels), **networks.timm_scale(own, shape)}
+        made |= {"problem_type": problem} if problem else {}
         student = cls("image-classification", made, {"how": "as it is"})
         state = load_file(folder / "model.safetensors")
         fits = student.module.model.state_dict()
