@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kdhub.data import forms
 from kdhub.errors import DataError
 from kdhub.files import canonical_json, home, write_json
-from kdhub.rows import class_names
+from kdhub.rows import class_names, named
 
 if TYPE_CHECKING:
     import datasets
@@ -605,6 +605,13 @@ def iterate(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
     fit = _BYTES * table.data.num_rows // max(1, table.data.nbytes)
     for batch in table.with_format("arrow").iter(max(1, min(_BATCH, fit))):
         yield from batch.to_pylist()
+
+
+def named_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """The same, with the names of classes in place of their numbers."""
+    names = {name: class_names(feature) for name, feature in named_columns(table.features).items()}
+    for row in iterate(table):
+        yield {**row, **{name: named(row[name], of) for name, of in names.items()}}
 
 
 def values_of(table: datasets.Dataset, name: str) -> Iterator[Any]:

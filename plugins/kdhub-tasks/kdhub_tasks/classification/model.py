@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdhub.errors import UntrustedError
+from kdhub.errors import DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
 from kdhub_tasks.classes import problem_of
@@ -59,11 +60,31 @@ class NetworkClassifier(ProbedClassifier):
         return 64 if self.device.type == "cpu" else 1024  # what convolutions give for more leaves a core's cache
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        x = torch.from_numpy(np.stack([e["x"] for e in examples]))
+        x = torch.from_numpy(np.stack(self._fitting([e["x"] for e in examples])))
         # Colours of a pixel beside each other: convolutions of small images are a fifth faster, forward and backward.
         layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
         scaled = x.to(torch.float32, memory_format=layout)
         return {"x": scaled.div_(255) if x.dtype == torch.uint8 else scaled}
+
+    def _fitting(self, given: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Inputs of the network's shape; grey images get, or lose, the axis of equal channels.
+
+        Raises:
+            DataError: of another shape, with how many.
+        """
+        shape = tuple(self.config["shape"])
+        if all(x.shape == shape for x in given):
+            return list(given)
+        grey = [x[0] if x.ndim == 3 and len(x) == 1 else x for x in given]
+        made = [np.broadcast_to(x, shape) if x.shape == shape[-2:] else x for x in grey]
+        if wrong := Counter(x.shape for x in made if x.shape != shape):
+            text = " x ".join(map(str, shape))
+            counted = ", ".join(f"{' x '.join(map(str, size))} ({many})" for size, many in wrong.most_common(6))
+            raise DataError(
+                f"{wrong.total()} of {len(given)} inputs are not {text}, as the network takes them: {counted}",
+                hint="bring them to that size",
+            )
+        return made
 
     def save(self, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"kdhub": 1, **self.config}, indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdhub.errors import UsageError
+from kdhub.errors import DataError, UsageError
 from kdhub.student import BuildContext, sizes
 from kdhub_tasks.classes import classes_for, problem_for
 
@@ -117,6 +117,12 @@ def network(context: BuildContext, config: dict[str, Any], how: str) -> NetworkC
     from kdhub_tasks.classification.model import NetworkClassifier
 
     facts = context.facts
+    if sizes := facts.get("sizes"):
+        counted = ", ".join(f"{size} ({many} of {sum(sizes.values())} rows)" for size, many in list(sizes.items())[:6])
+        raise DataError(
+            f"the inputs are of {len(sizes)} sizes, and a fresh network takes one: {counted}",
+            hint="bring them to one size, or take a model with an image processor of its own (hf:org/name)",
+        )
     if not facts.get("shape"):
         raise UsageError("a fresh network needs training rows to know the shape of its inputs", hint="give --data")
     known = {"shape": facts["shape"], "classes": classes_for(context), "mean": facts["mean"], "std": facts["std"]}

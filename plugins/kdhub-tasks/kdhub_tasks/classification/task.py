@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -347,25 +348,31 @@ class ArrayClassification(Classification):
         raise NotImplementedError
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
-        """`classes`, the `shape` of an input, and `mean` and `std` of channels or features."""
+        """`classes`, the `shape` of an input, and `mean` and `std` of channels or features; `sizes` and how many rows
+        have each, in place of these, where there are several."""
         facts = super().survey(parts)
         if not parts:
             return facts
         table = self.training_table(parts)
         some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
         parts = np.array_split(some, -(-len(some) // 100))  # as floats, thousands of images are large
+        sizes: Counter[tuple[int, ...]] = Counter()
+        shape = self.read(plain_rows(table, some[:1].tolist())[0][self.column]).shape
 
         def read(at: np.ndarray) -> np.ndarray:
-            x = np.stack([self.read(row[self.column]) for row in plain_rows(table, at.tolist())])
+            given = [self.read(row[self.column]) for row in plain_rows(table, at.tolist())]
+            sizes.update(one.shape for one in given)
+            x = np.stack(given) if len(sizes) == 1 else np.zeros((len(given), *shape))
             return x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
 
-        shape = read(some[:1]).shape[1:]
         over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3)}[len(shape)]  # by feature, whole image, channel
 
         def mean_of(what: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
             return sum(what(read(at)).mean(over, keepdims=len(shape) == 3) * len(at) for at in parts) / len(some)
 
         mean = mean_of(lambda x: x)
+        if len(sizes) > 1:
+            return {**facts, "sizes": {shape_text(size): many for size, many in sizes.most_common()}}
         std = np.sqrt(mean_of(lambda x: (x - mean) ** 2))
         if len(shape) == 3:
             mean, std = mean[0], std[0]
@@ -373,18 +380,26 @@ class ArrayClassification(Classification):
 
 
 class ImageClassification(ArrayClassification):
-    """Images as `image`: height x width (x channels) of bytes; networks see 0 to 1, channels first."""
+    """Images as `image`; networks see 0 to 1, channels first.
+
+    A row has an array of height x width, with its channels last or first; or an image file, as bytes or as the Hub has
+    them (`{"bytes": ..., "path": ...}`). Whole numbers are 0 to 255; fractions 0 to 1, unless those of the whole split
+    reach higher: then 0 to 255.
+    """
 
     name = "image-classification"
     column = "image"
     pipeline_tag = "image-classification"
 
+    def _columns(self, data: Data, split: str) -> datasets.Dataset:
+        from kdhub_tasks.classification.images import as_bytes
+
+        return as_bytes(super()._columns(data, split), self.column, data, split)
+
     def read(self, value: Any) -> np.ndarray:
-        x = np.asarray(value)
-        if x.ndim not in (2, 3) or x.min() < 0 or x.max() > 255:
-            raise DataError(f"an image is height x width (x channels) of 0 to 255, not an array of shape {x.shape}")
-        x = x.astype(np.uint8)
-        return np.ascontiguousarray(x.transpose(2, 0, 1)) if x.ndim == 3 else x
+        from kdhub_tasks.classification.images import read
+
+        return read(value)
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         network = {"network": "vit", "shape": [8, 8], "patch": 4, "width": 8, "layers": 1, "heads": 2}
@@ -404,7 +419,10 @@ class TabularClassification(ArrayClassification):
     pipeline_tag = "tabular-classification"
 
     def read(self, value: Any) -> np.ndarray:
-        x = np.asarray(value, np.float32)
+        try:
+            x = np.asarray(listed(value), np.float32)
+        except (TypeError, ValueError):
+            x = np.zeros(())
         if x.ndim != 1 or not np.isfinite(x).all():
             raise DataError(f"features are a list of finite numbers, not {str(value)[:40]}")
         return x
@@ -627,6 +645,11 @@ def _with_names(table: datasets.Dataset, column: str) -> datasets.Dataset:
     of_lists = any(isinstance(value, list) for value in given)
     made = pa.array(given, pa.list_(pa.string()) if of_lists else pa.string())
     return table.remove_columns(column).add_column(column, made)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`28 x 28`, in the order of the axes."""
+    return " x ".join(map(str, shape))
 
 
 def _some(names: Sequence[str]) -> str:
