@@ -21,6 +21,7 @@ from kdhub.data import sources
 from kdhub.errors import DataError
 from kdhub.rows import plain_rows
 from kdhub.student import BuildContext
+from kdhub.testing import checks_of
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -210,6 +211,16 @@ def test_another_order_is_told_with_counts():
     said = task.mismatch(Teaching("good", "bad"), Teaching("bad", "good"))
     assert "2 of 2 are in both, in another order" in said
     assert "1 of 3 are in both" in task.mismatch(Teaching("good", "bad"), Teaching("bad", "fair"))
+
+
+def test_the_conformance_kit_notices_numbers_that_are_taken_for_positions(monkeypatch):
+    (check,) = (
+        c for c in checks_of("kdhub-tasks", kind="task", name="text-classification") if c.name == "names_decide_classes"
+    )
+    check()
+    monkeypatch.setattr("kdhub.rows.named", lambda value, names: value)
+    with pytest.raises(AssertionError, match="as numbers with names"):
+        check()
 
 
 def test_a_text_is_no_list_of_words(models, tmp_path):
