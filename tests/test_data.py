@@ -215,6 +215,8 @@ def test_names_of_classes_stay_with_their_numbers(write):
             assert seen.features["label"].names == ["no", "yes"]
             assert [row["label"] for row in plain_rows(seen, [0, 1, 2])] == ["yes", "no", None]
             assert plain_rows(seen, [0])[0]["tags"] == ["no", "yes"] and seen["label"] == [1, 0, None]
+            for value in ("yes", 1):
+                assert data.with_options(columns=of, where={"label": value}).split("train")["label"] == [1]
 
 
 # ---- bad rows

@@ -112,7 +112,7 @@ class Session:
             entries = self.resolver.registry.all("method", self.recipe.task)
             fitting = [entry.name for entry in entries if student.problem in entry.spec.problems]
             raise CompatibilityError(
-                f"method {self.recipe.method} is not for {student.problem.replace('_', ' ')}, and the student is",
+                f"method {self.recipe.method} is not for {student.problem}, and the student is",
                 hint=f"methods that are: {', '.join(fitting) or 'none here'}",
             )
 

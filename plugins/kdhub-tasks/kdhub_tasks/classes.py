@@ -148,7 +148,7 @@ def _target_for(context: BuildContext) -> tuple[list[str], str]:
     classes = teacher.classes if teacher is not None else None
     if classes:
         theirs = getattr(teacher, "problem", "")
-        others = [name for name in rows or () if name not in classes]
+        others = [name for name in rows or () if name not in {*classes, *map(class_name, classes)}]
         if theirs == REGRESSION or not others or _are_positions(rows, classes):
             return list(classes), theirs
         logger.info(
@@ -173,7 +173,9 @@ class Targets:
 
     def __init__(self, classes: Sequence[str], problem: str = ""):
         self.classes, self.problem = list(classes), problem
-        self._at = {name: i for i, name in enumerate(self.classes)}
+        # Also as rows are read: a model that learnt "1.0" from a table with gaps knows the class 1.
+        self._at = {class_name(name): i for i, name in enumerate(self.classes)}
+        self._at |= {name: i for i, name in enumerate(self.classes)}
         self._numbered = any(map(NUMBER.fullmatch, self.classes))
         self._said = False
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from kdhub.data.prepare import iterate
 from kdhub.errors import CompatibilityError, DataError
 from kdhub.findings import Finding, shared_tokens
 from kdhub.rows import Example, Prepare, Signals, plain_rows
@@ -293,7 +294,8 @@ class Classification(NetworkTask):
 
     def outputs(self, encode: Encoder, data: Data, split: str) -> Predictions:
         table = self._columns(data, split)
-        if (column := self._label_column(table)) is None:
+        column = self._label_column(table)
+        if column is None or (column == SCORE and self.targets.problem != REGRESSION):
             raise DataError(f"{data.name}, split {split!r}, has no column 'label' to score against")
         labels = self._truth(table, f"{data.name}, split {split!r}", column, *((SCORE,) if self.problems else ()))
         given = encode(table, "logits")["logits"]
@@ -324,7 +326,7 @@ class Classification(NetworkTask):
 
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
         table = self._columns(data, split)
-        return [{self.column: row[self.column]} for row in plain_rows(table, range(min(n, len(table))))]
+        return list(iterate(table.select_columns([self.column]).select(range(min(n, len(table))))))
 
 
 class ArrayClassification(Classification):

@@ -17,6 +17,7 @@ from PIL import Image
 
 import kdhub
 from kdhub.errors import DataError
+from kdhub.evaluation.cost import _dumps, _restore
 from kdhub.rows import plain_rows
 from kdhub.student import BuildContext
 
@@ -72,7 +73,8 @@ def test_one_image_whatever_it_is_written_as(tmp_path, caplog):
             found[name] = np.stack([e["x"] for e in examples])
             facts[name] = task.survey([(data, "train")])
             scores[name] = [m.value for m in kdhub.evaluate(tmp_path / "model", data=f"path:{file}").measures]
-            assert [read(row["image"]).tolist() for row in task.sample(data, "train", 12)] == found[name].tolist(), name
+            sample = json.loads(_dumps(task.sample(data, "train", 12)))
+            assert [read(_restore(row)["image"]).tolist() for row in sample] == found[name].tolist(), name
             theirs = Prototypes(f"path:{file}", Prototypes.Options())
             assert theirs._means[1] == pytest.approx(COLOUR.transpose(0, 3, 1, 2).reshape(12, -1).mean(0))
     for name, seen in found.items():

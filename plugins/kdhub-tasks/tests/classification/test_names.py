@@ -177,6 +177,7 @@ def test_names_of_labels():
     assert [class_name(v) for v in values] == ["1"] * 5 + ["01", "1.5", "True", "good"] + [None] * 8
     assert [label_index(v, ["2", "1", "0"]) for v in (0, "1", 2.0)] == [2, 1, 0]
     assert label_index(True, ["0", "1"]) == 1, "students that truth values taught before"
+    assert [label_index(v, ["", "0.0", "1.0"]) for v in (0, "1", "1.0", "")] == [1, 2, 2, -1], "or a table with gaps"
     with pytest.raises(DataError, match="label 0 is not one of the 3 classes '1', '2', '3'"):
         label_index(0, ["1", "2", "3"])
     said = r"label 'x' is not one of the 2 classes 'a', 'b' \(2 of 5 labels; also 3 in 1\)"

@@ -207,8 +207,8 @@ def test_a_student_of_another_problem(tmp_path, problem):
 @pytest.mark.parametrize(
     ("problem", "changes", "says"),
     [
-        (MULTI_LABEL, {"method": "dkd"}, "method dkd is not for multi label classification"),
-        (MULTI_LABEL, {"method": "pld"}, "method pld is not for multi label"),
+        (MULTI_LABEL, {"method": "dkd"}, "method dkd is not for multi_label_classification"),
+        (MULTI_LABEL, {"method": "pld"}, "method pld is not for multi_label"),
         (REGRESSION, {"method": "reverse-kl"}, "method reverse-kl is not for regression"),
         (MULTI_LABEL, {"signals": {"keep": "top-2"}}, "keeps a part of a distribution over classes .keep=top-2."),
     ],
