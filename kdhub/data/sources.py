@@ -204,7 +204,10 @@ class Parquet(FileSource):
     def classes(self) -> dict[str, Any]:
         import datasets
 
-        return named_columns(datasets.Features.from_arrow_schema(self._open().schema_arrow))
+        try:
+            return named_columns(datasets.Features.from_arrow_schema(self._open().schema_arrow))
+        except (ValueError, TypeError) as error:  # of a newer `datasets`
+            raise DataError(f"{self.label} states features that cannot be read: {error}") from error
 
     def _open(self) -> Any:
         import pyarrow as pa

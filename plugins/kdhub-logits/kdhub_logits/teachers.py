@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from kdhub_tasks.classes import class_name
+from kdhub_tasks.classes import class_name, classes_of, labels_in
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub import open_data, open_task, open_teacher
@@ -52,8 +52,7 @@ class Prototypes(Teacher):
         rows = plain_rows(table, range(len(table)))
         x = np.stack([np.asarray(task.read(row[task.column]), np.float64).ravel() for row in rows])
         labels = [class_name(row["label"]) for row in rows]
-        named = task.survey([(self._data, o.split)])["classes"]
-        named = [name for name in named if name in labels]
+        named = [name for name in classes_of(*labels_in(table, "label")[:2]) if name in labels]
         rng = np.random.default_rng(o.seed)
         found = [rng.permutation([i for i, v in enumerate(labels) if v == c])[: o.per_class] for c in named]
         centre = x[np.concatenate(found)].mean(0)

@@ -85,7 +85,7 @@ def labels_in(table: datasets.Dataset, column: str) -> tuple[set[Any], list[str]
     import pyarrow.compute as pc
 
     names = class_names(table.features[column])
-    values, sizes = table.with_format("arrow")[:][column].combine_chunks(), set()
+    values, sizes = table.select_columns([column]).with_format("arrow")[:][column].combine_chunks(), set()
     while pa.types.is_nested(values.type):
         sizes = {size for size in pc.unique(pc.list_value_length(values)).to_pylist() if size is not None}
         values = pc.list_flatten(values)

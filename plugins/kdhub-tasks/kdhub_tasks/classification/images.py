@@ -25,7 +25,7 @@ CHANNELS = 4
 """An image has at most so many; a first axis of that size before a longer last one is that of the channels."""
 BATCH = 256
 _known: dict[str, bool] = {}
-"""Fingerprint of rows -> whether some images must be told from ones of 0 to 1 (see `as_bytes`)."""
+"""Kind of numbers and fingerprint of rows -> whether some images must be told from ones of 0 to 1 (see `as_bytes`)."""
 
 
 def read(value: Any) -> np.ndarray:
@@ -64,21 +64,22 @@ def as_bytes(table: datasets.Dataset, column: str, data: Data, split: str) -> da
     An image of fractions says by itself which range it has, but for a dark one among images of 0 to 255. Where there
     is such a one, the images are kept once more, as bytes.
     """
-    kind = table.features[column]
+    kind, depth = table.features[column], 0
     while inner := getattr(kind, "feature", None):
-        kind = inner
-    if not str(getattr(kind, "dtype", "")).startswith("float"):
-        if getattr(table.features[column], "feature", None) and channels_first(read_shape(table, column)):
-            logger.info("%s, split %s: images have their channels first", data.name, split)
+        kind, depth = inner, depth + 1
+    if not depth:  # image files
         return table
-    name = data.fingerprint(split)
+    name = f"{kind.dtype} {data.fingerprint(split)}"  # 255 and 255.0 have one fingerprint
     if name not in _known:
-        highest = [float(np.max(x, initial=0)) for batch in _batches(table, column) for x in batch]
-        whole = max(highest, default=0.0)
-        layout = "first" if channels_first(read_shape(table, column)) else "last, if there are any"
-        upper = 1 if whole <= 1 else 255
-        logger.info("%s, split %s: images are fractions of 0 to %d, channels %s", data.name, split, upper, layout)
-        _known[name] = whole > 1 and any(0 < high <= 1 for high in highest)
+        fractions, highest = str(kind.dtype).startswith("float"), []
+        if fractions:
+            highest = [float(np.max(x, initial=0)) for batch in _batches(table, column) for x in batch]
+        first, upper = channels_first(read_shape(table, column)), 255 if max(highest, default=0) > 1 else 1
+        if fractions or first:
+            values = f"fractions of 0 to {upper}" if fractions else "whole numbers"
+            where = "first" if first else "last, if there are any"
+            logger.info("%s, split %s: images are %s, channels %s", data.name, split, values, where)
+        _known[name] = upper == 255 and any(0 < high <= 1 for high in highest)
     if not _known[name]:
         return table
     return prepare_tables({"images": "bytes", "of": name, "column": column}, lambda: _tables(table, column), data.name)

@@ -80,7 +80,7 @@ def test_one_image_whatever_it_is_written_as(tmp_path, caplog):
     for name, seen in found.items():
         assert np.array_equal(seen, COLOUR.transpose(0, 3, 1, 2)), name
         assert facts[name] == facts["bytes, jsonl"] and scores[name] == scores["bytes, jsonl"], name
-    for said in ("fractions of 0 to 1, channels first", "fractions of 0 to 255", "images have their channels first"):
+    for said in ("fractions of 0 to 1, channels first", "fractions of 0 to 255", "whole numbers, channels first"):
         assert said in caplog.text
 
 
