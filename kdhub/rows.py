@@ -203,12 +203,33 @@ class Rows:
 
 def plain_rows(table: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Rows of a `datasets.Dataset` as dictionaries of Python values; lists of lists of numbers, all of one shape, as
-    `numpy.ndarray`."""
+    `numpy.ndarray`, and the names of classes in place of their numbers (see `class_names`)."""
     if not len(indices):
         return []
     chosen = (table if table.format["type"] == "arrow" else table.with_format("arrow"))[indices]
-    columns = [_dense(chosen.column(name).combine_chunks()) for name in chosen.column_names]
+
+    def read(name: str) -> Any:
+        column, names = chosen.column(name).combine_chunks(), class_names(table.features[name])
+        return _dense(column) if names is None else named(column.to_pylist(), names)
+
+    columns = [read(name) for name in chosen.column_names]
     return [dict(zip(chosen.column_names, values)) for values in zip(*columns)]
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """The names of classes that a column of a `datasets.Dataset` has the numbers of (`ClassLabel`, also in lists); None
+    for any other column."""
+    while inner := getattr(feature, "feature", None):
+        feature = inner
+    return feature.names if type(feature).__name__ == "ClassLabel" else None
+
+
+def named(value: Any, names: Sequence[str]) -> Any:
+    """The name of a class, given its number, also in lists; None where there is none (-1). A number beyond the names
+    stays as it is, for whoever reads it to refuse."""
+    if isinstance(value, list):
+        return [named(one, names) for one in value]
+    return None if value is None or value < 0 else names[value] if value < len(names) else value
 
 
 def _dense(column: Any) -> Any:

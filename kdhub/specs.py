@@ -74,6 +74,8 @@ class MethodSpec(Spec):
         needs: signals the teacher must give; empty for methods without a teacher.
         uses: signals the student must expose; defaults to `needs`.
         labels: True when the data must have labels.
+        problems: forms of its tasks besides the usual one that it is right for, as their models name them
+            (`Student.problem`); a student of another form is refused.
         live: True when the teacher must run inside training (its input is random, so nothing can be stored).
         baseline: True for plain training without a teacher, the arm that `kdhub compare` adds and compares others with.
         paper: "arXiv:..." or another citation key.
@@ -84,6 +86,7 @@ class MethodSpec(Spec):
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] | None = None
     labels: bool = False
+    problems: tuple[str, ...] = ()
     live: bool = False
     baseline: bool = False
     paper: str = ""

@@ -26,12 +26,15 @@ class Student(ABC):
         task: name of the task it serves.
         module: the network the engine trains; None for students that are not trained by gradient.
         kind: what it is on a hub: `model`, or `dataset` for a student that is rows.
+        problem: which form of its task it is for, where there are several (any number of labels a row, values); "" is
+            the usual one, which every method of the task takes. Others are for methods that say so (`MethodSpec`).
         start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
     """
 
     task: str
     module: nn.Module | None = None
     kind: str = "model"
+    problem: str = ""
 
     def __init__(self, start: Mapping[str, Any] | None = None):
         self.start: dict[str, Any] = dict(start or {})

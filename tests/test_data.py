@@ -23,6 +23,7 @@ from kdhub.data import pydoc as pydoc_data
 from kdhub.data import sources
 from kdhub.data.dataset import BadRow, Data, DataOptions, RowSource, parse_source
 from kdhub.errors import DataError, HubError, RecipeError, UsageError
+from kdhub.rows import plain_rows
 
 SHARED = os.environ.get("KDHUB_DATA")
 with_shared = pytest.mark.skipif(not SHARED, reason="KDHUB_DATA is not set")
@@ -169,13 +170,53 @@ def test_files_that_are_no_data(write, tmp_path):
         sources.path(write("header.tsv", "text\tlabel\n")).split("train")
     with pytest.raises(DataError, match="not a Parquet file"):
         sources.path(write("no.parquet", "hello")).split("train")
-    with pytest.raises(DataError, match="one JSON document"):
-        sources.path(write("array.json", '[\n {"text": "a"}\n]')).split("train")
+    for document in ('[\n {"text": "a"}\n]', '[{"text": "a"}, {"text": "b"}]'):
+        with pytest.raises(DataError, match="one JSON document") as error:
+            sources.path(write("array.json", document)).split("train")
+        assert "jq" in error.value.hint
     with pytest.raises(UsageError) as error:
         sources.jsonl(str(tmp_path / "array.jsn"))
     assert "array.json" in error.value.hint
     with pytest.raises(UsageError, match="ending"):
         sources.path(write("data.xyz", "x"))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_the_index_column_of_pandas_is_left_out(write, ending):
+    between = "," if ending == ".csv" else "\t"
+    lines = [["", "text", "label"], ["0", "a b", "x"], ["1", "c", "y"]]
+    data = sources.path(write(f"t{ending}", "".join(between.join(line) + "\n" for line in lines)))
+    assert data.split("train").to_list() == [{"text": "a b", "label": "x"}, {"text": "c", "label": "y"}]
+    with pytest.raises(DataError, match="empty or repeated names"):
+        sources.path(write(f"u{ending}", between.join(["text", "", "label"]) + "\n")).split("train")
+
+
+def test_a_whole_number_of_many_digits_stops_nothing(write):
+    rows = [{"text": f"row {i}", "id": i, "of": {"id": i}} for i in range(1500)]
+    rows[1200] |= {"id": 10**30, "of": {"id": 2**64}}
+    table = sources.jsonl(write("ids.jsonl", jsonl(rows))).split("train")
+    assert table["text"] == [row["text"] for row in rows]
+    assert [table[i]["id"] for i in (7, 1200, 1499)] == ["7", str(10**30), "1499"]
+
+
+def test_names_of_classes_stay_with_their_numbers(write):
+    import datasets
+
+    kind = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": kind, "tags": datasets.List(kind)})
+    columns = {"text": ["a", "b", "c"], "label": [1, 0, None], "tags": [[0, 1], [], [1]]}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    for named in (table, table.rename_column("text", "sentence")):  # checked as texts, and taken as it is
+        file = write("named.parquet", b"")
+        named.to_parquet(str(file))
+        of = {"text": "text"} if "text" in named.column_names else {"text": "sentence"}
+        for data in (sources.path(file), Data.from_dataset("named", {"train": named})):
+            seen = data.with_options(columns=of, limit=3).split("train")
+            assert seen.features["label"].names == ["no", "yes"]
+            assert [row["label"] for row in plain_rows(seen, [0, 1, 2])] == ["yes", "no", None]
+            assert plain_rows(seen, [0])[0]["tags"] == ["no", "yes"] and seen["label"] == [1, 0, None]
+            for value in ("yes", 1):
+                assert data.with_options(columns=of, where={"label": value}).split("train")["label"] == [1]
 
 
 # ---- bad rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdhub.data.dataset import Data
 from kdhub.data.hub_rows import HubSource
-from kdhub.data.prepare import BadRow, Source, rename_table
+from kdhub.data.prepare import BadRow, Source, rename, rename_table
 from kdhub.data.sources import digest, file_source
 from kdhub.errors import DataError, HubError, UnavailableError
 
@@ -64,6 +64,9 @@ class _Exactly(Source):
         if table is None or not self._columns:
             return table
         return rename_table(table, self._columns, self.label).select_columns(list(self._columns))
+
+    def classes(self) -> dict[str, Any]:
+        return rename(self.source.classes(), self._columns)
 
 
 def written(template: str) -> Callable[[Mapping[str, Any]], str | BadRow]:
@@ -123,6 +126,9 @@ class _FirstOf(Source):
 
     def table(self) -> datasets.Dataset | None:
         return self.chosen.table()
+
+    def classes(self) -> dict[str, Any]:
+        return self.chosen.classes()
 
 
 def catalog_data(

@@ -37,6 +37,7 @@ from kdhub.data.prepare import (
     values_of,
 )
 from kdhub.errors import DataError, RecipeError, UsageError, close_matches
+from kdhub.rows import class_names, named
 
 if TYPE_CHECKING:
     import datasets
@@ -512,7 +513,7 @@ class _Joined(Source):
 
 
 def _matching(table: datasets.Dataset, options: DataOptions, label: str) -> Sequence[int]:
-    """Numbers of the rows that `where` and `exclude` leave.
+    """Numbers of the rows that `where` and `exclude` leave; classes are named as the file names them, or by number.
 
     Raises:
         DataError: a column, or a value, that does not occur (a misspelt exclusion would silently exclude nothing),
@@ -525,9 +526,15 @@ def _matching(table: datasets.Dataset, options: DataOptions, label: str) -> Sequ
     for name, _, _ in wanted:
         if name not in table.column_names:
             raise DataError(f"{label}: no column {name!r} to choose rows by; it has {names_of(table.column_names)}")
+    names = {name: class_names(table.features[name]) for name, _, _ in wanted}
+    wanted = [(n, [named(v, names[n]) if names[n] and isinstance(v, int) else v for v in vs], i) for n, vs, i in wanted]
+
+    def values_in(name: str) -> Iterator[Any]:
+        return (named(v, names[name]) if names[name] else v for v in values_of(table, name))
+
     seen: list[set] = [set() for _ in wanted]
     chosen = array("q")
-    for number, values in enumerate(zip(*(values_of(table, name) for name, _, _ in wanted))):
+    for number, values in enumerate(zip(*(values_in(name) for name, _, _ in wanted))):
         keep = True
         for value, found, (_, those, inside) in zip(values, seen, wanted):
             found.add(value)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from kdhub.data import forms
 from kdhub.errors import DataError
 from kdhub.files import canonical_json, home, write_json
-from kdhub.rows import BadRows
+from kdhub.rows import BadRows, class_names, named
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-SCHEMA = 1  # of the prepared files: raised when checks or layout change, so that old ones are not used
+SCHEMA = 2  # of the prepared files: raised when checks or layout change, so that old ones are not used
 _BATCH, _BYTES = 1000, 2**18
 _PEEK = 100  # rows looked at to tell the form
 # BEIR's names for our columns; used when nobody maps them.
@@ -63,6 +63,11 @@ class Source:
     def table(self) -> datasets.Dataset | None:
         """The rows as a memory-mapped data set, when they are one already."""
         return None
+
+    def classes(self) -> dict[str, Any]:
+        """Columns that hold the numbers of named classes -> their `datasets` feature, which has the names."""
+        table = self.table()
+        return {} if table is None else named_columns(table.features)
 
 
 class RowSource(Source):
@@ -210,7 +215,7 @@ def _write_rows(path: Path, source: Source, plan: Plan) -> dict[str, Any]:
         raise _missing(needed, columns, source.label)
     bad, digest, check = BadRows(), hashlib.sha256(), _Check(form, plan)
     kept = total = 0
-    with ArrowFile(path) as file:
+    with ArrowFile(path, _mapped(source.classes(), plan)) as file:
         for number, row in rows:
             total += 1
             if isinstance(row, BadRow):
@@ -437,11 +442,16 @@ def fingerprint_of(table: datasets.Dataset, key: Mapping[str, Any]) -> str:
 class ArrowFile:
     """An Arrow stream written in batches; its schema grows as columns and wider numbers turn up.
 
-    `datasets.Dataset.from_file` memory-maps it. Columns may be missing in some rows (null there).
+    `datasets.Dataset.from_file` memory-maps it. Columns may be missing in some rows (null there). A column with a whole
+    number that 64 bits do not hold is one of texts.
+
+    Args:
+        classes: columns that hold the numbers of named classes -> their `datasets` feature, which is kept in the file.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, classes: Mapping[str, Any] | None = None):
+        self.path, self.classes = path, dict(classes or {})
+        self.as_text: set[str] = set()
         self.schema: pa.Schema | None = None
         self.kinds: dict[str, str] = {}
         self.batch: list[tuple[int, dict[str, Any]]] = []
@@ -476,26 +486,41 @@ class ArrowFile:
         names = list(dict.fromkeys(name for _, row in self.batch for name in row))
         arrays = []
         for name in names:
+            values = [row.get(name) for _, row in self.batch]
             try:
-                arrays.append(pa.array([row.get(name) for _, row in self.batch]))
-            except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+                arrays.append(self._array(name, values))
+            except (pa.ArrowException, TypeError, ValueError) as error:
                 low, high = self.batch[0][0], self.batch[-1][0]
                 raise DataError(f"column {name!r}, rows {low} to {high}, cannot be stored: {error}") from error
         self.batch = []
         self.write(pa.Table.from_arrays(arrays, names=names))
 
+    def _array(self, name: str, values: list[Any]) -> pa.Array:
+        import pyarrow as pa
+
+        if name not in self.as_text:
+            try:
+                return pa.array(values)
+            except OverflowError:
+                self.as_text.add(name)
+        return _text_array(values)
+
     def write(self, table: pa.Table) -> None:
         """Add a table as it is."""
         import pyarrow as pa
 
-        try:
-            schema = (
-                pa.unify_schemas([self.schema, table.schema], promote_options="permissive")
-                if self.schema
-                else table.schema
-            )
-        except pa.ArrowException as error:
-            raise DataError(f"{self.path.name}: columns change their kind: {error}") from error
+        if self.schema is None:
+            import datasets
+
+            kept = datasets.Features(self.classes).arrow_schema.metadata if self.classes else {}
+            schema = table.schema.with_metadata({**(table.schema.metadata or {}), **kept})
+        else:
+            try:
+                before = pa.schema([f.with_type(pa.string()) if f.name in self.as_text else f for f in self.schema])
+                known = before.with_metadata(self.schema.metadata)
+                schema = pa.unify_schemas([known, table.schema], promote_options="permissive")
+            except pa.ArrowException as error:
+                raise DataError(f"{self.path.name}: columns change their kind: {error}") from error
         if schema != self.schema:
             self._widen(schema)
         self.writer.write_table(_cast(table, schema))
@@ -517,13 +542,30 @@ class ArrowFile:
             old.unlink()
 
 
+def named_columns(features: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a data set that hold the numbers of named classes."""
+    return {name: feature for name, feature in features.items() if class_names(feature)}
+
+
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
-    columns = [
-        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    def column(field: pa.Field) -> Any:
+        if field.name not in table.column_names:
+            return pa.nulls(table.num_rows, field.type)
+        given = table[field.name]
+        as_text = pa.types.is_string(field.type) and pa.types.is_nested(given.type)  # which Arrow does not cast
+        return _text_array(given.to_pylist()) if as_text else given.cast(field.type)
+
+    return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
+
+
+def _text_array(values: Iterable[Any]) -> pa.Array:
+    """Values as texts: anything else than a text as JSON."""
+    import pyarrow as pa
+
+    given = (v if v is None or isinstance(v, str) else json.dumps(v, default=str) for v in values)
+    return pa.array(given, pa.string())
 
 
 def iterate(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
@@ -534,6 +576,13 @@ def iterate(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
     fit = _BYTES * table.data.num_rows // max(1, table.data.nbytes)
     for batch in table.with_format("arrow").iter(max(1, min(_BATCH, fit))):
         yield from batch.to_pylist()
+
+
+def named_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """The same, with the names of classes in place of their numbers."""
+    names = {name: class_names(feature) for name, feature in named_columns(table.features).items()}
+    for row in iterate(table):
+        yield {**row, **{name: named(row[name], of) for name, of in names.items()}}
 
 
 def values_of(table: datasets.Dataset, name: str) -> Iterator[Any]:

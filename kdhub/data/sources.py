@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdhub.data.dataset import Data
-from kdhub.data.prepare import BadRow, Source, iterate, names_of, prepare_tables
+from kdhub.data.prepare import BadRow, Source, iterate, named_columns, names_of, prepare_tables
 from kdhub.errors import DataError, UsageError, close_matches
 from kdhub.files import home, sha256_file, write_json
 
@@ -98,19 +98,25 @@ class JsonLines(FileSource):
                 yield number, BadRow("with a lone surrogate (half a character)")
             except (ValueError, RecursionError):
                 if number == 1 and line.lstrip().startswith((b"[", b"{")) and line.rstrip().endswith((b"[", b"{")):
-                    raise DataError(
-                        f"{self.label} is one JSON document, not one object a line",
-                        hint="write it as JSON lines, for example with `jq -c '.[]'`",
-                    ) from None
+                    raise self._one_document() from None
                 yield number, BadRow("not valid JSON")
             else:
+                if number == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
+                    raise self._one_document()
                 yield number, row if isinstance(row, dict) else BadRow("not a JSON object")
+
+    def _one_document(self) -> DataError:
+        return DataError(
+            f"{self.label} is one JSON document, not one object a line",
+            hint="write it as JSON lines, for example with `jq -c '.[]'`",
+        )
 
 
 class Table(FileSource):
     """Comma- or tab-separated values under a header. They have no types: all columns are text.
 
-    Tab-separated files have no quoting, one row a line; comma-separated ones are quoted as usual.
+    Tab-separated files have no quoting, one row a line; comma-separated ones are quoted as usual. A first column
+    without a name, as pandas writes its index, is left out.
     """
 
     kind = "csv"
@@ -123,16 +129,19 @@ class Table(FileSource):
         return {**super().key(), "delimiter": self.delimiter}
 
     def columns(self) -> list[str]:
+        return [name for name in self._header() if name]
+
+    def _header(self) -> list[str]:
         for _, fields in self._records():
             if isinstance(fields, BadRow):
                 raise DataError(f"{self.label}: the header is {fields.cause}")
-            if len(set(fields)) < len(fields) or "" in fields:
+            if len(set(fields)) < len(fields) or "" in fields[1:] or fields == [""]:
                 raise DataError(f"{self.label}: the header has empty or repeated names: {names_of(fields)}")
             return fields
         raise DataError(f"{self.label} is empty", hint="its first line should name the columns")
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-        header = self.columns()
+        header = self._header()
         records = self._records()
         next(records)
         for number, fields in records:
@@ -141,7 +150,7 @@ class Table(FileSource):
             elif len(fields) != len(header):
                 yield number, BadRow(f"ragged, with {len(fields)} fields where the header has {len(header)}")
             else:
-                yield number, dict(zip(header, fields))
+                yield number, {name: field for name, field in zip(header, fields) if name}
 
     def _records(self) -> Iterator[tuple[int, list[str] | BadRow]]:
         if self.delimiter == "\t":
@@ -191,6 +200,14 @@ class Parquet(FileSource):
 
     def table(self) -> datasets.Dataset:
         return prepare_tables(self.key(), self._tables, self.label)
+
+    def classes(self) -> dict[str, Any]:
+        import datasets
+
+        try:
+            return named_columns(datasets.Features.from_arrow_schema(self._open().schema_arrow))
+        except (ValueError, TypeError) as error:  # of a newer `datasets`
+            raise DataError(f"{self.label} states features that cannot be read: {error}") from error
 
     def _open(self) -> Any:
         import pyarrow as pa

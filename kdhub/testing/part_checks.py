@@ -13,6 +13,7 @@ from unittest import SkipTest
 import numpy as np
 
 from kdhub.data.dataset import Data, DataOptions
+from kdhub.data.prepare import named_rows
 from kdhub.errors import KdhubError, TeacherError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder
 from kdhub.fields import Field
@@ -321,6 +322,42 @@ def texts_end_where_the_model_says(bench: Bench) -> None:
     for (whole, _), (text, ended) in zip(before, written()[1]):
         if letter in whole:
             assert (text, ended) == (whole.partition(letter)[0], True), f"{whole!r} goes on after its end {letter!r}"
+
+
+@check("task")
+def names_decide_classes(bench: Bench) -> None:
+    """With the trait `named-classes`, rows score alike whether their labels are texts, or numbers of a file that lists
+    the names in another order than the model."""
+    import datasets
+
+    if "named-classes" not in bench.spec.traits:
+        raise SkipTest("it does not have the trait named-classes")
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    student = _start(resolver, task, recipe, parts)
+    evaluator = Evaluator(task, resolver, recipe.evaluation, resolver.evaluation_options(task, recipe))
+    metrics = [e for e in bench.registry.all("metric", bench.entry.name) if not e.spec.fidelity and not e.spec.rows]
+    for data, split in evaluator.data:
+        rows, known, names = list(named_rows(data.split(split))), set(student.classes), student.classes[::-1]
+        column = next((c for c in rows[0] if all(_names(row[c]) <= known for row in rows)), None)
+        assert column, f"no column of the tiny recipe has labels among the classes {', '.join(student.classes[:6])}"
+        kind, found = datasets.ClassLabel(names=names), []
+        for of, value in ((datasets.Value("string"), str), (kind, kind.str2int)):
+            given = [{**row, column: _each(row[column], lambda label, value=value: value(str(label)))} for row in rows]
+            features = data.split(split).features.copy()
+            features[column] = datasets.List(of) if isinstance(rows[0][column], list) else of
+            made = datasets.Dataset.from_list(given, features=features)
+            outputs = task.outputs(student_encoder(task, student), Data.from_dataset("rows", {split: made}), split)
+            found.append({entry.name: bench.registry.load(entry)(outputs) for entry in metrics})
+        assert found[0] == found[1], f"as texts the rows score {found[0]}, as numbers with names {found[1]}"
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A label, or each of a list, changed."""
+    return [change(one) for one in value] if isinstance(value, list) else change(value)
+
+
+def _names(value: Any) -> set[str]:
+    return set(map(str, value)) if isinstance(value, list) else {str(value)}
 
 
 @check("task")

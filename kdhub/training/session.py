@@ -96,11 +96,25 @@ class Session:
         self._note_data([describe_data(data, split, "train") for data, split in parts])
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
+        self._fits_problem(student)
         start = {"source": self.recipe.student.source, **student.start}
         if made := self._made_by(self.recipe.student.source):
             start |= {"source": made, "how": f"the student of {made}"}
         self.run.add_provenance(student={"start": start, "start_sha256": weights_digest(student)})
         return student
+
+    def _fits_problem(self, student: Student) -> None:
+        """
+        Raises:
+            CompatibilityError: the student is for a form of its task that the method is not for.
+        """
+        if student.problem and student.problem not in self.method.spec.problems:
+            entries = self.resolver.registry.all("method", self.recipe.task)
+            fitting = [entry.name for entry in entries if student.problem in entry.spec.problems]
+            raise CompatibilityError(
+                f"method {self.recipe.method} is not for {student.problem}, and the student is",
+                hint=f"methods that are: {', '.join(fitting) or 'none here'}",
+            )
 
     @cached_property
     def training_data(self) -> dict[str, list[tuple[Data, str]]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, NetworkSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
 
 SURVEY = "arXiv:2402.13116"
+LABELS, VALUES = "multi_label_classification", "regression"
+"""Forms of classification besides one class a row (`kdhub_tasks.classes`)."""
 
 
 def algorithm(name):
@@ -20,10 +22,10 @@ def kdhub_methods():
             name=name, target=f"kdhub_logits.methods.{target}", summary=summary, paper=paper, **given
         )  # fmt: skip
 
-    def divergence(name, cls, summary, paper):
-        return method(name, f"soft_targets:{cls}", summary, paper)
+    def divergence(name, cls, summary, paper, problems=(LABELS,)):
+        return method(name, f"soft_targets:{cls}", summary, paper, problems=problems)
 
-    yield divergence("kd", "Kd", "soft targets with the labels", "arXiv:1503.02531")
+    yield divergence("kd", "Kd", "soft targets with the labels", "arXiv:1503.02531", (LABELS, VALUES))
     yield divergence("reverse-kl", "ReverseKl", "soft targets by KL(student || teacher)", "arXiv:2306.08543")
     yield divergence("sym", "Sym", "soft targets by a weighted sum of both KLs", "arXiv:2402.03898")
     yield divergence("jsd", "Jsd", "soft targets by the generalised Jensen-Shannon divergence", "arXiv:2306.13649")
@@ -34,6 +36,7 @@ def kdhub_methods():
         "dkd", "soft_targets:Dkd", "the target class and the other classes decoupled", "arXiv:2203.08679", labels=True
     )
     of_features = {"needs": ("features",), "uses": ("logits", "features"), "tags": algorithm("similarity")}
+    of_features["problems"] = (LABELS, VALUES)
     yield method("feature", "similarity:Feature", "the teacher's features, through a linear map", SURVEY, **of_features)
     yield method(
         "mmd", "similarity:Mmd", "the distribution of the teacher's features", "arXiv:1707.01219", **of_features

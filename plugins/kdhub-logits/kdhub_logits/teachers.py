@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from kdhub_tasks.classes import class_name, classes_of, labels_in
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub import open_data, open_task, open_teacher
 from kdhub.errors import TeacherError, UsageError
-from kdhub.rows import Example
+from kdhub.rows import Example, plain_rows
 from kdhub.teacher import Teacher
 
 
@@ -43,19 +44,21 @@ class Prototypes(Teacher):
     @cached_property
     def _means(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Classes, the mean of all rows, and each class's mean without it."""
-        o, table = self.options, self._data.split(self.options.split)
-        column = next((c for c in ("image", "features") if c in table.column_names), None)
-        if column is None or "label" not in table.column_names:
+        o, columns = self.options, self._data.split(self.options.split).column_names
+        task = self.task or open_task(f"{'image' if 'image' in columns else 'tabular'}-classification")
+        table = task.training_table([(self._data, o.split)])
+        if "label" not in table.column_names:
             raise UsageError(f"prototypes:{self.argument}: needs labelled rows of images or features")
-        x = np.asarray(table[column], np.float64).reshape(len(table), -1)
-        labels = [v for v in table["label"]]
-        named = sorted({v for v in labels if v is not None and v != -1}, key=lambda v: (isinstance(v, str), v))
+        rows = plain_rows(table, range(len(table)))
+        x = np.stack([np.asarray(task.read(row[task.column]), np.float64).ravel() for row in rows])
+        labels = [class_name(row["label"]) for row in rows]
+        named = [name for name in classes_of(*labels_in(table, "label")[:2]) if name in labels]
         rng = np.random.default_rng(o.seed)
         found = [rng.permutation([i for i, v in enumerate(labels) if v == c])[: o.per_class] for c in named]
         centre = x[np.concatenate(found)].mean(0)
         means = np.stack([x[rows].mean(0) for rows in found]) - centre
         means += o.noise * means.std() * rng.normal(size=means.shape)
-        return [str(c) for c in named], centre, means
+        return named, centre, means
 
     def probe(self) -> Mapping[str, Any]:
         return {"classes": self._means[0]}

@@ -1,14 +1,132 @@
-"""Classes of models and rows: which ones a fresh head has, and where a label stands among them."""
+"""Classes of models and rows, matched by name; and what a model's outputs are: one class, any number, or values.
+
+A number is a name like any other: 1, "1" and 1.0 (as tables with gaps have it) are the class "1". Null, NaN, -1 and an
+empty text are no label. The classes of rows stand in the order of the file's own names (`ClassLabel`), else of numbers,
+else of texts. Numbers are positions only for a model none of whose classes is called a number, as labels of the Hub are
+read; that is logged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import ast
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdhub.errors import DataError, UsageError
+from kdhub.rows import class_names, named
 from kdhub.student import BuildContext
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger("kdhub")
+
+MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
+"""What the outputs of a model are, as `problem_type` in the transformers library's configurations and in ours: a logit
+for each of any number of labels, or values. Anything else, here "", is one class a row."""
+PROBLEMS = (MULTI_LABEL, REGRESSION)
+SCORE = "score"
+"""The column of values, and the name of the one output of a model of values."""
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+
+
+def problem_of(config: Mapping[str, Any]) -> str:
+    """What the outputs of a classifier are, by its configuration; a transformers model with one output and nothing
+    stated is one of values, as that library has it."""
+    stated = config.get("problem_type")
+    if stated is None and len(config.get("id2label") or ()) == 1:
+        return REGRESSION
+    return stated if stated in PROBLEMS else ""
+
+
+# -- of rows --------------------------------------------------------------------------------------------------
+
+
+def class_name(value: Any) -> str | None:
+    """The name of a row's class, None where it has none."""
+    if isinstance(value, str):
+        name = value if value.strip() else None
+        number = bool(name) and NUMBER.fullmatch(name)
+        name = name.partition(".")[0] if number and not name.partition(".")[2].strip("0") else name
+    elif value is None or isinstance(value, float | np.floating) and math.isnan(value):
+        return None
+    else:
+        whole = isinstance(value, float | np.floating) and float(value).is_integer()
+        name = str(int(value) if whole else value)
+    return None if name == "-1" else name
+
+
+def listed(value: Any) -> Any:
+    """A list that a table of texts holds as JSON, or as Python writes it; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
+        for read in (json.loads, ast.literal_eval):
+            # Without commas, as NumPy writes them, Python would join the texts of a list.
+            if read is json.loads or not re.search(r"['\"]\s+['\"]", value):
+                try:
+                    return read(value.strip())
+                except (ValueError, SyntaxError):
+                    pass
+    return value
+
+
+def labels_in(table: datasets.Dataset, column: str) -> tuple[set[Any], list[str] | None, set[int]]:
+    """The different labels of a column, those in lists one by one; the file's own names of classes, if any; and how
+    long its lists are, nothing where it has none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = class_names(table.features[column])
+    values, sizes = table.select_columns([column]).with_format("arrow")[:][column].combine_chunks(), set()
+    while pa.types.is_nested(values.type):
+        sizes = {size for size in pc.unique(pc.list_value_length(values)).to_pylist() if size is not None}
+        values = pc.list_flatten(values)
+    found = named(pc.unique(values).to_pylist(), names) if names else pc.unique(values).to_pylist()
+    if not sizes and (lists := [read for label in found if isinstance(read := listed(label), list)]):
+        sizes, found = set(map(len, lists)), [label for read in lists for label in read]
+    return set(found), names, sizes
+
+
+def classes_of(labels: Iterable[Any], names: Sequence[str] | None = None) -> list[str]:
+    """The classes of rows in their order: the file's own, else numbers by value, else texts."""
+    if names:
+        return list(names)
+    found = {name for label in labels if (name := class_name(label)) is not None}
+    return sorted(found, key=float) if all(map(NUMBER.fullmatch, found)) else sorted(found)
+
+
+def surveyed(labels: set[Any], names: Sequence[str] | None, sizes: set[int]) -> dict[str, Any]:
+    """`classes` of labels, and `problem` where they are not one class a row (see `labels_in`).
+
+    Lists are any number of labels; where all have as many 0 and 1, or truth values, these say it of each class. Numbers
+    with fractions are values, lists of these several values a row.
+    """
+    numbers = [float(label) for label in labels if (name := class_name(label)) and NUMBER.fullmatch(name)]
+    only = bool(numbers) and len(numbers) == sum(class_name(label) is not None for label in labels)
+    if only and not names and any(not number.is_integer() for number in numbers):
+        many = max(sizes, default=1)
+        return {"classes": [SCORE] if many == 1 else [f"{SCORE}-{i}" for i in range(many)], "problem": REGRESSION}
+    if sizes and not names and is_one_hot(labels, sizes):
+        return {"classes": [str(i) for i in range(max(sizes))], "problem": MULTI_LABEL}
+    return {"classes": classes_of(labels, names), **({"problem": MULTI_LABEL} if sizes else {})}
+
+
+def is_one_hot(labels: Iterable[Any], sizes: set[int]) -> bool:
+    """Whether lists of these values and sizes say of each class whether it is one of the row's."""
+    labels = set(labels)
+    said = all(isinstance(label, bool | float) for label in labels)
+    return len(sizes) == 1 and labels <= {0, 1} and (said or max(sizes) > 2)
+
+
+# -- of models ------------------------------------------------------------------------------------------------
 
 
 def classes_for(context: BuildContext) -> list[str]:
@@ -17,35 +135,133 @@ def classes_for(context: BuildContext) -> list[str]:
     Raises:
         UsageError: neither says any.
     """
-    of_rows, classes = context.facts.get("classes"), context.teacher.classes if context.teacher is not None else None
-    if not classes or (of_rows and not _are_of(of_rows, classes)):
-        classes = of_rows
-    if not classes:
+    return _target_for(context)[0]
+
+
+def problem_for(context: BuildContext) -> str:
+    """What the outputs of a fresh classifier are: with the teacher's classes as for the teacher, else as rows say."""
+    return _target_for(context)[1]
+
+
+def _target_for(context: BuildContext) -> tuple[list[str], str]:
+    rows, problem, teacher = context.facts.get("classes"), context.facts.get("problem", ""), context.teacher
+    classes = teacher.classes if teacher is not None else None
+    if classes:
+        theirs = getattr(teacher, "problem", "")
+        others = [name for name in rows or () if name not in {*classes, *map(class_name, classes)}]
+        if theirs == REGRESSION or not others or _are_positions(rows, classes):
+            return list(classes), theirs
+        logger.info(
+            "%d of the rows' %d classes are not among the teacher's %d: %s; the student has those of the rows",
+            len(others), len(rows), len(classes), ", ".join(map(repr, others[:8])),
+        )  # fmt: skip
+    if not rows:
         raise UsageError("a fresh classifier needs a teacher or labelled rows to know its classes")
-    return list(classes)
+    return list(rows), problem
 
 
-def _are_of(rows: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether rows' classes are some of these; numbers are their positions."""
-    return set(rows) <= set(classes) or (all(c.isdecimal() for c in rows) and len(rows) <= len(classes))
+def _are_positions(names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether names of rows' classes can only be positions among a model's."""
+    if any(map(NUMBER.fullmatch, classes)):
+        return False
+    return all(name.isdecimal() and int(name) < len(classes) for name in names)
+
+
+class Targets:
+    """What a model should give for rows: for one class its position, -1 for none; for any number of labels 0 or 1 for
+    each class, -1 for none stated; for values the value, or values, NaN for none."""
+
+    def __init__(self, classes: Sequence[str], problem: str = ""):
+        self.classes, self.problem = list(classes), problem
+        # Also as rows are read: a model that learnt "1.0" from a table with gaps knows the class 1.
+        self._at = {class_name(name): i for i, name in enumerate(self.classes)}
+        self._at |= {name: i for i, name in enumerate(self.classes)}
+        self._numbered = any(map(NUMBER.fullmatch, self.classes))
+        self._said = False
+
+    @classmethod
+    def of(cls, model: Any) -> Targets:
+        return cls(model.classes, getattr(model, "problem", ""))
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], column: str = "label") -> list[Any]:
+        """Raises: DataError: labels that are no classes of the model, with how many, or no numbers."""
+        if self.problem == REGRESSION:
+            return [self._values(row) for row in rows]
+        if self.problem != MULTI_LABEL:
+            return self.positions([row.get(column) for row in rows])
+        return [self._labels(row.get(column)) for row in rows]
+
+    def positions(self, labels: Sequence[Any]) -> list[int]:
+        """The position of each label."""
+        found = [self._position(label) for label in labels]
+        if None in found:
+            raise self._unknown([label for label, at in zip(labels, found) if at is None], len(labels))
+        return found
+
+    def _position(self, label: Any) -> int | None:
+        name = class_name(label)
+        if name is None:
+            return -1
+        if name in self._at:
+            return self._at[name]
+        if isinstance(label, bool):  # models of 0 and 1 that truth values taught
+            name = str(int(label))
+            if name in self._at:
+                return self._at[name]
+        if self._numbered or not name.isdecimal() or int(name) >= len(self.classes):
+            return None
+        if not self._said:
+            self._said = True
+            shown = ", ".join(f"{i} for {name!r}" for i, name in enumerate(self.classes[:4]))
+            logger.info("labels are numbers without names: %s%s", shown, ", ..." if len(self.classes) > 4 else "")
+        return int(name)
+
+    def _labels(self, value: Any) -> np.ndarray:
+        value = listed(value)
+        if not isinstance(value, list):
+            value = None if class_name(value) is None else [value]
+        if value is None:
+            return np.full(len(self.classes), -1, np.int8)
+        if len(value) == len(self.classes) and is_one_hot(value, {len(value)}):
+            return np.asarray(value, np.int8)
+        made = np.zeros(len(self.classes), np.int8)
+        made[[at for at in self.positions(value) if at >= 0]] = 1
+        return made
+
+    def _values(self, row: Mapping[str, Any]) -> Any:
+        column = SCORE if row.get(SCORE) is not None else "label"
+        value, many = listed(row.get(column)), len(self.classes)
+        given = value if isinstance(value, list) else [value]
+        try:
+            made = [math.nan if v is None or v == "" else float(v) for v in given]
+        except (TypeError, ValueError):
+            raise DataError(f"{column} must be a number for a model of values ({column}={value!r})") from None
+        if len(made) != many and made != [made[0]] * math.isnan(made[0]):
+            raise DataError(f"{column} must be {many} numbers for a model of {many} values ({column}={value!r})")
+        return made[0] if many == 1 else np.resize(np.asarray(made, np.float32), many)
+
+    def _unknown(self, labels: Sequence[Any], total: int) -> DataError:
+        counts = Counter(map(repr, labels))
+        first, others = labels[0], [f"{label} in {n}" for label, n in counts.items() if label != repr(labels[0])][:5]
+        listed = ", ".join(map(repr, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
+        also = f"; also {', '.join(others)}" if others else ""
+        counted = f" ({counts[repr(first)]} of {total} labels{also})" if total > 1 else ""
+        return DataError(
+            f"label {first!r} is not one of the {len(self.classes)} classes {listed}{counted}",
+            hint="the model was made for other classes: map the column, name the classes alike, or take another model",
+        )
 
 
 def label_index(value: Any, classes: Sequence[str]) -> int:
-    """The position of a row's label: a number is a position, a text is a name, or a number; -1 for none.
+    """The position of a row's class, -1 for none.
 
     Raises:
         DataError: no such class.
     """
-    if value is None or value == -1:
-        return -1
-    if isinstance(value, (int, np.integer)):
-        if 0 <= value < len(classes):
-            return int(value)
-    elif value in classes:
-        return list(classes).index(value)
-    elif isinstance(value, str) and value.isdecimal() and int(value) < len(classes):  # files of texts have no numbers
-        return int(value)
-    raise DataError(
-        f"label {value!r} is not one of the {len(classes)} classes {', '.join(map(repr, classes[:8]))}",
-        hint="the model was made for other classes; map the column, or start from another model",
-    )
+    return Targets(classes).positions([value])[0]
+
+
+def missing(labels: np.ndarray) -> np.ndarray:
+    """Which rows have no label, by what `Targets` gives for them."""
+    none = np.isnan(labels) if np.issubdtype(labels.dtype, np.floating) else labels < 0
+    return none.any(axis=1) if none.ndim > 1 else none

@@ -5,16 +5,21 @@ value a position, `(...,)`, >= 0 and 0 where both distributions are equal. Arith
 inputs are. A class whose logit is -inf on both sides has no part in anything; with p the teacher's and q the student's
 probabilities, 0 log 0 is 0.
 
+Where the outputs of a model are not one class a row, `suited` says which divergence stands for one, if any does.
+
 Names follow arXiv:2402.13116. `beta` is always the teacher's weight; other code calls the student's weight so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdhub.errors import CompatibilityError
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -165,6 +170,35 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float 
         return alpha * binary
     rest_p, rest_q = log_probabilities(rest_p), log_probabilities(rest_q)
     return alpha * binary + beta * _expected(rest_p.exp(), rest_p, rest_q)
+
+
+def suited(function: Callable[..., Tensor], labels: Tensor) -> Callable[..., Tensor]:
+    """A divergence of distributions over classes for what a model's outputs are, by the labels of a batch.
+
+    One class a row: `function`. Any number of labels: the sum over labels of `function` between the two-point
+    distributions with the logits (0, z). Values: for `forward_kl` the mean squared error, which is twice the KL of
+    normal distributions of deviation 1; it has no temperature.
+
+    Raises:
+        CompatibilityError: values, for a divergence that means nothing between them.
+    """
+    from kdhub_tasks.losses import of_any_number
+
+    inner = getattr(function, "func", function)
+    if labels.is_floating_point():
+        if inner is not forward_kl:
+            raise CompatibilityError(
+                f"{inner.__name__} is a divergence of distributions, and the models' outputs are values",
+                hint="kd takes the squared error of values",
+            )
+        return lambda student, teacher: (student.float() - teacher.float()).square().mean(-1)
+    if not of_any_number(labels):
+        return function
+
+    def pairs(logits: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(logits), logits], -1)
+
+    return lambda student, teacher: function(pairs(student), pairs(teacher)).sum(-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -23,6 +23,7 @@ from kdhub.errors import CompatibilityError, TeacherError, UsageError
 from kdhub.recipes.recipe import TextRef
 from kdhub.rows import Example, Signals
 from kdhub.teacher import Teacher
+from kdhub_tasks.classes import MULTI_LABEL
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +132,20 @@ class Ensemble(Teacher):
                 )
         return classes
 
+    @property
+    def problem(self) -> str:
+        """What the outputs of all members are (`kdhub_tasks.classes`).
+
+        Raises:
+            CompatibilityError: not of all the same.
+        """
+        found = list(dict.fromkeys(getattr(member, "problem", "") for member in self.members))
+        if len(found) > 1:
+            raise CompatibilityError(
+                f"the outputs of the ensemble's members differ: {' and '.join(p or 'one class a row' for p in found)}"
+            )
+        return found[0]
+
     # -- signals ----------------------------------------------------------------------------------------------
 
     @cached_property
@@ -170,14 +185,14 @@ class Ensemble(Teacher):
         weights = shares([self.weights[n] for n in self._alike], len(rows))
         if isinstance(rows[0], list):
             return {"logits": [average_logits(of, weights, self.options.mean) for of in zip(*rows)]}
-        return {"logits": average_logits(rows, weights, self.options.mean)}
+        return {"logits": average_logits(rows, weights, self.options.mean, self.problem)}
 
     @cached_property
     def module(self) -> nn.Module | None:
         """The members' networks as one that gives their logits together; None where one has none."""
         networks = [self.members[n].module for n in self._alike]
         weights = shares([self.weights[n] for n in self._alike], len(networks))
-        return None if None in networks else _network(networks, weights, self.options.mean)
+        return None if None in networks else _network(networks, weights, self.options.mean, self.problem)
 
 
 def shares(weights: Sequence[float] | None, members: int) -> list[float]:
@@ -210,12 +225,17 @@ def each(teacher: Signals) -> list[Signals]:
     return [found[n] for n in sorted(found)]
 
 
-def average_logits(logits: Sequence[np.ndarray], weights: Sequence[float], mean: str = "probabilities") -> np.ndarray:
+def average_logits(
+    logits: Sequence[np.ndarray], weights: Sequence[float], mean: str = "probabilities", problem: str = ""
+) -> np.ndarray:
     """(n, classes) logits of several teachers as those of one: log of the mean probability, or the mean of the
-    logits; of one output (a value) their mean."""
+    logits; of values, or one output, their mean; of any number of labels the logit of each one's mean probability."""
     x = np.stack([np.asarray(one, np.float64) for one in logits])
     w = np.asarray(weights).reshape(-1, *[1] * (x.ndim - 1))
-    if mean == "logits" or x.shape[-1] == 1:
+    if problem == MULTI_LABEL and mean != "logits":
+        yes, no = ((w * np.exp(-np.logaddexp(0, -z))).sum(0).clip(1e-30) for z in (x, -x))
+        return np.log(yes / no).astype(np.float32)
+    if mean == "logits" or problem or x.shape[-1] == 1:
         return (w * x).sum(0).astype(np.float32)
     top = x.max(-1, keepdims=True)
     p = np.exp(x - top)
@@ -223,7 +243,7 @@ def average_logits(logits: Sequence[np.ndarray], weights: Sequence[float], mean:
     return np.log(np.clip((w * p).sum(0), 1e-30, None)).astype(np.float32)
 
 
-def _network(networks: Sequence[nn.Module], weights: Sequence[float], mean: str) -> nn.Module:
+def _network(networks: Sequence[nn.Module], weights: Sequence[float], mean: str, problem: str) -> nn.Module:
     import torch
     from torch import nn
 
@@ -235,7 +255,10 @@ def _network(networks: Sequence[nn.Module], weights: Sequence[float], mean: str)
         def forward(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
             logits = torch.stack([network(inputs)["logits"].float() for network in self.networks])
             w = logits.new_tensor(weights).reshape(-1, *[1] * (logits.dim() - 1))
-            if mean == "logits" or logits.shape[-1] == 1:
+            if problem == MULTI_LABEL and mean != "logits":
+                yes, no = ((w * torch.sigmoid(z)).sum(0).clamp_min(1e-30) for z in (logits, -logits))
+                return {"logits": (yes / no).log()}
+            if mean == "logits" or problem or logits.shape[-1] == 1:
                 return {"logits": (w * logits).sum(0)}
             return {"logits": torch.logsumexp(logits.log_softmax(-1) + w.log(), 0)}
 

@@ -31,17 +31,35 @@ def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> T
 
 
 def has_label(labels: Tensor) -> Tensor:
-    """Which rows have one: classes are numbers from 0 (-1 for none), values are fractions (NaN for none)."""
-    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
+    """Which rows have one: (n,) classes are numbers from 0 (-1 for none), (n, classes) say 0 or 1 of each (-1 for
+    none); values, (n,) or (n, values), are fractions (NaN for none)."""
+    known = ~labels.isnan() if labels.is_floating_point() else labels >= 0
+    return known if known.dim() == 1 else known.all(-1)
+
+
+def of_any_number(labels: Tensor) -> bool:
+    """Whether labels say of each class whether a row is of it."""
+    return labels.dim() == 2 and not labels.is_floating_point()
 
 
 def label_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """What each row is short of its label, 0 where it has none: -log q(label) where labels are classes, in nats;
-    (logit - label)^2 where they are values, of which a model has one logit."""
-    if not labels.is_floating_point():
+    """What each row is short of its label, 0 where it has none.
+
+    -log q(label) where labels are classes, in nats; the sum over classes of -log q(is of it, or is not) where each is a
+    yes or no; the mean over values of (logit - label)^2 where they are values. Smoothing is of the former two: a label
+    is then (1 - smoothing) itself, and the rest is spread evenly over the classes, or over yes and no.
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    if labels.is_floating_point():
+        aim = labels.nan_to_num().reshape(len(labels), -1)
+        each = (logits.float().reshape(aim.shape) - aim).square().mean(-1)
+    elif of_any_number(labels):
+        aim = labels.clamp_min(0).float() * (1 - smoothing) + smoothing / 2
+        each = binary_cross_entropy_with_logits(logits.float(), aim, reduction="none").sum(-1)
+    else:
         return cross_entropies(logits, labels, smoothing)
-    apart = (logits.float().squeeze(-1) - labels.nan_to_num()).square()
-    return apart.masked_fill(labels.isnan(), 0)
+    return each.masked_fill(~has_label(labels), 0)
 
 
 def positions_in(batch: Mapping[str, Any]) -> float:

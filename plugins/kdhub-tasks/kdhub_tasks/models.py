@@ -26,6 +26,7 @@ class Classifier(Student):
 
     Attributes:
         classes: their names, in the order of the logits.
+        problem: what the logits are where they are not of one class a row (`kdhub_tasks.classes`).
         kinds: the signals it gives.
         ragged: whether an example has several of each (words): as many as it has `labels`.
         batch: examples that are run at once.

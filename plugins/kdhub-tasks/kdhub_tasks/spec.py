@@ -3,8 +3,10 @@
 from kdhub import MethodSpec, StudentSpec, TeacherSpec
 
 SURVEY = "arXiv:2402.13116"
+PROBLEMS = ("multi_label_classification", "regression")
+"""`kdhub_tasks.classes.PROBLEMS`, which is not imported here: it needs NumPy."""
 
-_method = MethodSpec.shorthand("kdhub_tasks.methods.", paper=SURVEY)
+_method = MethodSpec.shorthand("kdhub_tasks.methods.", paper=SURVEY, problems=PROBLEMS)
 METHODS = (
     _method(
         "supervised", "supervised:Supervised", "labels alone: the baseline, and how teachers are made",

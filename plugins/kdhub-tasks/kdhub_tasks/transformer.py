@@ -16,6 +16,7 @@ from kdhub.files import canonical_json
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
 from kdhub_tasks import wrappers
+from kdhub_tasks.classes import MULTI_LABEL, problem_of
 from kdhub_tasks.long import further_inputs, is_efficient
 from kdhub_tasks.models import TOKENS, Classifier
 from kdhub_tasks.reading import longest, settle_pad
@@ -84,6 +85,8 @@ class TextClassifier(Classifier):
         classes = class_names(model.config)
         network = with_wrappers(Transformer(model), model.config, classes, model.config.hidden_size)
         super().__init__(self.task_name, network, classes, start)
+        if not self.ragged:
+            self.problem = problem_of(model.config.to_dict())
         self.tokenizer, self.pad = tokenizer, settle_pad(model, tokenizer)
         if is_efficient(model.config):
             self.kinds = tuple(kind for kind in self.kinds if kind != "attentions")
@@ -149,16 +152,24 @@ class TextClassifier(Classifier):
         return cls(model.eval(), tokenizer, start)
 
     @classmethod
-    def with_head(cls, folder: Path, classes: Sequence[str], seed: int, start: Mapping[str, Any]) -> TextClassifier:
+    def with_head(
+        cls, folder: Path, classes: Sequence[str], seed: int, start: Mapping[str, Any], problem: str = ""
+    ) -> TextClassifier:
         """A checked folder's network; its classifier is made again unless it is one for just these classes."""
         import transformers
 
         import kdhub_tasks.attention  # noqa: F401  families of models of ours
 
-        config = transformers.AutoConfig.from_pretrained(folder, **without_wrappers(classes))
+        config = transformers.AutoConfig.from_pretrained(folder, **without_wrappers(classes, problem))
         model = with_fresh_head(getattr(transformers, cls.auto), folder, config, seed)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model, tokenizer, start)
+
+    def begin_at(self, value: float) -> None:
+        """Have a fresh head of values give this for all rows."""
+        last = [m for m in self.module.model.modules() if isinstance(m, nn.Linear)][-1]
+        if len(self.classes) == 1 and last.out_features == 1 and last.bias is not None and not last.bias.any():
+            nn.init.constant_(last.bias, value)
 
     def at_once(self, examples: Sequence[Example]) -> int:
         return max(1, min(self.batch, TOKENS // max(1, *(e.get("length", 1) for e in examples))))
@@ -191,7 +202,7 @@ class TextClassifier(Classifier):
         return (
             "from transformers import pipeline\n\n"
             f'classify = pipeline("{self.task_name}", model="{{path}}")\n'
-            'print(classify("a text to classify"))'
+            f'print(classify("a text to classify"{", top_k=None" if self.problem == MULTI_LABEL else ""}))'
         )
 
     @property
@@ -219,10 +230,15 @@ def note_wrapper(model: nn.Module, classes: Sequence[str], wrapper: Mapping[str,
     model.num_labels = len(names)
 
 
-def without_wrappers(classes: Sequence[str]) -> dict[str, Any]:
-    """Entries of a transformers configuration for a plain classifier of these classes."""
+def without_wrappers(classes: Sequence[str], problem: str = "") -> dict[str, Any]:
+    """Entries of a transformers configuration for a plain classifier of these classes (`problem`: see `classes`)."""
     names = dict(enumerate(classes))
-    known = {"id2label": names, "label2id": {name: i for i, name in names.items()}, wrappers.KEY: None}
+    known = {
+        "problem_type": problem or None,
+        "id2label": names,
+        "label2id": {name: i for i, name in names.items()},
+        wrappers.KEY: None,
+    }
     return known | dict.fromkeys(wrappers.FORMERLY)
 
 

@@ -209,7 +209,7 @@ class PCoreSet(Method):
                 hint=f"write each row's class beside it, then: kdhub distill --resume {run.folder}",
             )
         classes = run.student.classes
-        return {i: label_index(told[i] if told[i] in classes else int(told[i]), classes) for i in wanted}
+        return {i: label_index(told[i], classes) for i in wanted}
 
     # -- students ---------------------------------------------------------------------------------------------
 

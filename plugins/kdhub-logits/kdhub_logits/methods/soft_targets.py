@@ -6,7 +6,9 @@ With p and q the teacher's and student's probabilities at temperature T, the los
 
 where the first mean is over rows with a label and the second over all rows. T^2 keeps the size of the gradient
 (arXiv:1503.02531); it is used for every divergence alike. Language models have defaults of their own, the teacher alone
-at T = 1 (`defaults_for`). Each method is one divergence D of `divergences`. A new one
+at T = 1 (`defaults_for`). Where rows have any number of labels, D is the sum over labels of that of yes and no, and CE
+the sum of theirs; where they have values, D of `kd` and CE are squared errors, without a temperature
+(`divergences.suited`). Each method is one divergence D of `divergences`. A new one
 takes a function there and a `MethodSpec` of its name for `SoftTargets`; a class here, where it has options of its own.
 """
 
@@ -16,7 +18,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kdhub_tasks.losses import ClassifierOptions, cross_entropies, labelled_in, positions_in
+from kdhub_tasks.losses import ClassifierOptions, cross_entropies, label_losses, labelled_in, positions_in
 from pydantic import Field
 
 from kdhub.method import ObjectiveMethod, Progress
@@ -61,13 +63,15 @@ class SoftTargets(ObjectiveMethod):
 
         o, labels = self.options, batch["labels"]
         t, settings = o.temperature, {name: getattr(o, name) for name in self.passes}
-        apart = partial(getattr(divergences, self.function or self.spec.name.replace("-", "_")), **settings)
+        function = partial(getattr(divergences, self.function or self.spec.name.replace("-", "_")), **settings)
+        apart = divergences.suited(function, labels)
+        t = 1.0 if labels.is_floating_point() else t  # values have none
         weight, labelled = o.alpha * (t * t if o.scale_t2 else 1), labelled_in(batch)
 
         def sums(s: Tensor, z: Tensor, y: Tensor) -> dict[str, Tensor]:
             terms = {"teacher": weight * divergence(apart, s, z, t).sum() / positions_in(batch)}
             if o.alpha < 1:
-                terms["labels"] = (1 - o.alpha) * cross_entropies(s, y).sum() / labelled
+                terms["labels"] = (1 - o.alpha) * label_losses(s, y).sum() / labelled
             return terms
 
         return over_positions(sums, student, teacher, labels)

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdhub import open_data
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import named_rows
 from kdhub.errors import UsageError
 
 SPLITS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slice(1400, None)}
@@ -96,7 +97,8 @@ def labels(
         table = data.split(name)
         if "label" not in table.column_names:
             raise UsageError(f"labels:{argument}: split {name!r} has no column 'label'")
-        given, rows, subclasses = list(table["label"]), range(len(table)), []
+        given = [row["label"] for row in named_rows(table.select_columns(["label"]))]
+        rows, subclasses = range(len(table)), []
         if places is not None:
             rows = [i for i, v in enumerate(given) if v is None or v == -1 or v in places]
             found = [places.get(given[i], (given[i], -1)) for i in rows]
@@ -107,13 +109,14 @@ def labels(
                 given, imbalance=imbalance, per_class=per_class, noise=noise, noise_kind=noise_kind,
                 labelled=labelled, unlabelled=unlabelled, seed=seed,
             )  # fmt: skip
-        for i, label in zip(kept, new):
-            yield {**table[int(rows[i])], "label": label, **(subclasses[i] if subclasses else {})}
+        chosen = table.select([int(rows[i]) for i in kept])
+        for i, row, label in zip(kept, named_rows(chosen), new):
+            yield {**row, "label": label, **(subclasses[i] if subclasses else {})}
 
     def made(name: str) -> Iterator[dict[str, Any]]:
-        return iter(data.split(name)) if name != split and places is None else changed(name)
+        return named_rows(data.split(name)) if name != split and places is None else changed(name)
 
-    said = {"imbalance": imbalance, "per_class": per_class, "noise": noise, "noise_kind": noise_kind, "version": 1}
+    said = {"imbalance": imbalance, "per_class": per_class, "noise": noise, "noise_kind": noise_kind, "version": 2}
     said |= {"labelled": labelled, "unlabelled": unlabelled, "seed": seed}
     said |= {} if groups is None else {"groups": groups}
     sources = {name: (lambda name=name: made(name)) for name in data.splits}

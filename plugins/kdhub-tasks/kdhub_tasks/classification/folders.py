@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdhub.errors import UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.student import BuildContext
-from kdhub_tasks.classes import classes_for
+from kdhub_tasks.classes import classes_for, problem_for
 from kdhub_tasks.classification.model import NetworkClassifier, TokenClassifier
 from kdhub_tasks.transformer import TextClassifier
 
@@ -50,14 +50,17 @@ def as_start(folder: Path, context: BuildContext, start: Mapping[str, Any], name
         import torch
 
         torch.manual_seed(context.seed)
-        student = NetworkClassifier.of_timm(folder, config, classes=classes_for(context), name=name)
+        student = NetworkClassifier.of_timm(
+            folder, config, classes=classes_for(context), problem=problem_for(context), name=name
+        )
         student.start = start
         return student
     headed = "network" in config or str((config.get("architectures") or [""])[0]).endswith(HEADED)
     if context.task.name == "image-classification" and "architectures" in config:
         from kdhub_tasks.classification.vision import ImageClassifier
 
-        return ImageClassifier.load(folder, name=name, classes=classes_for(context), seed=context.seed, start=start)
+        of = {"classes": classes_for(context), "problem": problem_for(context)}
+        return ImageClassifier.load(folder, name=name, **of, seed=context.seed, start=start)
     if headed and name is None:
         student = context.task.load(folder)
         student.start = start
@@ -65,7 +68,8 @@ def as_start(folder: Path, context: BuildContext, start: Mapping[str, Any], name
     if not headed:
         start["how"] = f"{start.get('how', 'as it is')}, with a fresh classifier"
     check_model_folder(folder, name=name)
-    return context.task.with_head(context.facts, folder, classes_for(context), context.seed, start)
+    facts = {**context.facts, "problem": problem_for(context)}
+    return context.task.with_head(facts, folder, classes_for(context), context.seed, start)
 
 
 def _config(folder: Path, name: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdhub.errors import UntrustedError
+from kdhub.errors import DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
+from kdhub_tasks.classes import problem_of
 from kdhub_tasks.classification import networks
 from kdhub_tasks.layers import blocks
 from kdhub_tasks.models import ProbedClassifier
@@ -26,7 +28,8 @@ class NetworkClassifier(ProbedClassifier):
     """One of our small networks: `config.json` and `model.safetensors`.
 
     Args:
-        config: `network`, `shape`, `classes` and the network's own settings.
+        config: `network`, `shape`, `classes`, the network's own settings, and `problem_type` where its outputs are not
+            of one class a row (`kdhub_tasks.classes`).
     """
 
     def __init__(self, task: str, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
@@ -34,6 +37,7 @@ class NetworkClassifier(ProbedClassifier):
         plain = {k: v for k, v in config.items() if k not in (KEY, *FORMERLY)}
         listed = wrappers_in(config)
         self.config = {**plain, "task": task, **({KEY: listed} if listed else {})}
+        self.problem = problem_of(config)
 
     def blank(self) -> dict[str, torch.Tensor]:
         return {"x": torch.zeros(1, *self.config["shape"])}
@@ -56,11 +60,31 @@ class NetworkClassifier(ProbedClassifier):
         return 64 if self.device.type == "cpu" else 1024  # what convolutions give for more leaves a core's cache
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        x = torch.from_numpy(np.stack([e["x"] for e in examples]))
+        x = torch.from_numpy(np.stack(self._fitting([e["x"] for e in examples])))
         # Colours of a pixel beside each other: convolutions of small images are a fifth faster, forward and backward.
         layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
         scaled = x.to(torch.float32, memory_format=layout)
         return {"x": scaled.div_(255) if x.dtype == torch.uint8 else scaled}
+
+    def _fitting(self, given: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Inputs of the network's shape; grey images get, or lose, the axis of equal channels.
+
+        Raises:
+            DataError: of another shape, with how many.
+        """
+        shape = tuple(self.config["shape"])
+        if all(x.shape == shape for x in given):
+            return list(given)
+        grey = [x[0] if x.ndim == 3 and len(x) == 1 else x for x in given]
+        made = [np.broadcast_to(x, shape) if x.shape == shape[-2:] else x for x in grey]
+        if wrong := Counter(x.shape for x in made if x.shape != shape):
+            text = " x ".join(map(str, shape))
+            counted = ", ".join(f"{' x '.join(map(str, size))} ({many})" for size, many in wrong.most_common(6))
+            raise DataError(
+                f"{wrong.total()} of {len(given)} inputs are not {text}, as the network takes them: {counted}",
+                hint="bring them to that size",
+            )
+        return made
 
     def save(self, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"kdhub": 1, **self.config}, indent=2))
@@ -75,8 +99,9 @@ class NetworkClassifier(ProbedClassifier):
 
     @classmethod
     def of_timm(
-        cls, folder: Path, config: Mapping[str, Any], *, classes: Sequence[str] | None = None, name: str | None = None
-    ) -> NetworkClassifier:
+        cls, folder: Path, config: Mapping[str, Any], *, classes: Sequence[str] | None = None, problem: str = "",
+        name: str | None = None,
+    ) -> NetworkClassifier:  # fmt: skip
         """A network with its weights as timm saves it: its `config.json` has `architecture` and `pretrained_cfg`.
 
         Args:
@@ -94,6 +119,7 @@ class NetworkClassifier(ProbedClassifier):
         settings = {k: v for k, v in (config.get("model_args") or {}).items() if k not in known}
         made = {"network": "timm", "name": config.get("architecture"), "settings": settings}
         made |= {"shape": shape, "classes": list(classes or labels), **networks.timm_scale(own, shape)}
+        made |= {"problem_type": problem} if problem else {}
         student = cls("image-classification", made, {"how": "as it is"})
         state = load_file(folder / "model.safetensors")
         fits = student.module.model.state_dict()

@@ -254,7 +254,7 @@ def last_layer(network: nn.Module, classes: int) -> str:
 def build(config: Mapping[str, Any]) -> nn.Module:
     """The network of a `config.json`: `{"network": "mlp", "shape": [8, 8], "classes": [...], ...}`, by its registered
     name, with its wrappers around it (`kdhub_tasks.wrappers`)."""
-    around = ("network", "task", "kdhub", KEY, *FORMERLY)
+    around = ("network", "task", "kdhub", "problem_type", KEY, *FORMERLY)
     settings, wrappers = {k: v for k, v in config.items() if k not in around}, wrappers_in(config)
     outputs = outputs_of(config["classes"], wrappers)
     network = network_class(config["network"])(**{**settings, "classes": len(outputs)})

@@ -80,7 +80,13 @@ _fidelity = partial(_metric, fidelity=True)
 METRICS = (
     _metric("accuracy", "accuracy", "share of rows whose most probable class is right"),
     _metric("accuracy@5", "top_5", "share of rows whose class is among the five most probable"),
-    _metric("macro-f1", "macro_f1", "F1 of each class, unweighted mean"),
+    _metric("macro-f1", "macro_f1", "F1 of each class or label, unweighted mean"),
+    _metric("micro-f1", "micro_f1", "F1 of all labels together, where rows have any number of them"),
+    _metric("subset-accuracy", "subset_accuracy", "share of rows all of whose labels are right"),
+    _metric("average-precision", "average_precision", "average precision of each label, unweighted mean"),
+    _metric("pearson", "pearson", "linear correlation of predicted and true values"),
+    _metric("spearman", "spearman", "rank correlation of predicted and true values"),
+    _metric("rmse", "rmse", "root mean squared error of values", False),
     _metric(
         "entity-f1", "entity_f1", "F1 of whole entities, where classes are BIO", traits=(),
         tasks=("token-classification",),
@@ -94,5 +100,6 @@ METRICS = (
     _fidelity("kl", "divergence", "mean KL(teacher || student), nats", **LOWER),
     _fidelity("loyalty", "probability_loyalty", "1 - root of the Jensen-Shannon divergence, mean"),
     _fidelity("loyalty-nats", "natural_loyalty", "the same with natural logarithms, as published"),
+    _fidelity("score-rmse", "score_rmse", "root mean squared difference to the teacher's values", better=False),
     _fidelity("regression-loyalty", "regression_loyalty", "correlation of each class's scores over rows, mean"),
 )  # fmt: skip

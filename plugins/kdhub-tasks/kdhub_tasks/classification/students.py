@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdhub.errors import UsageError
+from kdhub.errors import DataError, UsageError
 from kdhub.student import BuildContext, sizes
-from kdhub_tasks.classes import classes_for
+from kdhub_tasks.classes import classes_for, problem_for
 
 if TYPE_CHECKING:
     from kdhub_tasks.classification.model import NetworkClassifier
@@ -60,7 +60,7 @@ def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier
     except (OSError, pickle.UnpicklingError, RuntimeError, AttributeError, KeyError) as error:
         raise UsageError(f"{file} is not a ResNet for CIFAR: {str(error).splitlines()[0]}") from error
     config = {"network": "resnet", "depth": 6 * blocks + 2, "shape": [3, 32, 32], "classes": classes_for(context)}
-    config |= timm_scale({}, config["shape"])
+    config |= timm_scale({}, config["shape"]) | _problem(context)
     torch.manual_seed(context.seed)
     student = NetworkClassifier(context.task.name, config, {"how": f"the weights of {file.name}"})
     if classes != len(student.classes):
@@ -117,13 +117,23 @@ def network(context: BuildContext, config: dict[str, Any], how: str) -> NetworkC
     from kdhub_tasks.classification.model import NetworkClassifier
 
     facts = context.facts
+    if sizes := facts.get("sizes"):
+        counted = ", ".join(f"{size} ({many} of {sum(sizes.values())} rows)" for size, many in list(sizes.items())[:6])
+        raise DataError(
+            f"the inputs are of {len(sizes)} sizes, and a fresh network takes one: {counted}",
+            hint="bring them to one size, or take a model with an image processor of its own (hf:org/name)",
+        )
     if not facts.get("shape"):
         raise UsageError("a fresh network needs training rows to know the shape of its inputs", hint="give --data")
-    config = (
-        {"shape": facts["shape"], "classes": classes_for(context)} | {k: facts[k] for k in ("mean", "std")} | config
-    )
+    known = {"shape": facts["shape"], "classes": classes_for(context), "mean": facts["mean"], "std": facts["std"]}
+    config = known | _problem(context) | config
     torch.manual_seed(context.seed)
     return NetworkClassifier(context.task.name, config, {"how": f"fresh {how}"})
+
+
+def _problem(context: BuildContext) -> dict[str, str]:
+    problem = problem_for(context)
+    return {"problem_type": problem} if problem else {}
 
 
 def _numbers(kind: str, argument: str) -> list[int]:

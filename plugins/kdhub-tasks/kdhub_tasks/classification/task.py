@@ -1,8 +1,11 @@
-"""Classification: of images, of feature tables, of texts. One class of a closed list for each row."""
+"""Classification: of images, of feature tables, of texts. One class of a closed list for each row; where rows or the
+configuration of a model say so, any number of them, or values (`kdhub_tasks.classes`)."""
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -12,11 +15,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from kdhub.data.prepare import iterate
 from kdhub.errors import CompatibilityError, DataError
 from kdhub.findings import Finding, shared_tokens
 from kdhub.rows import Example, Prepare, Signals, plain_rows
 from kdhub.task import Encoder, NetworkTask, View
-from kdhub_tasks.classes import label_index
+from kdhub_tasks.classes import (
+    MULTI_LABEL,
+    REGRESSION,
+    SCORE,
+    Targets,
+    class_name,
+    classes_of,
+    labels_in,
+    listed,
+    missing,
+    problem_of,
+    surveyed,
+)
 from kdhub_tasks.teachers import ModelTeacher
 
 if TYPE_CHECKING:
@@ -28,6 +44,10 @@ if TYPE_CHECKING:
     from kdhub.student import BuildContext
     from kdhub_tasks.models import Classifier
 
+SAID = {"": "one class a row", MULTI_LABEL: "any number of labels", REGRESSION: "values"}
+"""What the outputs of a model are, in messages."""
+PRIMARY = {MULTI_LABEL: "micro-f1", REGRESSION: "pearson"}
+"""The metric that stands for quality where it is not that of one class a row."""
 SUBCLASS = "subclass"
 """Column of some data sets: which part of its class a row is of, a number; for controls (see `data.labels`)."""
 SURVEYED = 5000
@@ -40,8 +60,10 @@ class Predictions:
 
     Attributes:
         logits: (n, classes) float32.
-        labels: (n,) positions of the true classes.
+        labels: (n,) positions of the true classes; of a model of any number of them (n, classes) 0 or 1, of one of
+            values (n,), or (n, values).
         classes: their names.
+        problem: what the logits are (`kdhub_tasks.classes`), "" for one class a row.
         lengths: words of each row, where n counts words; bytes: of whole texts, where n counts their tokens.
     """
 
@@ -50,6 +72,7 @@ class Predictions:
     classes: list[str] = field(default_factory=list)
     lengths: np.ndarray | None = None
     bytes: int | None = None
+    problem: str = ""
 
     @property
     def examples(self) -> int:
@@ -68,7 +91,8 @@ class Predictions:
 
     @property
     def chosen(self) -> np.ndarray:
-        return self.logits.argmax(axis=1)
+        """(n,) the most probable class; of any number of labels (n, classes) whether each is more probable than not."""
+        return (self.logits > 0).astype(np.int8) if self.problem == MULTI_LABEL else self.logits.argmax(axis=1)
 
 
 class Outputs(Signals):
@@ -89,20 +113,37 @@ class Outputs(Signals):
 class ClassifierTeacher(ModelTeacher):
     kind = "classifier"
 
+    @property
+    def problem(self) -> str:
+        """What its outputs are: see `kdhub_tasks.classes`."""
+        return problem_in(self.folder)
+
+    def layout(self, kind: str) -> dict[str, Any]:
+        if self.problem and kind.startswith("logits:"):
+            raise CompatibilityError(
+                f"signals.keep keeps a part of a distribution over classes (keep={kind.partition(':')[2]}), and the "
+                f"outputs of {self.argument} are {SAID[self.problem]}",
+                hint="signals: {keep: all}",
+            )
+        return super().layout(kind)
+
 
 class Classification(NetworkTask):
-    """Rows have `label`, a number or a name, and an input column. In training a label may be missing (null or -1).
+    """Rows have `label`, the name of a class, and an input column. In training a label may be missing (null, NaN, -1 or
+    an empty text). Lists of labels are any number of classes; numbers with fractions, or a column `score`, are values.
 
     A batch also has `keys`, a number that a row's content gives, and `subclasses` where rows say so (`SUBCLASS`).
 
     Attributes:
         column: the input; target: the classes of a row.
-        classes: of the models at hand, set when rows are prepared for them.
+        classes: of the models at hand, and `targets`, what these should give; set when rows are prepared for them.
     """
 
     column: str
     target: str = "label"
     classes: list[str]
+    targets: Targets
+    problems = (MULTI_LABEL, REGRESSION)
     primary = {"rows": "accuracy", "texts": "accuracy"}
     primary_signal = "logits"
     Teacher = ClassifierTeacher
@@ -117,7 +158,16 @@ class Classification(NetworkTask):
         from datasets import concatenate_datasets
 
         tables = [self._columns(data, split) for data, split in parts]
-        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+        if len({str(t.features[self.target]) for t in tables if self.target in t.column_names}) > 1:
+            tables = [_with_names(table, self.target) for table in tables]  # by which they are matched
+        try:
+            return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+        except ValueError as error:  # features that cannot be aligned
+            kinds = "; ".join(f"{data.name}: {t.features[self.column]}" for (data, _), t in zip(parts, tables))
+            raise DataError(
+                f"training data sets hold {self.column!r} in different kinds of values ({kinds})",
+                hint="write them in one format, or train on one of them",
+            ) from error
 
     def _columns(self, data: Data, split: str) -> datasets.Dataset:
         table = data.split(split)
@@ -126,38 +176,62 @@ class Classification(NetworkTask):
                 f"{data.name}, split {split!r}, has no column {self.column!r}, only {', '.join(table.column_names)}",
                 hint=f"map it: columns: {{{', '.join(f'{c}: THEIRS' for c in (self.column, self.target) if c)}}}",
             )
-        return table.select_columns([c for c in (self.column, self.target, SUBCLASS) if c in table.column_names])
+        wanted = (self.column, self.target, *((SCORE,) if self.problems else ()), SUBCLASS)
+        return table.select_columns([c for c in wanted if c in table.column_names])
 
     def labelled(self, table: datasets.Dataset) -> bool:
-        return self.target in table.column_names
+        return self._label_column(table) is not None
+
+    def _label_column(self, table: datasets.Dataset) -> str | None:
+        """The labels, or values where there are no labels."""
+        return next((c for c in (self.target, SCORE) if c in table.column_names), None)
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
-        """`classes`; for numbers every one up to the largest, for names in alphabetical order."""
+        """`classes` in their order (`classes_of`); `problem` where labels are not one class a row, and the `mean` of
+        values."""
         if not parts:
             return {}
         table = self.training_table(parts)
-        labels = self._labels(table) - {None, -1} if self.target in table.column_names else set()
-        if labels and all(isinstance(v, int) for v in labels):
-            return {"classes": [str(i) for i in range(max(labels) + 1)]}
-        return {"classes": sorted(map(str, labels))}
-
-    def _labels(self, table: datasets.Dataset) -> set[Any]:
-        return set(table.unique(self.target))
+        column = self._label_column(table)
+        if column is None:
+            return {"classes": []}
+        labels, names, sizes = labels_in(table, column)
+        if not self.problems:
+            return {"classes": classes_of(labels, names)}
+        facts = surveyed(labels, names, sizes)
+        if column == SCORE and not sizes:
+            facts = {"classes": [SCORE], "problem": REGRESSION}
+        if facts.get("problem") == REGRESSION and len(facts["classes"]) == 1:
+            values = np.asarray(Targets([SCORE], REGRESSION)([{SCORE: v} for v in table[column]]))
+            facts["mean"] = float(np.nanmean(values)) if not np.isnan(values).all() else 0.0
+        return facts
 
     def mismatch(self, student: Any, teacher: Any) -> str:
-        """Other classes, or another order of them."""
-        if student.classes == teacher.classes:
+        """Other classes, or another order of them; other kinds of outputs."""
+        mine, theirs = (getattr(model, "problem", "") for model in (student, teacher))
+        if mine != theirs:
+            return f"the outputs of the student are {SAID[mine]}, those of the teacher {SAID[theirs]}"
+        if student.classes == teacher.classes or (mine == REGRESSION and len(student.classes) == len(teacher.classes)):
             return ""
-        return f"the student has the classes {_some(student.classes)}, the teacher {_some(teacher.classes)}"
+        shared = len(set(student.classes) & set(teacher.classes))
+        return (
+            f"the student has the classes {_some(student.classes)}, the teacher {_some(teacher.classes)}: {shared} of "
+            f"{len(set(student.classes) | set(teacher.classes))} are in both"
+            + (", in another order" if set(student.classes) == set(teacher.classes) else "")
+        )
 
-    def _known(self, student: Any, teacher: Any) -> list[str]:
-        """The student's classes; without one the teacher's."""
-        self.classes = (student or teacher).classes
-        return self.classes
+    def _known(self, student: Any, teacher: Any) -> Targets:
+        """What the student should give; without one the teacher."""
+        self.targets = Targets.of(student or teacher)
+        self.classes = self.targets.classes
+        if self.targets.problem in PRIMARY:
+            self.primary = dict.fromkeys(type(self).primary, PRIMARY[self.targets.problem])
+        return self.targets
 
     def compare(self, student: Any, teacher: Any, thorough: bool = False) -> list[Finding]:
         """Classes, which must be the same where the teacher's logits are used, and tokens, which need not."""
-        found = [Finding("ok", "classes", f"the same {len(student.classes)}")]
+        said = f", {SAID[problem]}" if (problem := getattr(student, "problem", "")) else ""
+        found = [Finding("ok", "classes", f"the same {len(student.classes)}{said}")]
         if why := self.mismatch(student, teacher):
             found = [Finding("note", "classes", why, "fine where the teacher teaches by its states alone")]
         if thorough and getattr(student, "tokenizer", None) and (given := getattr(teacher, "model", None)):
@@ -167,7 +241,8 @@ class Classification(NetworkTask):
     def collate(self, examples: Sequence[Example], student: Classifier) -> dict[str, torch.Tensor]:
         import torch
 
-        batch = {**student.collate(examples), "labels": torch.tensor([e["label"] for e in examples])}
+        labels = torch.as_tensor(np.asarray([e["label"] for e in examples]))
+        batch = {**student.collate(examples), "labels": labels.float() if labels.is_floating_point() else labels.long()}
         batch["keys"] = torch.tensor([zlib.crc32(e["content"]) for e in examples])
         if all(e.get("subclass") is not None for e in examples):
             batch["subclasses"] = torch.tensor([e["subclass"] for e in examples])
@@ -183,10 +258,12 @@ class Classification(NetworkTask):
         return Outputs(module(inputs))
 
     def label_losses(self, outputs: Signals, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        from kdhub_tasks.losses import cross_entropies
+        from kdhub_tasks.losses import has_label, label_losses
 
         labels = batch["labels"]
-        return cross_entropies(outputs.logits, labels)[labels >= 0]
+        if labels.is_floating_point():
+            raise CompatibilityError("values have no probability for a sampler to follow")
+        return label_losses(outputs.logits, labels)[has_label(labels)]
 
     def load(self, folder: Path, *, name: str | None = None) -> Classifier:
         from kdhub_tasks.classification import folders
@@ -209,7 +286,7 @@ class Classification(NetworkTask):
         """A checked folder's network with a fresh head, unless it has one for just these classes.
 
         Args:
-            facts: of the training rows (`survey`).
+            facts: of the training rows (`survey`), with the `problem` that the head is for.
         """
         raise CompatibilityError(f"{folder} has no classifier, and models for {self.name} get no fresh one")
 
@@ -217,36 +294,51 @@ class Classification(NetworkTask):
 
     def outputs(self, encode: Encoder, data: Data, split: str) -> Predictions:
         table = self._columns(data, split)
-        if "label" not in table.column_names:
+        column = self._label_column(table)
+        if column is None or (column == SCORE and self.targets.problem != REGRESSION):
             raise DataError(f"{data.name}, split {split!r}, has no column 'label' to score against")
+        labels = self._truth(table, f"{data.name}, split {split!r}", column, *((SCORE,) if self.problems else ()))
         given = encode(table, "logits")["logits"]
-        labels = np.asarray([label_index(v, self.classes) for v in table["label"]])
-        if (labels < 0).any():
-            raise DataError(f"{data.name}, split {split!r}: row {int((labels < 0).argmax()) + 1} has no label")
-        return Predictions(np.asarray(given, np.float32), labels, self.classes)
+        return Predictions(np.asarray(given, np.float32), labels, self.classes, problem=self.targets.problem)
+
+    def _truth(self, table: datasets.Dataset, where: str, *columns: str) -> np.ndarray:
+        """What a model should give for each row.
+
+        Raises:
+            DataError: labels that are none of its classes, or rows without one, with how many.
+        """
+        few = table.select_columns([c for c in dict.fromkeys(columns) if c in table.column_names])
+        try:
+            labels = np.asarray(self.targets(plain_rows(few, range(len(few)))))
+        except DataError as error:
+            raise DataError(f"{where}: {error.message}", hint=error.hint) from None
+        if (none := missing(labels)).any():
+            many = f" ({none.sum()} of {len(none)} rows have none)" if none.sum() > 1 else ""
+            raise DataError(f"{where}: row {int(none.argmax()) + 1} has no {columns[0]}{many}")
+        return labels
 
     def views(self, outputs: Predictions, options: Any, subject: str) -> Iterator[View]:
         yield View()
-        if options.per_class:
-            for c in np.unique(outputs.labels).tolist():
-                yield View({"class": outputs.classes[c]}, partial(_rows_of_class, c))
+        if options.per_class and outputs.problem != REGRESSION:
+            multi = outputs.problem == MULTI_LABEL
+            for c in range(len(outputs.classes)) if multi else np.unique(outputs.labels).tolist():
+                yield View({"class": outputs.classes[c]}, partial(_label_alone if multi else _rows_of_class, c))
 
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
-        rows = data.split(split)[:n][self.column]
-        return [{self.column: value} for value in rows]
+        table = self._columns(data, split)
+        return list(iterate(table.select_columns([self.column]).select(range(min(n, len(table))))))
 
 
 class ArrayClassification(Classification):
     """Inputs that are arrays of one shape."""
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        classes, column, read = self._known(student, teacher), self.column, self.read
+        targets, column, read = self._known(student, teacher), self.column, self.read
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
             made = []
-            for row in rows:
+            for row, label in zip(rows, targets(rows)):
                 x = read(row[column])
-                label = label_index(row.get("label"), classes)
                 one = {"x": x, "label": label, "subclass": row.get(SUBCLASS)}
                 made.append({**one, "content": x.tobytes(), "length": 1, "cut": False})
             return made
@@ -258,25 +350,31 @@ class ArrayClassification(Classification):
         raise NotImplementedError
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
-        """`classes`, the `shape` of an input, and `mean` and `std` of channels or features."""
+        """`classes`, the `shape` of an input, and `mean` and `std` of channels or features; `sizes` and how many rows
+        have each, in place of these, where there are several."""
         facts = super().survey(parts)
         if not parts:
             return facts
         table = self.training_table(parts)
         some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
         parts = np.array_split(some, -(-len(some) // 100))  # as floats, thousands of images are large
+        sizes: Counter[tuple[int, ...]] = Counter()
+        shape = self.read(plain_rows(table, some[:1].tolist())[0][self.column]).shape
 
         def read(at: np.ndarray) -> np.ndarray:
-            x = np.stack([self.read(row[self.column]) for row in plain_rows(table, at.tolist())])
+            given = [self.read(row[self.column]) for row in plain_rows(table, at.tolist())]
+            sizes.update(one.shape for one in given)
+            x = np.stack(given) if len(sizes) == 1 else np.zeros((len(given), *shape))
             return x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
 
-        shape = read(some[:1]).shape[1:]
         over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3)}[len(shape)]  # by feature, whole image, channel
 
         def mean_of(what: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
             return sum(what(read(at)).mean(over, keepdims=len(shape) == 3) * len(at) for at in parts) / len(some)
 
         mean = mean_of(lambda x: x)
+        if len(sizes) > 1:
+            return {**facts, "sizes": {shape_text(size): many for size, many in sizes.most_common()}}
         std = np.sqrt(mean_of(lambda x: (x - mean) ** 2))
         if len(shape) == 3:
             mean, std = mean[0], std[0]
@@ -284,18 +382,26 @@ class ArrayClassification(Classification):
 
 
 class ImageClassification(ArrayClassification):
-    """Images as `image`: height x width (x channels) of bytes; networks see 0 to 1, channels first."""
+    """Images as `image`; networks see 0 to 1, channels first.
+
+    A row has an array of height x width, with its channels last or first; or an image file, as bytes or as the Hub has
+    them (`{"bytes": ..., "path": ...}`). Whole numbers are 0 to 255; fractions 0 to 1, unless those of the whole split
+    reach higher: then 0 to 255.
+    """
 
     name = "image-classification"
     column = "image"
     pipeline_tag = "image-classification"
 
+    def _columns(self, data: Data, split: str) -> datasets.Dataset:
+        from kdhub_tasks.classification.images import as_bytes
+
+        return as_bytes(super()._columns(data, split), self.column, data, split)
+
     def read(self, value: Any) -> np.ndarray:
-        x = np.asarray(value)
-        if x.ndim not in (2, 3) or x.min() < 0 or x.max() > 255:
-            raise DataError(f"an image is height x width (x channels) of 0 to 255, not an array of shape {x.shape}")
-        x = x.astype(np.uint8)
-        return np.ascontiguousarray(x.transpose(2, 0, 1)) if x.ndim == 3 else x
+        from kdhub_tasks.classification.images import read
+
+        return read(value)
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         network = {"network": "vit", "shape": [8, 8], "patch": 4, "width": 8, "layers": 1, "heads": 2}
@@ -315,7 +421,10 @@ class TabularClassification(ArrayClassification):
     pipeline_tag = "tabular-classification"
 
     def read(self, value: Any) -> np.ndarray:
-        x = np.asarray(value, np.float32)
+        try:
+            x = np.asarray(listed(value), np.float32)
+        except (TypeError, ValueError):
+            x = np.zeros(())
         if x.ndim != 1 or not np.isfinite(x).all():
             raise DataError(f"features are a list of finite numbers, not {str(value)[:40]}")
         return x
@@ -343,7 +452,7 @@ class TextClassification(Classification):
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """Settings: max_length, tokens at most, beside the model's own limit."""
         model, limit = student or teacher.reads, settings.get("max_length")
-        encode, classes = model.encode, self._known(student, teacher)
+        encode, targets = model.encode, self._known(student, teacher)
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
             texts = [row["text"] for row in rows]
@@ -353,22 +462,25 @@ class TextClassification(Classification):
                     "text": text,
                     "ids": i,
                     "by": model.tokenizer,
-                    "label": label_index(row.get("label"), classes),
+                    "label": label,
                     "subclass": row.get(SUBCLASS),
                     "content": text.encode(),
                     "length": len(i),
                     "cut": c,
                 }
-                for row, text, i, c in zip(rows, texts, ids, cut)
+                for row, text, i, c, label in zip(rows, texts, ids, cut, targets(rows))
             ]
 
         return prepare
 
     @staticmethod
     def with_head(facts: Mapping[str, Any], *how: Any) -> Classifier:
+        """A fresh head of values starts at their mean: the first steps would do nothing but reach it."""
         from kdhub_tasks.transformer import TextClassifier
 
-        return TextClassifier.with_head(*how)
+        student = TextClassifier.with_head(*how, problem=facts.get("problem", ""))
+        student.begin_at(facts.get("mean", 0.0))
+        return student
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
         """Also `tokens`, where the rows have such."""
@@ -392,6 +504,7 @@ class TokenClassification(Classification):
     name = "token-classification"
     column = "tokens"
     target = "tags"
+    problems = ()
     primary = {"rows": "entity-f1"}
     pipeline_tag = "token-classification"
 
@@ -401,31 +514,24 @@ class TokenClassification(Classification):
     def views(self, outputs: Any, options: Any, subject: str) -> Iterator[View]:
         yield View()
 
-    def _labels(self, table: datasets.Dataset) -> set[Any]:
-        import pyarrow.compute as pc
-
-        return set(pc.unique(pc.list_flatten(table.with_format("arrow")[:][self.target])).to_pylist())
-
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """Settings: max_length, tokens at most, beside the models' own limits; private, a scorer of words (see
         `privacy`). A row ends with the last word that every model sees."""
-        limit, scorer, classes = settings.get("max_length"), settings.get("private"), self._known(student, teacher)
+        limit, scorer, targets = settings.get("max_length"), settings.get("private"), self._known(student, teacher)
         models = [] if student is None else [student]
         if teacher is not None:
             models += [one.reads for one in teacher.members or [teacher]]
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            words = [[str(w) for w in row["tokens"]] for row in rows]
+            words = [words_of(row["tokens"]) for row in rows]
             seen = [model.encode_words(words, limit) for model in models]
             made = []
             for n, row in enumerate(rows):
                 firsts = [firsts[n] for _, firsts in seen]
                 end = min(map(len, firsts))
                 kept = [i for i in range(end) if all(row[i] is not None for row in firsts)]
-                given = row.get("tags")
-                if given is not None and len(given) != len(words[n]):
-                    raise DataError(f"a row has {len(words[n])} tokens and {len(given)} tags: {' '.join(words[n][:8])}")
-                labels = [-1 if given is None else label_index(given[i], classes) for i in kept]
+                given = tags_of(row.get("tags"), words[n])
+                labels = [-1] * len(kept) if given is None else targets.positions([given[i] for i in kept])
                 own = [words[n][i] for i in kept]
                 ends = np.cumsum([len(word) + 1 for word in own]).tolist()
                 spans = [(end - len(word) - 1, end - 1) for word, end in zip(own, ends)]
@@ -467,7 +573,8 @@ class TokenClassification(Classification):
         table = self._columns(data, split)
         if "tags" not in table.column_names:
             raise DataError(f"{data.name}, split {split!r}, has no column 'tags' to score against")
-        given, tags = encode(table, "logits")["logits"], table["tags"]
+        given = encode(table, "logits")["logits"]
+        tags = [tags_of(row["tags"], words_of(row["tokens"])) or [] for row in plain_rows(table, range(len(table)))]
         lengths = np.array([len(row) for row in tags])
         unseen = np.full(len(self.classes), -30.0, np.float32)
         unseen[self.classes.index("O") if "O" in self.classes else 0] = 0.0
@@ -478,7 +585,7 @@ class TokenClassification(Classification):
                 (example,) = encode.prepare(plain_rows(table, [number]))
                 at = example["kept"]
             whole[at] = row
-        labels = np.array([label_index(v, self.classes) for row in tags for v in row])
+        labels = np.array(self.targets.positions([v for row in tags for v in row]))
         if (labels < 0).any():
             raise DataError(f"{data.name}, split {split!r}: a word has no tag to score against")
         return Predictions(np.concatenate(logits), labels, self.classes, lengths)
@@ -492,6 +599,66 @@ class TokenClassification(Classification):
 def _rows_of_class(c: int, out: Predictions) -> Predictions:
     rows = out.labels == c
     return Predictions(out.logits[rows], out.labels[rows], out.classes)
+
+
+def _label_alone(c: int, out: Predictions) -> Predictions:
+    """One of any number of labels."""
+    part = slice(c, c + 1)
+    return Predictions(out.logits[:, part], out.labels[:, part], out.classes[part], problem=out.problem)
+
+
+def words_of(value: Any) -> list[str]:
+    """A row's words.
+
+    Raises:
+        DataError: a text, which would be read letter by letter.
+    """
+    words = listed(value)
+    if not isinstance(words, list):
+        raise DataError(f"tokens must be a list of words (tokens={str(value)[:60]!r})", hint="split texts into words")
+    return [str(word) for word in words]
+
+
+def tags_of(value: Any, words: Sequence[str]) -> list[Any] | None:
+    """A row's tags, None where it has none.
+
+    Raises:
+        DataError: not one for each word.
+    """
+    tags = None if value == "" else listed(value)
+    if tags is not None and (not isinstance(tags, list) or len(tags) != len(words)):
+        many = len(tags) if isinstance(tags, list) else f"no list of ({str(value)[:40]!r})"
+        raise DataError(f"a row has {len(words)} tokens and {many} tags: {' '.join(words[:8])}")
+    return tags
+
+
+def problem_in(folder: Path) -> str:
+    """What the outputs of the model in a folder are, by its configuration."""
+    try:
+        return problem_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return ""
+
+
+def _with_names(table: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The same rows with the names of classes as texts in a column."""
+    import pyarrow as pa
+
+    if column not in table.column_names:
+        return table
+
+    def names(value: Any) -> Any:
+        return [names(one) for one in value] if isinstance(value := listed(value), list) else class_name(value)
+
+    given = [names(row[column]) for row in plain_rows(table.select_columns([column]), range(len(table)))]
+    of_lists = any(isinstance(value, list) for value in given)
+    made = pa.array(given, pa.list_(pa.string()) if of_lists else pa.string())
+    return table.remove_columns(column).add_column(column, made)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`28 x 28`, in the order of the axes."""
+    return " x ".join(map(str, shape))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from kdhub.errors import CompatibilityError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
+from kdhub_tasks.classes import problem_of
 from kdhub_tasks.classification.networks import last_layer
 from kdhub_tasks.models import ProbedClassifier
 from kdhub_tasks.transformer import (
@@ -74,6 +75,7 @@ class ImageClassifier(ProbedClassifier):
         inside = ImageNetwork(model)
         network = with_wrappers(inside, model.config, classes, model.get_submodule(inside.last).in_features)
         super().__init__("image-classification", network, classes, start)
+        self.problem = problem_of(model.config.to_dict())
         self.processor = processor
 
     def like(self, model: nn.Module, start: Mapping[str, Any]) -> ImageClassifier:
@@ -103,8 +105,8 @@ class ImageClassifier(ProbedClassifier):
 
     @classmethod
     def load(
-        cls, folder: Path, *, name: str | None = None, classes: Sequence[str] | None = None, seed: int = 0,
-        start: Mapping[str, Any] | None = None,
+        cls, folder: Path, *, name: str | None = None, classes: Sequence[str] | None = None, problem: str = "",
+        seed: int = 0, start: Mapping[str, Any] | None = None,
     ) -> ImageClassifier:  # fmt: skip
         """A folder's network with its processor.
 
@@ -122,7 +124,7 @@ class ImageClassifier(ProbedClassifier):
                 f"{name or folder} has no {PROCESSOR}, which says how it sees images",
                 hint="save its image processor beside the model: processor.save_pretrained(FOLDER)",
             )
-        named = {} if classes is None else without_wrappers(classes)
+        named = {} if classes is None else without_wrappers(classes, problem)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **named)
         model = with_fresh_head(transformers.AutoModelForImageClassification, folder, config, seed)
         # PIL's resizing everywhere, so that a student sees the same where torchvision is installed and where it is not.

@@ -1,11 +1,16 @@
 """Metrics of text embeddings: ranking, similarity of pairs, and closeness to the teacher's vectors.
 
 Ranking metrics are trec_eval's, through pytrec_eval, as in BEIR and MTEB; so nDCG has linear gains, `grade / log2(rank
-+ 1)`, over the best order of *all* judged documents. They are means over the queries that have a relevant document.
-The order of documents, ties included, comes from `RetrievalOutputs.ranking`.
++ 1)`, over the best order of *all* judged documents. trec_eval knows whole grades only: with fractions (0.9, 0.5) the
+same nDCG is computed here, and for the other metrics a document above 0 is relevant. They are means over the queries
+that have a relevant document. The order of documents, ties included, comes from `RetrievalOutputs.ranking`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from math import ceil, log2
 
 import numpy as np
 
@@ -47,11 +52,23 @@ def per_query(outputs: RetrievalOutputs, measure: str, cut: int) -> dict[str, fl
 
     # trec_eval sorts again by score, in float32 and with its own order of ties: with ranks in place of cosines it has
     # nothing to decide, and the cut turns its plain reciprocal rank into MRR@10.
+    graded = any(grade != int(grade) for q in outputs.scored for grade in outputs.qrels[q].values())
+    if graded and measure == "ndcg_cut":
+        return {q: _ndcg(outputs.qrels[q], outputs.ranking[q], cut) for q in outputs.scored}
     run = {q: {d: float(cut - rank) for rank, d in enumerate(ids[:cut])} for q, ids in outputs.ranking.items()}
-    qrels = {q: {d: int(grade) for d, grade in outputs.qrels[q].items()} for q in outputs.scored}
+    qrels = {q: {d: ceil(grade) for d, grade in outputs.qrels[q].items()} for q in outputs.scored}
     name = measure if measure == "recip_rank" else f"{measure}.{cut}"
     results = pytrec_eval.RelevanceEvaluator(qrels, {name}).evaluate(run)
     return {q: results[q][name.replace(".", "_")] for q in outputs.scored}
+
+
+def _ndcg(grades: Mapping[str, float], ranking: Sequence[str], cut: int) -> float:
+    """Of one query, with linear gains; a grade below 0 gains nothing."""
+
+    def gained(given: Iterable[float]) -> float:
+        return sum(max(grade, 0.0) / log2(rank + 1) for rank, grade in enumerate(islice(given, cut), 1))
+
+    return gained(grades.get(d, 0.0) for d in ranking) / gained(sorted(grades.values(), reverse=True))
 
 
 # -- similarity of pairs ----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class RetrievalOutputs:
         corpus_ids: N names, each once.
         queries: (Q, D) float32, any length but zero.
         corpus: (N, D) float32, any length but zero.
-        qrels: query id -> document id -> grade, whole numbers; above 0 is relevant.
+        qrels: query id -> document id -> grade; above 0 is relevant.
 
     Raises:
         ShapeError: ids and vectors, or queries and documents, do not match.
@@ -48,7 +48,7 @@ class RetrievalOutputs:
     corpus_ids: Sequence[str]
     queries: np.ndarray
     corpus: np.ndarray
-    qrels: Mapping[str, Mapping[str, int]]
+    qrels: Mapping[str, Mapping[str, float]]
 
     sides: ClassVar[tuple[str, str]] = ("queries", "corpus")
 

@@ -167,7 +167,7 @@ class TextEmbedding(NetworkTask):
                 corpus_ids=[str(i) for i in part.corpus["id"]],
                 queries=encode(part.queries, "embedding", role="query")["embedding"],
                 corpus=encode(part.corpus, "embedding", role="document")["embedding"],
-                qrels={q: {d: int(g) for d, g in grades.items()} for q, grades in part.judgements.items()},
+                qrels=part.judgements,
             )
         if form == "sts":
             table = data.split(split)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdhub_tasks.classification.metrics import accuracy
+from kdhub_tasks.classification.metrics import accuracy, correlation
 from kdhub_tasks.classification.task import Predictions
 from kdhub_tasks.pairs.scores import scores
 
@@ -16,14 +16,14 @@ def pearson(out: Predictions) -> float | None:
     """Linear correlation of predicted and human values, -1 to 1; 0 where all predictions are equal."""
     from scipy.stats import pearsonr
 
-    return _correlation(pearsonr, out)
+    return correlation(pearsonr, out.logits[:, :1], out.labels)
 
 
 def spearman(out: Predictions) -> float | None:
     """Rank correlation; otherwise as `pearson`."""
     from scipy.stats import spearmanr
 
-    return _correlation(spearmanr, out)
+    return correlation(spearmanr, out.logits[:, :1], out.labels)
 
 
 def f1(out: Predictions) -> float | None:
@@ -47,11 +47,3 @@ def degradation(out: Predictions, teacher: Predictions) -> float | None:
     measure = pearson if out.logits.shape[1] == 1 else accuracy
     mine, theirs = measure(out), measure(teacher)
     return 100 * (theirs - mine) / theirs if theirs > 0 else None
-
-
-def _correlation(function, out: Predictions) -> float | None:
-    if np.ptp(out.labels) == 0:
-        return None
-    if np.ptp(out.logits[:, 0]) == 0:
-        return 0.0
-    return float(function(out.logits[:, 0].astype(np.float64), out.labels).statistic)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdhub.errors import CompatibilityError
 from kdhub.rows import Example
-from kdhub_tasks.pairs.scores import SCORE
+from kdhub_tasks.classes import REGRESSION, SCORE
 from kdhub_tasks.transformer import TextClassifier, padded
 
 ROWED = ("logits", "features", "embeddings")
@@ -37,15 +38,15 @@ class PairClassifier(SortedRows, TextClassifier):
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
         super().__init__(model, tokenizer, start)
+        if len(self.classes) > 1 and self.problem:
+            raise CompatibilityError(
+                f"a model of pairs gives one class or one score (problem_type={self.problem}, "
+                f"{len(self.classes)} outputs)"
+            )
+        self.problem = ""  # values are told by their one output here
         if len(self.classes) == 1:
             self.classes = [SCORE]
-            model.config.problem_type = "regression"
-
-    def begin_at(self, value: float) -> None:
-        """Have a fresh head of values give this for all pairs."""
-        last = [m for m in self.module.model.modules() if isinstance(m, nn.Linear)][-1]
-        if len(self.classes) == 1 and last.out_features == 1 and last.bias is not None and not last.bias.any():
-            nn.init.constant_(last.bias, value)
+            model.config.problem_type = REGRESSION
 
     @property
     def batch(self) -> int:

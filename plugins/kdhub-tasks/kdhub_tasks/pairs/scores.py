@@ -9,9 +9,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-SCORE = "score"
-"""The column of values, and the name of the one output of a model of values."""
-
 Array = TypeVar("Array", "np.ndarray", "torch.Tensor")
 
 

@@ -10,25 +10,22 @@ inside, as towers have: its logits are then 0 and the score. Distillation and fi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdhub.errors import CompatibilityError, DataError
-from kdhub.rows import Example, Prepare, Signals
+from kdhub.errors import DataError
+from kdhub.rows import Example, Prepare
 from kdhub.task import Encoder, NetworkTask, View
-from kdhub_tasks.classes import label_index
+from kdhub_tasks.classes import REGRESSION, SCORE, Targets
 from kdhub_tasks.classification.task import SUBCLASS, Classification, Predictions
-from kdhub_tasks.pairs.scores import SCORE
 from kdhub_tasks.pairs.spec import TOWERS
 from kdhub_tasks.teachers import ModelTeacher
 
 if TYPE_CHECKING:
     import datasets
-    import torch
 
     from kdhub.data.dataset import Data
     from kdhub.student import BuildContext
@@ -70,27 +67,23 @@ class TextPairs(Classification):
         table = table.select_columns([c for c in (*names, "label", SCORE, SUBCLASS) if c in have])
         return table.rename_columns({theirs: ours for ours, theirs in zip(SIDES, names) if ours != theirs})
 
-    def labelled(self, table: datasets.Dataset) -> bool:
-        return bool({"label", SCORE} & set(table.column_names))
-
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         """`classes`: those of the labels; where rows have scores, or labels with fractions, `score` alone, and the
         `mean` of the values."""
-        if not parts:
-            return {}
-        table = self.training_table(parts)
-        column = "label" if "label" in table.column_names else SCORE
-        if column not in table.column_names:
-            return {"classes": []}
-        values = [v for v in table[column] if v is not None and v == v]
-        floats = bool(values) and all(isinstance(v, float) for v in values)
-        if column == SCORE or (floats and any(not v.is_integer() for v in values)):
-            return {"classes": [SCORE], "mean": float(np.mean(values)) if values else 0.0}
-        return {"classes": [str(i) for i in range(int(max(values)) + 1)]} if floats else super().survey(parts)
+        facts = super().survey(parts)
+        if facts.pop("problem", REGRESSION) != REGRESSION or facts.get("classes", [SCORE])[1:2] == [f"{SCORE}-1"]:
+            raise DataError("a pair has one label or one score, and these rows have lists of them")
+        return facts
+
+    def _known(self, student: Any, teacher: Any) -> Targets:
+        given = super()._known(student, teacher)
+        if len(given.classes) == 1:
+            self.targets = Targets(given.classes, REGRESSION)
+        return self.targets
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """Settings: max_length, tokens at most of what is read at once, besides the model's own limit."""
-        model, limit, classes = student or teacher.reads, settings.get("max_length"), self._known(student, teacher)
+        model, limit, targets = student or teacher.reads, settings.get("max_length"), self._known(student, teacher)
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
             pairs = [(row[SIDES[0]], row[SIDES[1]]) for row in rows]
@@ -98,19 +91,14 @@ class TextPairs(Classification):
                 {
                     **read,
                     "pair": pair,
-                    "label": target(row, classes),
+                    "label": label,
                     "subclass": row.get(SUBCLASS),
                     "content": "\x1f".join(pair).encode(),
                 }
-                for row, pair, read in zip(rows, pairs, model.encode_pairs(pairs, limit))
+                for row, pair, read, label in zip(rows, pairs, model.encode_pairs(pairs, limit), targets(rows))
             ]
 
         return prepare
-
-    def label_losses(self, outputs: Signals, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if batch["labels"].is_floating_point():
-            raise CompatibilityError("scores of pairs have no probability for a sampler to follow")
-        return super().label_losses(outputs, batch)
 
     # -- models -----------------------------------------------------------------------------------------------
 
@@ -154,12 +142,8 @@ class TextPairs(Classification):
                 f"on pairs with a {column}",
                 hint=f"map the columns: {{sentence1: THEIRS, sentence2: THEIRS, {column}: THEIRS}}",
             )
-        given = np.asarray(encode(table, "logits")["logits"], np.float32)
-        labels = np.asarray([target({column: v}, self.classes) for v in table[column]])
-        missing = np.isnan(labels) if of_values else labels < 0
-        if missing.any():
-            raise DataError(f"{data.name}, split {split!r}: row {int(missing.argmax()) + 1} has no {column}")
-        return Predictions(given, labels, self.classes)
+        labels = self._truth(table, f"{data.name}, split {split!r}", column)
+        return Predictions(np.asarray(encode(table, "logits")["logits"], np.float32), labels, self.classes)
 
     def views(self, outputs: Predictions, options: Any, subject: str) -> Iterator[View]:
         return super().views(outputs, options, subject) if len(outputs.classes) > 1 else iter([View()])
@@ -172,26 +156,6 @@ class TextPairs(Classification):
         from kdhub_tasks.pairs import tiny
 
         return tiny.recipe(folder)
-
-
-def target(row: Mapping[str, Any], classes: Sequence[str]) -> float | int:
-    """What a model should give for a row: its score, or its label as a value, NaN for none; for a model of classes the
-    position of the row's class, -1 for none.
-
-    Raises:
-        DataError: no such class, or no number.
-    """
-    if len(classes) > 1:
-        value = row.get("label")
-        if isinstance(value, float):
-            value = -1 if math.isnan(value) else int(value) if value.is_integer() else value
-        return label_index(value, classes)
-    column = SCORE if row.get(SCORE) is not None else "label"
-    value = row.get(column)
-    try:
-        return math.nan if value is None else float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{column} must be a number for a model of values ({column}={value!r})") from None
 
 
 def _has_towers(folder: Path) -> bool:

@@ -156,7 +156,7 @@ def test_digits_are_all_there_once():
 def test_labels_are_positions_or_names():
     assert [label_index(v, ["no", "yes"]) for v in (1, "no", None, -1, "1")] == [1, 0, -1, -1, 1]
     for wrong in (2, "maybe", "2"):
-        with pytest.raises(DataError, match="is none of the 2 classes 'no', 'yes'"):
+        with pytest.raises(DataError, match="is not one of the 2 classes 'no', 'yes'"):
             label_index(wrong, ["no", "yes"])
 
 
@@ -194,7 +194,7 @@ def test_a_text_student_is_a_transformers_folder(texts, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"text": "fine plot", "label": "neutral"}], "label 'neutral' is none of the 2 classes 'bad', 'good'"),
+        ([{"text": "fine plot", "label": "neutral"}], "label 'neutral' is not one of the 2 classes 'bad', 'good'"),
         ([{"sentence": "fine plot", "label": "good"}], "has no column 'text'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log2, sqrt
 
 import numpy as np
@@ -51,6 +52,31 @@ def test_graded_judgements():
     assert metrics.ndcg_at_10(o) == pytest.approx((2 / log2(3) + 1 / log2(4)) / ideal)  # 0.6697; 2^grade-1 gives 0.6590
     assert metrics.mrr_at_10(o) == pytest.approx(1 / 2)
     assert metrics.recall_at_10(o) == 1
+
+
+def test_fractional_grades_count_as_they_are():
+    o = one_query({"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}, {"a": 0.0, "b": 0.9, "c": 0.5, "gone": 0.1, "d": -0.5})
+    ideal = 0.9 / log2(2) + 0.5 / log2(3) + 0.1 / log2(4)
+    assert metrics.ndcg_at_10(o) == pytest.approx((0.9 / log2(3) + 0.5 / log2(4)) / ideal)
+    assert metrics.mrr_at_10(o) == pytest.approx(1 / 2) and metrics.recall_at_10(o) == pytest.approx(2 / 3)
+    # Any unit of the grades is the same nDCG, and that of whole ones is trec_eval's.
+    many = random_retrieval(5, 60, 4)
+    grades = {q: {f"d{n}": (n * 7 + i) % 4 for n in range(30)} for i, q in enumerate(many.query_ids)}
+    halves = {q: {d: g / 2 for d, g in of.items()} for q, of in grades.items()}
+    whole, half = (metrics.per_query(replace(many, qrels=qrels), "ndcg_cut", 10) for qrels in (grades, halves))
+    assert half == pytest.approx(whole)
+
+
+def test_a_task_hands_fractional_grades_to_its_metrics(tmp_path):
+    import kdhub
+
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d1", "text": "bees make honey"}\n{"_id": "d2", "text": "ants"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "honey"}\n')
+    (tmp_path / "qrels_test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td1\t0.9\nq\td2\t0.5\n")
+    data, task = kdhub.open_data(f"path:{tmp_path}"), kdhub.open_task("text-embedding")
+    encode = lambda table, kind, **how: {kind: np.eye(2, dtype=np.float32)[: len(table)]}  # noqa: E731
+    given = task.outputs(encode, data, "test")
+    assert given.qrels == {"q": {"d1": 0.9, "d2": 0.5}} and given.examples == 1
 
 
 def test_only_the_first_ten_count():

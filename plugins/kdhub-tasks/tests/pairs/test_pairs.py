@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from kdhub_tasks.classes import REGRESSION, Targets
 from kdhub_tasks.classification.metrics import regression_loyalty
 from kdhub_tasks.classification.task import Predictions
 from kdhub_tasks.losses import label_losses
 from kdhub_tasks.pairs import metrics as pair_metrics
 from kdhub_tasks.pairs.scores import scores
-from kdhub_tasks.pairs.task import TextPairs, target
+from kdhub_tasks.pairs.task import TextPairs
 from kdhub_tasks.pairs.tiny import recipe
 from kdhub_tasks.tiny import random_texts
 
@@ -51,8 +52,8 @@ def rows_of(*rows):
     ("row", "classes"),
     [
         ({"sentence1": "a", "sentence2": "b", "score": 2.5}, ["score"]),
-        ({"text": "a", "text_pair": "b", "label": 1}, ["0", "1"]),
-        ({"text": "a", "text_pair": "b", "label": 1.0}, ["0", "1"]),
+        ({"text": "a", "text_pair": "b", "label": 1}, ["1"]),
+        ({"text": "a", "text_pair": "b", "label": 1.0}, ["1"]),
         ({"sentence1": "a", "sentence2": "b", "label": 1.5}, ["score"]),
         ({"sentence1": "a", "sentence2": "b", "label": "entailment"}, ["entailment"]),
     ],
@@ -68,11 +69,12 @@ def test_columns_say_what_is_asked(row, classes):
 def test_no_pairs_and_no_values():
     with pytest.raises(DataError, match="no pairs of texts"):
         TextPairs().training_table([(rows_of({"text": "a", "label": 1}), "train")])
+    values, classes = Targets(["score"], REGRESSION), Targets(["a", "b"])
     with pytest.raises(DataError, match="must be a number"):
-        target({"score": "much"}, ["score"])
-    with pytest.raises(DataError, match="none of the 2 classes"):
-        target({"label": 1.5}, ["a", "b"])
-    assert target({"label": math.nan}, ["a", "b"]) == -1 and math.isnan(target({}, ["score"]))
+        values([{"score": "much"}])
+    with pytest.raises(DataError, match="not one of the 2 classes"):
+        classes([{"label": 1.5}])
+    assert classes([{"label": math.nan}]) == [-1] and math.isnan(values([{}])[0])
 
 
 def test_a_pair_reads_alike_in_any_batch(folder):
