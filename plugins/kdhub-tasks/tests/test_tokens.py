@@ -157,7 +157,7 @@ def test_another_tokenizer_can_be_taught(models, tmp_path):
     "row, words",
     [
         ({"tokens": ["a", "film"], "tags": ["O"]}, "2 tokens and 1 tags: a film"),
-        ({"tokens": ["a"], "tags": ["NOUN"]}, "label 'NOUN' is none of the 3 classes"),
+        ({"tokens": ["a"], "tags": ["NOUN"]}, "label 'NOUN' is not one of the 3 classes"),
     ],
 )
 def test_bad_rows(models, row, words):

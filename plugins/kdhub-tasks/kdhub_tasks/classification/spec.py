@@ -86,7 +86,7 @@ METRICS = (
     _metric("average-precision", "average_precision", "average precision of each label, unweighted mean"),
     _metric("pearson", "pearson", "linear correlation of predicted and true values"),
     _metric("spearman", "spearman", "rank correlation of predicted and true values"),
-    _metric("rmse", "rmse", "root mean squared error of values", False),
+    _metric("rmse", "rmse", "root mean squared error of values", **LOWER),
     _metric(
         "entity-f1", "entity_f1", "F1 of whole entities, where classes are BIO", traits=(),
         tasks=("token-classification",),
@@ -100,6 +100,6 @@ METRICS = (
     _fidelity("kl", "divergence", "mean KL(teacher || student), nats", **LOWER),
     _fidelity("loyalty", "probability_loyalty", "1 - root of the Jensen-Shannon divergence, mean"),
     _fidelity("loyalty-nats", "natural_loyalty", "the same with natural logarithms, as published"),
-    _fidelity("score-rmse", "score_rmse", "root mean squared difference to the teacher's values", better=False),
+    _fidelity("score-rmse", "score_rmse", "root mean squared difference to the teacher's values", higher_is_better=False),
     _fidelity("regression-loyalty", "regression_loyalty", "correlation of each class's scores over rows, mean"),
 )  # fmt: skip

@@ -231,7 +231,7 @@ def test_a_student_with_other_classes_than_the_teacher_is_refused(texts, tmp_pat
         ("resnet:21", "depths are 8, 14, 20"),
         ("mlp:8,x", "expected whole numbers"),
         ("vit:patch=3", "do not divide"),
-        ("vit:patches=2", "'patches=2' is none of patch=N"),
+        ("vit:patches=2", "'patches=2' is not one of patch=N"),
         ("vit:width=10", "4 heads do not divide a width of 10"),
     ],
 )
