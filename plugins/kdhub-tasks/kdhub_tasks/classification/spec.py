@@ -100,6 +100,6 @@ METRICS = (
     _fidelity("kl", "divergence", "mean KL(teacher || student), nats", **LOWER),
     _fidelity("loyalty", "probability_loyalty", "1 - root of the Jensen-Shannon divergence, mean"),
     _fidelity("loyalty-nats", "natural_loyalty", "the same with natural logarithms, as published"),
-    _fidelity("score-rmse", "score_rmse", "root mean squared difference to the teacher's values", higher_is_better=False),
+    _fidelity("score-rmse", "score_rmse", "root mean squared difference to the teacher's values", **LOWER),
     _fidelity("regression-loyalty", "regression_loyalty", "correlation of each class's scores over rows, mean"),
 )  # fmt: skip
