@@ -16,12 +16,11 @@ from kdhub.ranks import device
 from kdhub.rows import Example, Signals
 from kdhub_tasks.language.decoding import draws, write
 from kdhub_tasks.language.generation import Generation, encoded, is_text
-from kdhub_tasks.language.lora import merged
 from kdhub_tasks.language.packing import packed
 from kdhub_tasks.language.rows import max_length, vocabulary
 from kdhub_tasks.models import Classifier
 from kdhub_tasks.positions import Head, TokenSignals
-from kdhub_tasks.transformer import padded
+from kdhub_tasks.transformer import padded, pretrained
 
 BATCH = 32
 
@@ -83,7 +82,7 @@ class CausalLm(Classifier):
     which a token is predicted: one less than the tokens of a text.
 
     Attributes:
-        adapter: the only trained part (see `lora`), merged into the saved weights; None if all is trained.
+        adapter: the only trained part (see `lora`), merged into the weights in the end; None if all is trained.
         packing: whether a batch has several rows in one sequence (see `packing`).
     """
 
@@ -161,10 +160,10 @@ class CausalLm(Classifier):
         """Digest of the tokens and their ids."""
         return vocabulary(self.tokenizer)
 
-    @property
-    def plain_network(self) -> nn.Module:
-        """The transformers network, its adapter merged into the weights."""
-        return self.module.model if self.adapter is None else merged(self.adapter)
+    def finalise(self) -> None:
+        if self.adapter is not None:
+            self.module.model = self.adapter.merge_and_unload()
+            self.adapter = self.module._head = None
 
     def width(self, kind: str) -> tuple[int, ...]:
         return (self.module.classes if kind == "logits" else self.module.model.config.hidden_size,)
@@ -176,7 +175,8 @@ class CausalLm(Classifier):
         return CausalLm(network, self.tokenizer, start)
 
     def save(self, folder: Path) -> None:
-        self.plain_network.save_pretrained(folder, safe_serialization=True)
+        self.finalise()
+        self.module.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
     def usage(self) -> str:
@@ -200,6 +200,6 @@ def load(folder: Path, *, name: str | None = None) -> CausalLm:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_model_folder(Path(folder), name=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    model = pretrained(AutoModelForCausalLM, folder, name=name)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return CausalLm(model.eval(), tokenizer)
