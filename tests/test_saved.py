@@ -109,7 +109,7 @@ def test_a_recipe_names_the_precision_of_the_saved_weights(toys, tmp_path, dtype
     mine, theirs = (load_file(r.student_folder / "model.safetensors") for r in (run, exact))
     kind = getattr(torch, dtype)
     assert all(mine[n].dtype == kind and torch.equal(mine[n], theirs[n].to(kind)) for n in theirs)
-    assert run.provenance["student"]["precision"] == dtype
+    assert run.provenance["student"]["dtype"] == dtype
     assert (student_error(run) == student_error(exact)) == (dtype == "float32"), "measured as it is saved"
     assert (f"saved in {dtype}" in (run.folder / "README.md").read_text()) == (dtype != "float32")
 
@@ -140,7 +140,7 @@ def test_weights_in_fewer_bits_train_in_float32(toys, tmp_path, monkeypatch):
         for bits in ("16", "32")
     ]
     half, exact = (load_file(run.student_folder / "model.safetensors") for run in runs)
-    assert [run.provenance["student"]["precision"] for run in runs] == ["bfloat16", "float32"]
+    assert [run.provenance["student"]["dtype"] for run in runs] == ["bfloat16", "float32"]
     assert all(torch.equal(half[n], exact[n].bfloat16()) for n in exact)
 
     options = {**options, "max_steps": 1, "master_weights": False}

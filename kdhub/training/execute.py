@@ -119,7 +119,7 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
     run.add_provenance(
         student={
             "parameters": parameters(student),
-            **({"precision": saved.precision} if saved.precision else {}),
+            **({"dtype": saved.precision} if saved.precision else {}),
             "usage": student.usage(),
             "library": student.library,
             "kind": student.kind,
