@@ -47,6 +47,9 @@ class TrainingOptions(MethodOptions):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="arithmetic of forward and backward; auto is bfloat16 where the hardware has it"
     )
+    master_weights: bool = Field(
+        True, description="train weights in float32, whatever they are saved in; false: as they were opened"
+    )
     dropout: float | None = Field(0.0, ge=0, lt=1, description="dropout of the student in training; null keeps its own")
     group_by_length: bool = Field(True, description="batches of rows of like length, less padding")
     checkpoint_minutes: float = Field(2.0, gt=0, description="time between checkpoints")

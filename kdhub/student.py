@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import UsageError
 
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdhub.rows import Example
+
+
+class SavedOptions(BaseModel):
+    """What a recipe may set next to the source of every student."""
+
+    model_config = ConfigDict(extra="forbid")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="precision of the saved weights; if unset that of the start"
+    )
 
 
 class Student(ABC):
@@ -29,12 +40,14 @@ class Student(ABC):
         problem: which form of its task it is for, where there are several (any number of labels a row, values); "" is
             the usual one, which every method of the task takes. Others are for methods that say so (`MethodSpec`).
         start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
+        precision: in which its weights are saved: that in which they were opened, or what the recipe names.
     """
 
     task: str
     module: nn.Module | None = None
     kind: str = "model"
     problem: str = ""
+    precision: str = "float32"
 
     def __init__(self, start: Mapping[str, Any] | None = None):
         self.start: dict[str, Any] = dict(start or {})
@@ -42,6 +55,11 @@ class Student(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write it in its ecosystem's own format into an empty folder; weights as safetensors."""
+
+    def finalise(self) -> None:
+        """Make permanent what training kept apart from the weights, such as an adapter. Called once, before it is
+        saved; it gives the same afterwards, and `module` has the weights by the names that they have when the folder
+        is opened."""
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
         """Like `Teacher.signals`, so that evaluation asks both the same way. In eval mode, without gradient."""
@@ -81,6 +99,17 @@ class BuildContext:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def precision_of(module: nn.Module | None) -> str:
+    """The precision of most of a network's weights: float32, bfloat16 or float16."""
+    import torch
+
+    counts = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 0)
+    for parameter in module.parameters() if module is not None else ():
+        if parameter.dtype in counts:
+            counts[parameter.dtype] += parameter.numel()
+    return str(max(counts, key=counts.__getitem__)).removeprefix("torch.")
 
 
 def sizes(kind: str, argument: str, **defaults: int) -> dict[str, int]:

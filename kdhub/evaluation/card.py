@@ -246,7 +246,9 @@ def _about(facts: _Facts) -> str:
         how = text(start["how"]) if start.get("how") else "the weights"
         more.append(f"It started as {how}{of}.")
     if parameters := facts.student.get("parameters"):
-        more.append(f"It has {number(parameters, 'parameters')} parameters.")
+        kind = facts.student.get("dtype", "float32")
+        saved = f", saved in {kind}" if kind in ("bfloat16", "float16") else ""
+        more.append(f"It has {number(parameters, 'parameters')} parameters{saved}.")
     lines = [_headline(line) for line in facts.report.headline() if line.value(STUDENT) is not None]
     costs = {line.metric: gain(line) for line in facts.report.costs()}
     savings = [f"{costs[metric]} {words}" for metric, words in _SAVINGS.items() if costs.get(metric)]

@@ -21,7 +21,7 @@ from kdhub.plugins.registry import Entry, Registry
 from kdhub.recipes.recipe import DataRef, Layer, Recipe, Ref, explain
 from kdhub.sampler import Sampler, Select
 from kdhub.specs import TaskSpec
-from kdhub.student import BuildContext, Student
+from kdhub.student import BuildContext, SavedOptions, Student, precision_of
 from kdhub.task import Task
 from kdhub.teacher import Teacher
 
@@ -107,7 +107,7 @@ class Resolver:
         """The checked options of a teacher or student: those of its catalogue entry, then the recipe's.
 
         What builds it says what there is in its attribute `Options`. Saved models take those of their task, and so does
-        every student.
+        every student; all students take `kdhub.student.SavedOptions`.
 
         Raises:
             RecipeError: every wrong option at once.
@@ -123,14 +123,20 @@ class Resolver:
             return own or cls.Teacher.Options
         shared = cls.StudentOptions
         if own is None or issubclass(shared, own):
-            return shared
-        return own if issubclass(own, shared) or not shared.model_fields else type("Options", (own, shared), {})
+            options = shared
+        else:
+            options = own if issubclass(own, shared) or not shared.model_fields else type("Options", (own, shared), {})
+        return options if "dtype" in options.model_fields else type("Options", (options, SavedOptions), {})
 
     def student(self, ref: Ref, context: BuildContext) -> Student:
         target = self.target("student", ref.source, context.task.name)
-        context.options = self.model_options("student", ref, context.task.name).model_dump()
+        options = self.model_options("student", ref, context.task.name)
+        own = SavedOptions.model_fields if isinstance(options, SavedOptions) else ()
+        context.options = options.model_dump(exclude=set(own))
         student = self.registry.load(target.entry)(target.argument, context)
-        return context.task.configure(student, context)
+        student = context.task.configure(student, context)
+        student.precision = (options.dtype if own else None) or precision_of(student.module)
+        return student
 
     def sampler(self, ref: Ref, task: str, layers: Sequence[Layer] = ()) -> tuple[type[Sampler], dict[str, Any]]:
         """The sampler class and its options.

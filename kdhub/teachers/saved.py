@@ -7,8 +7,11 @@ stored loads no weights.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 
 IDENTIFYING = (".safetensors", ".json", ".txt", ".model")
 """Files of a model's folder that determine its outputs."""
+
+
+PRECISIONS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""What safetensors call them, and everybody else."""
 
 
 class SavedTeacher(Teacher):
@@ -62,7 +69,19 @@ class SavedTeacher(Teacher):
     @property
     def provenance(self) -> Mapping[str, Any]:
         weights = {n: d for n, d in self.identity["files"].items() if n.endswith(".safetensors")}
-        return {**self.known, "files": weights}
+        return {**self.known, "files": weights, "dtype": self.dtype}
+
+    @cached_property
+    def dtype(self) -> str | None:
+        """In which most of its weights are stored (`bfloat16`), and so computed with; None without safetensors."""
+        counts: Counter[str] = Counter()
+        for file in (self.folder / name for name in self.identity["files"] if name.endswith(".safetensors")):
+            with open(file, "rb") as opened:
+                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+            for name, tensor in header.items():
+                if name != "__metadata__" and tensor["dtype"] in PRECISIONS:
+                    counts[PRECISIONS[tensor["dtype"]]] += prod(tensor["shape"])
+        return counts.most_common(1)[0][0] if counts else None
 
     @cached_property
     def model(self) -> Student:

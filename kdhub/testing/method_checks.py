@@ -212,7 +212,7 @@ def evaluation_is_complete_and_true(bench: Bench) -> None:
         if m.value is None or not math.isfinite(m.value) or m.variant or key not in scores:
             continue
         reported = scores[key]
-        assert reported is not None and math.isclose(reported, m.value, rel_tol=1e-3, abs_tol=1e-4), (
+        assert reported is not None and math.isclose(reported, m.value, rel_tol=1e-5, abs_tol=1e-6), (
             f"the report says {m.metric} of {m.subject} is {reported}; the saved student gives {m.value:.4g}"
         )
 
@@ -235,7 +235,7 @@ def saves_and_loads_to_the_same_output(bench: Bench) -> None:
     for name, values in student.signals(some, kind).items():
         other = loaded.signals(some, kind)[name]
         worst = float(np.abs(flat(values) - flat(other)).max())
-        assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from the trained one's"
+        assert worst < 1e-5, f"{name} of the loaded student is {worst:.2g} from the trained one's"
 
 
 @check("method")

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
@@ -27,8 +28,10 @@ from kdhub.sampler import Sampler, Seen
 from kdhub.specs import SPECS
 from kdhub.student import BuildContext
 from kdhub.task import NetworkTask
+from kdhub.teachers.saved import SavedTeacher
 from kdhub.testing._bench import Bench
 from kdhub.testing._register import check, describe_options, flat
+from kdhub.training import saved
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "datasets", "sklearn", "pandas", "jax")
 """What declaring may not import: `kdhub list` would wait for it."""
@@ -148,6 +151,41 @@ def live_teachers_are_networks_at_rest(bench: Bench) -> None:
         assert not teacher.module.training, "its network is in training mode"
 
 
+@check("teacher")
+def another_precision_gives_the_same_signals(bench: Bench) -> None:
+    """A saved teacher whose file has its weights in bfloat16 gives what it gave, up to the rounding, and is another
+    teacher to the store."""
+    for teacher, rows, _ in _teachers(bench):
+        if not isinstance(teacher, SavedTeacher):
+            raise SkipTest("it is not a saved student")
+        folder = bench.empty_folder() / "bfloat16"
+        in_bfloat16(teacher.folder, folder)
+        other = type(teacher)(teacher.argument, teacher.options, task=teacher.task, folder=folder, known=teacher.known)
+        assert other.identity != teacher.identity, "another precision is the same teacher to the store"
+        assert other.provenance.get("dtype") == "bfloat16", "its provenance does not say in which precision it is"
+        kind = teacher.task.primary_signal
+        theirs = other.signals(rows, kind)
+        for name, values in teacher.signals(rows, kind).items():
+            exact, rounded = flat(values), flat(theirs[name])
+            worst = float(np.abs(exact - rounded).max() / max(np.abs(exact).max(), 1e-9))
+            assert worst < 0.1, f"{name} of the same weights in bfloat16 is {worst:.2g} of the largest away"
+
+
+def in_bfloat16(source: Path, target: Path) -> None:
+    """A copy of a model's folder with its weights in bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, target)
+    for file in target.rglob("*.safetensors"):
+        weights = {n: t.bfloat16() if t.dtype == torch.float32 else t for n, t in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+    for file in target.rglob("config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if "dtype" in config:  # as the transformers library says it
+            file.write_text(json.dumps({**config, "dtype": "bfloat16"}), encoding="utf-8")
+
+
 # -- students -------------------------------------------------------------------------------------------------
 
 
@@ -189,16 +227,32 @@ def equal_seeds_build_equal_students(bench: Bench) -> None:
 
 @check("student")
 def student_saves_and_loads_to_the_same_output(bench: Bench) -> None:
+    """Saved in float32 and in bfloat16, the loaded student has the same weights and gives the same; on a CPU bit for
+    bit."""
     for student, rows, task, _ in _students(bench):
-        folder = bench.empty_folder()
-        student.save(folder)
-        loaded = task.load(folder)
         if student.module is None:
+            folder = bench.empty_folder()
+            student.save(folder)
+            task.load(folder)
             continue
-        kind = task.primary_signal
-        for name, values in student.signals(rows, kind).items():
-            worst = float(np.abs(flat(values) - flat(loaded.signals(rows, kind)[name])).max())
-            assert worst < 1e-4, f"{name} of the loaded student is {worst:.2g} from what was saved"
+        student.finalise()
+        for precision in ("float32", "bfloat16"):
+            saved.narrow(student.module, precision)
+            folder = bench.empty_folder()
+            student.save(folder)
+            loaded = task.load(folder)
+            with saved.in_float32(student.module), saved.in_float32(loaded.module):
+                _same(student, loaded, rows, task.primary_signal, precision)
+
+
+def _same(student: Any, loaded: Any, rows: list[Any], kind: str, precision: str) -> None:
+    mine, theirs = saved.weights(student.module), saved.weights(loaded.module)
+    different = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+    assert not different, f"saved in {precision} and loaded it has other weights: {', '.join(different[:3])}"
+    close = 0.0 if device().type == "cpu" else saved.CLOSE
+    for name, values in student.signals(rows, kind).items():
+        worst = float(np.abs(flat(values) - flat(loaded.signals(rows, kind)[name])).max())
+        assert worst <= close, f"{name} of the student loaded in {precision} is {worst:.2g} from what was saved"
 
 
 @check("student")

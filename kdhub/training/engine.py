@@ -482,7 +482,8 @@ class Engine:
             kept = f"the last good checkpoint is {last[-1].name}" if last else "no checkpoint was made yet"
             raise TrainingError(
                 f"the loss is {loss.item()} at step {step + 1} of {self.steps}: term {', '.join(map(repr, bad))}",
-                hint=f"{kept}; try a lower lr ({self.method.options.lr}) or precision float32",
+                hint=f"{kept}; try a lower lr ({self.method.options.lr})"
+                + (f", or precision float32 instead of {self.precision}" if self.precision != "float32" else ""),
             )
         for name, term in terms.items():
             self._sums[name] = self._sums.get(name, 0) + term.float()

@@ -30,6 +30,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         page: draw the plots and write the card.
     """
     from kdhub.evaluation.cost import peak_memory
+    from kdhub.training import saved as saving
     from kdhub.training.session import Session, running
 
     if run.finished("done") and run.report is not None:
@@ -48,7 +49,11 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         )
         if rank() != 0:
             return run
-        _save_student(run, session, student)
+        saved = saving.save(run, session, student)
+        del student  # what is measured is what anybody will open, and only one has to be in memory
+        session.__dict__.pop("student", None)
+        student = session.student = saving.reopen(run, session, saved)
+        _note_student(run, session, student, saved)
         report = session.method.evaluate(session, student)
         _add_costs(run, session, report)
         run.write_json("report.json", report.to_dict())
@@ -108,19 +113,13 @@ def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> Non
     )
 
 
-def _save_student(run: Run, session: Any, student: Any) -> None:
-    """Write the student beside its place and move it there, so that a student folder is always whole."""
+def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
     from kdhub.training.session import parameters
 
-    staging = run.folder / ".student"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    student.save(staging)
-    shutil.rmtree(run.student_folder, ignore_errors=True)
-    staging.rename(run.student_folder)
     run.add_provenance(
         student={
             "parameters": parameters(student),
+            **({"dtype": saved.precision} if saved.precision else {}),
             "usage": student.usage(),
             "library": student.library,
             "kind": student.kind,

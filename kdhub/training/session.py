@@ -97,6 +97,7 @@ class Session:
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
         self._fits_problem(student)
+        self._widen(student.module, student.precision)
         start = {"source": self.recipe.student.source, **student.start}
         if made := self._made_by(self.recipe.student.source):
             start |= {"source": made, "how": f"the student of {made}"}
@@ -115,6 +116,16 @@ class Session:
                 f"method {self.recipe.method} is not for {student.problem}, and the student is",
                 hint=f"methods that are: {', '.join(fitting) or 'none here'}",
             )
+
+    def _widen(self, module: Any, saved: str | None = None) -> None:
+        """Have weights that are trained in float32, unless the recipe says otherwise: small steps are lost in fewer
+        bits."""
+        from kdhub.training.saved import widen
+
+        if module is None or not getattr(self.method.options, "master_weights", True):
+            return
+        if widen(module) and saved is not None and rank() == 0:
+            logger.info("the start is in a narrower precision: its weights are trained in float32, saved in %s", saved)
 
     @cached_property
     def training_data(self) -> dict[str, list[tuple[Data, str]]]:
@@ -207,6 +218,7 @@ class Session:
         # A teacher whose outputs are stored is not built and draws nothing; what is made again must not depend on it.
         set_seed(self.seed)
         method.adapt(student, self.teacher)
+        self._widen(student.module)
         for model in filter(None, (student, live)):
             model.module.to(device())
         if type(method).initialise is not ObjectiveMethod.initialise:
@@ -219,12 +231,15 @@ class Session:
             say(self.task.compare(student, self.teacher))
         self.mark_start(student)
         set_seed(self.seed)
+        extras = method.extras(student, self.teacher)
+        for extra in extras.values():
+            self._widen(extra)
         engine = Engine(
             self.run,
             method,
             self.task,
             student,
-            extras=method.extras(student, self.teacher),
+            extras=extras,
             rows=rows,
             signals=given,
             teacher=live,

@@ -10,6 +10,7 @@ import numpy as np
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.student import BuildContext
+from kdhub_tasks import layer_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,34 +57,54 @@ def evenly(have: int, keep: int) -> list[int]:
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The list of a transformer's blocks, whatever its architecture calls it: of its lists that are as long as the
-    configuration says, or of all, the first of those with the most parameters.
+    configuration says, or of all where it says nothing, the first of those with the most parameters.
 
     Raises:
-        CompatibilityError: it has none.
+        CompatibilityError: it has none, or one that several layers share.
     """
-    lists = [m for m in model.modules() if type(m).__name__ == "ModuleList" and len(m) > 0]
+    return model.get_submodule(_where(model))
+
+
+def _where(model: nn.Module) -> str:
+    """The name of `blocks`."""
+    lists = {n: m for n, m in model.named_modules() if type(m).__name__ == "ModuleList" and len(m) > 0}
     said = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    lists = [m for m in lists if len(m) == said] or lists
+    fitting = lists if said is None else {n: m for n, m in lists.items() if len(m) == said}
+    if lists and not fitting:
+        raise CompatibilityError(
+            f"a {type(model).__name__} has no list of its {said} layers, only of {max(map(len, lists.values()))}: "
+            "layers that share weights, or stand in several lists, cannot be told apart",
+        )
     if not lists:
         raise CompatibilityError(f"a {type(model).__name__} has no list of layers")
-    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+    return max(fitting, key=lambda n: sum(p.numel() for p in fitting[n].parameters()))
 
 
 def keep_blocks(model: nn.Module, chosen: Sequence[int]) -> None:
     """Take all other blocks out of a transformer, in place. Those that stay are numbered anew, for what they remember
-    of a text is found by number, and lists in the configuration that have one entry a block are cut likewise."""
-    stack, config = blocks(model), getattr(model, "config", None)
+    of a text is found by number, and the configuration says of them what it said before (see `layer_config`).
+
+    Raises:
+        CompatibilityError: the configuration cannot describe these layers alone, so another model would be loaded.
+    """
+    path = _where(model)
+    stack, config = model.get_submodule(path), getattr(_owner(model, path), "config", None)
     have = len(stack)
+    if len(chosen) == have:
+        return
+    before = layer_config.described(model) if config is not None else None
     for i in reversed(range(have)):
         if i not in chosen:
             del stack[i]
-    for number, block in enumerate(stack):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = number
-    if config is None:
-        return
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == have and any(w in name for w in ("layer", "block", "window")):
-            setattr(config, name, [value[i] for i in chosen])
-    config.num_hidden_layers = len(chosen)
+    if config is not None:
+        layer_config.cut(model, config, list(chosen), have)
+        layer_config.compare(model, before, layer_config.described(model), path, list(chosen), have)
+
+
+def _owner(model: nn.Module, path: str) -> nn.Module:
+    """The innermost part around a list that has a configuration."""
+    found = model
+    for end in (i for i, letter in enumerate(path) if letter == "."):
+        part = model.get_submodule(path[:end])
+        found = part if hasattr(part, "config") else found
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdhub.errors import UntrustedError
 from kdhub.files import canonical_json
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
@@ -146,8 +147,7 @@ class TextClassifier(Classifier):
         import kdhub_tasks.attention  # noqa: F401  families of models of ours
 
         check_model_folder(folder, name=name)
-        auto = getattr(transformers, cls.auto)
-        model = auto.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = pretrained(getattr(transformers, cls.auto), folder, name=name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model.eval(), tokenizer, start)
 
@@ -240,6 +240,24 @@ def without_wrappers(classes: Sequence[str], problem: str = "") -> dict[str, Any
         wrappers.KEY: None,
     }
     return known | dict.fromkeys(wrappers.FORMERLY)
+
+
+def pretrained(auto: Any, folder: Path, name: str | None = None, **how: Any) -> nn.Module:
+    """A checked folder's model as `auto` makes it, with all of its weights.
+
+    Raises:
+        UntrustedError: the folder lacks some: they would be random, and others each time.
+    """
+    model, found = auto.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **how
+    )
+    if lost := sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"]))):
+        raise UntrustedError(
+            f"{name or folder} has no weights for {len(lost)} parts of a {type(model).__name__} ({', '.join(lost[:3])})"
+            ": they would be random",
+            hint="a model that was saved whole; a student may start from it with a fresh head",
+        )
+    return model
 
 
 def with_fresh_head(auto: Any, folder: Path, config: Any, seed: int) -> nn.Module:

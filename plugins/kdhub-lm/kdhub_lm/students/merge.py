@@ -61,7 +61,7 @@ def merge(argument: str, context: BuildContext) -> CausalLm:
     )
     if one.vocabulary != two.vocabulary:
         raise CompatibilityError(f"student merge: {refs[0].source} and {refs[1].source} use different vocabularies")
-    network, other = one.plain_network, two.plain_network
+    network, other = one.module.model, two.module.model
     a, b = network.state_dict(), other.state_dict()
     wrong = sorted(a.keys() ^ b.keys()) or [name for name in a if a[name].shape != b[name].shape]
     if wrong:

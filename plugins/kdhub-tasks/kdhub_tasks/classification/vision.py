@@ -20,6 +20,7 @@ from kdhub_tasks.transformer import (
     class_names,
     note_wrapper,
     openly,
+    pretrained,
     with_fresh_head,
     with_wrappers,
     without_wrappers,
@@ -124,9 +125,13 @@ class ImageClassifier(ProbedClassifier):
                 f"{name or folder} has no {PROCESSOR}, which says how it sees images",
                 hint="save its image processor beside the model: processor.save_pretrained(FOLDER)",
             )
-        named = {} if classes is None else without_wrappers(classes, problem)
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **named)
-        model = with_fresh_head(transformers.AutoModelForImageClassification, folder, config, seed)
+        auto = transformers.AutoModelForImageClassification
+        if classes is None:
+            model = pretrained(auto, folder, name)
+        else:
+            named = without_wrappers(classes, problem)
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **named)
+            model = with_fresh_head(auto, folder, config, seed)
         # PIL's resizing everywhere, so that a student sees the same where torchvision is installed and where it is not.
         processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         return cls(model.eval(), processor, start)

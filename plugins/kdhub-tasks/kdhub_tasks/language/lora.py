@@ -8,13 +8,15 @@ other.
 
 from __future__ import annotations
 
-import copy
+import logging
 from typing import Any
 
 from pydantic import Field
 
 from kdhub.errors import UsageError
 from kdhub.method import MethodOptions
+
+logger = logging.getLogger("kdhub")
 
 
 class Lora(MethodOptions):
@@ -35,6 +37,9 @@ class StudentOptions(MethodOptions):
 
 def attach(student: Any, lora: Lora, seed: int) -> None:
     """Put an adapter into a language model's network; nothing else is trained. At first it changes no output.
+
+    Where input and output embeddings are one matrix and one of them gets an adapter, they become two: merged into the
+    one, the adapter would change the other as well.
 
     Raises:
         UsageError: `peft` is not installed, or the network has no such layers.
@@ -57,12 +62,29 @@ def attach(student: Any, lora: Lora, seed: int) -> None:
         raise UsageError(
             f"lora: {str(error).splitlines()[0]}", hint=f"targets in this network: {', '.join(sorted(names))}"
         ) from error
+    untied = _untie(network)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     every = sum(p.numel() for p in network.parameters())
     how = student.start.get("how") or "as it is"
-    student.start["how"] = f"{how}; LoRA of rank {lora.r}, {trained:,} of {every:,} parameters trained"
+    more = "; input and output embeddings of their own" if untied else ""
+    student.start["how"] = f"{how}; LoRA of rank {lora.r}, {trained:,} of {every:,} parameters trained{more}"
 
 
-def merged(adapter: Any) -> Any:
-    """A copy of an adapter's network with the adapter merged into its weights."""
-    return copy.deepcopy(adapter).merge_and_unload()
+def _untie(network: Any) -> bool:
+    """Give the output head weights of its own if it shares them and either side has an adapter. Returns whether."""
+    from torch import nn
+
+    # peft puts the layer that had the weights inside its own
+    pair = [getattr(part, "base_layer", part) for part in _embeddings(network)]
+    adapted = any(hasattr(part, "base_layer") for part in _embeddings(network))
+    if not adapted or len(pair) < 2 or pair[0].weight is not pair[1].weight:
+        return False
+    pair[1].weight = nn.Parameter(pair[1].weight.detach().clone(), requires_grad=False)
+    network.config.tie_word_embeddings = False
+    network._tied_weights_keys, network.all_tied_weights_keys = None, {}
+    logger.info("an adapter on tied embeddings: the output head has weights of its own from here on")
+    return True
+
+
+def _embeddings(network: Any) -> list[Any]:
+    return [part for part in (network.get_input_embeddings(), network.get_output_embeddings()) if part is not None]

@@ -17,14 +17,13 @@ from kdhub.ranks import device
 from kdhub.rows import Example, Signals
 from kdhub_tasks.language.decoding import draws, takes_padding, together, write
 from kdhub_tasks.language.generation import Generation, encoded, is_text
-from kdhub_tasks.language.lora import merged
 from kdhub_tasks.language.own_settings import OwnSettings
 from kdhub_tasks.language.packing import packed
 from kdhub_tasks.language.rows import LONGEST, vocabulary
 from kdhub_tasks.models import Classifier
 from kdhub_tasks.positions import Head, TokenSignals
 from kdhub_tasks.reading import longest, pad_of
-from kdhub_tasks.transformer import padded
+from kdhub_tasks.transformer import padded, pretrained
 
 BATCH = 32
 
@@ -86,7 +85,7 @@ class CausalLm(Classifier):
     which a token is predicted: one less than the tokens of a text.
 
     Attributes:
-        adapter: the only trained part (see `lora`), merged into the saved weights; None if all is trained.
+        adapter: the only trained part (see `lora`), merged into the weights in the end; None if all is trained.
         packing: whether a batch has several rows in one sequence (see `packing`).
     """
 
@@ -179,10 +178,10 @@ class CausalLm(Classifier):
         """Digest of the tokens and their ids."""
         return vocabulary(self.tokenizer)
 
-    @property
-    def plain_network(self) -> nn.Module:
-        """The transformers network, its adapter merged into the weights."""
-        return self.module.model if self.adapter is None else merged(self.adapter)
+    def finalise(self) -> None:
+        if self.adapter is not None:
+            self.module.model = self.adapter.merge_and_unload()
+            self.adapter = self.module._head = None
 
     def width(self, kind: str) -> tuple[int, ...]:
         return (self.module.classes if kind == "logits" else self.module.model.config.hidden_size,)
@@ -196,7 +195,8 @@ class CausalLm(Classifier):
 
     def save(self, folder: Path) -> None:
         """With all that ends its texts in its generation settings, so that it ends them wherever it is loaded."""
-        network, own = self.plain_network, self.own_settings
+        self.finalise()
+        network, own = self.module.model, self.own_settings
         if own.ends - set(own.listed):
             ends = sorted(own.ends)
             network.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
@@ -224,6 +224,6 @@ def load(folder: Path, *, name: str | None = None) -> CausalLm:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_model_folder(Path(folder), name=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    model = pretrained(AutoModelForCausalLM, folder, name=name)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return CausalLm(model.eval(), tokenizer)

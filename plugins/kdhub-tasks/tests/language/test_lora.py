@@ -9,7 +9,7 @@ from kdhub_tasks.language import task
 from kdhub_tasks.language.students import config, llama
 
 import kdhub
-from kdhub.errors import RecipeError, UntrustedError, UsageError
+from kdhub.errors import RecipeError, TrainingError, UntrustedError, UsageError
 from kdhub.recipes.resolve import Resolver
 from kdhub.student import BuildContext
 
@@ -129,3 +129,25 @@ def test_what_is_not_a_configuration_is_refused(text, said):
 def test_a_configuration_with_code_is_refused():
     with pytest.raises(UntrustedError, match="code of its own"):
         config('{"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "x.Y"}}', BuildContext(None, None, 0))
+
+
+@pytest.mark.parametrize("targets", (["lm_head"], ["embed_tokens"], ["lm_head", "v_proj"]))
+def test_an_adapter_on_tied_embeddings_is_what_is_saved(recipe, tmp_path, targets):
+    """The output head is the input embedding; merged into one matrix the adapter would change both."""
+    recipe["student"]["lora"]["targets"] = targets
+    run = kdhub.distill(recipe, out=tmp_path / "run")
+    values = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "perplexity"}
+    assert values["student"] < values["student-before"]
+    network = models.load(run.student_folder).module.model
+    same = network.get_input_embeddings().weight is network.get_output_embeddings().weight
+    assert not same and not network.config.tie_word_embeddings
+    assert "embeddings of their own" in run.provenance["student"]["start"]["how"]
+
+
+def test_a_merge_that_loses_the_adapter_is_an_error(recipe, tmp_path, monkeypatch):
+    def lose(student):
+        student.module.model, student.adapter = student.adapter.unload(), None
+
+    monkeypatch.setattr(models.CausalLm, "finalise", lose)
+    with pytest.raises(TrainingError, match="adapter merged into the weights"):
+        kdhub.distill(recipe, out=tmp_path / "run")
