@@ -20,7 +20,7 @@ import numpy as np
 
 from kdhub.errors import TrainingError
 from kdhub.recipes.run import Run
-from kdhub.rows import plain_rows
+from kdhub.rows import plain_rows, prepared
 from kdhub.student import Student, precision_of
 from kdhub.task import NetworkTask, Task
 
@@ -176,7 +176,8 @@ def _rows(session: Any, student: Student) -> list[dict[str, Any]]:
         rows = plain_rows(table, range(min(SEEN, len(table))))
     else:
         return []
-    lengths = [e.get("length", 1) for e in task.preparer(student, None)(rows)]
+    examples = prepared(task.preparer(student, None), rows)
+    lengths = [0 if "fault" in e else e.get("length", 1) for e in examples]
     order = [i for i in np.argsort(lengths, kind="stable").tolist() if lengths[i]]
     middle = max(0, (len(order) - ROWS) // 2)
     return [rows[i] for i in order[middle : middle + ROWS]]
