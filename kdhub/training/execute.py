@@ -50,7 +50,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
             return run
         _save_student(run, session, student)
         report = session.method.evaluate(session, student)
-        _add_costs(run, session, report)
+        _add_costs(run, session, student, report)
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
@@ -118,6 +118,7 @@ def _save_student(run: Run, session: Any, student: Any) -> None:
     student.save(staging)
     shutil.rmtree(run.student_folder, ignore_errors=True)
     staging.rename(run.student_folder)
+    session.saved = run.student_folder
     run.add_provenance(
         student={
             "parameters": parameters(student),
@@ -125,14 +126,18 @@ def _save_student(run: Run, session: Any, student: Any) -> None:
             "library": student.library,
             "kind": student.kind,
             "pipeline_tag": session.task.pipeline_tag,
+            **({"front_matter": more} if (more := student.front_matter()) else {}),
         }
     )
 
 
-def _add_costs(run: Run, session: Any, report: Any) -> None:
+def _add_costs(run: Run, session: Any, student: Any, report: Any) -> None:
     from kdhub.evaluation import cost
     from kdhub.training.session import cost_subjects
 
+    if run.recipe.evaluation.cost and not student.answers:
+        report.measures += cost.of_files(student, run.student_folder, run.provenance)
+        return
     if not run.recipe.evaluation.cost or not session.evaluator.data:
         return
     data, split = session.evaluator.data[0]
