@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hub import serve
+from huggingface_hub import constants
 
 import kdhub
 from kdhub.dataset_student import DatasetStudent, splits_in
@@ -153,9 +155,21 @@ def test_a_split_that_cannot_be_published_is_refused(isolated, tmp_path):
 # -- published ------------------------------------------------------------------------------------------------
 
 
-def test_a_data_set_is_distilled_published_pulled_opened_and_verified(run, hub, opened, monkeypatch, tmp_path):
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """`kdhub hub serve`, and a user who may write there."""
+    with serve(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        yield hub
+
+
+def test_a_data_set_is_distilled_published_pulled_opened_and_verified(run, served, opened, monkeypatch, tmp_path):
     done = kdhub.publish(run, "me/points", licence="mit")  # the usage lines are run: plain `datasets`, no network
-    assert done.kind == "dataset" and list(hub.repos) == [("dataset", "me/points")]
+    assert done.kind == "dataset" and done.endpoint == served.endpoint
+    assert [(one.repo, one.kind) for one in kdhub.search("points")] == [("me/points", "dataset")]
     front, body = split_card(done.card)
     assert check_card(done.card, Report.from_dict(kdhub.Run.open(run).report)) == []
     files = [{"split": "train", "path": FILE}]
@@ -208,6 +222,10 @@ def test_one_edited_row_or_figure_fails_and_verify_says_where(run, hub, monkeypa
     (folder / "README.md").write_text(card.replace(f"value: {round(value, 6)}", "value: 0.999"))
     (figure,) = kdhub.verify(folder).figures
     assert figure.verdict == "differs" and figure.note == f"the report has {value:.6g}"
+
+    (folder / "README.md").write_text(card.replace(f"path: {FILE}", "path: plots/other.parquet"))
+    found = kdhub.verify(folder)
+    assert found.status == "differs" and "README.md: its configs are" in found.problems[0]
 
 
 def test_a_secret_in_a_row_is_found_though_parquet_is_compressed(run, hub):

@@ -12,6 +12,7 @@ from unittest import SkipTest
 import numpy as np
 
 from kdhub.data.dataset import Data, DataOptions
+from kdhub.dataset_student import DatasetStudent
 from kdhub.errors import KdhubError, TeacherError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder
 from kdhub.fields import Field
@@ -243,11 +244,14 @@ def task_is_whole(bench: Bench) -> None:
 @check("task")
 def traits_are_true(bench: Bench) -> None:
     """With the trait `classes`, the training loss of any soft target can be computed: a batch has `labels`, `logits`
-    have a row for each of them, and `counts` says how many there are."""
-    if "classes" not in bench.spec.traits:
-        raise SkipTest("it does not have the trait classes")
+    have a row for each of them, and `counts` says how many there are. With the trait `rows`, students are rows."""
+    if not {"classes", "rows"} & set(bench.spec.traits):
+        raise SkipTest("it has neither the trait classes nor the trait rows")
     resolver, task, recipe, parts = _world(bench, bench.entry.name)
     student = _start(resolver, task, recipe, parts)
+    if "rows" in bench.spec.traits:
+        assert isinstance(student, DatasetStudent), f"its student is a {type(student).__name__}, not a DatasetStudent"
+        return
     batch = task.collate(_examples(task, parts, student, None), student)
     where = device()
     moved = {name: value.to(where) if hasattr(value, "to") else value for name, value in batch.items()}

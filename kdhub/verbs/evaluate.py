@@ -47,7 +47,7 @@ def evaluate(
         out: write `report.json` here as well.
 
     Raises:
-        UsageError: neither a run nor data to score on.
+        UsageError: no data to score on, and the student's own files say nothing.
     """
     resolver = resolver or Resolver()
     data = [data] if isinstance(data, str) else list(data or ())
@@ -57,11 +57,12 @@ def evaluate(
     task_object = resolver.task(recipe.task)
     options = resolver.evaluation_options(task_object, recipe)
     evaluator = Evaluator(task_object, resolver, recipe.evaluation, options, recipe.on_bad_rows)
+    nothing = UsageError(
+        "there is nothing to score on",
+        hint="name a data set with --data, --data NAME; kdhub list data shows those there are",
+    )
     if not recipe.evaluation.data and not evaluator.reads_files:
-        raise UsageError(
-            "there is nothing to score on",
-            hint="name a data set with --data, --data NAME; kdhub list data shows those there are",
-        )
+        raise nothing
     report, against = Report(), None
     model = resolver.teacher(recipe.teacher, recipe.task) if recipe.teacher is not None else None
     loaded = student(model)
@@ -70,6 +71,8 @@ def evaluate(
         against = teacher_encoder(task_object, model, signals)
         report.measures += evaluator.measure("teacher", against)
     report.measures += evaluator.measure("student", student_encoder(task_object, loaded, folder), against)
+    if not recipe.evaluation.data and not report.measures:  # metrics of files, and none of them for such a student
+        raise nothing
     report.notes += evaluator.notes
     report.facts = {"primary": evaluator.primary}
     if cost and (evaluator.data or not loaded.answers):

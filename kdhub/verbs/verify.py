@@ -128,6 +128,7 @@ def verify(
     found.figures = _figures(folder, name, report)
     if not found.problems:  # what was changed is not run
         student = load(folder, resolver=resolver)
+        found.problems += _other_files(folder, student)
         _evaluate(found, recipe, facts, student, folder, with_teacher, resolver)
     _judge(found)
     return found
@@ -185,6 +186,14 @@ def _figures(folder: Path, name: str, report: Report) -> list[Figure]:
         known = [m for m in report.measures if _same(figure, m)]
         figure.report = known[0].value if known else None
     return found
+
+
+def _other_files(folder: Path, student: Any) -> list[str]:
+    """People may better a card, and by its `configs` anybody's `load_dataset` finds the rows."""
+    shown = split_card(_text(folder / CARD))[0].get("configs")
+    if shown == (own := student.front_matter().get("configs")):
+        return []
+    return [f"{CARD}: its configs are {shown}, the student's files are {own}"]
 
 
 def _figure(dataset: Mapping[str, Any], metric: Mapping[str, Any]) -> Figure:

@@ -1,5 +1,5 @@
 """A data set as the student: the rows that a recipe names, whoever makes them (a file, the Hub, a teacher that labels
-or writes). They become a run with figures, costs and a card, are published to a data set repository, and are the data of
+or writes). They become a run with figures, costs and a card, are published to a data set repository, and are data of
 other recipes as `recipe:NAME`. Each key below `data` is a split."""
 
 from __future__ import annotations
