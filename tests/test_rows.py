@@ -185,6 +185,7 @@ def test_a_data_set_is_distilled_published_pulled_opened_and_verified(run, serve
         "train"].to_list()  # fmt: skip
     found = kdhub.verify(folder)
     assert found.status == "verified" and [f.verdict for f in found.figures] == ["ok"]
+    assert figures(kdhub.evaluate(folder)) == {("toy-spread", "train"): pytest.approx(found.figures[0].card, abs=1e-6)}
     assert kdhub.open_data(f"path:{folder}").split("train").num_rows == 40, "a pulled data set is data"
 
 
