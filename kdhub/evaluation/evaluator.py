@@ -98,9 +98,9 @@ class Evaluator:
         return [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher)]
 
     def of_files(self, subject: str, encode: Encoder) -> list[Measure]:
-        """What a student's own files say of it, of each split where it has some."""
+        """What the files of a student that is not run say of it, of each split where it has some."""
         measures: list[Measure] = []
-        if not self.reads_files or not isinstance(encode.model, Student):
+        if not self.reads_files or not isinstance(encode.model, Student) or encode.model.answers:
             return measures
         with _files(encode) as folder:
             for spec, function in self._metrics:
