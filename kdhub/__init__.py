@@ -50,6 +50,7 @@ _LAZY = {
     "Signals": "kdhub.rows",
     "Teacher": "kdhub.teacher",
     "Student": "kdhub.student",
+    "DatasetStudent": "kdhub.dataset_student",
     "NetworkTask": "kdhub.task",
     "Task": "kdhub.task",
     "Data": "kdhub.data.dataset",

@@ -237,6 +237,9 @@ class MetricSpec(Spec):
         higher_is_better: the direction.
         form: the form of data it reads, or several (a task says which it has: "retrieval", "sts", ...); all when empty.
         fidelity: True when it compares with the teacher's outputs on the same rows.
+        files: True when it reads the files of a student that is not run (rows, a graph), whatever the evaluation data:
+            the target is f(folder) -> a number, or {split: number} where there are splits; None or {} where it means
+            nothing.
         rows: columns of rows that only this metric understands; they are not given to the task.
         outputs: "package.module:function" (encode, table) -> what the metric reads of such rows.
     """
@@ -246,6 +249,7 @@ class MetricSpec(Spec):
     higher_is_better: bool = True
     form: str | tuple[str, ...] = ""
     fidelity: bool = False
+    files: bool = False
     rows: tuple[str, ...] = ()
     outputs: str = ""
 

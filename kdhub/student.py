@@ -72,6 +72,24 @@ class Student(ABC):
         """
         return {}
 
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked for signals of examples; rows, a graph or a scene are measured by their files."""
+        return type(self).signals is not Student.signals
+
+    def costs(self, folder: Path) -> dict[str, float]:
+        """What it costs when it does not answer, so that no run of it can be timed: metric -> number, by the metrics
+        of `kdhub.evaluation.report.COSTS`.
+
+        Args:
+            folder: where it is saved.
+        """
+        return {"disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
+
+    def front_matter(self) -> dict[str, Any]:
+        """What its card says to a hub beyond what all cards say, as JSON values."""
+        return {}
+
     def usage(self) -> str:
         """Two or three lines of Python that use it without kdhub; `{path}` stands for folder or repository."""
         return 'import kdhub\nstudent = kdhub.load("{path}")'

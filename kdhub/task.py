@@ -36,10 +36,12 @@ class Encoder(Protocol):
     Attributes:
         prepare: plain rows -> examples, as this subject sees them.
         model: the student, or None where signals come through the store.
+        folder: where the student is saved; None before it is.
     """
 
     prepare: Prepare
     model: Any
+    folder: Path | None
 
     def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, Any]: ...
 

@@ -10,7 +10,6 @@ import time
 import pytest
 
 from kdhub.evaluation import cost
-from kdhub.evaluation.report import COSTS
 
 # Starting PyTorch takes seconds, and what becomes of a process does not depend on it.
 NO_TORCH = """
@@ -104,7 +103,7 @@ def test_two_subjects_side_by_side(measure):
         assert values["memory"] > 50e6, "a process with PyTorch in it"
         assert 0 < values["latency-p50"] <= values["latency-p95"] and values["throughput"] > 0
         assert all(m.note is None and m.dataset is None for m in found[name].values())
-    assert set(found["plain"]) == set(COSTS) - {"gpu-memory"}
+    assert set(found["plain"]) == set(cost.UNITS) - {"gpu-memory"}
 
 
 def test_a_process_that_fails_is_noted_and_the_others_are_measured(measure):

@@ -115,22 +115,6 @@ def test_a_dry_run_shows_everything_and_asks_nobody(hub, run):
     assert hub.requests == []
 
 
-def test_a_data_set_goes_to_and_comes_from_a_data_set_repository(hub, toys, tmp_path):
-    recipe = {"name": "rows", "task": "toy-vectors", "method": "toy-label", "teacher": "linear:1", "student": "table",
-              "data": {"train": "toy-points"}}  # fmt: skip
-    run = kdhub.distill(recipe, out=tmp_path / "rows")
-    with pytest.raises(PublishError, match="no results; evaluate"):
-        publish(run.folder, "me/rows", licence="mit")
-    report = run.report
-    report["measures"].append({"metric": "toy-error", "value": 0.5, "subject": "student", "dataset": "toy-points",
-                               "split": "test", "examples": 16})  # fmt: skip
-    run.write_json("report.json", report)
-    done = publish(run.folder, "me/rows", licence="mit")
-    assert done.kind == "dataset" and list(hub.repos) == [("dataset", "me/rows")]
-    assert len(kdhub.load("me/rows").rows) == 40
-    assert kdhub.pull("datasets/me/rows").folder == kdhub.pull("me/rows").folder
-
-
 def test_results_on_data_of_the_hub_go_into_eval_results(hub, run):
     facts = json.loads((run / "provenance.json").read_text())
     for use in facts["data"]["use"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdhub.dataset_student import splits_in
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
 from kdhub.recipes.chain import resolve_recipe
 from kdhub.recipes.recipe import Layer, Recipe, build, parse_set, read_yaml
@@ -269,7 +270,7 @@ def test_a_chain_is_made_once_and_reused(chain, isolated, tmp_path):
     assistant = isolated / "recipes" / made[0]
     assert run.recipe.teacher.source == f"path:{assistant / 'student'}"
     assert run.provenance["chained"] == {"recipe:assistant": str(assistant / "student")}
-    rows = (isolated / "recipes" / made[1] / "student" / "train.jsonl").read_text().splitlines()
+    rows = splits_in(isolated / "recipes" / made[1] / "student")["train"]
     assert len(rows) == 20, "half of the forty points"
 
     stamps = {p: p.stat().st_mtime_ns for p in (isolated / "recipes").rglob("student/*")}

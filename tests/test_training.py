@@ -202,11 +202,11 @@ def test_a_method_with_its_own_distill_resumes_at_its_stage(toys, tmp_path, monk
     assert json.loads((tmp_path / "run" / "state.json").read_text())["stages"] == {"choose": 40}
     monkeypatch.setattr(toy.Label, "fail", False)
     run = distill(resume=tmp_path / "run")
-    rows = [json.loads(line) for line in (run.student_folder / "train.jsonl").read_text().splitlines()]
+    rows = toy.splits_in(run.student_folder)["train"].to_list()
     matrix = toy.Matrix(1)
     expected = matrix(torch.tensor([r["x"] for r in rows]))["vector"].detach().numpy()
     np.testing.assert_allclose([r["y"] for r in rows], expected, rtol=2e-3, atol=1e-3)
-    assert run.report["measures"][0]["value"] == 40
+    assert [m["metric"] for m in run.report["measures"] if m["subject"] == "student"] == ["toy-spread"]
     assert "# toy-labelled" in (run.folder / "README.md").read_text(), "a student that is no model has a card too"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,10 +28,9 @@ from kdhub import (
     hookimpl,
 )
 from kdhub.data.dataset import Data
+from kdhub.dataset_student import DatasetStudent, splits_in
 from kdhub.errors import DataError
-from kdhub.evaluation.report import Report
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
-from kdhub.metric import Measure
 from kdhub.rows import Signals
 from kdhub.sampler import Sampler
 from kdhub.student import Student
@@ -87,6 +87,7 @@ def kdhub_samplers():
 @hookimpl
 def kdhub_metrics():
     yield MetricSpec(name="toy-error", target="toy:error", tasks=TASK, form="rows", higher_is_better=False)
+    yield MetricSpec(name="toy-spread", target="toy:spread", tasks=TASK, files=True)
     yield MetricSpec(name="toy-distance", target="toy:distance", tasks=TASK, fidelity=True, higher_is_better=False)
 
 
@@ -157,8 +158,8 @@ class Vectors(NetworkTask):
         return Signals(module(inputs["x"]))
 
     def load(self, folder, *, name=None):
-        if (folder / "train.jsonl").exists():
-            return TableStudent([json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()])
+        if (folder / "data").exists():
+            return DatasetStudent.load(folder)
         net = Net(json.loads((folder / "config.json").read_text())["hidden"])
         net.load_state_dict(load_file(folder / "model.safetensors"))
         return NetStudent(net.eval())
@@ -188,6 +189,11 @@ def error(outputs: Outputs) -> float:
     return float(np.square(outputs.vectors - outputs.labels).mean())
 
 
+def spread(folder: Path) -> dict[str, float]:
+    """Of the labels of rows; a network has none."""
+    return {name: float(np.std(rows["y"])) for name, rows in splits_in(folder).items()}
+
+
 def distance(outputs: Outputs, teacher: Outputs) -> float:
     return float(np.square(outputs.vectors - teacher.vectors).mean())
 
@@ -215,27 +221,14 @@ class NetStudent(Student):
         (folder / "config.json").write_text(json.dumps({"hidden": self.module.inner.out_features}))
 
 
-class TableStudent(Student):
-    """A student that is no model: a data set."""
-
-    task = "toy-vectors"
-    kind = "dataset"
-
-    def __init__(self, rows=()):
-        super().__init__()
-        self.rows = list(rows)
-
-    def save(self, folder):
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-
-
 def mlp(argument, context) -> NetStudent:
     torch.manual_seed(context.seed)
     return NetStudent(Net(int(argument)), {"hidden": int(argument)})
 
 
-def table(argument, context) -> TableStudent:
-    return TableStudent()
+def table(argument, context) -> DatasetStudent:
+    """A student that is no model: a data set."""
+    return DatasetStudent("toy-vectors")
 
 
 class Matrix(nn.Module):
@@ -331,10 +324,7 @@ class Label(Method):
             given = run.signals(rows, "vector")[np.arange(count)]["vector"]
             return [{"x": e["x"], "y": np.asarray(v, float).tolist()} for e, v in zip(rows[np.arange(count)], given)]
 
-        return TableStudent(run.stage("label", label))
-
-    def evaluate(self, run, student):
-        return Report([Measure(metric="items", value=len(student.rows), subject="student", unit="rows")])
+        return DatasetStudent("toy-vectors", {"train": datasets.Dataset.from_list(run.stage("label", label))})
 
 
 class Mix(ObjectiveMethod):

@@ -206,6 +206,27 @@ class OwnLoop(Method):
         return report
 
 
+@wrong("silent-rows", uses=())
+class SilentRows(toy.Label):
+    """Makes rows and measures nothing of them."""
+
+    def evaluate(self, run, student):
+        report = super().evaluate(run, student)
+        report.measures = [m for m in report.measures if m.subject == "teacher"]
+        return report
+
+
+class Miscounted(toy.DatasetStudent):
+    def costs(self, folder):
+        return {**super().costs(folder), "rows": 1}
+
+
+@wrong("miscounts-rows", uses=())
+class MiscountsRows(toy.Label):
+    def distill(self, run):
+        return Miscounted("toy-vectors", super().distill(run).splits)
+
+
 # -- other kinds ----------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _READ_ROWS = 1000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 
 
 # ---- files
@@ -388,12 +389,15 @@ def npz(argument: str, *, arrays: Sequence[str] | None = None) -> Data:
 def path(argument: str) -> Data:
     """A file, its kind told by its ending, or a folder of such files, a split each.
 
-    A folder in the BEIR layout works as it is: `corpus`, `queries`, and `qrels_test.tsv` or `qrels/test.tsv`.
+    A folder in the BEIR layout works as it is: `corpus`, `queries`, and `qrels_test.tsv` or `qrels/test.tsv`. So does
+    one in the layout of the Hub (`data/train-00000-of-00001.parquet`), as students that are rows have it.
     """
     file = Path(argument).expanduser()
     if not file.is_dir():
         return _one(file_source(_existing(argument), argument), argument)
-    sources: dict[str, Source] = {}
+    sources: dict[str, Source] = dict(shards(file))
+    if sources:
+        return Data(file.resolve().name, sources, ref=f"path:{argument}")
     for found in sorted([*file.iterdir(), *(file / "qrels").glob("*")]):
         if found.is_file() and _kind_of(found):
             split = found.name.split(".")[0].removeprefix("qrels_").removeprefix("qrels-")
@@ -403,6 +407,25 @@ def path(argument: str) -> Data:
     if not sources:
         raise DataError(f"{argument} holds no data file", hint=f"known endings: {', '.join(_ENDINGS)}")
     return Data(file.resolve().name, dict(sorted(sources.items())), ref=f"path:{argument}")
+
+
+def shards(folder: Path) -> dict[str, Parquet]:
+    """The splits of a folder in the layout of the Hub, one Parquet file each; empty where it has none.
+
+    Raises:
+        DataError: a split in several files.
+    """
+    found: dict[str, Parquet] = {}
+    for file in sorted((folder / "data").glob("*-of-*.parquet")):
+        if match := _SHARD.fullmatch(file.name):
+            name = f"data/{file.name}"
+            if int(match[3]) != 1:
+                raise DataError(
+                    f"{folder}: split {match[1]!r} is in {int(match[3])} files",
+                    hint=f"name one of them: parquet:{name}",
+                )
+            found[match[1]] = Parquet(file, name)
+    return found
 
 
 _ENDINGS: dict[str, Callable[[Path, str], Source]] = {

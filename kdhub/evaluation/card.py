@@ -34,8 +34,10 @@ from kdhub.evaluation.report import (
 )
 from kdhub.hub.trust import split_card
 from kdhub.recipes.recipe import SECRET
+from kdhub.recipes.run import Run
 
 SCHEMA = 1
+DATASET = "dataset"
 ABOUT, RESULTS, USAGE, MADE = "About", "Results", "Usage", "How it was made"
 LIMITS, LICENCE, CITATION, VERSIONS = "Limits", "Licence", "Citation", "Versions and hardware"
 REQUIRED = (ABOUT, RESULTS, USAGE, MADE, LIMITS, LICENCE)
@@ -98,27 +100,32 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
     """What a hub indexes, as plain values."""
     facts = _Facts(run, licence)
     student, teacher, method = facts.student, facts.teacher, facts.method
-    front: dict[str, Any] = {"library_name": student.get("library") or "kdhub"}
-    if student.get("pipeline_tag"):
+    front: dict[str, Any] = {} if facts.is_rows else {"library_name": student.get("library") or "kdhub"}
+    if student.get("pipeline_tag") and not facts.is_rows:
         front["pipeline_tag"] = student["pipeline_tag"]
     if facts.languages:
         front["language"] = facts.languages
     front.update(_licence(facts)[0])
     front["tags"] = facts.tags
-    if facts.base_model:
+    if facts.base_model and not facts.is_rows:
         front["base_model"] = facts.base_model
         front["base_model_relation"] = "finetune"
     if datasets := _unique(_hub_id(d) for d in facts.data(but="evaluation")):
-        front["datasets"] = datasets
+        front["source_datasets" if facts.is_rows else "datasets"] = datasets
+    if facts.is_rows and (facts.writers or facts.teacher):
+        front["language_creators" if facts.writers else "annotations_creators"] = ["machine-generated"]
+    front.update(student.get("front_matter") or {})
     if results := _results(facts):
         front["model-index"] = [{"name": facts.name, "results": results}]
     front["kdhub"] = _pruned(
         {
             "schema": SCHEMA,
             "name": facts.name,
+            "kind": facts.kind if facts.is_rows else None,
             "task": facts.recipe.get("task"),
             "method": {k: method.get(k) for k in ("name", "distribution", "version", "paper")},
             "teacher": {k: teacher.get(k) for k in ("source", "id", "revision")},
+            "writers": facts.writers if facts.is_rows else None,
             "start": {k: (student.get("start") or {}).get(k) for k in ("source", "base_model", "revision", "how")},
             "seed": facts.seed,
             "recipe_sha256": facts.recipe_digest,
@@ -158,8 +165,9 @@ def _results(facts: _Facts) -> list[dict[str, Any]]:
 def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     """Front-matter keys, and the sentences that go with them.
 
-    A student inherits from the weights it started with and from the teacher whose outputs it was fitted to. Only when
-    all of them are known and the same is that licence the student's; else a person has to look.
+    A student inherits from the weights it started with and from the teacher whose outputs it was fitted to; rows from
+    the rows they were made of as well. Only when all of them are known and the same is that licence the student's; else
+    a person has to look.
     """
     start = facts.student.get("start") or {}
     sources = {}
@@ -167,6 +175,8 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
         sources["teacher"] = facts.teacher.get("licence")
     if start.get("base_model"):
         sources["start"] = start.get("licence")
+    if facts.is_rows:
+        sources |= {str(d.get("source")): d.get("licence") for d in facts.data(but="evaluation")}
     told = "; ".join(f"{who}: {code(lic) if lic else 'unknown'}" for who, lic in sources.items())
     forbidding = [f"{who} ({code(lic)})" for who, lic in sources.items() if forbids_derivatives(lic)]
     ids = {str(lic).strip().lower() if lic else None for lic in sources.values()}
@@ -230,7 +240,7 @@ def sections(run: Any, path: str = "student", licence: str | None = None) -> dic
 def _about(facts: _Facts) -> str:
     method, teacher, start = facts.method, facts.teacher, facts.student.get("start") or {}
     task = str(facts.recipe.get("task") or "").replace("-", " ")
-    what = f"A student for {text(task)}" if task else "A student"
+    what = "A data set" if facts.is_rows else f"A student for {text(task)}" if task else "A student"
     if name := teacher.get("id") or teacher.get("source"):
         what += f", distilled from {code(name)}" + (
             f" at {code(teacher['revision'])}" if teacher.get("revision") else ""
@@ -249,6 +259,8 @@ def _about(facts: _Facts) -> str:
         kind = facts.student.get("dtype", "float32")
         saved = f", saved in {kind}" if kind in ("bfloat16", "float16") else ""
         more.append(f"It has {number(parameters, 'parameters')} parameters{saved}.")
+    if facts.is_rows and facts.writers:
+        more.append(f"Text in it was written by {_and([code(name) for name in facts.writers])}: it is synthetic.")
     lines = [_headline(line) for line in facts.report.headline() if line.value(STUDENT) is not None]
     costs = {line.metric: gain(line) for line in facts.report.costs()}
     savings = [f"{costs[metric]} {words}" for metric, words in _SAVINGS.items() if costs.get(metric)]
@@ -332,7 +344,9 @@ def _limits(facts: _Facts) -> str:
             where = " ".join(filter(None, (m.dataset, m.split)))
             examples[where] = max(examples.get(where, 0), m.examples or 0)
     sets = [code(where) + (f" ({n:,} examples)" if n else "") for where, n in examples.items()]
-    if sets:
+    if facts.is_rows and sets:
+        items.append(f"Measured are {_and(sets)}: what a model learns from these rows was not.")
+    elif sets:
         items.append(f"Measured on {_and(sets)} and nothing else; other languages, domains and lengths may differ.")
     else:
         items.append("No quality was measured.")
@@ -358,6 +372,8 @@ def _limits(facts: _Facts) -> str:
     items += [text(note) for note in report.notes]
     if facts.recipe.get("teacher"):
         items.append("What the teacher gets wrong, the student was taught too.")
+    elif facts.is_rows and facts.writers:
+        items.append("What a model that wrote rows gets wrong stands in them.")
     return "\n".join(f"- {item}" for item in items)
 
 
@@ -411,7 +427,9 @@ def check_card(card: str, report: Report | None = None) -> list[str]:
 
 
 def _check_front(front: Mapping[str, Any]) -> Iterable[str]:
-    for key in ("library_name", "license", "tags", "kdhub"):
+    own = front.get("kdhub")
+    is_rows = isinstance(own, Mapping) and own.get("kind") == DATASET
+    for key in (*(("configs", "size_categories") if is_rows else ("library_name",)), "license", "tags", "kdhub"):
         if not front.get(key):
             yield f"front matter: {key!r} is missing"
     tags = front.get("tags") if isinstance(front.get("tags"), list) else []
@@ -436,7 +454,6 @@ def _check_front(front: Mapping[str, Any]) -> Iterable[str]:
                 yield f"front matter: base_model {one!r} is not an id on a hub (org/name)"
         if front.get("base_model_relation") not in ("adapter", "merge", "quantized", "finetune"):
             yield f"front matter: base_model_relation is {front.get('base_model_relation')!r}, not one that hubs know"
-    own = front.get("kdhub")
     if isinstance(own, Mapping):
         if own.get("schema") != SCHEMA:
             yield f"front matter: kdhub.schema is {own.get('schema')!r}, this kdhub reads {SCHEMA}"
@@ -572,6 +589,30 @@ class _Facts:
         self.seed = self.provenance.get("seed", self.recipe.get("seed", 0))
         self.name = printable(self.recipe.get("name") or f"{self.recipe['task']}-{self.recipe['method']}")
 
+    @property
+    def kind(self) -> str:
+        """`model` or `dataset`."""
+        return str(self.student.get("kind") or "model")
+
+    @property
+    def is_rows(self) -> bool:
+        return self.kind == DATASET
+
+    @property
+    def writers(self) -> list[str]:
+        """The models that wrote text in the training rows: the recipe's teacher where its texts were read, those that
+        options of the data name as `teacher`, and those of the recipes whose rows were taken."""
+        read = [kind.partition(":")[0] for kind in self.provenance.get("signals") or {}]
+        found = [self.teacher.get("id") or self.teacher.get("source")] if "text" in read else []
+        uses = self.recipe.get("data") or {}
+        for ref in [ref for refs in uses.values() for ref in (refs if isinstance(refs, list) else [refs])]:
+            found += _teachers_in(ref)
+            source = ref.get("source") if isinstance(ref, Mapping) else ref
+            folder = (self.provenance.get("chained") or {}).get(source)
+            if folder and Path(folder).is_dir():
+                found += _Facts(Run.open(Path(folder).parent)).writers
+        return [printable(one) for one in _unique(found)]
+
     def data(self, but: str | None = None) -> list[Mapping[str, Any]]:
         """Data sets in use, training first; without those of one use."""
         entries = (self.provenance.get("data") or {}).get("use") or []
@@ -589,6 +630,7 @@ class _Facts:
         tags = ["kdhub", "knowledge-distillation", f"kdhub-method:{self.method['name']}"]
         tags += [f"kdhub-teacher:{teacher}"] if teacher else []
         tags += [f"kdhub-task:{self.recipe['task']}"]
+        tags += ["synthetic"] if self.is_rows and self.writers else []
         kinds = [self.method, *self.data(but="evaluation")]
         return [printable(tag) for tag in _unique((*tags, *(f"kdhub-{t}" for k in kinds for t in k.get("tags") or ())))]
 
@@ -597,6 +639,17 @@ class _Facts:
         value = self.provenance.get("language") or self.student.get("language") or []
         value = [value] if isinstance(value, str) else value
         return [v for v in value if isinstance(v, str) and re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual", v)]
+
+
+def _teachers_in(ref: Any) -> list[str]:
+    """Sources of what is named as a `teacher` anywhere in a data set's options."""
+    if isinstance(ref, list):
+        return [name for one in ref for name in _teachers_in(one)]
+    if not isinstance(ref, Mapping):
+        return []
+    named = ref.get("teacher")
+    own = [named["source"] if isinstance(named, Mapping) else named] if named else []
+    return [*map(str, own), *(name for value in ref.values() for name in _teachers_in(value))]
 
 
 def _hub_id(entry: Mapping[str, Any]) -> str | None:

@@ -46,12 +46,32 @@ UNITS = {
     "memory": "bytes",
     "gpu-memory": "bytes",
 }
+"""What a run of a model costs -> its unit."""
+MADE = {"rows": "items", "disk": "bytes", "requests": "items", "tokens": "items", "price": "", "making": "s"}
+"""What costs mean where nothing is run: how much there is, and what it took to make it."""
 COMMAND = [sys.executable, "-m", "kdhub.evaluation.cost"]
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class NotMeasured(Exception):
     """The subject is such that its cost is not measured; the message says why."""
+
+
+def of_files(student: Any, folder: Path, provenance: Mapping[str, Any]) -> list[Measure]:
+    """What a student costs that does not answer (rows, a graph): its own numbers, and what making it took.
+
+    Args:
+        folder: where it is saved.
+        provenance: of its run, `{}` where there is none: the seconds of `distilled`, and what servers were asked for.
+    """
+    spent: dict[str, float] = {}
+    for of_kind in (provenance.get("spent") or {}).values():
+        for name, value in of_kind.items():
+            name = "tokens" if name.endswith("_tokens") else {"cost": "price"}.get(name, name)
+            spent[name] = spent.get(name, 0) + value
+    taken = {"making": (provenance.get("distilled") or {}).get("seconds"), **spent}
+    found = {**{name: value for name, value in taken.items() if value is not None}, **student.costs(folder)}
+    return [_cost("student", name, found[name], MADE[name]) for name in MADE if name in found]
 
 
 # -- the parent -----------------------------------------------------------------------------------------------
@@ -217,16 +237,19 @@ class _Child:
 
 
 def _measures(subject: str, result: Mapping[str, float | None], problem: str | None) -> Iterator[Measure]:
-    for metric, (_, _, _, higher) in COSTS.items():
+    for metric, unit in UNITS.items():
         value = result.get(metric)
         if value is None and metric == "gpu-memory":
             continue  # most machines have none, which is no gap
         note = None
         if value is None:
             note = problem or result.get(f"{metric}?") or "it has no such number"
-        yield Measure(
-            metric=metric, value=value, subject=subject, unit=UNITS[metric], higher_is_better=higher, note=note
-        )
+        yield _cost(subject, metric, value, unit, note)
+
+
+def _cost(subject: str, metric: str, value: float | None, unit: str, note: str | None = None) -> Measure:
+    higher = COSTS[metric][3]
+    return Measure(metric=metric, value=value, subject=subject, unit=unit, higher_is_better=higher, note=note)
 
 
 def _spread(rows: int, least: int, most: int, wanted: float) -> list[int]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdhub.data.dataset import Data
 from kdhub.errors import HubError, KdhubError, UnavailableError
+from kdhub.evaluation.report import OWN_FILES
 from kdhub.metric import Measure
 from kdhub.plugins.registry import Entry
 from kdhub.recipes.recipe import Evaluation
@@ -19,6 +23,7 @@ from kdhub.recipes.resolve import Resolver
 from kdhub.rows import BadRows, Prepare, Rows, plain_rows, prepared
 from kdhub.signals.store import row_key
 from kdhub.specs import MetricSpec
+from kdhub.student import Student
 from kdhub.task import Encoder, NetworkTask, Task, View
 
 logger = logging.getLogger("kdhub")
@@ -49,6 +54,11 @@ class Evaluator:
         self.used: list[dict[str, Any]] = []
         self._data: list[tuple[Data, str]] | None = None
         self._metrics = self._load_metrics()
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether some metric needs no data but the student's own files."""
+        return any(spec.files for spec, _ in self._metrics)
 
     def _load_metrics(self) -> list[tuple[MetricSpec, Callable[..., float]]]:
         registry, wanted = self.resolver.registry, self.plan.metrics
@@ -85,7 +95,28 @@ class Evaluator:
             encode: gives its outputs.
             teacher: gives the teacher's, for fidelity and for student and teacher used together.
         """
+        return [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher)]
+
+    def of_files(self, subject: str, encode: Encoder) -> list[Measure]:
+        """What the files of a student that is not run say of it, of each split where it has some."""
         measures: list[Measure] = []
+        if not self.reads_files or not isinstance(encode.model, Student) or encode.model.answers:
+            return measures
+        with _files(encode) as folder:
+            for spec, function in self._metrics:
+                found = function(folder) if spec.files else None
+                for split, value in found.items() if isinstance(found, Mapping) else ((None, found),):
+                    if value is not None:
+                        measures.append(_measure(spec, subject, OWN_FILES, split, value=float(value)))
+        return measures
+
+    def of_data(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
+        """What a subject gives on the evaluation data."""
+        measures: list[Measure] = []
+        if isinstance(encode.model, Student) and isinstance(self.task, NetworkTask) and not encode.model.answers:
+            if self.data and (note := f"the {encode.model.kind} is not run on evaluation data") not in self.notes:
+                self.notes.append(note)
+            return measures
         for data, split in self.data:
             logger.info("evaluating %s on %s %s", subject, data.name, split)
             outputs = self._outputs(encode, data, split)
@@ -145,23 +176,13 @@ class Evaluator:
             if wanted is None and not plain:
                 wanted = (self.task.primary.get(form),)
             for spec, function in self._metrics:
-                if (spec.forms and form not in spec.forms) or (spec.rows and spec.name not in owners):
+                if spec.files or (spec.forms and form not in spec.forms) or (spec.rows and spec.name not in owners):
                     continue
                 if spec.fidelity and (given is None or not plain):
                     continue
                 if wanted is not None and spec.name not in wanted:
                     continue
-                measure = Measure(
-                    metric=spec.name,
-                    value=None,
-                    unit=spec.unit,
-                    subject=subject,
-                    dataset=data.name,
-                    split=split,
-                    examples=int(seen.examples),
-                    higher_is_better=spec.higher_is_better,
-                    variant=view.variant,
-                )
+                measure = _measure(spec, subject, data.name, split, examples=int(seen.examples), variant=view.variant)
                 try:
                     value = function(seen, given) if spec.fidelity else function(seen)
                     if value is not None:  # None: it means nothing for these rows
@@ -174,14 +195,32 @@ class Evaluator:
         return measures
 
 
+def _measure(spec: MetricSpec, subject: str, dataset: str, split: str | None, **more: Any) -> Measure:
+    stated = {"unit": spec.unit, "higher_is_better": spec.higher_is_better}
+    return Measure(**{"metric": spec.name, "value": None, **stated, "subject": subject, "dataset": dataset,
+                      "split": split, **more})  # fmt: skip
+
+
+@contextmanager
+def _files(encode: Any) -> Iterator[Path]:
+    """Where a student's files are: those that were saved, else some that are gone afterwards."""
+    if encode.folder is not None:
+        yield encode.folder
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        encode.model.save(Path(folder))
+        yield Path(folder)
+
+
 @dataclass
 class _Encoder:
-    """See `kdhub.task.Encoder`. `open` makes the reader of a table; `faults` are the rows that could not be read, their
-    numbers and why."""
+    """See `kdhub.task.Encoder`. `open` makes the reader of a table; `folder` is where a student is saved, if it is;
+    `faults` are the rows that could not be read, their numbers and why."""
 
     prepare: Prepare | None
     open: Callable[[Any, str, Mapping[str, Any]], Callable[[int, int], dict[str, Any]]]
     model: Any = None
+    folder: Path | None = None
     faults: dict[int, str] = field(default_factory=dict)
 
     def reader(self, table: Any, kind: str, **how: Any) -> Callable[[int, int], dict[str, Any]]:
@@ -195,9 +234,16 @@ class _Encoder:
         return {name: _joined(values) for name, values in parts.items()}
 
 
-def student_encoder(task: Task, student: Any) -> Encoder:
-    """What gives a student's outputs; of a task without networks the student itself, as `encode.model`."""
-    return encoder_of(student, task.preparer(student, None) if isinstance(task, NetworkTask) else None)
+def student_encoder(task: Task, student: Any, folder: Path | None = None) -> Encoder:
+    """What gives a student's outputs; of a task without networks the student itself, as `encode.model`.
+
+    Args:
+        folder: where it is saved, for metrics of its files; without one they read a copy.
+    """
+    runs = isinstance(task, NetworkTask) and student.answers
+    encode = encoder_of(student, task.preparer(student, None) if runs else None)
+    encode.folder = folder
+    return encode
 
 
 def teacher_encoder(task: Task, teacher: Any, signals: Callable[[Rows, str], Any]) -> Encoder:

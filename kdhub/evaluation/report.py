@@ -20,15 +20,23 @@ SCHEMA = 1
 
 TEACHER, BEFORE, STUDENT, ASYMMETRIC = "teacher", "student-before", "student", "asymmetric"
 
+OWN_FILES = "its own files"
+"""The data set of measures for which nothing is run: a student's files are read (`MetricSpec.files`)."""
+
 COSTS: dict[str, tuple[str, str, str, bool]] = {
     "parameters": ("parameters", "fewer", "more", False),
-    "disk": ("weights on disk", "smaller", "larger", False),
+    "rows": ("rows", "fewer", "more", False),
+    "disk": ("size on disk", "smaller", "larger", False),
     "flops": ("FLOPs per example", "fewer", "more", False),
     "latency-p50": ("latency p50, batch 1", "faster", "slower", False),
     "latency-p95": ("latency p95, batch 1", "faster", "slower", False),
     "throughput": ("throughput, batch 32", "faster", "slower", True),
     "memory": ("peak memory of the process", "less", "more", False),
     "gpu-memory": ("peak GPU memory", "less", "more", False),
+    "requests": ("requests to a server", "fewer", "more", False),
+    "tokens": ("tokens of prompts and answers", "fewer", "more", False),
+    "price": ("price of the requests", "cheaper", "dearer", False),
+    "making": ("time to make it", "quicker", "slower", False),
 }
 """Cost metric -> what tables call it, the words for a better and a worse student, and whether higher is better."""
 

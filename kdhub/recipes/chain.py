@@ -1,4 +1,7 @@
-"""`recipe:NAME`: the student of another recipe, made once and reused; `recipe:NAME@3`: with the seed 3."""
+"""`recipe:NAME`: the student of another recipe, made once and reused; `recipe:NAME@3`: with the seed 3.
+
+As data it is the rows that the other recipe's student is, also as the argument of a kind (`chat:recipe:NAME`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,29 @@ def check(recipe: Recipe, resolver: Resolver) -> None:
             other = resolved(ref.source, resolver)
             if other.task != recipe.task:
                 raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}")
+    for ref in [*chain.from_iterable(recipe.data.values()), *recipe.evaluation.data]:
+        if source := link(ref.source):
+            _check_rows(source, resolved(source, resolver), resolver)
     replaced(recipe, lambda source: resolved(source, resolver) and source)
+
+
+def _check_rows(source: str, other: Recipe, resolver: Resolver) -> None:
+    """
+    Raises:
+        CompatibilityError: the student is a network, so there are no rows to take.
+    """
+    builder = resolver.target("student", other.student.source, other.task).entry.spec
+    if exposed := builder.signals_for(resolver.registry.find("task", other.task).spec):
+        raise CompatibilityError(
+            f"{source} as data: its student {other.student.source} is a model that gives {', '.join(sorted(exposed))}",
+            hint="name a recipe whose student is rows",
+        )
+
+
+def link(source: str) -> str | None:
+    """The `recipe:NAME` in a source: all of it, or the argument of a kind of data; None where there is none."""
+    before, prefix, name = source.rpartition(PREFIX)
+    return prefix + name if prefix and (not before or before.endswith(":")) else None
 
 
 def digest(recipe: Recipe, resolver: Resolver) -> str:
@@ -96,7 +122,8 @@ def replaced(recipe: Recipe, new: Callable[[str], str]) -> dict[str, Any]:
             return {k: visit(v, k) for k, v in node.items()}
         if isinstance(node, list):
             return [visit(v) for v in node]
-        return new(node) if key == "source" and isinstance(node, str) and node.startswith(PREFIX) else node
+        found = link(node) if key == "source" and isinstance(node, str) else None
+        return node.removesuffix(found) + new(found) if found else node
 
     parts = ("teacher", "student", "options", "data", "evaluation")
     values = recipe.model_dump(by_alias=True, exclude_unset=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 from unittest import SkipTest
@@ -9,6 +10,7 @@ from unittest import SkipTest
 import numpy as np
 
 from kdhub.errors import CompatibilityError, KdhubError, RecipeError
+from kdhub.evaluation.cost import MADE
 from kdhub.method import ObjectiveMethod, TrainingOptions
 from kdhub.plugins.registry import Entry, Registry
 from kdhub.recipes.chain import resolve_recipe
@@ -191,22 +193,29 @@ def trains_on_training_rows_only(bench: Bench) -> None:
 @check("method")
 def evaluation_is_complete_and_true(bench: Bench) -> None:
     """The report has teacher, start and student, and the scores of teacher and student are found again from the saved
-    student."""
+    student. One that is not run, as rows are, has a measure of its own files and a cost."""
     from kdhub.evaluation.report import Report
     from kdhub.verbs.evaluate import evaluate
 
     trial = bench.base
     report = Report.from_dict(trial.run.report)
-    if trial.watch.result.module is None:
-        assert [m for m in report.measures if m.subject == "student"], "the report says nothing of the student"
-        return
-    session = trial.watch.session
+    session, student = trial.watch.session, trial.watch.result
     primary = set(session.task.primary.values())
     scores = {(m.subject, m.dataset, m.split, m.metric): m.value for m in report.measures if not m.variant}
-    subjects = {"student", "student-before"} | ({"teacher"} if session.recipe.teacher else set())
-    for subject in sorted(subjects):
-        assert any(key[0] == subject and key[3] in primary for key in scores), f"the report has no score of {subject}"
     again = evaluate(trial.run.folder, resolver=Watch(bench.registry))
+    if not student.answers:
+        of_student = {k for k, value in scores.items() if k[0] == "student" and k[1] is not None and value is not None}
+        assert of_student, "the report has no measure of the student (MetricSpec.files)"
+        lost = of_student - {(m.subject, m.dataset, m.split, m.metric) for m in again.measures}
+        assert not lost, f"the saved student gives no {', '.join(sorted(key[3] for key in lost))}"
+        costs = student.costs(trial.run.student_folder)
+        assert costs and costs.keys() <= MADE.keys(), f"its costs are {sorted(costs)}, known are {sorted(MADE)}"
+    else:
+        subjects = {"student", "student-before"} | ({"teacher"} if session.recipe.teacher else set())
+        for subject in sorted(subjects):
+            assert any(key[0] == subject and key[3] in primary for key in scores), (
+                f"the report has no score of {subject}"
+            )
     for m in again.measures:
         key = (m.subject, m.dataset, m.split, m.metric)
         if m.value is None or not math.isfinite(m.value) or m.variant or key not in scores:
@@ -239,6 +248,23 @@ def saves_and_loads_to_the_same_output(bench: Bench) -> None:
 
 
 @check("method")
+def rows_open_without_kdhub(bench: Bench) -> None:
+    """A student of the kind `dataset` is a folder that `datasets.load_dataset` opens: its splits, with all their rows,
+    as its card names them."""
+    student, folder = bench.base.watch.result, bench.base.run.student_folder
+    if student.kind != "dataset":
+        raise SkipTest("its student is a model")
+    code = "import datasets, json, sys; rows = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2]); "
+    code += "print(json.dumps({name: len(split) for name, split in rows.items()}))"
+    done = bench.group.child("-c", code, str(folder), str(bench.empty_folder()))
+    assert done.returncode == 0, f"load_dataset does not open it: {done.stderr.strip().splitlines()[-1]}"
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sum(found.values()) == student.costs(folder).get("rows"), f"load_dataset finds the rows {found}"
+    named = [f["split"] for c in student.front_matter().get("configs", ()) for f in c["data_files"]]
+    assert sorted(named) == sorted(found), f"the card names the splits {named}, load_dataset finds {sorted(found)}"
+
+
+@check("method")
 def card_is_complete(bench: Bench) -> None:
     """The card passes its own check and cites the paper. (Tiny teachers have no licence; that is for publishing.)"""
     from kdhub.evaluation.card import check_card
@@ -246,8 +272,6 @@ def card_is_complete(bench: Bench) -> None:
     trial = bench.base
     text = (trial.run.folder / "README.md").read_text(encoding="utf-8")
     problems = [p for p in check_card(text) if "licen" not in p.lower()]
-    if trial.watch.result.module is None:
-        problems = [p for p in problems if "model-index" not in p]
     assert not problems, "; ".join(problems)
     paper = bench.spec.paper.removeprefix("arXiv:")
     assert paper in text, f"the card does not cite {bench.spec.paper}"
@@ -279,8 +303,6 @@ def a_nan_stops_it(bench: Bench) -> None:
 @check("method")
 def works_under_two_processes(bench: Bench) -> None:
     """Under `torchrun` with two processes it ends, in as many steps, with finite losses."""
-    import json
-
     bench.base  # noqa: B018
     folder = bench.group.two_processes(bench.entry)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] \

@@ -15,6 +15,7 @@ import numpy as np
 
 from kdhub.data.dataset import Data, DataOptions
 from kdhub.data.prepare import named_rows
+from kdhub.dataset_student import DatasetStudent
 from kdhub.errors import KdhubError, TeacherError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder
 from kdhub.fields import Field
@@ -317,11 +318,14 @@ def task_is_whole(bench: Bench) -> None:
 @check("task")
 def traits_are_true(bench: Bench) -> None:
     """With the trait `classes`, the training loss of any soft target can be computed: a batch has `labels`, `logits`
-    have a row for each of them, and `counts` says how many there are."""
-    if "classes" not in bench.spec.traits:
-        raise SkipTest("it does not have the trait classes")
+    have a row for each of them, and `counts` says how many there are. With the trait `rows`, students are rows."""
+    if not {"classes", "rows"} & set(bench.spec.traits):
+        raise SkipTest("it has neither the trait classes nor the trait rows")
     resolver, task, recipe, parts = _world(bench, bench.entry.name)
     student = _start(resolver, task, recipe, parts)
+    if "rows" in bench.spec.traits:
+        assert isinstance(student, DatasetStudent), f"its student is a {type(student).__name__}, not a DatasetStudent"
+        return
     batch = task.collate(_examples(task, parts, student, None), student)
     where = device()
     moved = {name: value.to(where) if hasattr(value, "to") else value for name, value in batch.items()}
@@ -498,6 +502,8 @@ def sampler_state_comes_back(bench: Bench) -> None:
 def scores_are_numbers(bench: Bench) -> None:
     """On the outputs of its tasks' tiny recipes it gives one finite number, the same twice."""
     spec, found = bench.spec, False
+    if spec.files:
+        raise SkipTest("it reads a student's files; the check evaluation_is_complete_and_true of methods has them")
     for task in bench.task_names:
         for outputs, form in _outputs(bench, task) if bench.tiny(task) else ():
             if spec.forms and form not in spec.forms:
@@ -584,6 +590,9 @@ def _world(bench: Bench, task_name: str) -> tuple[Resolver, Any, Recipe, list[tu
 
 
 def _examples(task: Any, parts: list[tuple[Data, str]], student: Any, teacher: Any, **settings: Any) -> list[Any]:
+    """Rows as a network of the task takes them; none of a task without networks, or of a student that answers none."""
+    if not isinstance(task, NetworkTask) or (student is not None and not student.answers):
+        return []
     table = task.training_table(parts)
     columns = table[: min(8, len(table))]
     return task.preparer(student, teacher, **settings)(

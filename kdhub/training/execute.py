@@ -53,9 +53,10 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         del student  # what is measured is what anybody will open, and only one has to be in memory
         session.__dict__.pop("student", None)
         student = session.student = saving.reopen(run, session, saved)
+        session.saved = run.student_folder
         _note_student(run, session, student, saved)
         report = session.method.evaluate(session, student)
-        _add_costs(run, session, report)
+        _add_costs(run, session, student, report)
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
@@ -124,14 +125,18 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
             "library": student.library,
             "kind": student.kind,
             "pipeline_tag": session.task.pipeline_tag,
+            **({"front_matter": more} if (more := student.front_matter()) else {}),
         }
     )
 
 
-def _add_costs(run: Run, session: Any, report: Any) -> None:
+def _add_costs(run: Run, session: Any, student: Any, report: Any) -> None:
     from kdhub.evaluation import cost
     from kdhub.training.session import cost_subjects
 
+    if run.recipe.evaluation.cost and not student.answers:
+        report.measures += cost.of_files(student, run.student_folder, run.provenance)
+        return
     if not run.recipe.evaluation.cost or not session.evaluator.data:
         return
     data, split = session.evaluator.data[0]

@@ -44,6 +44,7 @@ class Session:
         run: the folder; recipe: resolved; seed, task, resolver, plugins.
         method: built with its checked options.
         calls: groups of rows the teacher was asked for by this process.
+        saved: the student's folder, once it is written.
     """
 
     def __init__(self, run: Run, resolver: Resolver):
@@ -55,6 +56,7 @@ class Session:
         self.method = resolver.method(self.recipe)
         self.plugins = resolver.registry.plugins
         self.calls = 0
+        self.saved: Path | None = None
         self._looking = 0.0  # seconds of training that were spent on `evaluation.curve`
 
     # -- what a method sees -----------------------------------------------------------------------------------
@@ -78,9 +80,10 @@ class Session:
         return facts
 
     def _made_by(self, source: str) -> str | None:
-        """The `recipe:NAME` whose student a source is, by what this run noted when it began."""
-        chained = self.run.provenance.get("chained", {})
-        return next((name for name, folder in chained.items() if source == f"path:{folder}"), None)
+        """A source with the `recipe:NAME` in place of the student's folder, by what this run noted when it began; None
+        where it has none."""
+        chained = {name: f"path:{folder}" for name, folder in self.run.provenance.get("chained", {}).items()}
+        return next((source.removesuffix(p) + name for name, p in chained.items() if source.endswith(p)), None)
 
     @cached_property
     def student(self) -> Student:
@@ -138,16 +141,15 @@ class Session:
                 opened[use].append((data, data.pick(use, "train")))
         return opened
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return tuple(self.recipe.data)
+
     def has_rows(self, use: str) -> bool:
         return bool(self.recipe.data.get(use))
 
     def rows(self, use: str = "train", **settings: Any) -> Rows:
         """The rows of one use of data, prepared for this teacher and this student, read once for keys and lengths."""
-        if use not in self.training_data:
-            raise UsageError(
-                f"the recipe has no data for {use!r}", hint=f"set it with --data, or data.{use} in the recipe"
-            )
-        parts = self.training_data[use]
         table = self.table(use)
         signal = self.task.primary_signal
         if self.teacher is not None and signal in self.method.spec.needs:
@@ -156,10 +158,8 @@ class Session:
         prepare = self.task.preparer(self.student, self.teacher, **settings)
         logger.info("reading %d %s rows", len(table), use)
         read = Rows.build(table, prepare, row_key)
-        whole = " and ".join(f"{data.name} {split}" for data, split in parts)
+        whole = " and ".join(f"{data.name} {split}" for data, split in self.training_data[use])
         rows = read.readable(whole, self.recipe.on_bad_rows).learnable()
-        used = [describe_data(data, split, use) for data, split in parts]
-        self._note_data(used)
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
         facts = {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
@@ -168,7 +168,13 @@ class Session:
 
     def table(self, use: str) -> Any:
         """The plain rows of one use of data (`datasets.Dataset`)."""
-        return self.task.training_table(self.training_data[use])
+        if use not in self.training_data:
+            raise UsageError(
+                f"the recipe has no data for {use!r}", hint=f"set it with --data, or data.{use} in the recipe"
+            )
+        parts = self.training_data[use]
+        self._note_data([describe_data(data, split, use) for data, split in parts])
+        return self.task.training_table(parts)
 
     def signals(self, rows: Rows, kind: str) -> Stored | Joined:
         """Stored teacher signals of these rows; what is missing is computed, by all ranks together."""
@@ -281,7 +287,7 @@ class Session:
             theirs = teacher_encoder(
                 self.task, member, partial(measured_signals, member, dtype=self.recipe.signals.dtype)
             )
-            mine = [m for m in self.evaluator.measure("student", encode, theirs) if m.metric in fidelity]
+            mine = [m for m in self.evaluator.of_data("student", encode, theirs) if m.metric in fidelity]
             of_member = self.evaluator.measure("teacher", theirs)
             found += [replace(m, variant={"teacher": n}) for m in (*of_member, *mine) if not m.variant]
         return found
@@ -342,7 +348,7 @@ class Session:
         return teacher_encoder(self.task, self.teacher, self.measured_signals)
 
     def _student_encoder(self, student: Student) -> Any:
-        return student_encoder(self.task, student)
+        return student_encoder(self.task, student, self.saved)
 
     def _facts(self, student: Student) -> dict[str, Any]:
         rows = self.run.provenance.get("rows", {})

@@ -66,7 +66,7 @@ def _cache() -> Finding:
 
 
 def _recipe(name: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolver | None) -> list[Finding]:
-    from kdhub.recipes.chain import resolve_recipe
+    from kdhub.recipes.chain import link, resolve_recipe
     from kdhub.recipes.resolve import Resolver
     from kdhub.verbs.rehearse import rehearse
 
@@ -79,7 +79,7 @@ def _recipe(name: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolve
     found = [Finding("ok", "recipe", f"{recipe.name or recipe.method}: {recipe.method}, {teacher}")]
     uses = [(use, ref) for use, refs in recipe.data.items() for ref in refs]
     for use, ref in [*uses, *(("evaluation", ref) for ref in recipe.evaluation.data)]:
-        if ref.source.startswith("recipe:"):
+        if link(ref.source):
             continue
         try:
             data = resolver.data(ref, recipe.on_bad_rows)

@@ -47,16 +47,22 @@ def evaluate(
         out: write `report.json` here as well.
 
     Raises:
-        UsageError: neither a run nor data to score on.
+        UsageError: no data to score on, and the student's own files say nothing.
     """
     resolver = resolver or Resolver()
     data = [data] if isinstance(data, str) else list(data or ())
-    recipe, student = _subject(subject, task, data, resolver)
+    recipe, student, folder = _subject(subject, task, data, resolver)
     recipe = _with(recipe, teacher, data, set)
     recipe, _ = unchained(recipe, resolver)
     task_object = resolver.task(recipe.task)
     options = resolver.evaluation_options(task_object, recipe)
     evaluator = Evaluator(task_object, resolver, recipe.evaluation, options, recipe.on_bad_rows)
+    nothing = UsageError(
+        "there is nothing to score on",
+        hint="name a data set with --data, --data NAME; kdhub list data shows those there are",
+    )
+    if not recipe.evaluation.data and not evaluator.reads_files:
+        raise nothing
     report, against = Report(), None
     model = resolver.teacher(recipe.teacher, recipe.task) if recipe.teacher is not None else None
     loaded = student(model)
@@ -64,10 +70,12 @@ def evaluate(
         signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
         against = teacher_encoder(task_object, model, signals)
         report.measures += evaluator.measure("teacher", against)
-    report.measures += evaluator.measure("student", student_encoder(task_object, loaded), against)
+    report.measures += evaluator.measure("student", student_encoder(task_object, loaded, folder), against)
+    if not recipe.evaluation.data and not report.measures:  # metrics of files, and none of them for such a student
+        raise nothing
     report.notes += evaluator.notes
     report.facts = {"primary": evaluator.primary}
-    if cost and evaluator.data:
+    if cost and (evaluator.data or not loaded.answers):
         report.measures += _cost(recipe, task_object, evaluator, loaded)
     if out is not None:
         write_json(Path(out), report.to_dict())
@@ -76,8 +84,8 @@ def evaluate(
 
 def _subject(
     subject: str | Path, task: str | None, data: Sequence[str], resolver: Resolver
-) -> tuple[Recipe, Callable[[Any], Student]]:
-    """The recipe to score by, and a function teacher -> student."""
+) -> tuple[Recipe, Callable[[Any], Student], Path | None]:
+    """The recipe to score by, a function teacher -> student, and the folder with its files, if it is saved."""
     from kdhub.hub.fetch import fetch_model
     from kdhub.hub.files import MANIFEST
     from kdhub.verbs.load import load, published_task
@@ -87,12 +95,14 @@ def _subject(
     if (folder / MANIFEST).is_file():
         # Its recipe is a stranger's: the task is all that is taken from it.
         own = published_task(folder, None, resolver)
-        return _bare(own.name, f"path:{folder}"), lambda teacher: own.load(folder)
+        return _bare(own.name, f"path:{folder}"), lambda teacher: own.load(folder), folder
     kind, argument = parse_source(text)
     if folder.is_dir():
         run_folder = next((f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
         if run_folder is not None:
-            return Run.open(run_folder).recipe, lambda teacher: load(folder, resolver=resolver)
+            run = Run.open(run_folder)
+            files = run.student_folder if folder == run_folder else folder
+            return run.recipe, lambda teacher: load(folder, resolver=resolver), files
     elif kind == "path":
         folder = Path(argument).expanduser()
         if not folder.is_dir():
@@ -105,9 +115,9 @@ def _subject(
         task = task or _task_of_start(text, resolver)
         context = BuildContext(resolver.task(task), None, 0)
         bare = _bare(task, text)
-        return bare, lambda teacher: resolver.student(bare.student, context)
+        return bare, lambda teacher: resolver.student(bare.student, context), None
     task = task or guess_task(folder, resolver.registry, _columns(data, resolver))
-    return _bare(task, f"path:{folder}"), lambda teacher: resolver.task(task).load(folder, name=name)
+    return _bare(task, f"path:{folder}"), lambda teacher: resolver.task(task).load(folder, name=name), folder
 
 
 def _bare(task: str, source: str) -> Recipe:
@@ -158,13 +168,7 @@ def _with(recipe: Recipe, teacher: str | None, data: Sequence[str], set: Any) ->
     if data:
         layers.append(Layer("--data", {"evaluation": {"data": [_data_ref(d) for d in data]}}))
     texts = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else set
-    recipe = build([*layers, *(parse_set(text) for text in texts)])
-    if not recipe.evaluation.data:
-        raise UsageError(
-            "there is nothing to score on",
-            hint="name a data set with --data, --data NAME; kdhub list data shows those there are",
-        )
-    return recipe
+    return build([*layers, *(parse_set(text) for text in texts)])
 
 
 def _data_ref(text: str) -> dict[str, Any]:
@@ -184,8 +188,10 @@ def _cost(recipe: Recipe, task: Any, evaluator: Evaluator, student: Any) -> list
 
     from kdhub.evaluation import cost
 
-    data, split = evaluator.data[0]
     with tempfile.TemporaryDirectory() as folder:
         student.save(Path(folder))
+        if not student.answers:
+            return cost.of_files(student, Path(folder), {})
+        data, split = evaluator.data[0]
         subjects = cost_subjects(recipe, Path(folder))
         return cost.measure(recipe.task, subjects, task.sample(data, split, COST_ROWS))

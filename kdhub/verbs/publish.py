@@ -348,13 +348,20 @@ def _secrets(staging: Path) -> list[str]:
         for at, line in enumerate(_lines(path), 1):
             if (secret := SECRET.search(line)) or any(token in line for token in mine):
                 shown = f" ({secret[0][:4]}...)" if secret else ""
-                found.append(f"{name}, line {at}: this looks like a secret{shown}")
+                place = "row" if path.suffix == ".parquet" else "line"
+                found.append(f"{name}, {place} {at}: this looks like a secret{shown}")
                 break
     return found
 
 
 def _lines(path: Path) -> Any:
-    """Text lines of a file; of weights only the header, which may carry notes."""
+    """Text lines of a file; of weights only the header, which may carry notes; of Parquet each row as text."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        for batch in pq.ParquetFile(path).iter_batches(1000):
+            yield from map(str, batch.to_pylist())
+        return
     if path.suffix == ".safetensors":
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -377,6 +384,7 @@ def _usage_problems(run: Run, staging: Path, resolver: Resolver) -> list[str]:
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     logger.info("running the usage lines of the card")
     with tempfile.TemporaryDirectory() as elsewhere:
+        environment["HF_DATASETS_CACHE"] = elsewhere  # rows that are only looked at are kept nowhere
         try:
             done = subprocess.run(
                 [sys.executable, "-c", code],

@@ -18,7 +18,7 @@ from kdhub.data.dataset import parse_source
 from kdhub.errors import KdhubError, RecipeError, UntrustedError
 from kdhub.evaluation.card import TOGETHER
 from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
-from kdhub.evaluation.report import ASYMMETRIC, STUDENT, Report, printable
+from kdhub.evaluation.report import ASYMMETRIC, OWN_FILES, STUDENT, Report, printable
 from kdhub.hub import manifest
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
@@ -128,7 +128,8 @@ def verify(
     found.figures = _figures(folder, name, report)
     if not found.problems:  # what was changed is not run
         student = load(folder, resolver=resolver)
-        _evaluate(found, recipe, facts, student, with_teacher, resolver)
+        found.problems += _other_files(folder, student)
+        _evaluate(found, recipe, facts, student, folder, with_teacher, resolver)
     _judge(found)
     return found
 
@@ -187,6 +188,14 @@ def _figures(folder: Path, name: str, report: Report) -> list[Figure]:
     return found
 
 
+def _other_files(folder: Path, student: Any) -> list[str]:
+    """People may better a card, and by its `configs` anybody's `load_dataset` finds the rows."""
+    shown = split_card(_text(folder / CARD))[0].get("configs")
+    if shown == (own := student.front_matter().get("configs")):
+        return []
+    return [f"{CARD}: its configs are {shown}, the student's files are {own}"]
+
+
 def _figure(dataset: Mapping[str, Any], metric: Mapping[str, Any]) -> Figure:
     value = metric["value"]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -208,15 +217,24 @@ def _same(figure: Figure, measure: Measure) -> bool:
 
 
 def _evaluate(
-    found: Verification, recipe: Recipe, facts: Manifest, student: Any, with_teacher: bool, resolver: Resolver
+    found: Verification,
+    recipe: Recipe,
+    facts: Manifest,
+    student: Any,
+    folder: Path,
+    with_teacher: bool,
+    resolver: Resolver,
 ) -> None:
-    """Score the student on each data set of the recipe that has figures, and note what cannot be had."""
+    """Score the student by its own files and on each data set of the recipe that has figures, and note what cannot be
+    had."""
     task = resolver.task(facts.task)
     options = resolver.evaluation_options(task, recipe)
-    encode = student_encoder(task, student)
+    encode = student_encoder(task, student, folder)
     against, why = _teacher(recipe, task, student, resolver) if with_teacher else (None, WITHOUT)
     scored = _fingerprints(facts)
     reasons = []
+    if own := [f for f in found.figures if f.dataset == OWN_FILES]:
+        _compare(own, Evaluator(task, resolver, recipe.evaluation, options).of_files(STUDENT, encode))
     for ref in recipe.evaluation.data:
         if reason := _closed(ref):
             reasons.append(reason)
@@ -231,18 +249,23 @@ def _evaluate(
             if scored.get((used["name"], used["split"])) != used["fingerprint"]:
                 _note(asked, "this machine has other rows under that name")
                 continue
-            measures = evaluator.measure(STUDENT, encode, against)
+            measures = evaluator.of_data(STUDENT, encode, against)
         except KdhubError as error:
             reasons.append(f"{ref.source} is not available: {error.message.splitlines()[0]}")
             continue
-        for figure in asked:
-            now = next((m for m in measures if _same(figure, m)), None)
-            figure.now = now.value if now else None
-            if now is None:
-                figure.note = why or "is no longer measured"
+        _compare(asked, measures, why)
     _note(
         [f for f in found.figures if f.now is None and not f.note], "; ".join(reasons) or "the recipe has no such data"
     )
+
+
+def _compare(figures: list[Figure], measures: list[Measure], why: str = "") -> None:
+    """Note what is measured now; `why` it may be missing."""
+    for figure in figures:
+        now = next((m for m in measures if _same(figure, m)), None)
+        figure.now = now.value if now else None
+        if now is None:
+            figure.note = why or "is no longer measured"
 
 
 def _fingerprints(facts: Manifest) -> dict[tuple[str, str], Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 
+import datasets
 import pytest
 from kdhub_tasks.language.openai import OpenAI
 from kdhub_tasks.language.prompting import filled
@@ -15,6 +17,7 @@ from kdhub_tasks.language.replies import read_order, read_pairs, read_score
 
 import kdhub
 from kdhub.errors import DataError, TeacherError, UsageError
+from kdhub.hub.trust import split_card
 from kdhub.testing.server import failing, serving
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -290,6 +293,30 @@ def test_the_card_says_how_knowledge_was_elicited(server, prompts, tmp_path):
     assert "- kdhub-elicitation:labelling" in card and "- kdhub-algorithm:supervised" in card
     (used,) = [d for d in run.provenance["data"]["use"] if d["use"] == "train"]
     assert used["from"]["asked"]["model"]["model"] == "teacher" and used["tags"] == ["elicitation:labelling"]
+
+
+def test_what_a_teacher_wrote_is_published_without_code(server, prompts, tmp_path, monkeypatch):
+    data = [{"source": f"labelling:{prompts}", "options": {"teacher": {"source": "openai:teacher"}}}]
+    said = {"student.language": ["en"], "student.task_categories": ["text-generation"]}
+    run = kdhub.distill(method="as-data", data=data, set=said, out=tmp_path / "run")
+    rows = datasets.load_dataset(str(run.student_folder), cache_dir=str(tmp_path / "hf"))["train"]
+    assert rows.to_list() == list(kdhub.open_data(data[0]).split("train"))
+    found = {m["metric"]: m["value"] for m in run.report["measures"]}
+    assert found["distinct-rows"] == 1 and found["rows"] == 6 and found["making"] > 0
+    assert found["distinct-2"] == pytest.approx(8 / 24), "'task N' of both columns, 'answer to', 'to task'"
+    done = kdhub.publish(run.folder, "me/answers", licence="mit", dry_run=True)
+    front, body = split_card(done.card)
+    assert done.kind == "dataset" and front["language"] == ["en"] and front["task_categories"] == ["text-generation"]
+    assert front["language_creators"] == ["machine-generated"] and front["kdhub"]["writers"] == ["openai:teacher"]
+    assert {"synthetic", "kdhub-elicitation:labelling"} <= set(front["tags"])
+    assert "Text in it was written by `openai:teacher`: it is synthetic." in body
+    # Rows that another recipe leaves are no less synthetic.
+    monkeypatch.setenv("KDHUB_CATALOG", str(tmp_path / "own"))
+    (tmp_path / "own" / "recipes").mkdir(parents=True)
+    shutil.copy(run.folder / "recipe.yaml", tmp_path / "own" / "recipes" / "answers.yaml")
+    taken = kdhub.distill(method="as-data", data="recipe:answers", out=tmp_path / "taken")
+    front, _ = split_card((taken.folder / "README.md").read_text())
+    assert front["kdhub"]["writers"] == ["openai:teacher"] and "synthetic" in front["tags"]
 
 
 LETTERS = "abcdefgh"

@@ -12,8 +12,9 @@ from kdhub_tasks.language import spec as language
 from kdhub_tasks.masked import spec as masked
 from kdhub_tasks.pairs import spec as pairs
 from kdhub_tasks.questions import spec as questions
+from kdhub_tasks.rows import spec as rows
 
-ROOMS = (spec, classification, language, pairs, masked, questions, embedding)
+ROOMS = (spec, classification, language, pairs, masked, questions, embedding, rows)
 
 
 def _declared(what: str) -> Iterable[Spec]:

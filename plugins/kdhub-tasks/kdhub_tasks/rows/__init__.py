@@ -1,0 +1,1 @@
+"""Data sets as students: rows that are published, measured and verified as models are."""
