@@ -111,10 +111,10 @@ def test_data_that_cannot_be_had(pulled, toys, monkeypatch):
 @pytest.mark.parametrize(
     "source, said",
     [
-        ("path:/etc/passwd", "on the machine of its maker only"),
-        ("stdin", "on the machine of its maker only"),
-        ("recipe:toy-hint", "on the machine of its maker only"),
-        ("./rows.jsonl", "on the machine of its maker only"),
+        ("path:/etc/passwd", "exists only on its maker's machine"),
+        ("stdin", "exists only on its maker's machine"),
+        ("recipe:toy-hint", "exists only on its maker's machine"),
+        ("./rows.jsonl", "exists only on its maker's machine"),
         (
             {"source": "toy-points", "options": {"base_url": "http://evil.example", "api_key_env": "HF_TOKEN"}},
             "base_url",
