@@ -161,6 +161,31 @@ def resume_is_exact(bench: Bench) -> None:
 
 
 @check("method")
+def a_batch_in_parts_is_the_same_batch(bench: Bench) -> None:
+    """Four accumulated batches of 2 rows of unequal length have the losses of one of 8: means are over the optimiser
+    step (`step_count`). Not asked of a method that says why its loss is of batches (`batchwise`)."""
+    if not _objective(bench):
+        raise SkipTest("it is not trained by the engine")
+    if why := bench.base.watch.used.batchwise:
+        raise SkipTest(f"its loss is of batches: {why}")
+    of_words = [e.name for e in bench.registry.all("task") if "words" in e.spec.traits and e.name in bench.task_names]
+    recipe = bench.recipe_for(next((t for t in of_words if bench.tiny(t) is not None), bench.task))
+    del recipe["method"]
+    settings = {"batch_size": 8, "max_steps": 3, "group_by_length": False, "dropout": 0.0, "grad_clip": 0.0}
+    losses = {}
+    for parts in (1, 4):
+        options = {**recipe["options"], **settings, "accumulate": parts}
+        trial = bench.trial(f"in-{parts}", **{**recipe, "evaluation": {"data": []}, "options": options})
+        losses[parts] = [line["terms"] for line in _ran(bench, trial).run.metrics() if "terms" in line]
+    for step, (whole, parts) in enumerate(zip(losses[1], losses[4]), 1):
+        for name, value in whole.items():
+            assert math.isclose(value, parts[name], rel_tol=2e-4, abs_tol=2e-6), (
+                f"step {step}: loss term {name!r} is {value:.6g} for a batch of 8 rows, {parts[name]:.6g} for the same "
+                "in four: a mean over what batches have not alike is values.sum() / step_count(batch, unit)"
+            )
+
+
+@check("method")
 def uses_the_signals_it_asks_for(bench: Bench) -> None:
     """With other teacher signals of each kind it needs, another student comes out."""
     if not bench.spec.needs:

@@ -91,7 +91,13 @@ class _Objective(nn.Module):
         else:
             given = Signals(teacher or {})
         terms = self._method.objective(student, given, inputs, self.progress)
-        loss = torch.stack([t.float() for t in terms.values()]).sum()
+        for name, term in terms.items():
+            if term.numel() != 1:
+                raise UsageError(
+                    f"loss term {name!r} of {self._method.spec.name} must be one number (shape={tuple(term.shape)})",
+                    hint="a mean over rows is values.mean(), any other values.sum() / step_count(batch, unit)",
+                )
+        loss = torch.stack([t.float().reshape(()) for t in terms.values()]).sum()
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
 
 
@@ -391,6 +397,11 @@ class Engine:
                 f"{options.accumulate} accumulated batches",
                 hint=f"use a multiple of {parts}",
             )
+        if parts > 1 and method.batchwise and rank() == 0:
+            logger.warning(
+                "batch_size %d is computed as %d batches of %d rows, and the loss is of each: %s",
+                options.batch_size, parts, options.batch_size // parts, method.batchwise,
+            )  # fmt: skip
         self.steps_per_epoch, self.steps = steps_of(options, len(rows))
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
@@ -454,16 +465,20 @@ class Engine:
         return {"inputs": self.task.collate(examples, self.student), "teacher": teacher}
 
     def prepared(self, batches: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-        """The batches of an optimiser step as the method changes them, with what means are over (`Task.counts`)."""
+        """The batches of an optimiser step as the method changes them, with what means are over (`step_count`)."""
         self.module.progress = Progress(step, self.steps, step / self.steps_per_epoch)
-        made = [{**b, "inputs": self.method.prepare_batch(self._varied(b["inputs"]), self.generator)} for b in batches]
-        each = [self.task.counts(b["inputs"]) for b in made]
-        if not each or not each[0]:
-            return made
-        sums = torch.tensor([sum(c[name] for c in each) for name in each[0]], device=self.trainer.args.device)
-        if world_size() > 1:
+        made, drawn = [], self.generator.get_state()
+        for b in batches:
+            self.generator.set_state(drawn)
+            made.append({**b, "inputs": self.method.prepare_batch(self._varied(b["inputs"]), self.generator)})
+        each = [
+            {**self.task.counts(b["inputs"]), **self.method.counts(b["inputs"], Signals(b["teacher"]))} for b in made
+        ]
+        names = list(each[0]) if each else []
+        sums = torch.tensor([sum(c[name] for c in each) for name in names], device=self.trainer.args.device)
+        if world_size() > 1 and names:
             torch.distributed.all_reduce(sums)
-        means = {n: max(1, total) / (len(made) * world_size()) for n, total in zip(each[0], sums.tolist())}
+        means = {n: max(1, total) / (len(made) * world_size()) for n, total in zip(names, sums.tolist())}
         return [{**b, "inputs": {**b["inputs"], "mean_counts": means}} for b in made]
 
     def _varied(self, inputs: dict[str, Any]) -> dict[str, Any]:

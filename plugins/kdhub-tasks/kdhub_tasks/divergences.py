@@ -144,10 +144,3 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float 
         return alpha * binary
     rest_p, rest_q = log_probabilities(rest_p), log_probabilities(rest_q)
     return alpha * binary + beta * _expected(rest_p.exp(), rest_p, rest_q)
-
-
-def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean over positions, or over those where `mask` is true; 0, with a gradient of 0, where there is none."""
-    if mask is None:
-        return values.mean()
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)

@@ -174,10 +174,13 @@ class Classification(NetworkTask):
         return batch
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
-        """`positions`, rows or words, and how many of them have `labels`."""
+        """`positions`, rows or words, how many of them have `labels`, and `tokens` without padding, where rows have
+        such."""
         from kdhub_tasks.losses import has_label
 
-        return {"positions": len(batch["labels"]), "labels": int(has_label(batch["labels"]).sum())}
+        mask = batch.get("attention_mask")
+        tokens = {} if mask is None else {"tokens": int(mask.sum())}
+        return {"positions": len(batch["labels"]), "labels": int(has_label(batch["labels"]).sum()), **tokens}
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return Outputs(module(inputs))
@@ -369,11 +372,6 @@ class TextClassification(Classification):
         from kdhub_tasks.transformer import TextClassifier
 
         return TextClassifier.with_head(*how)
-
-    def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
-        """Also `tokens`, where the rows have such."""
-        mask = batch.get("attention_mask")
-        return {**super().counts(batch), **({} if mask is None else {"tokens": int(mask.sum())})}
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         from kdhub_tasks.classification import tiny
