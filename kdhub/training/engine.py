@@ -275,14 +275,14 @@ class _Trainer(Trainer):
             "ranks": world_size(),
         }
         write_json(made / STATE, state)
-        target = engine.run.checkpoints / name
+        target = engine.checkpoints / name
         shutil.rmtree(target, ignore_errors=True)
         for path in made.rglob("*"):
             if path.is_file():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
         os.replace(made, target)
-        for old in list_checkpoints(engine.run.checkpoints)[:-2]:
+        for old in list_checkpoints(engine.checkpoints)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -324,6 +324,7 @@ class _Watch(TrainerCallback):
         terms = engine.mean_terms()
         trainer = engine.trainer
         record = {
+            **engine.of_fit,
             "step": state.global_step,
             "epoch": round(state.global_step / engine.steps_per_epoch, 4),
             "loss": sum(terms.values()),
@@ -363,6 +364,7 @@ class Engine:
         teacher: a live teacher, or None.
         sampler: order of the rows; shuffled when None.
         probe: what the sampler asks for -> a function that measures it now (see `kdhub.sampler.Probe`).
+        fit: which training of its run this is, from 1; each has checkpoints and lines of the log of its own.
     """
 
     def __init__(
@@ -379,6 +381,7 @@ class Engine:
         sampler: Sampler | None = None,
         probe: Callable[[Probe], Callable[[], dict[str, float]]] | None = None,
         seed: int = 0,
+        fit: int = 1,
     ):
         options = method.options
         self.run, self.method, self.task, self.student, self.rows = run, method, task, student, rows
@@ -408,7 +411,9 @@ class Engine:
         self.order = _Order(self.sampler, self.steps * options.batch_size)
         wanted = self.sampler.probes(self.steps)
         self._probe, self._probe_every = (probe(wanted), wanted.every) if wanted else (None, 0)
-        self.staging = run.checkpoints / ".staging"
+        self.fit = fit
+        self.checkpoints = run.checkpoints if fit == 1 else run.checkpoints / f"fit-{fit}"
+        self.staging = self.checkpoints / ".staging"
         self.log_every = max(1, min(50, self.steps // 50))
         self.logged: Callable[[dict[str, Any]], None] = lambda record: None  # told of each logged record
         self.precision = resolve_precision(options.precision)
@@ -422,7 +427,7 @@ class Engine:
         if torch.cuda.is_available() and not cuda and rank() == 0:
             logger.warning("more processes than the %d GPUs here: all compute on the CPU", torch.cuda.device_count())
         arguments = TrainingArguments(
-            output_dir=str(run.checkpoints),
+            output_dir=str(self.checkpoints),
             per_device_train_batch_size=options.batch_size // parts,
             gradient_accumulation_steps=options.accumulate,
             max_steps=self.steps,
@@ -487,13 +492,18 @@ class Engine:
             return inputs
         return dict(self.task.vary(inputs, self.student, int(self.module.progress.epoch)))
 
+    @property
+    def of_fit(self) -> dict[str, int]:
+        """What lines of the log have in front where they are not of the run's first training."""
+        return {"fit": self.fit} if self.fit > 1 else {}
+
     # -- watching ---------------------------------------------------------------------------------------------
 
     def observe(self, step: int, loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
         """Add up terms for the log; stop at a loss that is not a number."""
         if not torch.isfinite(loss):
             bad = [name for name, term in terms.items() if not torch.isfinite(term)] or list(terms)
-            last = list_checkpoints(self.run.checkpoints)
+            last = list_checkpoints(self.checkpoints)
             kept = f"the last good checkpoint is {last[-1].name}" if last else "no checkpoint was made yet"
             raise TrainingError(
                 f"the loss is {loss.item()} at step {step + 1} of {self.steps}: term {', '.join(map(repr, bad))}",
@@ -524,7 +534,7 @@ class Engine:
 
     def _tell_sampler(self, step: int) -> None:
         found = of_first(self._probe())
-        self.run.log(step=step, probe=found)
+        self.run.log(**self.of_fit, step=step, probe=found)
         self.order.observe(step, found)
 
     def _warn_about_scales(self, terms: dict[str, float]) -> None:
@@ -552,8 +562,8 @@ class Engine:
         Returns:
             `seconds`, `steps`, `rows_per_second` of this process's part, `precision`.
         """
-        self.run.checkpoints.mkdir(exist_ok=True)
-        checkpoint = newest_checkpoint(self.run.checkpoints)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint = newest_checkpoint(self.checkpoints)
         if checkpoint is not None:
             state = json.loads((checkpoint / STATE).read_text())
             if state["ranks"] != world_size():
@@ -566,11 +576,11 @@ class Engine:
             self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
             self.resumed_from = checkpoint
             self.order.resume(first * self.method.options.batch_size, state["sampler"])
-            self.run.rewind_metrics(first)
+            self.run.rewind_metrics(first, self.fit)
             if rank() == 0:
                 logger.info("resuming from %s", checkpoint.name)
         else:
-            self.run.rewind_metrics(0)
+            self.run.rewind_metrics(0, self.fit)
         set_seed(self.seed)
         began = time.monotonic()
         first = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
