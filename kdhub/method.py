@@ -136,8 +136,8 @@ class RunContext(Protocol):
         """The teacher's signals of some rows, through the store."""
 
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
-        """Train a student by an objective, to the end. Each call of a run has checkpoints of its own; a resumed run finds
-        them by the order of the calls, in each `stage` and outside of stages."""
+        """Train a student by an objective, to the end. Each call of a run has checkpoints of its own; a resumed run
+        finds them by the order of the calls, in each `stage` and outside of stages."""
 
     def mark_start(self, student: Student) -> None:
         """Measure the student as it stands before training, once in the life of the run; `fit` does it."""

@@ -140,7 +140,7 @@ def _add_costs(run: Run, session: Any, report: Any) -> None:
     subjects = cost_subjects(run.recipe, run.student_folder)
     logger.info("measuring cost, each subject in a process of its own")
     rows = session.task.sample(data, split, COST_ROWS)
-    report.measures += cost.measure(run.recipe.task, subjects, rows)
+    report.add_costs(cost.measure(run.recipe.task, subjects, rows))
 
 
 def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str]]:
