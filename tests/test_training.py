@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from kdhub.errors import DataError, ExitCode, RunError, TrainingError, UsageError
-from kdhub.method import ObjectiveMethod, TrainingOptions
+from kdhub.method import ObjectiveMethod, TrainingOptions, step_count
 from kdhub.ranks import resolve_precision
 from kdhub.sampler import MixtureSampler, ShuffledSampler
 from kdhub.training.engine import STATE, list_checkpoints, newest_checkpoint
@@ -517,6 +517,35 @@ def test_accumulated_batches_have_the_gradient_of_one_batch(train, monkeypatch):
     one, two, four = seen[:5], seen[5:10], seen[10:]
     assert two == [pytest.approx(norms, rel=1e-3) for norms in one]
     assert four == [pytest.approx(norms, rel=1e-3) for norms in one]
+
+
+def test_a_loss_that_is_of_a_batch_says_so_where_batches_are_cut(train, monkeypatch, caplog):
+    import toy
+
+    monkeypatch.setattr(toy.Mix, "batchwise", "rows are mixed with others", raising=False)
+    with caplog.at_level(logging.WARNING, "kdhub"):
+        train("whole", method="toy-mix", max_steps=1)
+        assert "mixed with others" not in caplog.text
+        train("parts", method="toy-mix", max_steps=1, accumulate=4)
+    assert "batch_size 8 is computed as 4 batches of 2 rows, and the loss is of each: rows are mixed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (lambda values, batch: values, r"loss term 'match' of toy-mix must be one number \(shape=\(8,\)\)"),
+        (lambda values, batch: values.sum() / step_count(batch, "pairs"), "a mean over 'pairs', which are not counted"),
+    ],
+)
+def test_terms_that_no_step_has_a_mean_of_are_refused(train, monkeypatch, term, said):
+    import toy
+
+    def objective(self, student, teacher, batch, progress):
+        return {"match": term((student.vector - teacher.vector).square().mean(-1), batch)}
+
+    monkeypatch.setattr(toy.Mix, "objective", objective)
+    with pytest.raises(UsageError, match=said):
+        train(method="toy-mix", max_steps=1)
 
 
 def test_max_steps_and_fractions_of_an_epoch(train):
