@@ -76,6 +76,32 @@ class Progress:
         return self.step / max(1, self.steps)
 
 
+def step_count(batch: Mapping[str, Any], unit: str) -> float | None:
+    """What a sum over one batch is divided by for a mean over the whole optimiser step, however its rows are shared out
+    among accumulated batches and ranks: how many of `unit` such a batch has on average.
+
+    Args:
+        unit: what the mean is over: something that `NetworkTask.counts` or `ObjectiveMethod.counts` counts.
+
+    Returns:
+        None outside training: the batch is all there is, and the mean is over what it has.
+
+    Raises:
+        UsageError: nobody counts them.
+    """
+    counted = batch.get("mean_counts")
+    if counted is None:
+        return None
+    if unit not in counted:
+        from kdhub.errors import UsageError
+
+        raise UsageError(
+            f"a loss term is a mean over {unit!r}, which are not counted; there are {', '.join(counted) or 'none'}",
+            hint="the method counts its own: def counts(self, batch, teacher)",
+        )
+    return counted[unit]
+
+
 class StoredSignals(Protocol):
     """Teacher outputs of some rows, computed or found, read by row number."""
 
@@ -115,7 +141,8 @@ class RunContext(Protocol):
         """The teacher's signals of some rows, through the store."""
 
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
-        """Train a student by an objective, to the end."""
+        """Train a student by an objective, to the end. Each call of a run has checkpoints of its own; a resumed run
+        finds them by the order of the calls, in each `stage` and outside of stages."""
 
     def mark_start(self, student: Student) -> None:
         """Measure the student as it stands before training, once in the life of the run; `fit` does it."""
@@ -206,11 +233,27 @@ class ObjectiveMethod(Method):
         checkpoints, never in the student. They are at `self.modules[name]` when `objective` is called."""
         return {}
 
+    @property
+    def batchwise(self) -> str:
+        """Why the loss is of batches and not a mean over independent rows (they are contrasted with each other, or
+        mixed): then the same rows in more and smaller batches have another loss, and a run that does so says why. Empty
+        where `accumulate` and the number of ranks change nothing but rounding."""
+        return ""
+
+    def counts(self, batch: Mapping[str, Any], teacher: Signals) -> Mapping[str, int]:
+        """How many there are in a batch of what this method's means are over, beside what the task counts (pairs,
+        answers): see `step_count`. After `prepare_batch`; `teacher` is empty where the teacher is live."""
+        return {}
+
     @abstractmethod
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> Mapping[str, torch.Tensor]:
         """Named loss terms of one batch, scalars; the loss is their sum, so weights are already in them.
+
+        A mean over rows is `values.mean()`: all batches of an optimiser step have equally many. A mean over anything
+        else (tokens, labels, pairs) is `values.sum() / step_count(batch, unit)`: the mean of the batches' means is
+        another loss.
 
         Args:
             student: the student's outputs; gradient flows.
@@ -232,7 +275,8 @@ class ObjectiveMethod(Method):
 
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Change a batch before a live teacher and the student see it (mixup, crops, responses of the student's own).
-        All batches of an optimiser step are changed before the first of them is seen."""
+        All batches of an optimiser step are changed before the first of them is seen, each with the generator in the
+        same state: what is drawn for a step is alike in all of them, what is drawn for a row needs its `keys`."""
         return batch
 
     def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:

@@ -21,12 +21,14 @@ class Measure:
 
     Attributes:
         metric: its name; `unit` is "" for a plain ratio or correlation.
-        value: None when it could not be measured; `note` then says why.
+        value: None when it could not be measured; `note` then says why, else what there is to say of it.
         subject: teacher, student, student-before, asymmetric, or baseline:<name>.
         dataset, split, examples: what it was measured on; None for costs that need no data.
         higher_is_better: its direction.
         variant: how the outputs were looked at (`{"dims": 96}`), empty for as they are.
         seeds, std: how many runs `value` is the mean of, and their standard deviation.
+        low, high: of a time, its range over the rounds it was measured in.
+        ratio: of a student's time, its share of the teacher's, the median over rounds in which both took turns.
     """
 
     metric: str
@@ -40,6 +42,9 @@ class Measure:
     variant: dict[str, Any] = field(default_factory=dict)
     seeds: int = 1
     std: float | None = None
+    low: float | None = None
+    high: float | None = None
+    ratio: float | None = None
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

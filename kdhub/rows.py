@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +145,11 @@ class Rows:
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
         return prepared(self.prepare, plain_rows(self._arrow, np.asarray(indices).tolist()))
+
+    @property
+    def digest(self) -> str:
+        """Of keys and lengths, in their order: what the models see of each row."""
+        return hashlib.sha256(self.keys.tobytes() + self.lengths.tobytes()).hexdigest()
 
     def some(self, most: int) -> np.ndarray:
         """Numbers of at most so many rows, evenly spaced: the first ones of a file may all be alike."""

@@ -207,7 +207,7 @@ class NetworkTask(Task):
     def counts(self, batch: Mapping[str, Any]) -> Mapping[str, int]:
         """How many there are in a batch of what losses are means over and batches have not alike (tokens, labels).
 
-        In training an objective finds at `batch["mean_counts"]` what a batch has on average, over all ranks and
+        In training an objective finds by `kdhub.method.step_count` what a batch has on average, over all ranks and
         accumulated batches of an optimiser step. Sums divided by that are, all together, the mean over the whole step,
         however its rows are shared out.
         """

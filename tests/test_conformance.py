@@ -24,6 +24,7 @@ TEETH = [
     ("undeclared-module", "trains_the_student_and_its_extras_only", "self.projection.weight"),
     ("unseeded", "equal_seeds_give_equal_students", "differ in model.safetensors"),
     ("one-seed-only", "another_seed_gives_another_student", "the seed is ignored"),
+    ("mean-of-means", "a_batch_in_parts_is_the_same_batch", "loss term 'match' is"),
     ("ignores-teacher", "uses_the_signals_it_asks_for", "needs vector and does not use it"),
     ("trains-on-test", "trains_on_training_rows_only", "reads toy-points test"),
     ("follows-evaluation", "trains_on_training_rows_only", "test rows were used"),

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from kdhub.evaluation import cost
+from kdhub.evaluation.report import Report, gain, render
 
 # Starting PyTorch takes seconds, and what becomes of a process does not depend on it.
 NO_TORCH = """
@@ -102,8 +103,58 @@ def test_two_subjects_side_by_side(measure):
         assert values["flops"] == 2 * 64 * 32, "a multiplication and an addition are two operations"
         assert values["memory"] > 50e6, "a process with PyTorch in it"
         assert 0 < values["latency-p50"] <= values["latency-p95"] and values["throughput"] > 0
-        assert all(m.note is None and m.dataset is None for m in found[name].values())
+        assert all(m.dataset is None for m in found[name].values())
+        assert all(m.note is None for metric, m in found[name].items() if metric not in cost.TIMES)
     assert set(found["plain"]) == set(cost.UNITS) - {"gpu-memory"}
+
+
+@pytest.fixture
+def scripted(measure, monkeypatch):
+    """`scripted(teacher=[ms, ...], student=[...], waited=0.0)`: measures as if rounds took these times, over and over;
+    and how many rounds there were."""
+
+    def scripted(waited=0.0, **times):
+        def turn(child, plan):
+            ms = times[child.name][len(child.waited) % len(times[child.name])]
+            child.waited.append(waited)
+            for metric, value in zip(cost.TIMES, (ms, 2 * ms, 1000 / ms)):
+                child.rounds[metric].append(value)
+            turns.append(child.name)
+
+        turns = []
+        monkeypatch.setattr(cost._Child, "turn", turn)
+        return measure("teacher", "student", rounds=4), len(turns) // 2
+
+    return scripted
+
+
+def test_a_quiet_machine_has_its_times_and_nothing_to_say(scripted):
+    found, rounds = scripted(teacher=[30.0], student=[15.0, 15.5, 15.0, 14.5])
+    one = found["student"]["latency-p50"]
+    assert rounds == 4 and (one.value, one.low, one.high, one.note) == (15.0, 14.5, 15.5, None)
+    assert found["student"]["throughput"].ratio == pytest.approx(2.0) and found["teacher"]["throughput"].ratio is None
+
+
+def test_a_busy_machine_is_told_and_the_ratio_leads(scripted):
+    """Every other round takes forty times as long, for both: 658 ms where 15 are right, always half the teacher's."""
+    report = Report()
+    found, rounds = scripted(teacher=[30.0, 1316.0], student=[15.0, 658.0])
+    assert rounds == 12, "rounds that disagree are repeated"
+    report.add_costs(m for of in found.values() for m in of.values())
+    line = next(line for line in report.costs() if line.metric == "latency-p50")
+    assert line.measures["student"].ratio == pytest.approx(0.5) and gain(line) == "2.0x faster"
+    (note,) = report.notes
+    assert "busy machine" in note and "rounds of the student gave a latency of 15 to 658 ms" in note
+    text = render(report)
+    assert "(15.0 ms to 658 ms)" in text and note in text
+    head = next(row for row in text.splitlines() if row.startswith("cost")).split("  ")
+    assert [cell.strip() for cell in head if cell][:2] == ["cost", "the student is"]
+
+
+def test_a_machine_that_is_busy_all_the_time_is_told(scripted):
+    found, rounds = scripted(waited=0.6, teacher=[1316.0], student=[658.0])
+    assert rounds == 4, "its rounds agree"
+    assert "the student's process waited for a core 60% of the time" in found["student"]["latency-p50"].note
 
 
 def test_a_process_that_fails_is_noted_and_the_others_are_measured(measure):
@@ -128,7 +179,7 @@ def test_what_was_known_before_a_process_died_is_kept(measure):
 
 def test_a_student_that_is_no_network_has_speed_and_bytes(measure):
     found = measure("plain")["plain"]
-    assert found["parameters"].value is None and "no network" in found["parameters"].note
+    assert found["parameters"].value is None and "not a network" in found["parameters"].note
     assert found["disk"].value == 1000 and found["latency-p50"].value > 0
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from kdhub.errors import DataError, ExitCode, TrainingError, UsageError
-from kdhub.method import ObjectiveMethod, TrainingOptions
+from kdhub.errors import DataError, ExitCode, RunError, TrainingError, UsageError
+from kdhub.method import ObjectiveMethod, TrainingOptions, step_count
 from kdhub.ranks import resolve_precision
 from kdhub.sampler import MixtureSampler, ShuffledSampler
 from kdhub.training.engine import STATE, list_checkpoints, newest_checkpoint
@@ -239,6 +239,100 @@ def test_resume_is_exact(train, tmp_path, monkeypatch, step, sampler):
     assert resumed.provenance["resumed"] and not resumed.checkpoints.exists()
 
 
+@pytest.fixture
+def broken(toys, tmp_path, monkeypatch):
+    """A run of a file's rows that was killed at step 5: its folder, the file, its recipe."""
+    import toy
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"x": [i % 3, i % 5, 1.0, -1.0]}) + "\n" for i in range(24)))
+    options = {"batch_size": 8, "max_steps": 9, "precision": "float32", "lr": 0.01, "checkpoint_steps": 2}
+    recipe = {"task": "toy-vectors", "method": "toy-hint", "teacher": "linear:1", "student": "mlp:6"}
+    recipe |= {"data": {"train": f"jsonl:{file}"}, "evaluation": {"cost": False, "data": []}, "options": options}
+    monkeypatch.setattr(toy.Hint, "fail_at", 5)
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe, out=tmp_path / "run")
+    monkeypatch.setattr(toy.Hint, "fail_at", None)
+    return tmp_path / "run", file, tmp_path / "run" / "recipe.yaml"
+
+
+@pytest.mark.parametrize(
+    ("of", "old", "new", "said"),
+    [
+        ("recipe", "batch_size: 8", "batch_size: 4", "another recipe: options.batch_size was 8, now 4"),
+        ("recipe", "linear:1", "linear:2", "another recipe: teacher was linear:1, now linear:2"),
+        ("rows", '"x": [1', '"x": [7', r"another train data jsonl:\S+ train: fingerprint was \w+, now \w+"),
+        ("rows", '{"x": [0, 0, 1.0, -1.0]}\n', "", "another train data .* rows was 24, now 22"),
+    ],
+)
+def test_a_run_goes_on_with_what_it_began_with(broken, of, old, new, said):
+    folder, *files = broken
+    path = files[of == "recipe"]
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    before = {p: p.read_bytes() for p in (folder / "checkpoints").rglob("*") if p.is_file()}
+    with pytest.raises(RunError, match=said) as error:
+        distill(resume=folder)
+    assert "another --out" in error.value.hint
+    assert before and before == {p: p.read_bytes() for p in before}
+    path.write_text(text)
+    assert list(distill(resume=folder).metrics())[-1]["step"] == 9, "put back, it goes on"
+
+
+@pytest.mark.parametrize("what", ["teacher", "start"])
+def test_a_run_goes_on_with_the_teacher_and_the_start_it_began_with(broken, monkeypatch, what):
+    import toy
+
+    if what == "teacher":
+        other = {"kind": "linear", "files": {"model.safetensors": "other"}}
+        monkeypatch.setattr(toy.Linear, "identity", property(lambda self: other))
+    else:
+        own = toy.mlp
+        monkeypatch.setattr(toy, "mlp", lambda argument, context: own("7", context))
+    with pytest.raises(RunError, match=f"began with another {what}: "):
+        distill(resume=broken[0])
+
+
+@pytest.mark.parametrize("in_a_stage", [False, True])
+def test_each_training_of_a_run_has_checkpoints_of_its_own(train, tmp_path, monkeypatch, in_a_stage):
+    """A run that trains twice, perhaps first in a stage: broken off in the second, it ends as an undisturbed one."""
+    import toy
+
+    class Twice(toy.Hint):
+        fail = (0, 0)  # training, step
+
+        def distill(self, run):
+            self.now, student = 1, run.student
+
+            def first():
+                return [v.tolist() for v in run.fit(self, student).module.state_dict().values()]
+
+            weights = run.stage("first", first) if in_a_stage else first()
+            student.module.load_state_dict(dict(zip(student.module.state_dict(), map(torch.tensor, weights))))
+            self.mean, self.now = 1.0, 2
+            return run.fit(self, student)
+
+        def objective(self, student, teacher, batch, progress):
+            if (self.now, progress.step) == Twice.fail:
+                raise KeyboardInterrupt
+            return super().objective(student, teacher, batch, progress)
+
+    def steps(run):
+        return [(line.get("fit", 1), line["step"]) for line in run.metrics()]
+
+    monkeypatch.setattr(toy, "Hint", Twice)
+    whole = train("whole", checkpoint_steps=2)
+    assert steps(whole) == [(fit, step) for fit in (1, 2) for step in range(1, 6)], "the second trains all its steps"
+    assert whole.provenance["training"]["steps"] == 10
+    Twice.fail = (2, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", checkpoint_steps=2)
+    Twice.fail = (0, 0)
+    resumed = distill(resume=tmp_path / "cut")
+    assert weights(resumed) == weights(whole) and steps(resumed) == steps(whole)
+
+
 def test_resume_is_exact_with_batches_mixed_at_random(train, tmp_path, monkeypatch):
     import toy
 
@@ -423,6 +517,35 @@ def test_accumulated_batches_have_the_gradient_of_one_batch(train, monkeypatch):
     one, two, four = seen[:5], seen[5:10], seen[10:]
     assert two == [pytest.approx(norms, rel=1e-3) for norms in one]
     assert four == [pytest.approx(norms, rel=1e-3) for norms in one]
+
+
+def test_a_loss_that_is_of_a_batch_says_so_where_batches_are_cut(train, monkeypatch, caplog):
+    import toy
+
+    monkeypatch.setattr(toy.Mix, "batchwise", "rows are mixed with others", raising=False)
+    with caplog.at_level(logging.WARNING, "kdhub"):
+        train("whole", method="toy-mix", max_steps=1)
+        assert "mixed with others" not in caplog.text
+        train("parts", method="toy-mix", max_steps=1, accumulate=4)
+    assert "batch_size 8 is computed as 4 batches of 2 rows, and the loss is of each: rows are mixed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (lambda values, batch: values, r"loss term 'match' of toy-mix must be one number \(shape=\(8,\)\)"),
+        (lambda values, batch: values.sum() / step_count(batch, "pairs"), "a mean over 'pairs', which are not counted"),
+    ],
+)
+def test_terms_that_no_step_has_a_mean_of_are_refused(train, monkeypatch, term, said):
+    import toy
+
+    def objective(self, student, teacher, batch, progress):
+        return {"match": term((student.vector - teacher.vector).square().mean(-1), batch)}
+
+    monkeypatch.setattr(toy.Mix, "objective", objective)
+    with pytest.raises(UsageError, match=said):
+        train(method="toy-mix", max_steps=1)
 
 
 def test_max_steps_and_fractions_of_an_epoch(train):

@@ -109,6 +109,16 @@ class OneSeedOnly(Plain):
         return super().distill(run)
 
 
+@wrong("mean-of-means")
+class MeanOfMeans(Plain):
+    """A mean over the rows of a batch that have something, which batches have not alike."""
+
+    def objective(self, student, teacher, batch, progress):
+        kept = batch["x"][:, 0] > 0
+        apart = (student.vector - teacher.vector).square().mean(-1)
+        return {"match": (apart * kept).sum() / kept.sum().clamp_min(1)}
+
+
 @wrong("ignores-teacher")
 class IgnoresTeacher(Plain):
     def objective(self, student, teacher, batch, progress):

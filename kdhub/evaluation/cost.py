@@ -1,11 +1,13 @@
 """What a model costs: parameters, bytes, FLOPs, latency, throughput, memory; each subject in a process of its own.
 
 All processes are started and warmed up first, then they work in turns (A B A B ...) on the same examples, so that a
-busy machine slows all of them and not only one. `python -m kdhub.evaluation.cost` is such a process, JSON lines in and
+busy machine slows all of them and not only one: the ratio of two subjects within a round holds elsewhere. Times have
+their range over the rounds; rounds that disagree are followed by more; and measures say where they still do, or where
+processes waited for a core that others had. `python -m kdhub.evaluation.cost` is such a process, JSON lines in and
 out:
 
     -> {"task", "subject", "rows", "threads"}           <- {"facts", "single", "batch"} or {"error"}
-    -> {"singles": [row numbers], "batched": [row numbers]}       <- {"singles": [seconds, ...], "batched": seconds}
+    -> {"singles": [row numbers], "batched": [row numbers]}       <- the same, in seconds, and "waited"
     -> {"end": true}                                              <- {"facts"}
 
 Times run from a plain row to its answer, tokenising included. A process that fails, hangs or is killed gives
@@ -26,11 +28,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdhub.errors import KdhubError
-from kdhub.evaluation.report import COSTS
+from kdhub.evaluation.report import COSTS, TEACHER
 from kdhub.metric import Measure
 from kdhub.rows import prepared
 from kdhub.task import NetworkTask
@@ -49,6 +52,11 @@ UNITS = {
 """What a run of a model costs -> its unit."""
 MADE = {"rows": "items", "disk": "bytes", "requests": "items", "tokens": "items", "price": "", "making": "s"}
 """What costs mean where nothing is run: how much there is, and what it took to make it."""
+TIMES = ("latency-p50", "latency-p95", "throughput")
+AGREE = 0.25
+"""Rounds agree where the range of their times is at most this share of the median."""
+WAITED = 0.1
+"""A machine is busy where a process waits for a core for more than this share of its time."""
 COMMAND = [sys.executable, "-m", "kdhub.evaluation.cost"]
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -95,20 +103,21 @@ def measure(
             `{"subject": "teacher", "source": text, **options}` for a teacher.
         rows: plain rows, JSON values and bytes; a few hundred give a steady throughput.
         threads: CPU threads of each process; the parent's when left out.
-        rounds: turns each subject gets.
+        rounds: turns each subject gets; up to three times as many while they disagree.
         seconds: what the slowest subject may take for each half of a turn, as far as one batch allows.
         timeout: seconds a process may take for one answer, loading included.
 
     Returns:
         Measures with the metrics of `report.COSTS`, without data set. Where something could not be measured the value
-        is None and the note says why. Latency is over all rounds, throughput the median round.
+        is None and the note says why. Times are the median round's, with their range, on others than the teacher their
+        ratio to its own, and a note where they were measured on a busy machine.
     """
     request = {"task": task, "threads": threads or _threads()}
     try:
         rows = json.loads(_dumps(list(rows)))
     except (TypeError, ValueError) as error:
         return [m for s in subjects for m in _measures(s["subject"], {}, f"rows that are not JSON values: {error}")]
-    children = [_Child(dict(subject), timeout) for subject in subjects]
+    children, said = [_Child(dict(subject), timeout) for subject in subjects], None
     try:
         for child in children:
             child.ask({**request, "subject": child.subject, "rows": rows}, wait=False)
@@ -121,16 +130,18 @@ def measure(
                 "singles": _spread(len(rows), 5, 50, seconds / max(c.answer["single"] for c in timed)),
                 "batched": _spread(len(rows), BATCH, 2048, BATCH * seconds / max(c.answer["batch"] for c in timed)),
             }
-            for _ in range(rounds):
+            for n in range(3 * rounds):
+                if n >= rounds and all(child.agrees for child in timed):
+                    break
                 for child in timed:
-                    if child.alive and child.ask(plan):
-                        child.singles += child.answer["singles"]
-                        child.rates.append(len(plan["batched"]) / max(child.answer["batched"], 1e-9))
+                    child.turn(plan)
+            said = _said(timed)
         for child in ready:
             if child.alive:
                 child.ask({"end": True})
         nothing = None if rows else "there were no rows to run it on"
-        return [m for c in children for m in _measures(c.name, c.result(), c.problem or nothing)]
+        found = [m for c in children for m in _measures(c.name, c.result(), c.problem or nothing)]
+        return [_of_rounds(m, children, said) if m.metric in TIMES and m.value is not None else m for m in found]
     finally:
         for child in children:
             child.close()
@@ -144,8 +155,8 @@ class _Child:
         self.name: str = subject["subject"]
         self.facts: dict[str, float] = {}
         self.answer: dict[str, Any] = {}
-        self.singles: list[float] = []
-        self.rates: list[float] = []
+        self.rounds: dict[str, list[float]] = {metric: [] for metric in TIMES}  # of each turn, in their units
+        self.waited: list[float] = []  # share of the time of each turn
         self.problem: str | None = None
         self._buffer = b""
         self._errors = tempfile.TemporaryFile()
@@ -198,15 +209,24 @@ class _Child:
         self.facts.update(self.answer.get("facts", {}))
         return True
 
+    def turn(self, plan: Mapping[str, Any]) -> None:
+        """One round."""
+        if not self.ask(plan):
+            return
+        ordered = sorted(self.answer["singles"])
+        self.rounds["latency-p50"].append(1000 * statistics.median(ordered))
+        self.rounds["latency-p95"].append(1000 * ordered[round(0.95 * (len(ordered) - 1))])
+        self.rounds["throughput"].append(len(plan["batched"]) / max(self.answer["batched"], 1e-9))
+        self.waited.append(self.answer["waited"])
+
+    @property
+    def agrees(self) -> bool:
+        """Whether its rounds are of one speed; the rarest of its times, p95, is not asked."""
+        of = (self.rounds["latency-p50"], self.rounds["throughput"])
+        return all(max(each) - min(each) <= AGREE * statistics.median(each) for each in of if each)
+
     def result(self) -> dict[str, float]:
-        result = dict(self.facts)
-        if self.singles:
-            ordered = sorted(self.singles)
-            result["latency-p50"] = 1000 * statistics.median(ordered)
-            result["latency-p95"] = 1000 * ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-        if self.rates:
-            result["throughput"] = statistics.median(self.rates)
-        return result
+        return self.facts | {metric: statistics.median(each) for metric, each in self.rounds.items() if each}
 
     def close(self) -> None:
         if self._process is not None:
@@ -234,6 +254,30 @@ class _Child:
         lines = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return f"its process {how}" + (f" ({lines[-1][:200]})" if lines and code > 0 else "")
+
+
+def _said(timed: Sequence[_Child]) -> str | None:
+    """What must be said of times: of processes that waited for a core, and of rounds that disagree."""
+    parts = []
+    for child in timed:
+        waited, times = statistics.median(child.waited or [0.0]), child.rounds["latency-p50"]
+        if waited > WAITED:
+            parts.append(f"the {child.name}'s process waited for a core {waited:.0%} of the time")
+        if not child.agrees:
+            parts.append(f"rounds of the {child.name} gave a latency of {min(times):.3g} to {max(times):.3g} ms")
+    if not parts:
+        return None
+    return f"times were measured on a busy machine: {'; '.join(parts)}. Ratios, measured in turns, say more than times"
+
+
+def _of_rounds(measure: Measure, children: Sequence[_Child], said: str | None) -> Measure:
+    """A time with its range, its ratio to the teacher's in the same rounds, and what must be said of it."""
+    rounds = {child.name: child.rounds[measure.metric] for child in children}
+    own, teacher = rounds[measure.subject], rounds.get(TEACHER)
+    ratio = None
+    if teacher and measure.subject != TEACHER:
+        ratio = statistics.median(mine / max(theirs, 1e-9) for mine, theirs in zip(own, teacher))
+    return replace(measure, low=min(own), high=max(own), ratio=ratio, note=said)
 
 
 def _measures(subject: str, result: Mapping[str, float | None], problem: str | None) -> Iterator[Measure]:
@@ -341,10 +385,12 @@ class _Worker:
 
     def turn(self, request: Mapping[str, Any]) -> dict[str, Any]:
         gc.collect()
+        before = _scheduled()
         singles = [self.run([i]) for i in request["singles"]]
         ordered = sorted(request["batched"], key=self.lengths.__getitem__)
         batched = sum(self.run(ordered[i : i + BATCH]) for i in range(0, len(ordered), BATCH))
-        return {"singles": singles, "batched": batched}
+        ran, waited = (now - then for now, then in zip(_scheduled(), before))
+        return {"singles": singles, "batched": batched, "waited": max(0.0, waited / max(ran + waited, 1e-9))}
 
     def size(self) -> dict[str, Any]:
         module = getattr(self.model, "module", None)
@@ -398,6 +444,19 @@ def _open(task_name: str, subject: Mapping[str, Any]) -> tuple[Any, Any, Path | 
     teacher = resolver.teacher(ref, task_name)
     folder = getattr(teacher, "folder", None)
     return task, teacher, Path(folder) if folder is not None else None
+
+
+def _scheduled() -> tuple[float, float]:
+    """Nanoseconds that the threads of this process ran, and that they could have run but had no core; 0 where the
+    system does not say (it is Linux that does)."""
+    ran = waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            numbers = path.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    return ran, waited
 
 
 @contextmanager

@@ -81,7 +81,10 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     records = [r for r in records if isinstance(r.get("terms"), Mapping) and "step" in r]
     if len(records) < 2:
         return None
-    steps = [r["step"] for r in records]
+    ends: dict[int, int] = {}  # of each training of the run, which follow one another
+    for r in records:
+        ends[r.get("fit", 1)] = max(r["step"], ends.get(r.get("fit", 1), 0))
+    steps = [r["step"] + sum(end for fit, end in ends.items() if fit < r.get("fit", 1)) for r in records]
     names = list(dict.fromkeys(name for r in records for name in r["terms"]))
     series = {name: [_number(r["terms"].get(name)) for r in records] for name in names}
     if len(names) > 1:

@@ -192,6 +192,12 @@ class Report:
                 best[place] = line
         return list(best.values())
 
+    def add_costs(self, measures: Iterable[Measure]) -> None:
+        """Add measures of cost, and as notes what there is to say of those with a value (a busy machine)."""
+        measures = list(measures)
+        self.measures += measures
+        self.notes += dict.fromkeys(m.note for m in measures if m.note and m.value is not None)
+
     # -- tables -----------------------------------------------------------------------------------------------
 
     def tables(self) -> list[Table]:
@@ -247,11 +253,13 @@ def percent(share: float | None) -> str:
 
 
 def gain(line: Line, subject: str = STUDENT) -> str:
-    """The student's cost against the teacher's in words: "2.1x faster", "1.2x larger"; "" when unknown."""
+    """The student's cost against the teacher's in words: "2.1x faster", "1.2x larger"; "" when unknown. Of times that
+    were measured in turns, by the ratio within a turn, which a busy machine changes least."""
     teacher, own = line.value(TEACHER), line.value(subject)
     if not teacher or not own or teacher < 0 or own < 0:
         return ""
-    better = own / teacher if line.any.higher_is_better else teacher / own
+    share = line.measures[subject].ratio or own / teacher
+    better = share if line.any.higher_is_better else 1 / share
     if 0.995 < better < 1.005:
         return "the same"
     _, good, bad, _ = COSTS.get(line.metric, ("", "better", "worse", False))
@@ -318,7 +326,11 @@ def _cell(measure: Measure | None) -> str:
     if measure is None:
         return ""
     text = number(measure.value, measure.unit)
-    return f"{text} ± {number(measure.std, measure.unit)}" if measure.std is not None else text
+    if measure.std is not None:
+        return f"{text} ± {number(measure.std, measure.unit)}"
+    if measure.low is None or measure.high is None or measure.high < 1.1 * measure.low:
+        return text
+    return f"{text} ({number(measure.low, measure.unit)} to {number(measure.high, measure.unit)})"
 
 
 def _quality(title: str, lines: Sequence[Line]) -> Table:
@@ -350,11 +362,10 @@ def _cost(lines: Sequence[Line]) -> Table:
     shown = [s for s in (TEACHER, BEFORE, STUDENT) if s in subjects]
     shown += sorted(subjects - {TEACHER, BEFORE, STUDENT})
     heads = {BEFORE: "before"}
-    columns = ["cost", *(heads.get(s, s) for s in shown)]
     compared = TEACHER in subjects and STUDENT in subjects
-    columns += ["the student is"] if compared else []
+    columns = ["cost", *(["the student is"] if compared else []), *(heads.get(s, s) for s in shown)]
     rows = [
-        [label(line), *(_cell(line.measures.get(s)) for s in shown), *([gain(line)] if compared else [])]
+        [label(line), *([gain(line)] if compared else []), *(_cell(line.measures.get(s)) for s in shown)]
         for line in lines
     ]
     return Table("Cost", columns, rows)

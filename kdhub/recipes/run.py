@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +44,8 @@ class Run:
         self.read_only = False  # looking at a run (`cache verify --run`) leaves it as it is
         self._lock: Any = None
         self._log_is_whole = False  # until this process has looked
+        self._stages: list[str] = []  # under way, each inside the one before
+        self._fits: Counter[str] = Counter()  # trainings begun by this process in each stage
 
     # -- making and opening -----------------------------------------------------------------------------------
 
@@ -191,10 +194,12 @@ class Run:
                 content = file.read()
                 file.truncate(content.rfind(b"\n") + 1)
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop lines past a checkpoint that training goes on from, so that no step stands twice."""
+    def rewind_metrics(self, step: int, fit: int = 1) -> None:
+        """Drop lines past a checkpoint that training goes on from, so that no step stands twice; of the run's `fit`-th
+        training, the first of which does not say so. Lines of several stand in their order."""
         if rank() == 0 and self.metrics_path.exists():
-            kept = [r for r in self.metrics() if r.get("step", 0) <= step]
+            kept = [r for r in self.metrics() if r.get("fit", 1) != fit or r.get("step", 0) <= step]
+            kept.sort(key=lambda r: r.get("fit", 1))
             self._write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
     # -- stages -----------------------------------------------------------------------------------------------
@@ -207,7 +212,11 @@ class Run:
         done = self.read_json("state.json", {"schema": SCHEMA, "stages": {}})
         if name in done["stages"]:
             return done["stages"][name]
-        result = work()
+        self._stages.append(name)
+        try:
+            result = work()
+        finally:
+            self._stages.pop()
         done = self.read_json("state.json", {"schema": SCHEMA, "stages": {}})
         done["stages"][name] = result
         self.write_json("state.json", done)
@@ -215,6 +224,46 @@ class Run:
 
     def finished(self, name: str) -> bool:
         return name in self.read_json("state.json", {"stages": {}})["stages"]
+
+    # -- what it stands on ------------------------------------------------------------------------------------
+
+    def same(self, what: str, now: Mapping[str, Any]) -> None:
+        """Keep something that the run stands on (its recipe, data, teacher), and refuse to go on with anything else:
+        half of the steps would be of the one and half of the other.
+
+        Args:
+            what: its name in messages ("teacher"); now: facts that change with it, JSON values.
+
+        Raises:
+            RunError: it is not what it was when the run began; with what changed.
+        """
+        if rank() != 0 or self.read_only:
+            return
+        done = self.read_json("state.json", {"schema": SCHEMA, "stages": {}})
+        before, now = done.setdefault("inputs", {}).get(what), json.loads(json.dumps(now))
+        if before is None:
+            done["inputs"][what] = now
+            self.write_json("state.json", done)
+        elif before != now:
+            old, new = dict(_leaves(before)), dict(_leaves(now))
+            changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            each = [f"{key} was {old.get(key, 'not set')!s}, now {new.get(key, 'not set')!s}" for key in changed[:5]]
+            raise RunError(
+                f"{self.folder} began with another {what}: {'; '.join(each)}",
+                hint="put back what it began with, or start a new run with another --out",
+            )
+
+    def next_fit(self) -> int:
+        """Which training of the run begins now, from 1; the same number when it is reached again after a kill. Those of
+        a stage count by themselves: a resumed run does not come through a stage that is finished."""
+        stage = "/".join(self._stages)
+        self._fits[stage] += 1
+        done, key = self.read_json("state.json", {"schema": SCHEMA, "stages": {}}), f"{stage}#{self._fits[stage]}"
+        fits = done.setdefault("fits", [])
+        if key not in fits:
+            fits.append(key)
+            self.write_json("state.json", done)
+        return 1 + fits.index(key)
 
     # -- provenance -------------------------------------------------------------------------------------------
 
@@ -229,6 +278,15 @@ class Run:
             old = value.get(key)
             value[key] = {**old, **fact} if isinstance(old, dict) and isinstance(fact, Mapping) else fact
         self.write_json("provenance.json", value)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in mappings and lists, with where each stands ("options.batch_size")."""
+    if not isinstance(value, (Mapping, list)) or not value:
+        yield name, value
+        return
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
 
 
 def environment() -> dict[str, Any]:

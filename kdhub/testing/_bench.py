@@ -233,8 +233,10 @@ class Bench:
         return self._trials[name]
 
     def resumed(self, trial: Trial) -> Trial:
-        watch = Watch(self.registry)
-        return self._try(watch, lambda: distill(resume=trial.run.folder, resolver=watch))
+        return self.resumed_at(trial.run.folder, Watch(self.registry))
+
+    def resumed_at(self, folder: Path, watch: Watch) -> Trial:
+        return self._try(watch, lambda: distill(resume=folder, resolver=watch))
 
     def _try(self, watch: Watch, work: Callable[[], Run]) -> Trial:
         error, run = None, None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
 import numpy as np
 
-from kdhub.errors import CompatibilityError, KdhubError, RecipeError
+from kdhub.errors import CompatibilityError, KdhubError, RecipeError, RunError
 from kdhub.evaluation.cost import MADE
 from kdhub.method import ObjectiveMethod, TrainingOptions
 from kdhub.plugins.registry import Entry, Registry
@@ -153,12 +156,7 @@ def another_seed_gives_another_student(bench: Bench) -> None:
 @check("method")
 def resume_is_exact(bench: Bench) -> None:
     """A run that is broken off and resumed ends with the same student: extras, states and optimiser came back."""
-    undisturbed = bench.unscored  # first: it makes the recipes that this one stands on, or one of them is broken off
-    broken = bench.trial("broken", watch=Watch(bench.registry, method=_kill), evaluation={"data": []})
-    if broken.error is None and not _objective(bench):
-        raise SkipTest("it has no stages: broken off, it begins again")
-    assert broken.error is not None, "it swallows what breaks it off"
-    assert isinstance(broken.error, Killed), f"broken off, it fails of something else: {failed(broken.error)}"
+    undisturbed, (broken, _) = bench.unscored, _broken(bench)
     resumed = _ran(bench, bench.resumed(broken), "resumed")
     if _objective(bench):
         steps = [line["step"] for line in resumed.run.metrics()]
@@ -166,6 +164,43 @@ def resume_is_exact(bench: Bench) -> None:
     different = undisturbed.difference(resumed)
     assert not different, f"a resumed run differs from an undisturbed one in {different}: is there state or a module "\
         "that a checkpoint does not keep (state(), extras())?"  # fmt: skip
+
+
+@check("method")
+def resume_is_refused_after_a_change(bench: Bench) -> None:
+    """A broken-off run does not go on with another recipe than it began with, and says what is another."""
+    _, folder = _broken(bench)
+    path = folder / "recipe.yaml"
+    path.write_text(re.sub(r"(?m)^seed:.*\n", "", path.read_text()) + "seed: 4321\n")
+    watch = Watch(bench.registry)
+    error = bench.resumed_at(folder, watch).error
+    assert isinstance(error, RunError) and "seed" in str(error), f"with another seed it goes on or fails of {error}"
+    assert watch.used is None, "the method was run before the change was seen"
+
+
+@check("method")
+def a_batch_in_parts_is_the_same_batch(bench: Bench) -> None:
+    """Four accumulated batches of 2 rows of unequal length have the losses of one of 8: means are over the optimiser
+    step (`step_count`). Not asked of a method that says why its loss is of batches (`batchwise`)."""
+    if not _objective(bench):
+        raise SkipTest("it is not trained by the engine")
+    if why := bench.base.watch.used.batchwise:
+        raise SkipTest(f"its loss is of batches: {why}")
+    of_words = [e.name for e in bench.registry.all("task") if "words" in e.spec.traits and e.name in bench.task_names]
+    recipe = bench.recipe_for(next((t for t in of_words if bench.tiny(t) is not None), bench.task))
+    del recipe["method"]
+    settings = {"batch_size": 8, "max_steps": 3, "group_by_length": False, "dropout": 0.0, "grad_clip": 0.0}
+    losses = {}
+    for parts in (1, 4):
+        options = {**recipe["options"], **settings, "accumulate": parts}
+        trial = bench.trial(f"in-{parts}", **{**recipe, "evaluation": {"data": []}, "options": options})
+        losses[parts] = [line["terms"] for line in _ran(bench, trial).run.metrics() if "terms" in line]
+    for step, (whole, parts) in enumerate(zip(losses[1], losses[4]), 1):
+        for name, value in whole.items():
+            assert math.isclose(value, parts[name], rel_tol=2e-4, abs_tol=2e-6), (
+                f"step {step}: loss term {name!r} is {value:.6g} for a batch of 8 rows, {parts[name]:.6g} for the same "
+                "in four: a mean over what batches have not alike is values.sum() / step_count(batch, unit)"
+            )
 
 
 @check("method")
@@ -336,6 +371,20 @@ def _ran(bench: Bench, trial: Trial, what: str = "") -> Trial:
 
 def _settings(trial: Trial) -> dict[str, Any]:
     return trial.watch.used.settings() if hasattr(trial.watch.used, "settings") else {}
+
+
+def _broken(bench: Bench) -> tuple[Trial, Path]:
+    """A run that was broken off, and a copy of its folder that nobody has resumed."""
+    bench.unscored  # noqa: B018 - first: it makes the recipes that this one stands on, or one of them is broken off
+    broken = bench.trial("broken", watch=Watch(bench.registry, method=_kill), evaluation={"data": []})
+    if broken.error is None and not _objective(bench):
+        raise SkipTest("it has no stages: broken off, it begins again")
+    assert broken.error is not None, "it swallows what breaks it off"
+    assert isinstance(broken.error, Killed), f"broken off, it fails of something else: {failed(broken.error)}"
+    copy = bench.folder / "broken-copy"
+    if not copy.exists():
+        shutil.copytree(broken.run.folder, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    return broken, copy
 
 
 def _kill(method: Any, session: Any) -> None:

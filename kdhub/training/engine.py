@@ -91,7 +91,13 @@ class _Objective(nn.Module):
         else:
             given = Signals(teacher or {})
         terms = self._method.objective(student, given, inputs, self.progress)
-        loss = torch.stack([t.float() for t in terms.values()]).sum()
+        for name, term in terms.items():
+            if term.numel() != 1:
+                raise UsageError(
+                    f"loss term {name!r} of {self._method.spec.name} must be one number (shape={tuple(term.shape)})",
+                    hint="a mean over rows is values.mean(), any other values.sum() / step_count(batch, unit)",
+                )
+        loss = torch.stack([t.float().reshape(()) for t in terms.values()]).sum()
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
 
 
@@ -269,14 +275,14 @@ class _Trainer(Trainer):
             "ranks": world_size(),
         }
         write_json(made / STATE, state)
-        target = engine.run.checkpoints / name
+        target = engine.checkpoints / name
         shutil.rmtree(target, ignore_errors=True)
         for path in made.rglob("*"):
             if path.is_file():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
         os.replace(made, target)
-        for old in list_checkpoints(engine.run.checkpoints)[:-2]:
+        for old in list_checkpoints(engine.checkpoints)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -318,6 +324,7 @@ class _Watch(TrainerCallback):
         terms = engine.mean_terms()
         trainer = engine.trainer
         record = {
+            **engine.of_fit,
             "step": state.global_step,
             "epoch": round(state.global_step / engine.steps_per_epoch, 4),
             "loss": sum(terms.values()),
@@ -357,6 +364,7 @@ class Engine:
         teacher: a live teacher, or None.
         sampler: order of the rows; shuffled when None.
         probe: what the sampler asks for -> a function that measures it now (see `kdhub.sampler.Probe`).
+        fit: which training of its run this is, from 1; each has checkpoints and lines of the log of its own.
     """
 
     def __init__(
@@ -373,6 +381,7 @@ class Engine:
         sampler: Sampler | None = None,
         probe: Callable[[Probe], Callable[[], dict[str, float]]] | None = None,
         seed: int = 0,
+        fit: int = 1,
     ):
         options = method.options
         self.run, self.method, self.task, self.student, self.rows = run, method, task, student, rows
@@ -391,13 +400,20 @@ class Engine:
                 f"{options.accumulate} accumulated batches",
                 hint=f"use a multiple of {parts}",
             )
+        if parts > 1 and method.batchwise and rank() == 0:
+            logger.warning(
+                "batch_size %d is computed as %d batches of %d rows, and the loss is of each: %s",
+                options.batch_size, parts, options.batch_size // parts, method.batchwise,
+            )  # fmt: skip
         self.steps_per_epoch, self.steps = steps_of(options, len(rows))
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.order = _Order(self.sampler, self.steps * options.batch_size)
         wanted = self.sampler.probes(self.steps)
         self._probe, self._probe_every = (probe(wanted), wanted.every) if wanted else (None, 0)
-        self.staging = run.checkpoints / ".staging"
+        self.fit = fit
+        self.checkpoints = run.checkpoints if fit == 1 else run.checkpoints / f"fit-{fit}"
+        self.staging = self.checkpoints / ".staging"
         self.log_every = max(1, min(50, self.steps // 50))
         self.logged: Callable[[dict[str, Any]], None] = lambda record: None  # told of each logged record
         self.precision = resolve_precision(options.precision)
@@ -411,7 +427,7 @@ class Engine:
         if torch.cuda.is_available() and not cuda and rank() == 0:
             logger.warning("more processes than the %d GPUs here: all compute on the CPU", torch.cuda.device_count())
         arguments = TrainingArguments(
-            output_dir=str(run.checkpoints),
+            output_dir=str(self.checkpoints),
             per_device_train_batch_size=options.batch_size // parts,
             gradient_accumulation_steps=options.accumulate,
             max_steps=self.steps,
@@ -454,16 +470,20 @@ class Engine:
         return {"inputs": self.task.collate(examples, self.student), "teacher": teacher}
 
     def prepared(self, batches: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-        """The batches of an optimiser step as the method changes them, with what means are over (`Task.counts`)."""
+        """The batches of an optimiser step as the method changes them, with what means are over (`step_count`)."""
         self.module.progress = Progress(step, self.steps, step / self.steps_per_epoch)
-        made = [{**b, "inputs": self.method.prepare_batch(self._varied(b["inputs"]), self.generator)} for b in batches]
-        each = [self.task.counts(b["inputs"]) for b in made]
-        if not each or not each[0]:
-            return made
-        sums = torch.tensor([sum(c[name] for c in each) for name in each[0]], device=self.trainer.args.device)
-        if world_size() > 1:
+        made, drawn = [], self.generator.get_state()
+        for b in batches:
+            self.generator.set_state(drawn)
+            made.append({**b, "inputs": self.method.prepare_batch(self._varied(b["inputs"]), self.generator)})
+        each = [
+            {**self.task.counts(b["inputs"]), **self.method.counts(b["inputs"], Signals(b["teacher"]))} for b in made
+        ]
+        names = list(each[0]) if each else []
+        sums = torch.tensor([sum(c[name] for c in each) for name in names], device=self.trainer.args.device)
+        if world_size() > 1 and names:
             torch.distributed.all_reduce(sums)
-        means = {n: max(1, total) / (len(made) * world_size()) for n, total in zip(each[0], sums.tolist())}
+        means = {n: max(1, total) / (len(made) * world_size()) for n, total in zip(names, sums.tolist())}
         return [{**b, "inputs": {**b["inputs"], "mean_counts": means}} for b in made]
 
     def _varied(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -472,13 +492,18 @@ class Engine:
             return inputs
         return dict(self.task.vary(inputs, self.student, int(self.module.progress.epoch)))
 
+    @property
+    def of_fit(self) -> dict[str, int]:
+        """What lines of the log have in front where they are not of the run's first training."""
+        return {"fit": self.fit} if self.fit > 1 else {}
+
     # -- watching ---------------------------------------------------------------------------------------------
 
     def observe(self, step: int, loss: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
         """Add up terms for the log; stop at a loss that is not a number."""
         if not torch.isfinite(loss):
             bad = [name for name, term in terms.items() if not torch.isfinite(term)] or list(terms)
-            last = list_checkpoints(self.run.checkpoints)
+            last = list_checkpoints(self.checkpoints)
             kept = f"the last good checkpoint is {last[-1].name}" if last else "no checkpoint was made yet"
             raise TrainingError(
                 f"the loss is {loss.item()} at step {step + 1} of {self.steps}: term {', '.join(map(repr, bad))}",
@@ -510,7 +535,7 @@ class Engine:
 
     def _tell_sampler(self, step: int) -> None:
         found = of_first(self._probe())
-        self.run.log(step=step, probe=found)
+        self.run.log(**self.of_fit, step=step, probe=found)
         self.order.observe(step, found)
 
     def _warn_about_scales(self, terms: dict[str, float]) -> None:
@@ -538,8 +563,8 @@ class Engine:
         Returns:
             `seconds`, `steps`, `rows_per_second` of this process's part, `precision`.
         """
-        self.run.checkpoints.mkdir(exist_ok=True)
-        checkpoint = newest_checkpoint(self.run.checkpoints)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint = newest_checkpoint(self.checkpoints)
         if checkpoint is not None:
             state = json.loads((checkpoint / STATE).read_text())
             if state["ranks"] != world_size():
@@ -552,11 +577,11 @@ class Engine:
             self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
             self.resumed_from = checkpoint
             self.order.resume(first * self.method.options.batch_size, state["sampler"])
-            self.run.rewind_metrics(first)
+            self.run.rewind_metrics(first, self.fit)
             if rank() == 0:
                 logger.info("resuming from %s", checkpoint.name)
         else:
-            self.run.rewind_metrics(0)
+            self.run.rewind_metrics(0, self.fit)
         set_seed(self.seed)
         began = time.monotonic()
         first = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

@@ -13,7 +13,7 @@ from typing import Any
 from kdhub.files import canonical_json
 from kdhub.ranks import barrier, rank
 from kdhub.recipes.chain import folder_of, replaced, resolved
-from kdhub.recipes.recipe import Recipe
+from kdhub.recipes.recipe import Recipe, read_yaml
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run, environment
 
@@ -39,6 +39,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         return run
     began = time.monotonic()
     with running(run, resolver.registry.plugins):
+        run.same("recipe", read_yaml(run.folder / "recipe.yaml") if rank() == 0 else {})
         run.recipe, chained = unchained(run.recipe, resolver)
         session = Session(run, resolver)
         _first_provenance(run, session, chained)
@@ -143,7 +144,7 @@ def _add_costs(run: Run, session: Any, student: Any, report: Any) -> None:
     subjects = cost_subjects(run.recipe, run.student_folder)
     logger.info("measuring cost, each subject in a process of its own")
     rows = session.task.sample(data, split, COST_ROWS)
-    report.measures += cost.measure(run.recipe.task, subjects, rows)
+    report.add_costs(cost.measure(run.recipe.task, subjects, rows))
 
 
 def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -20,7 +21,7 @@ from kdhub.evaluation.report import Report
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
 from kdhub.metric import Measure
-from kdhub.ranks import barrier, device, rank, repeatable
+from kdhub.ranks import barrier, device, of_first, rank, repeatable
 from kdhub.recipes.recipe import Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
@@ -58,6 +59,7 @@ class Session:
         self.calls = 0
         self.saved: Path | None = None
         self._looking = 0.0  # seconds of training that were spent on `evaluation.curve`
+        self._trained: Counter[str] = Counter()  # seconds, steps and rows of all trainings of this process
 
     # -- what a method sees -----------------------------------------------------------------------------------
 
@@ -66,6 +68,7 @@ class Session:
         if self.recipe.teacher is None:
             return None
         teacher = self.resolver.teacher(self.recipe.teacher, self.recipe.task)
+        self.run.same("teacher", teacher.identity)
         self.run.add_provenance(teacher=self._known(teacher, self.recipe.teacher.source))
         return teacher
 
@@ -104,7 +107,9 @@ class Session:
         start = {"source": self.recipe.student.source, **student.start}
         if made := self._made_by(self.recipe.student.source):
             start |= {"source": made, "how": f"the student of {made}"}
-        self.run.add_provenance(student={"start": start, "start_sha256": weights_digest(student)})
+        digest = weights_digest(student)
+        self.run.same("start", {"source": start["source"], "weights": digest})
+        self.run.add_provenance(student={"start": start, "start_sha256": digest})
         return student
 
     def _fits_problem(self, student: Student) -> None:
@@ -160,6 +165,7 @@ class Session:
         read = Rows.build(table, prepare, row_key)
         whole = " and ".join(f"{data.name} {split}" for data, split in self.training_data[use])
         rows = read.readable(whole, self.recipe.on_bad_rows).learnable()
+        self.run.same(f"{use} rows as the models see them ({', '.join(settings) or 'plain'})", {"digest": rows.digest})
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
         facts = {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
@@ -252,13 +258,15 @@ class Session:
             sampler=self._sampler(rows, method),
             probe=partial(self._prober, method, student),
             seed=self.seed,
+            fit=of_first(self.run.next_fit()),
         )
         engine.logged = self._logged(student, engine.steps)
         facts = engine.train()
         facts["seconds"] = round(facts["seconds"] - self._looking, 2)
         if live is not None:
             facts["live_teacher_rows"] = facts["steps"] * method.options.batch_size
-        self.run.add_provenance(training={**facts, "peak_memory_bytes": peak_memory()})
+        self._trained.update({name: facts[name] for name in ("seconds", "steps", "live_teacher_rows") if name in facts})
+        self.run.add_provenance(training={**facts, **self._trained, "peak_memory_bytes": peak_memory()})
         return student
 
     def evaluate(self, student: Student) -> Report:
@@ -327,7 +335,8 @@ class Session:
             if points and rank() == 0 and (share := record["step"] * points // steps) > reached:
                 reached, began = share, time.monotonic()
                 if found := self.evaluator.glance(self._student_encoder(student)):
-                    self.run.log(step=record["step"], metric=found[0], measured=found[1])
+                    at = {name: record[name] for name in ("fit", "step") if name in record}
+                    self.run.log(**at, metric=found[0], measured=found[1])
                 self._looking += time.monotonic() - began
 
         return logged
@@ -432,6 +441,8 @@ class Session:
 
     def _note_data(self, used: list[dict[str, Any]]) -> None:
         used = [{**d, "source": self._made_by(d["source"]) or d["source"]} for d in used]
+        for d in used:
+            self.run.same(f"{d['use']} data {d['source']} {d['split']}", {k: d[k] for k in ("rows", "fingerprint")})
         known = self.run.provenance.get("data", {}).get("use", [])
         names = {(d["use"], d["source"], d["split"]) for d in used}
         kept = [d for d in known if (d["use"], d["source"], d["split"]) not in names]

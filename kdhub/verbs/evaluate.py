@@ -76,7 +76,7 @@ def evaluate(
     report.notes += evaluator.notes
     report.facts = {"primary": evaluator.primary}
     if cost and (evaluator.data or not loaded.answers):
-        report.measures += _cost(recipe, task_object, evaluator, loaded)
+        report.add_costs(_cost(recipe, task_object, evaluator, loaded))
     if out is not None:
         write_json(Path(out), report.to_dict())
     return report

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from kdhub_logits.methods.mixkd import MixKd, draw, mix, mixed_loss
-from kdhub_logits.methods.similarity import Feature, median_distance, mmd2, rank_loss
+from kdhub_logits.methods.self_distillation import SelfDistillation
+from kdhub_logits.methods.similarity import Feature, Rank, median_distance, mmd2, rank_loss
 from kdhub_logits.methods.trg import Trg, context, global_loss, graph, inner_loss, local_loss, same_grid
 from kdhub_logits.wrappers import TwoHeads, rescaled
 from kdhub_tasks.classification import networks, tiny
 from kdhub_tasks.classification.model import TokenClassifier
-from kdhub_tasks.classification.task import ImageClassification
+from kdhub_tasks.classification.task import ImageClassification, TextClassification
 from kdhub_tasks.distances import attention_distance, feature_distance, layer_pairs
 from kdhub_tasks.signals import LAYERED
 from kdhub_tasks.transformer import TextClassifier
@@ -123,12 +124,61 @@ def test_layers_that_cannot_be_compared(tmp_path):
     method = Feature(Feature.Options(of="attentions"))
     method.pairs = [(1, 1)]
     with pytest.raises(CompatibilityError, match="positions differ"):
-        method.apart(*(Signals(attentions=torch.ones(n, 1)) for n in (9, 16)))
+        method.apart(*(Signals(attentions=torch.ones(n, 1)) for n in (9, 16)), {})
     with pytest.raises(CompatibilityError, match="the student gives logits, features, not attentions"):
         kdhub.distill(
             {**ImageClassification().tiny_recipe(tmp_path), "task": "image-classification", "method": "feature"},
             set={"options.of": "attentions"}, out=tmp_path / "run",
         )  # fmt: skip
+
+
+def texts(lengths, seed):
+    """A batch of texts of these lengths, some without a label, and all signals of some model: (signals, batch)."""
+    draw, n = torch.Generator().manual_seed(seed), len(lengths)
+    maps = [torch.softmax(torch.randn(2, n, n, generator=draw), -1).flatten(1).T for n in lengths]
+    signals = Signals(
+        logits=torch.randn(n, 5, generator=draw).round(),  # some classes are equally probable
+        features=torch.randn(n, 3, generator=draw),
+        hidden_states=torch.randn(sum(lengths), 2, 3, generator=draw),
+        attentions=torch.cat(maps),
+    )
+    labels, mask = torch.randint(-1, 2, (n,), generator=draw), torch.arange(9) < torch.tensor(lengths)[:, None]
+    targets = torch.eye(5)[labels] * (labels >= 0)[:, None]
+    return signals, {"labels": labels, "attention_mask": mask.long(), "targets": targets}
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (Feature, {}),
+        (Feature, {"of": "hidden_states", "distance": "cosine"}),
+        (Feature, {"of": "attentions"}),
+        (Feature, {"of": "attentions", "distance": "kl"}),
+        (Rank, {"rank_k": 4}),
+        (Rank, {"form": "logistic"}),
+        (MixKd, {"mode": "none"}),
+        (MixKd, {"mode": "none", "temperature": 2.0}),
+        (SelfDistillation, {"backend": "nn", "alpha": 0.5, "reg_coef": 0.0}),
+    ],
+)
+def test_the_mean_of_a_step_does_not_depend_on_how_it_is_cut(cls, options):
+    """Four batches of unequal texts, each divided by what a batch has on average, are one batch of all."""
+    method, same = cls(cls.Options(**options)), torch.nn.Identity()
+    method.pairs, method.modules = [(1, 1), (2, 2)], {"projector": same}
+    if options.get("of") == "hidden_states":
+        method.modules = {"projector": [same, same]}
+
+    def terms(student, teacher, batch):
+        return {k: v.item() for k, v in method.objective(student, teacher, batch, Progress(0, 1, 0.0)).items()}
+
+    lengths = [(2, 7), (1, 4), (9, 3), (5, 5)]
+    parts = [(*texts(n, i), texts(n, 9 + i)[0]) for i, n in enumerate(lengths)]
+    counts = [TextClassification.counts(None, b) | method.counts(b, t) for _, b, t in parts]
+    mean = {name: sum(c[name] for c in counts) / 4 for name in counts[0]}
+    cut = [terms(s, t, b | {"mean_counts": mean}) for s, b, t in parts]
+    student, batch, teacher = ({n: torch.cat([one[n] for one in all_]) for n in all_[0]} for all_ in zip(*parts))
+    whole = terms(Signals(student), Signals(teacher), batch)
+    assert {name: sum(one[name] for one in cut) / 4 for name in whole} == pytest.approx(whole, rel=1e-5)
 
 
 def test_mmd_of_the_specification_and_zero_only_for_equal_sets():

@@ -24,18 +24,25 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: str = "mse") ->
     return (gap.square() if distance == "mse" else gap.abs()).mean(-1)
 
 
-def attention_distance(student: Tensor, teacher: Tensor, distance: str = "mse") -> Tensor:
+def attention_distance(
+    student: Tensor,
+    teacher: Tensor,
+    distance: str = "mse",
+    queries: float | None = None,
+    weights: float | None = None,
+) -> Tensor:
     """Of attention maps: `mse`, `l1` of each weight, mean; `kl` KL(teacher || student) of each query, mean.
 
     Args:
         student, teacher: (weights, layers), the weights of a query one after the other; those of each sum to 1.
+        queries, weights: of one layer, that the means are over; those here if None.
     """
     import torch
 
     if distance != "kl":
-        return feature_distance(student, teacher, distance).mean()
+        return feature_distance(student, teacher, distance).sum() / (weights or len(student))
     apart = torch.xlogy(teacher, teacher) - torch.xlogy(teacher, student.clamp_min(1e-12))
-    return apart.sum() / teacher.sum()  # the sum of all weights is the number of queries
+    return apart.sum() / (queries * teacher.shape[1] if queries else teacher.sum())  # the sum of a query's weights is 1
 
 
 def layer_pairs(student: int, teacher: int, layer_map: str | Sequence[int] = "uniform") -> list[tuple[int, int]]:

@@ -199,10 +199,3 @@ def suited(function: Callable[..., Tensor], labels: Tensor) -> Callable[..., Ten
         return torch.stack([torch.zeros_like(logits), logits], -1)
 
     return lambda student, teacher: function(pairs(student), pairs(teacher)).sum(-1)
-
-
-def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean over positions, or over those where `mask` is true; 0, with a gradient of 0, where there is none."""
-    if mask is None:
-        return values.mean()
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp_min(1)

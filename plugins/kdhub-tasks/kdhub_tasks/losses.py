@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from kdhub.method import TrainingOptions
+from kdhub.method import TrainingOptions, step_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,17 +65,18 @@ def label_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
 def positions_in(batch: Mapping[str, Any]) -> float:
     """What a sum over the positions of a batch is divided by for their mean: in training how many a batch has on
     average, over all ranks and accumulated batches of the step, so that no position counts more than another."""
-    return batch.get("mean_counts", {}).get("positions") or max(1, len(batch["labels"]))
+    return step_count(batch, "positions") or max(1, len(batch["labels"]))
 
 
 def labelled_in(batch: Mapping[str, Any]) -> float:
     """The same for a sum over the positions with a label."""
-    return batch.get("mean_counts", {}).get("labels") or labels_in(batch["labels"])
+    return step_count(batch, "labels") or labels_in(batch["labels"])
 
 
-def tokens_in(batch: Mapping[str, Any], here: int) -> float:
-    """The same for a sum over all tokens but padding, of which this batch has `here`; where the task counts them."""
-    return batch.get("mean_counts", {}).get("tokens") or here
+def tokens_in(batch: Mapping[str, Any], here: float) -> float:
+    """The same for a sum over all tokens but padding, of which this batch has `here`; so have all batches of inputs of
+    one shape, which have no mask."""
+    return (step_count(batch, "tokens") if "attention_mask" in batch else None) or here
 
 
 def labels_in(labels: Tensor) -> Tensor:

@@ -245,14 +245,6 @@ def test_one_class_is_no_choice(name):
     assert abs(ALL[name](torch.tensor([[3.0]]), torch.tensor([[-2.0]])).item()) < 1e-6
 
 
-def test_masked_mean():
-    values = torch.tensor([1.0, 5.0, torch.nan], requires_grad=True)
-    mean = d.masked_mean(values, torch.tensor([True, True, False]))
-    mean.backward()
-    assert mean.item() == 3 and values.grad.tolist() == [0.5, 0.5, 0]
-    assert d.masked_mean(torch.tensor([1.0]), torch.tensor([False])).item() == 0
-
-
 # -- what direction means -------------------------------------------------------------------------------------
 
 

@@ -44,20 +44,27 @@ class Bridge:
             )
         return cls([a[one] for one in shared], [b[one] for one in shared])
 
-    def divergence(
-        self, student: Tensor, mine: Tensor, teacher: Tensor, theirs: Tensor, tau: float
-    ) -> tuple[Tensor, int]:
-        """Sum of KL(p_t || p_S), between shared tokens, over the positions with the same characters in both; and how
-        many positions those are. `mine`, `theirs` are their `spans`, one row after the other."""
-        from kdhub_tasks.divergences import forward_kl
-
+    def compared(self, mine: Tensor, teacher: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions with the same characters in both, of the student's and of the teacher's tokens. `mine`,
+        `theirs`
+        are their `spans`, one row after the other."""
         # Stored spans are int32, too narrow for start and end in one number.
         at, there = matched(*(_keys(spans, spans[:, 1].long() * WIDE + spans[:, 2]) for spans in (mine, theirs)))
         z = teacher.float()[there]
         known = z.softmax(-1)[:, self.theirs.to(z.device)].sum(-1) >= LEAST
-        s = student.float()[at[known]][:, self.mine.to(z.device)]
-        z = z[known][:, self.theirs.to(z.device)]
-        return forward_kl(s / tau, z / tau).sum(), int(known.sum())
+        return at[known], there[known]
+
+    def divergence(
+        self, student: Tensor, mine: Tensor, teacher: Tensor, theirs: Tensor, tau: float
+    ) -> tuple[Tensor, int]:
+        """Sum of KL(p_t || p_S), between shared tokens, over the positions that are `compared`; and how many those
+        are."""
+        from kdhub_tasks.divergences import forward_kl
+
+        at, there = self.compared(mine, teacher, theirs)
+        s = student.float()[at][:, self.mine.to(at.device)]
+        z = teacher.float()[there][:, self.theirs.to(at.device)]
+        return forward_kl(s / tau, z / tau).sum(), len(at)
 
 
 def by_word(student: Tensor, mine: Tensor, teacher: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +81,12 @@ def by_word(student: Tensor, mine: Tensor, teacher: Tensor, theirs: Tensor) -> t
         keys.append(words)
     at, there = matched(*keys)
     return sides[0][at], sides[1][there]
+
+
+def shared_words(mine: Tensor, theirs: Tensor) -> int:
+    """How many words `by_word` compares."""
+    words = (own[own >= 0].unique() for own in (_keys(spans, spans[:, 3]) for spans in (mine, theirs)))
+    return len(matched(*words)[0])
 
 
 def _keys(spans: Tensor, own: Tensor) -> Tensor:

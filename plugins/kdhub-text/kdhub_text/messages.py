@@ -60,19 +60,20 @@ def hear(codec: Any, place: str, message: Tensor) -> Tensor:
     return codec["decoder"][place](message)
 
 
-def distance(a: Tensor, b: Tensor, kind: str = "mse", real: Tensor | None = None) -> Tensor:
+def distance(a: Tensor, b: Tensor, kind: str = "mse", real: Tensor | None = None, many: float | None = None) -> Tensor:
     """Mean squared difference, or 1 - cos of each position, mean; scalar.
 
     Args:
         a, b: (rows, positions, width).
         real: (rows, positions), 0 for padding, or None; ignored for sequences of other lengths.
+        many: real positions that the mean is over; those here if None.
     """
     from torch.nn.functional import cosine_similarity
 
     each = 1 - cosine_similarity(a, b, dim=-1) if kind == "cosine" else (a - b).square().mean(-1)
     if real is None or real.shape != each.shape:
         return each.mean()
-    return (each * real).sum() / real.sum()
+    return (each * real).sum() / (many or real.sum())
 
 
 def among(state: Tensor, real: Tensor | None) -> Tensor:

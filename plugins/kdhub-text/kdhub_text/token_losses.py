@@ -123,15 +123,18 @@ def ntxent_loss(
     return value.mean()
 
 
-def crd_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float = 0.07) -> Tensor:
+def crd_loss(
+    student: Tensor, teacher: Tensor, queue: Tensor, temperature: float = 0.07, many: float | None = None
+) -> Tensor:
     """-log of the share of a token's own teacher state among it and those of the queue, mean over tokens; of an empty
     queue 0.
 
     Args:
         student, teacher: (tokens, width) unit vectors; queue: (n, width), the teacher's of earlier tokens.
+        many: tokens that the mean is over; those here if None.
     """
     import torch
 
     own = (student * teacher).sum(-1, keepdim=True)
     like = torch.cat([own, student @ queue.to(student.dtype).T], 1) / temperature
-    return -torch.log_softmax(like, 1)[:, 0].mean()
+    return -torch.log_softmax(like, 1)[:, 0].sum() / (many or len(like))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
+from kdhub.method import ObjectiveMethod, Progress, TrainingOptions, step_count
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,12 @@ class Dpo(PreferenceMethod):
 
         self.reference = Reference(student)
 
+    def counts(self, batch: Mapping[str, Any], teacher: Signals) -> dict[str, int]:
+        """`pairs` of a better and a worse response."""
+        from kdhub_tasks.language.groups import pairs
+
+        return {"pairs": len(pairs(batch["groups"], batch["scores"])[0])}
+
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
@@ -61,7 +67,8 @@ class Dpo(PreferenceMethod):
         now = per_row(label_log_probs(student, labels), counts)
         start = per_row(label_log_probs(self.reference(batch), labels), counts)
         better, worse = pairs(batch["groups"], batch["scores"])
-        return {"preference": preference_loss(now, start, better, worse, self.options.beta)}
+        many = step_count(batch, "pairs")
+        return {"preference": preference_loss(now, start, better, worse, self.options.beta, many)}
 
 
 def groups_of(run: RunContext, method: ObjectiveMethod) -> Rows:
@@ -88,16 +95,17 @@ def groups_of(run: RunContext, method: ObjectiveMethod) -> Rows:
     return rows
 
 
-def preference_loss(now: Tensor, start: Tensor, better: Tensor, worse: Tensor, beta: float = 0.1) -> Tensor:
+def preference_loss(
+    now: Tensor, start: Tensor, better: Tensor, worse: Tensor, beta: float = 0.1, many: float | None = None
+) -> Tensor:
     """Mean over pairs, ln 2 where the student has changed neither response; 0 without pairs.
 
     Args:
         now, start: log-probabilities of responses by student and start, nats, (responses,).
         better, worse: indices of the responses of each pair, (pairs,).
+        many: pairs that the mean is over; those here if None.
     """
     from torch.nn.functional import logsigmoid
 
     moved = now - start.detach()
-    if not len(better):
-        return 0 * moved.sum()
-    return -logsigmoid(beta * (moved[better] - moved[worse])).mean()
+    return -logsigmoid(beta * (moved[better] - moved[worse])).sum() / (many or max(1, len(better)))

@@ -11,8 +11,9 @@ with d = log ref(y_t) - log pi(y_t) and ref the start. There is no teacher: the 
 
 From arXiv:2503.14476: no KL by default, the mean over all tokens of a batch, the wider upper bound, and no loss on
 groups with equal rewards and on truncated answers, which are never right. Groups with equal rewards are left out of the
-mean, not sampled again. An answer is used once. With `policy_steps` above 1 the sampling policy lags behind, as if
-answers were sampled for several steps together; only then does clipping have an effect.
+mean, not sampled again. Groups are of one prompt, so they are the same in any micro-batch, and the mean is over the
+whole optimiser step. An answer is used once. With `policy_steps` above 1 the sampling policy lags behind, as if answers
+were sampled for several steps together; only then does clipping have an effect.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
+from kdhub.method import ObjectiveMethod, Progress, TrainingOptions, step_count
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ class PolicyOptions(TrainingOptions):
     eps_high: float = Field(0.28, gt=0, lt=1, description="ratios are clipped to at most 1 plus this")
     beta_kl: float = Field(0.0, ge=0, description="weight of the KL to the start")
     loss_agg: Literal["token", "sequence"] = Field(
-        "token", description="mean over all tokens of a batch, or within each answer and then over answers"
+        "token", description="mean over all tokens of a step, or within each answer and then over answers"
     )
     dynamic_sampling: bool = Field(True, description="leave groups with equal rewards out of the mean")
     policy_steps: int = Field(
@@ -166,6 +167,12 @@ class PolicyGradient(ObjectiveMethod):
         t = self.options.temperature
         return each_position(lambda logits, labels: -cross_entropies(logits / t, labels), signals, labels)
 
+    def counts(self, batch: Mapping[str, Any], teacher: Signals) -> dict[str, int]:
+        """`answers` that have tokens to learn from."""
+        from kdhub_lm.log_probs import per_row
+
+        return {"answers": int((per_row((batch["labels"] >= 0).float(), batch["counts"]) > 0).sum())}
+
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
@@ -173,7 +180,8 @@ class PolicyGradient(ObjectiveMethod):
         now = self.log_probs(student, labels)
         ratio = (now - batch.get("old", now.detach())).exp()
         advantages = batch["advantages"].repeat_interleave(counts)
-        mean = partial(aggregated, counts=counts, kept=labels >= 0, how=o.loss_agg)
+        many = step_count(batch, "labels" if o.loss_agg == "token" else "answers")
+        mean = partial(aggregated, counts=counts, kept=labels >= 0, how=o.loss_agg, many=many)
         terms = {"policy": mean(policy_losses(ratio, advantages, o.eps_low, o.eps_high))}
         if o.beta_kl:
             start = self.log_probs(self.reference(batch), labels)
@@ -312,17 +320,18 @@ def start_distances(now: Tensor, start: Tensor) -> Tensor:
     return apart.exp() - apart - 1
 
 
-def aggregated(values: Tensor, counts: Tensor, kept: Tensor, how: str = "token") -> Tensor:
+def aggregated(values: Tensor, counts: Tensor, kept: Tensor, how: str = "token", many: float | None = None) -> Tensor:
     """The mean of token values, 0 if none is kept.
 
     Args:
         values, kept: (tokens,), answer after answer; counts: (answers,) tokens of each.
         how: "token" over all tokens, "sequence" within each answer and then over answers with kept tokens.
+        many: tokens or answers that the mean is over; those here if None.
     """
     from kdhub_lm.log_probs import per_row
 
     values = values * kept
     if how == "token":
-        return values.sum() / kept.sum().clamp_min(1)
+        return values.sum() / (many or kept.sum().clamp_min(1))
     sizes = per_row(kept.to(values.dtype), counts)
-    return (per_row(values, counts) / sizes.clamp_min(1)).sum() / (sizes > 0).sum().clamp_min(1)
+    return (per_row(values, counts) / sizes.clamp_min(1)).sum() / (many or (sizes > 0).sum().clamp_min(1))

@@ -9,7 +9,8 @@ permutations u, v of the batch,
 where std is that of one row's logits over the classes. Only a share of the rows is mixed; the others are clean.
 
 Departures from the public code, which is not followed where its text and its doing differ: `mix_fraction` is the share
-that is mixed, and rows are chosen without replacement; mixed inputs always meet mixed labels.
+that is mixed, and rows are chosen without replacement; mixed inputs always meet mixed labels. Rows are mixed with those
+of their own micro-batch; the means are over the whole optimiser step.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from kdhub_tasks.losses import ClassifierOptions
+from kdhub_tasks.losses import ClassifierOptions, positions_in
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError
-from kdhub.method import ObjectiveMethod, Progress
+from kdhub.method import ObjectiveMethod, Progress, step_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,10 @@ class MixKd(ObjectiveMethod):
 
     options: Options
 
+    @property
+    def batchwise(self) -> str:
+        return "" if self.options.mode == "none" else "rows are mixed with others of their batch"
+
     def adapt(self, student: Student, teacher: Teacher | None) -> None:
         """With `std`, the student's logits are divided by their deviation from here on, also when it is used.
 
@@ -73,7 +78,9 @@ class MixKd(ObjectiveMethod):
         targets = one_hot(labels.clamp_min(0), self.classes).to(x.dtype) * (labels >= 0).unsqueeze(-1)
         if o.mode == "none":
             return {**batch, "targets": targets}
-        rng = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
+        drawn = torch.randint(2**62, (1,), generator=generator).item()
+        # Accumulated batches are given one state of the generator, and should not be mixed alike.
+        rng = np.random.default_rng([drawn, *batch["keys"].tolist()] if o.accumulate > 1 else drawn)
         first, second, share = draw(
             len(x), o.beta_a, 1.0 if o.mode == "fmu" else o.mix_fraction, rng, o.legacy_sampling
         )
@@ -81,11 +88,16 @@ class MixKd(ObjectiveMethod):
         first, second = (torch.as_tensor(i, device=x.device) for i in (first, second))
         return {**batch, "x": mix(x, first, second, share), "targets": mix(targets, first, second, share)}
 
+    def counts(self, batch: Mapping[str, Any], teacher: Signals) -> dict[str, int]:
+        """`targets`, rows that have one from labels."""
+        return {"targets": int((batch["targets"].sum(-1) > 0).sum())}
+
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
         o = self.options
-        labels, apart = mixed_loss(student.logits, teacher.logits.float(), batch["targets"], o.temperature)
+        counts = step_count(batch, "targets"), positions_in(batch)
+        labels, apart = mixed_loss(student.logits, teacher.logits.float(), batch["targets"], o.temperature, *counts)
         return {"labels": o.gamma * labels, "teacher": o.alpha * apart}
 
 
@@ -115,14 +127,20 @@ def mix(x: Tensor, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
 
 
 def mixed_loss(
-    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float | str = "std"
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    temperature: float | str = "std",
+    labelled: float | None = None,
+    rows: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy with soft targets, and the mean KL of teacher and student.
 
     With `std` both are of rescaled logits, and no factor stands before the KL; with a number the cross-entropy is at
-    temperature 1 and the KL is multiplied by the number's square. Rows whose targets are all 0 have no label.
+    temperature 1 and the KL is multiplied by the number's square. Rows whose targets are all 0 have no label. Means are
+    over `labelled` and `rows`, those here if None.
     """
-    from kdhub_tasks.divergences import forward_kl, log_probabilities, masked_mean
+    from kdhub_tasks.divergences import forward_kl, log_probabilities
 
     from kdhub_logits.wrappers import rescaled
 
@@ -133,4 +151,5 @@ def mixed_loss(
         s, factor = student, float(temperature) ** 2
         apart = forward_kl(student / temperature, teacher / temperature)
     each = -(targets * log_probabilities(s)).sum(-1)
-    return masked_mean(each, targets.sum(-1) > 0), factor * apart.mean()
+    known = (targets.sum(-1) > 0).sum().clamp_min(1)  # of the others the targets, and so the values, are 0
+    return each.sum() / (labelled or known), factor * apart.sum() / (rows or len(apart))

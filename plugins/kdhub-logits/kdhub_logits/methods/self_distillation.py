@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from kdhub_tasks.losses import ClassifierOptions
+from kdhub_tasks.losses import ClassifierOptions, labelled_in, positions_in
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError, UsageError
@@ -152,16 +152,16 @@ class SelfDistillation(ObjectiveMethod):
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
         import torch
-        from kdhub_tasks.divergences import masked_mean
         from torch.nn.functional import one_hot
 
         o, labels = self.options, batch["labels"]
         p = torch.softmax(student.logits.float(), -1)
         truth = (p - one_hot(labels.clamp_min(0), p.shape[-1])).square().mean(-1)
         alpha = o.alpha if "logits" in teacher else 1.0
-        terms = {"labels": alpha * masked_mean(truth, labels >= 0)}
+        terms = {"labels": alpha * truth.masked_fill(labels < 0, 0).sum() / labelled_in(batch)}
         if "logits" in teacher:
-            terms["teacher"] = (1 - alpha) * (p - torch.softmax(teacher.logits.float(), -1)).square().mean()
+            apart = (p - torch.softmax(teacher.logits.float(), -1)).square().mean(-1)
+            terms["teacher"] = (1 - alpha) * apart.sum() / positions_in(batch)
         if o.reg_coef:
             terms["weights"] = o.reg_coef * sum(w.norm() for w in self._weights)
         return terms

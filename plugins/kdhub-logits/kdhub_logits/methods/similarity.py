@@ -4,8 +4,9 @@ The loss of one batch is
 
     (1 - alpha) mean CE(y, q)  +  alpha weight D
 
-with D over all rows and the cross-entropy over rows with a label. arXiv:2402.13116 lists these as similarity functions
-and as rank optimisation; it has no defaults for their weights.
+with D over all rows and the cross-entropy over rows with a label. `feature` and `rank` are means over the whole
+optimiser step; `mmd` compares sets, those of each micro-batch, so there `accumulate` and the number of ranks matter.
+arXiv:2402.13116 lists these as similarity functions and as rank optimisation; it has no defaults for their weights.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kdhub_tasks.distances import LOWEST, attention_distance, feature_distance, layer_pairs, squared_distances
-from kdhub_tasks.losses import ClassifierOptions, label_loss
+from kdhub_tasks.losses import ClassifierOptions, label_loss, positions_in, tokens_in
 from kdhub_tasks.signals import LAYERED
 from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError
-from kdhub.method import ObjectiveMethod, Progress, RunContext
+from kdhub.method import ObjectiveMethod, Progress, RunContext, step_count
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ class LikenessOptions(ClassifierOptions):
 class _Likeness(ObjectiveMethod):
     options: LikenessOptions
 
-    def apart(self, student: Signals, teacher: Signals) -> Tensor:
+    def apart(self, student: Signals, teacher: Signals, batch: Mapping[str, Any]) -> Tensor:
         """The distance of one batch, a scalar."""
         raise NotImplementedError
 
@@ -46,7 +47,7 @@ class _Likeness(ObjectiveMethod):
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
         o = self.options
-        terms = {"teacher": o.alpha * o.weight * self.apart(student, teacher)}
+        terms = {"teacher": o.alpha * o.weight * self.apart(student, teacher, batch)}
         if o.alpha < 1:
             terms["labels"] = (1 - o.alpha) * label_loss(student.logits, batch)
         return terms
@@ -117,13 +118,19 @@ class Feature(_Features):
         mine, theirs = student.width(of)[-1], teacher.layout(of)[of][-1]
         return {"projector": nn.ModuleList(nn.Linear(mine, theirs, bias=False) for _ in self.pairs)}
 
-    def apart(self, student: Signals, teacher: Signals) -> Tensor:
+    def counts(self, batch: Mapping[str, Any], teacher: Signals) -> dict[str, int]:
+        """`weights`, of the attention maps of texts: as many as a text's tokens, squared."""
+        if self.options.of != "attentions" or "attention_mask" not in batch:
+            return {}
+        return {"weights": int(batch["attention_mask"].sum(1).square().sum())}
+
+    def apart(self, student: Signals, teacher: Signals, batch: Mapping[str, Any]) -> Tensor:
         import torch
 
         of, distance = self.options.of, self.options.distance
         if of == "features":
             projected = self.modules["projector"](student.features)
-            return feature_distance(projected, teacher.features.float(), distance).mean()
+            return feature_distance(projected, teacher.features.float(), distance).sum() / positions_in(batch)
         # of all rows, one after the other; the teacher's layers are stored in the order of the pairs
         end = LAYERED[of] - 1
         mine, theirs = student[of].flatten(0, end), teacher[of].float().flatten(0, end)
@@ -134,13 +141,19 @@ class Feature(_Features):
             )
         mine = mine[:, [layer - 1 for layer, _ in self.pairs]]
         if of == "attentions":
-            return attention_distance(mine, theirs, distance)
+            known = (tokens_in(batch, 0), step_count(batch, "weights")) if "attention_mask" in batch else ()
+            return attention_distance(mine, theirs, distance, *known)
         projected = torch.stack([w(mine[:, i]) for i, w in enumerate(self.modules["projector"])], 1)
-        return feature_distance(projected, theirs, distance).mean()
+        return feature_distance(projected, theirs, distance).mean(1).sum() / tokens_in(batch, len(mine))
 
 
 class Mmd(_Features):
-    """D = the squared maximum mean discrepancy of the batch's features (arXiv:1707.01219 with an RBF kernel)."""
+    """D = the squared maximum mean discrepancy of the batch's features (arXiv:1707.01219 with an RBF kernel).
+
+    It is of two sets, the student's and the teacher's features of one micro-batch; over a step it is the mean of those.
+    """
+
+    batchwise = "the distributions that are compared are those of a batch's rows"
 
     class Options(LikenessOptions):
         bandwidths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -149,7 +162,7 @@ class Mmd(_Features):
 
     options: Options
 
-    def apart(self, student: Signals, teacher: Signals) -> Tensor:
+    def apart(self, student: Signals, teacher: Signals, batch: Mapping[str, Any]) -> Tensor:
         mine, theirs = self.modules["projector"](student.features), teacher.features.float()
         return mmd2(mine, theirs, [b * median_distance(mine, theirs) for b in self.options.bandwidths])
 
@@ -168,9 +181,14 @@ class Rank(_Likeness):
 
     options: Options
 
-    def apart(self, student: Signals, teacher: Signals) -> Tensor:
-        o = self.options
-        return rank_loss(student.logits / o.temperature, teacher.logits.float() / o.temperature, o.rank_k, o.form)
+    def counts(self, batch: Mapping[str, Any], teacher: Signals) -> dict[str, int]:
+        """`ranked`, the pairs of classes."""
+        return {"ranked": int(ranked(teacher.logits.float() / self.options.temperature, self.options.rank_k)[2].sum())}
+
+    def apart(self, student: Signals, teacher: Signals, batch: Mapping[str, Any]) -> Tensor:
+        o, pairs = self.options, step_count(batch, "ranked")
+        s, z = student.logits / o.temperature, teacher.logits.float() / o.temperature
+        return rank_loss(s, z, o.rank_k, o.form, pairs)
 
 
 def mmd2(student: Tensor, teacher: Tensor, sigmas: list[Any]) -> Tensor:
@@ -196,21 +214,28 @@ def median_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return squared_distances(both, both)[above[0], above[1]].median().sqrt().clamp_min(1e-6)
 
 
-def rank_loss(student: Tensor, teacher: Tensor, k: int = 20, form: str = "hinge") -> Tensor:
+def ranked(teacher: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest probabilities of logits (..., classes), which classes those are, and for which pairs of them the
+    first is ahead of the second, (..., k, k)."""
+    from kdhub_tasks.divergences import log_probabilities
+
+    top, order = log_probabilities(teacher).exp().topk(min(k, teacher.shape[-1]), dim=-1)
+    return top, order, top.unsqueeze(-1) > top.unsqueeze(-2)
+
+
+def rank_loss(student: Tensor, teacher: Tensor, k: int = 20, form: str = "hinge", pairs: float | None = None) -> Tensor:
     """Mean over all pairs of the teacher's top-k classes with p_i > p_j, of all rows: `hinge`
-    relu((p_i - p_j) - (q_i - q_j)), `logistic` log(1 + exp(s_j - s_i)). Logits are (..., classes)."""
+    relu((p_i - p_j) - (q_i - q_j)), `logistic` log(1 + exp(s_j - s_i)). Logits are (..., classes); `pairs` is how many
+    the mean is over, those here if None."""
     import torch
     from kdhub_tasks.divergences import log_probabilities
     from torch.nn.functional import relu, softplus
 
-    k = min(k, teacher.shape[-1])
-    p = log_probabilities(teacher).exp()
-    top, order = p.topk(k, dim=-1)
-    ahead = top.unsqueeze(-1) > top.unsqueeze(-2)
+    top, order, ahead = ranked(teacher, k)
     if form == "hinge":
         q = log_probabilities(student).exp().gather(-1, order)
         each = relu((top.unsqueeze(-1) - top.unsqueeze(-2)) - (q.unsqueeze(-1) - q.unsqueeze(-2)))
     else:
         s = student.float().clamp_min(LOWEST).gather(-1, order)  # -inf - -inf has no gradient but nan
         each = softplus(s.unsqueeze(-2) - s.unsqueeze(-1))
-    return torch.where(ahead, each, 0).sum() / ahead.sum().clamp_min(1)
+    return torch.where(ahead, each, 0).sum() / (pairs or ahead.sum().clamp_min(1))

@@ -106,7 +106,6 @@ class Swing(ObjectiveMethod):
             CompatibilityError: the student reads no tokens.
         """
         o = self.options
-        self.redraws = 0
         if o.privacy_scorer == "memorisation" and o.public is None:
             raise UsageError(
                 "memorisation is what a teacher knows beyond public texts", hint="--set public=DATA, or another scorer"
@@ -137,7 +136,7 @@ class Swing(ObjectiveMethod):
         rho = self.likelihood(z, batch)
         t = temperature(rho, o.t_min, o.t_max, o.gamma)
         with torch.no_grad():
-            target = self.noised(z / t.unsqueeze(-1), rho, batch)
+            target = self.noised(z / t.unsqueeze(-1), rho, batch, (progress.step + 1) * o.noise_redraw)
         if o.student_temperature == "matched":
             own = t.unsqueeze(-1)
         else:
@@ -176,17 +175,16 @@ class Swing(ObjectiveMethod):
         rows = (row[:size] for row, size in zip(ids.tolist(), sizes))
         return [self._public.log_probabilities(row)[at.cpu().numpy()] for row, at in zip(rows, places)]
 
-    def noised(self, logits: Tensor, rho: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Logits of the target: noise of its own for each text and place."""
+    def noised(self, logits: Tensor, rho: Tensor, batch: Mapping[str, Any], draw: int = 0) -> Tensor:
+        """Logits of the target: noise of its own for each text and place, another one for each `draw`."""
         import torch
 
         o = self.options
         if o.noise == "none":
             return logits
-        self.redraws += o.noise_redraw
         parts, start = [], 0
         for key, n in zip(batch["keys"].tolist(), batch["counts"].tolist()):
-            generator = torch.Generator().manual_seed((key + self.redraws) % 2**63)
+            generator = torch.Generator().manual_seed((key + draw) % 2**63)
             part = logits[start : start + n]
             if o.noise == "gauss_logit":
                 drawn = torch.randn(part.shape, generator=generator).to(part)

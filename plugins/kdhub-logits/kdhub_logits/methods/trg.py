@@ -7,7 +7,9 @@ and to the teacher's context inside each image (inner):
     L = ce_weight CE + kd_weight T^2 KL + alpha L_inner + beta L_local + gamma L_global
 
 No official code could be found, and the paper's weights, k, sigma, M and schedule could not be read: those here are
-ours. The soft targets are KL(teacher || student) T^2, as usual. L_local is a mean over tokens.
+ours. The soft targets are KL(teacher || student) T^2, as usual. L_local is a mean over tokens. The graph and the
+contrast are of the images of one micro-batch: with `accumulate` or several ranks they have fewer neighbours to tell
+apart.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from math import cos, isqrt, pi
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kdhub_tasks.distances import squared_distances
-from kdhub_tasks.losses import ClassifierOptions, label_loss
+from kdhub_tasks.losses import ClassifierOptions, label_loss, positions_in
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError
@@ -61,6 +63,7 @@ class Trg(ObjectiveMethod):
         )
 
     options: Options
+    batchwise = "graph and contrast are of the tokens of a batch"
     tiny_recipe = {"student": "vit:patch=2,width=8,layers=1,heads=2"}
 
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
@@ -104,7 +107,7 @@ class Trg(ObjectiveMethod):
         contrast = o.global_start + (o.global_end - o.global_start) * share
         return {
             "labels": o.ce_weight * label_loss(student.logits, batch),
-            "teacher": o.kd_weight * t * t * forward_kl(student.logits / t, given / t).mean(),
+            "teacher": o.kd_weight * t * t * forward_kl(student.logits / t, given / t).sum() / positions_in(batch),
             "inner": o.alpha * inner_loss(mine, theirs),
             "local": o.beta * local_loss(s, g, o.k, o.sigma, o.kl_direction),
             "global": o.gamma * global_loss(self.modules["projection"](s), g, contrast).mean(),

@@ -249,10 +249,13 @@ class Classification(NetworkTask):
         return batch
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
-        """`positions`, rows or words, and how many of them have `labels`."""
+        """`positions`, rows or words, how many of them have `labels`, and `tokens` without padding, where rows have
+        such."""
         from kdhub_tasks.losses import has_label
 
-        return {"positions": len(batch["labels"]), "labels": int(has_label(batch["labels"]).sum())}
+        mask = batch.get("attention_mask")
+        tokens = {} if mask is None else {"tokens": int(mask.sum())}
+        return {"positions": len(batch["labels"]), "labels": int(has_label(batch["labels"]).sum()), **tokens}
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return Outputs(module(inputs))
@@ -481,11 +484,6 @@ class TextClassification(Classification):
         student = TextClassifier.with_head(*how, problem=facts.get("problem", ""))
         student.begin_at(facts.get("mean", 0.0))
         return student
-
-    def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
-        """Also `tokens`, where the rows have such."""
-        mask = batch.get("attention_mask")
-        return {**super().counts(batch), **({} if mask is None else {"tokens": int(mask.sum())})}
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         from kdhub_tasks.classification import tiny

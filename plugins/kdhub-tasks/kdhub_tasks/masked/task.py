@@ -122,10 +122,6 @@ class FillMask(Classification):
 
         return prepare
 
-    def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
-        """Also `tokens`, padding excluded."""
-        return {**super().counts(batch), "tokens": int(batch["attention_mask"].sum())}
-
     def collate(self, examples: Sequence[Example], student: MaskedLm) -> dict[str, torch.Tensor]:
         return student.collate(examples)
 

@@ -124,10 +124,6 @@ class QuestionAnswering(Classification):
         counts = torch.full((len(examples),), len(ENDS))
         return {**student.collate(examples), "labels": labels, "counts": counts, "keys": keys}
 
-    def counts(self, batch: Mapping[str, Any]) -> dict[str, int]:
-        """Also `tokens`, padding excluded."""
-        return {**super().counts(batch), "tokens": int(batch["attention_mask"].sum())}
-
     # -- models -----------------------------------------------------------------------------------------------
 
     def load(self, folder: Path, *, name: str | None = None) -> Reader:

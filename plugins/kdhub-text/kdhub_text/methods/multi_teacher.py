@@ -23,8 +23,8 @@ weighted mean, and L_ce its squared error. There a_cos is 0 unless it is set.
 
 The paper's body, and how it bridged its two vocabularies, could not be read. The weights of the terms are DistilBERT's.
 Ours are the bridge, `confidence`, and where the modes apply: teachers with the student's vocabulary form one group that
-the mode averages; each bridged teacher has a KL of its own, the mean over what was compared in a batch. DistilBERT has
-no token types and no pooler; a student of BERT's shape keeps its own.
+the mode averages; each bridged teacher has a KL of its own, the mean over what was compared in an optimiser step.
+DistilBERT has no token types and no pooler; a student of BERT's shape keeps its own.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from kdhub_tasks.losses import label_losses, labelled_in, positions_in, tokens_i
 from pydantic import Field
 
 from kdhub.errors import TeacherError, UsageError
-from kdhub.method import ObjectiveMethod, Progress, RunContext, TrainingOptions
-from kdhub_text.bridge import Bridge, by_word
+from kdhub.method import ObjectiveMethod, Progress, RunContext, TrainingOptions, step_count
+from kdhub_text.bridge import Bridge, by_word, shared_words
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +142,17 @@ class MultiTeacher(ObjectiveMethod):
 
     # -- the loss ---------------------------------------------------------------------------------------------
 
+    def counts(self, batch: Mapping[str, Any], teacher: Signals) -> dict[str, int]:
+        """For each bridged teacher the `tokens-N` and `words-N` that are compared."""
+        from kdhub_tasks.ensemble import each
+
+        found = {}
+        for n, bridge in self._bridges.items():
+            mine, given = batch["spans"], each(teacher)[n]
+            found[f"tokens-{n}"] = len(bridge.compared(mine, given.logits, given.spans)[0])
+            found[f"words-{n}"] = shared_words(mine, given.spans)
+        return found
+
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
@@ -168,7 +179,7 @@ class MultiTeacher(ObjectiveMethod):
             apart, many = bridge.divergence(student.logits, batch["spans"], given[n].logits, given[n].spans, o.tau)
             seen = self._seen.setdefault(n, [0.0, 0.0])
             seen[0], seen[1] = seen[0] + many, seen[1] + float((batch["spans"][:, 3] >= 0).sum())
-            value = o.a_ce * self._weights[n] * o.tau**2 * apart / max(1, many)
+            value = o.a_ce * self._weights[n] * o.tau**2 * apart / (step_count(batch, f"tokens-{n}") or max(1, many))
             terms["teacher"] = terms["teacher"] + value if "teacher" in terms else value
         if self._cosine:
             terms["cosine"] = self._cosine * self._states(student, given, batch)
@@ -185,7 +196,7 @@ class MultiTeacher(ObjectiveMethod):
             own = self.modules[f"width-{n}"](mine) if f"width-{n}" in self.modules else mine
             if n in self._bridges:
                 a, b = by_word(own, batch["spans"], theirs, one.spans)
-                value = cosine_loss(a, b).sum() / max(1, len(a))
+                value = cosine_loss(a, b).sum() / (step_count(batch, f"words-{n}") or max(1, len(a)))
             else:
                 value = cosine_loss(own, theirs).sum() / tokens_in(batch, len(mine))
             total = total + self._weights[n] * value

@@ -17,10 +17,11 @@ its states, it may be a model for other classes. Only the student is saved and u
 
 The paper's text and code were not available: its reviewers report that the four parts are these; the arguments of the
 losses and all defaults are a reconstruction. States are standardised before the codecs, by the batch's mean and one
-deviation, and distances are in these units; padding counts in neither. Gradients flow through both: with constants the
-interaction fell because the student's states shrank, until all were the same. No gradient is taken of the teacher's own
-states and of the targets of L_SC; H_g^u in L_I moves. Codecs are warmed up on L_MC and L_SC over up to 1,024 rows, with
-both models frozen, before training starts.
+deviation, and distances are in these units; padding counts in neither. The batch is a micro-batch: with `accumulate` or
+several ranks there are fewer rows to take them from, while the means of the distances are over the optimiser step.
+Gradients flow through both: with constants the interaction fell because the student's states shrank, until all were the
+same. No gradient is taken of the teacher's own states and of the targets of L_SC; H_g^u in L_I moves. Codecs are warmed
+up on L_MC and L_SC over up to 1,024 rows, with both models frozen, before training starts.
 
 Departures: the teacher must be able to read the student's inputs (the paper's other case, without the teacher's halves
 of L_MC, is not offered). Rows have classes: no regression, no recommendation. Instead of `teacher_lr` there is
@@ -40,7 +41,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdhub_tasks.losses import ClassifierOptions, label_loss
+from kdhub_tasks.losses import ClassifierOptions, label_loss, tokens_in
 from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError
@@ -99,6 +100,10 @@ class TalkingModels(ObjectiveMethod):
 
     options: Options
     _rows: Rows
+
+    @property
+    def batchwise(self) -> str:
+        return "states are standardised by the mean and deviation of a batch" if self.options.standardise else ""
 
     def rows(self, run: RunContext) -> Rows:
         self._rows = super().rows(run)
@@ -194,7 +199,7 @@ class TalkingModels(ObjectiveMethod):
         states = {"student": _states(student), "teacher": _states(teacher)}
         terms = {"labels": label_loss(student.logits, batch)}
         terms["interaction"] = self.options.w_interact * self._interaction(states, batch)
-        return terms | self._consistency(states, _real(batch))
+        return terms | self._consistency(states, _real(batch), _positions(batch))
 
     def _interaction(
         self, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any], order: Tensor | None = None
@@ -207,7 +212,7 @@ class TalkingModels(ObjectiveMethod):
         rounds = 1 if self.options.one_way else self.options.rounds
         for _ in range(rounds):
             heard = self._heard(self._answer(message, states, batch), own.shape[1])
-            total = total + distance(heard, own, self.options.distance, real)
+            total = total + distance(heard, own, self.options.distance, real, _positions(batch))
             message = say(student, "upper", heard)
         return total / rounds
 
@@ -254,8 +259,10 @@ class TalkingModels(ObjectiveMethod):
             return self._teacher
         return Split(self._copy.eval(), self._teacher.lower, self._teacher.upper)
 
-    def _consistency(self, states: Mapping[str, Mapping[str, Tensor]], real: Tensor | None) -> dict[str, Tensor]:
-        """L_MC and L_SC, with their weights."""
+    def _consistency(
+        self, states: Mapping[str, Mapping[str, Tensor]], real: Tensor | None, many: float | None = None
+    ) -> dict[str, Tensor]:
+        """L_MC and L_SC, with their weights; means over `many` real positions, those here if None."""
         from kdhub_tasks.splitting import resized
 
         o, all_codecs = self.options, self.modules["codecs"]
@@ -265,11 +272,11 @@ class TalkingModels(ObjectiveMethod):
                 state = self._unit(own[place], real)
                 messages[who, place] = say(all_codecs[who], place, state)
                 again = hear(all_codecs[who], place, messages[who, place])
-                kept.append(distance(again, state.detach(), o.distance, real))
+                kept.append(distance(again, state.detach(), o.distance, real, many))
         alike = []
         for place in PLACES:
             mine, theirs = messages["student", place], messages["teacher", place]
-            alike.append(distance(mine, resized(theirs, mine.shape[1]), o.distance, real))
+            alike.append(distance(mine, resized(theirs, mine.shape[1]), o.distance, real, many))
         return {"messages": o.w_mc * sum(alike), "states": o.w_sc * sum(kept)}
 
     # -- afterwards -------------------------------------------------------------------------------------------
@@ -314,6 +321,11 @@ def _states(signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from kdhub_tasks.splitting import as_sequence
 
     return {place: as_sequence(signals[place]).float() for place in PLACES}
+
+
+def _positions(batch: Mapping[str, Any]) -> float | None:
+    """Real positions that means are over; None where the rows have no mask."""
+    return None if (real := _real(batch)) is None else tokens_in(batch, int(real.sum()))
 
 
 def _real(batch: Mapping[str, Any], some: Tensor | None = None) -> Tensor | None:

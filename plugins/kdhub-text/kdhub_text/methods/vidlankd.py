@@ -17,6 +17,10 @@ LayerNorm GELU Linear (student's states)), a head for each objective that is thr
   code` divides by 2B once more.
 * `soft_label`: KL of the masked tokens' probabilities, times the temperature's square. `l2`: squared distance of s, t.
 
+The labels, `soft_label`, `l2` and, as means, `nst` are the same however a step is cut into micro-batches. The contrasts
+are not: `ntxent` is among the texts of one, the queue of `crd` moves on with each, and `reduction: code` divides by its
+longest text.
+
 The paper's tables could not be read. Departures: schedules and Adam's eps (1e-8, not 1e-6) are the engine's; the
 student has no dropout unless `dropout` is set; the teacher's is off, as in the code; nst takes all neurons, also of
 wide models; there are no hard labels (vokens).
@@ -77,6 +81,12 @@ class VidLanKd(ObjectiveMethod):
     def settings(self) -> dict[str, Any]:
         return {"mlm_prob": self.options.mlm_prob}
 
+    @property
+    def batchwise(self) -> str:
+        of = {"ntxent", "crd"} | ({"nst"} if self.options.reduction == "code" else set())
+        found = [name for name in self.options.objectives if name in of]
+        return f"{' and '.join(found)} compare the texts of a batch" if found else ""
+
     def check(self, student: Student, teacher: Teacher | None) -> None:
         """Whether the pictures, which are needed only after training, can be used.
 
@@ -117,6 +127,7 @@ class VidLanKd(ObjectiveMethod):
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
+        from kdhub_tasks.losses import tokens_in
         from torch.nn.functional import normalize
 
         o, terms = self.options, {"labels": masked_loss(student, batch)}
@@ -126,6 +137,7 @@ class VidLanKd(ObjectiveMethod):
             states, real = padded_states(student, mask)
             target, _ = padded_states(teacher, mask)
             t = normalize(target.float(), dim=-1)
+            tokens = tokens_in(batch, int(real.sum()))
         for name in wanted:
             if name == "soft_label":
                 terms[name] = o.kd_weight * self._soft_labels(student, teacher, batch)
@@ -137,10 +149,10 @@ class VidLanKd(ObjectiveMethod):
                 value = ntxent_loss(s, t, real, o.ntxent_temperature, o.reduction)
             elif name == "crd":
                 memory = self.modules["queue"]
-                value = crd_loss(s[real], t[real], memory.held(), o.crd_temperature)
+                value = crd_loss(s[real], t[real], memory.held(), o.crd_temperature, tokens)
                 memory.put(t[real])
             else:
-                value = (s[real] - t[real]).square().sum(-1).mean()
+                value = (s[real] - t[real]).square().sum() / tokens
             terms[name] = o.kd_weight * value
         return terms
 

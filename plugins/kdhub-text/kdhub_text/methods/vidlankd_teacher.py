@@ -2,7 +2,7 @@
 
 A language encoder is trained on captioned clips, by masked language modelling and by contrast with a video encoder,
 which is then thrown away. With x_il the unit state of token l of caption i, v_i the unit vector of its clip, and neg(i)
-a clip of the other half of the batch:
+a clip of the other half of the micro-batch:
 
     L = CE_MLM + (1 / #tokens) sum_il max(0, m - x_il v_i + x_il v_neg(i)),   m = 1
 
@@ -57,6 +57,12 @@ class VidLanKdTeacher(ObjectiveMethod):
     options: TeacherOptions
     tiny_recipe = {"options": {"teacher_objectives": ["mlm"]}}  # its rows are not captions of clips
 
+    @property
+    def batchwise(self) -> str:
+        return (
+            "captions are contrasted with clips of their batch" if "contrast" in self.options.teacher_objectives else ""
+        )
+
     def settings(self) -> dict[str, Any]:
         return {"mlm_prob": self.options.mlm_prob}
 
@@ -92,6 +98,7 @@ class VidLanKdTeacher(ObjectiveMethod):
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
+        from kdhub_tasks.losses import tokens_in
         from torch.nn.functional import normalize
 
         o, terms = self.options, {}
@@ -99,9 +106,8 @@ class VidLanKdTeacher(ObjectiveMethod):
             terms["labels"] = masked_loss(student, batch)
         if "contrast" in o.teacher_objectives:
             states, mask = padded_states(student, batch["attention_mask"])
-            terms["contrast"] = contrast_loss(
-                normalize(states, dim=-1), mask, self.modules["video"](batch["frames"]), o.margin
-            )
+            clips, tokens = self.modules["video"](batch["frames"]), tokens_in(batch, int(mask.sum()))
+            terms["contrast"] = contrast_loss(normalize(states, dim=-1), mask, clips, o.margin, tokens)
         return terms
 
 
@@ -184,18 +190,22 @@ def video_encoder(frames: int, pixels: int, width: int, layers: int, heads: int,
     return Video()
 
 
-def contrast_loss(tokens: Tensor, mask: Tensor, clips: Tensor, margin: float = 1.0) -> Tensor:
+def contrast_loss(
+    tokens: Tensor, mask: Tensor, clips: Tensor, margin: float = 1.0, many: float | None = None
+) -> Tensor:
     """Mean over real tokens of max(0, margin - x v_i + x v_neg(i)): the texts of the first half of the batch and those
     of the second are each other's negatives; an odd batch is completed by its last row.
 
     Args:
         tokens: (batch, length, width) unit vectors; mask: (batch, length), true for real ones; clips: (batch, width).
+        many: tokens that the mean is over; those here if None.
     """
     import torch
 
+    share = mask.sum() / many if many else 1.0
     if len(tokens) % 2:
         tokens, mask, clips = (torch.cat([x, x[-1:]]) for x in (tokens, mask, clips))
     half = len(tokens) // 2
     other = clips.roll(half, 0)
     positive, negative = ((tokens * v[:, None]).sum(-1) for v in (clips, other))
-    return ((margin - positive + negative).clamp_min(0) * mask).sum() / mask.sum().clamp_min(1)
+    return share * ((margin - positive + negative).clamp_min(0) * mask).sum() / mask.sum().clamp_min(1)

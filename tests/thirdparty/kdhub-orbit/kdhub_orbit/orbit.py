@@ -12,6 +12,8 @@ from kdhub.method import TrainingOptions
 class Orbit(ObjectiveMethod):
     """Distances of a batch, each side divided by its mean, under Huber's loss, and a learned scale as an extra."""
 
+    batchwise = "distances are those between the texts of a batch"
+
     class Options(TrainingOptions):
         lr: float = Field(3e-4, gt=0, description="peak learning rate")
 
