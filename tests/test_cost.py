@@ -187,7 +187,7 @@ def test_no_rows_or_rows_that_cannot_travel(measure):
     found = measure("plain", rows=[])["plain"]
     assert found["disk"].value and "no rows" in found["latency-p50"].note
     found = measure("plain", rows=[{"text": object()}])["plain"]
-    assert all(m.value is None and "no JSON values" in m.note for m in found.values())
+    assert all(m.value is None and "not JSON values" in m.note for m in found.values())
 
 
 def test_the_process_itself_ends_with_its_input_and_answers_an_unknown_task(tmp_path):

@@ -393,7 +393,7 @@ def test_retrieval_folder(beir):
     assert part.queries["id"] == ["1", "2"]  # the third has no judgement
     assert part.judgements == {"1": {"d1": 1.0, "d2": 0.0}, "2": {"d2": 2.0}}
     assert data.with_options(limit=1).retrieval("test").judgements == {"1": {"d1": 1.0, "d2": 0.0}}
-    with pytest.raises(UsageError, match="tear it apart"):
+    with pytest.raises(UsageError, match="separate its parts"):
         data.with_options(where={"id": "1"}).retrieval("test")
     assert data.texts("corpus")["role"] == ["document", "document"]
     assert data.texts("queries")[0]["text"] == "query 1"
