@@ -55,7 +55,7 @@ def test_no_chance_and_no_pairs():
     better = paired([0.9, 0.91, 0.93], [0.5, 0.52, 0.51])
     assert verdict(better, better.p) == "better" and verdict(better, better.p, higher_is_better=False) == "worse"
     for a, b in (([1.0], [1.0, 2.0]), ([], [])):
-        with pytest.raises(ValueError, match="no pairs"):
+        with pytest.raises(ValueError, match="do not pair up"):
             paired(a, b)
 
 
