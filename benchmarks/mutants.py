@@ -70,7 +70,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "similarity": (("kdhub_logits/methods/similarity.py",), (f"{LOGITS}/test_relations.py",)),
     "pld": (("kdhub_logits/methods/pld.py",), (f"{LOGITS}/test_methods.py",)),
     "mixkd": (("kdhub_logits/methods/mixkd.py",), (f"{LOGITS}/test_relations.py",)),
-    "evaluator": (("kdhub/evaluation/evaluator.py",), ("tests/test_run.py", "tests/test_report.py")),
+    "evaluator": (("kdhub/evaluation/evaluator.py",), ("tests/test_evaluator.py",)),
     "report": (("kdhub/evaluation/report.py",), ("tests/test_report.py",)),
     "resolve": (("kdhub/recipes/resolve.py",), ("tests/test_resolve.py",)),
     "engine": (("kdhub/training/engine.py",), ("tests/test_training.py",)),
