@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -60,14 +61,17 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "differences": (("kdhub/comparison/differences.py",), ("tests/test_differences.py", "-k not ties")),
     "soft-targets": (
         ("kdhub_logits/methods/soft_targets.py",),
-        (f"{LOGITS}/test_methods.py", "-k not one_function and not pld"),
+        (f"{LOGITS}/test_methods.py", f"{LOGITS}/test_objectives.py", "-k not one_function and not pld"),
     ),
     "similarity": (
         ("kdhub_logits/methods/similarity.py",),
         (f"{LOGITS}/test_relations.py", "-k not comes_near and not trained_along"),
     ),
     "pld": (("kdhub_logits/methods/pld.py",), (f"{LOGITS}/test_methods.py", "-k pld")),
-    "mixkd": (("kdhub_logits/methods/mixkd.py",), (f"{LOGITS}/test_relations.py", "-k mix")),
+    "mixkd": (
+        ("kdhub_logits/methods/mixkd.py",),
+        (f"{LOGITS}/test_relations.py", f"{LOGITS}/test_objectives.py", "-k mix or batch or clean"),
+    ),
     "evaluator": (("kdhub/evaluation/evaluator.py",), ("tests/test_evaluator.py",)),
     "report": (("kdhub/evaluation/report.py",), ("tests/test_report.py", "-k not picture and not decades")),
     "resolve": (("kdhub/recipes/resolve.py",), ("tests/test_resolve.py",)),
@@ -88,14 +92,21 @@ class Mutant:
     now: str
     status: str
 
-    def explained(self, ledger: dict[str, list[dict[str, object]]]) -> bool:
-        """An entry of the ledger is about a function, a line of it, or some mutants of that line."""
+    def explained(self, ledger: dict[str, list[dict[str, Any]]]) -> bool:
+        """An entry of the ledger is about a function or all of a module; there about a line, or some mutants of it, or
+        one text for another anywhere."""
         return any(
-            entry["in"] == self.function
+            entry.get("in", self.function) == self.function
             and entry.get("was", self.was) == self.was
             and self.now in ([now] if isinstance(now := entry.get("now", self.now), str) else now)
+            and ("change" not in entry or self.changes(*entry["change"]))
             for entry in ledger.get(self.module, ())
         )
+
+    def changes(self, old: str, new: str) -> bool:
+        """Whether one `old` became `new` and nothing else."""
+        parts = self.was.split(old)
+        return any(old.join(parts[:i]) + new + old.join(parts[i:]) == self.now for i in range(1, len(parts)))
 
 
 def lay_out(folder: Path, part: str) -> None:

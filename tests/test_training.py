@@ -527,11 +527,11 @@ def test_a_batch_has_neighbours_by_length_and_equal_rows_as_they_were_shuffled()
     lengths = np.random.default_rng(1).permutation(64).astype(np.int32)
     batches = lengths[ShuffledSampler(lengths, 4, 3).epoch(2)].reshape(-1, 4)
     assert sorted(map(sorted, batches.tolist())) == np.arange(64).reshape(-1, 4).tolist()
-    plain, grouped = (
-        {tuple(b) for b in ShuffledSampler(np.ones(640, np.int32), 4, 3, group_by_length=g).epoch(0).reshape(-1, 4)}
-        for g in (False, True)
-    )
-    assert grouped == plain
+    lengths = np.resize([3, 1, 2], 640).astype(np.int32)
+    plain, grouped = (ShuffledSampler(lengths, 4, 3, group_by_length=g).epoch(0) for g in (False, True))
+    for part in (slice(0, 200), slice(200, 400)):  # blocks of 50 batches
+        longest_first = np.array(sorted(plain[part].tolist(), key=lambda row: -lengths[row])).reshape(-1, 4)
+        assert set(map(tuple, longest_first)) <= set(map(tuple, grouped.reshape(-1, 4)))
 
 
 def test_a_mixture_of_few_rows_has_its_shares_exactly():

@@ -28,8 +28,8 @@ def test_cross_entropies_by_hand():
 
 
 def test_losses_of_values_by_hand():
-    logits, labels = torch.tensor([[1.0], [5.0], [2.0]]), torch.tensor([3.0, math.nan, 2.5])
-    assert losses.label_losses(logits, labels).tolist() == [4, 0, 0.25]
+    logits, labels = torch.tensor([[1.0], [5.0], [2.0]]), torch.tensor([3.0, math.nan, -1.0])
+    assert losses.label_losses(logits, labels).tolist() == [4, 0, 9]
     assert losses.has_label(labels).tolist() == [True, False, True]
 
 
@@ -51,7 +51,9 @@ def test_distances_by_hand():
     assert feature_distance(s, t).tolist() == feature_distance(s, t, "mse").tolist() == [2.5, 0]
     assert feature_distance(s, t, "l1").tolist() == [1.5, 0]
     assert feature_distance(s, t, "cosine").tolist() == pytest.approx([1, 0], abs=1e-6)
-    assert feature_distance(s[None], t[None], "cosine").shape == (1, 2)
+    for distance in ("mse", "l1", "cosine"):  # over the last axis, whatever the others
+        flat = feature_distance(s, t, distance)
+        assert torch.equal(feature_distance(s[:, None, None], t[:, None, None], distance), flat[:, None, None])
     assert squared_distances(s, torch.cat([t, s[:1]])).tolist() == [[5, 20, 0], [13, 0, 20]]
     assert attention_distance(s, t).item() == 1.25 and attention_distance(s, t, "l1").item() == 0.75
 
