@@ -40,13 +40,18 @@ def evaluator(toys, monkeypatch):
     import toy
 
     def make(*sets, options=None, refs=None, **plan):
-        resolver = Resolver()
-        opened = {d.name: d for d in sets}
-        monkeypatch.setattr(
-            resolver, "data", lambda ref, bad: opened[ref.source] if ref.source in opened else absent(bad)
-        )
+        resolver, opened = Resolver(), {d.name: d for d in sets}
+
+        def data(ref, on_bad_rows):
+            make.on_bad_rows.append(on_bad_rows)
+            return opened[ref.source] if ref.source in opened else absent()
+
+        monkeypatch.setattr(resolver, "data", data)
+        more = {"on_bad_rows": plan.pop("on_bad_rows")} if "on_bad_rows" in plan else {}
         plan = Evaluation.model_validate({"data": refs or list(opened), **plan})
-        return ev.Evaluator(toy.Vectors(), resolver, plan, options)
+        return ev.Evaluator(toy.Vectors(), resolver, plan, options, **more)
+
+    make.on_bad_rows = []
 
     return make
 
@@ -63,13 +68,16 @@ def test_each_number_says_what_it_is_of(evaluator):
         for name, split in (("a", "test"), ("b", "dev"), ("c", "train"))
         for metric, value in (("toy-error", 4.0), ("toy-distance", 1.0))
     ]
-    assert [m.examples for m in found] == [2, 2, 1, 1, 1, 1] and not any(m.higher_is_better for m in found)
+    assert [m.examples for m in found] == [2, 2, 1, 1, 1, 1]
+    assert [m.higher_is_better for m in found] == [False] * 6
     assert [m.metric for m in judge.measure("teacher", gives(1.0))] == ["toy-error"] * 3, "no fidelity with nobody"
     assert judge.primary == {"rows": "toy-error"} and judge.glance(gives(3.0)) == ("toy-error", 9.0)
     assert [(u["use"], u["name"], u["split"], u["rows"]) for u in judge.used] == [
         ("evaluation", "a", "test", 2), ("evaluation", "b", "dev", 1), ("evaluation", "c", "train", 1),
     ]  # fmt: skip
     assert judge.data is judge.data and len(judge.used) == 3, "opened once"
+    assert len(evaluator(data("a", "test"), on_bad_rows="skip").data) == 1
+    assert evaluator.on_bad_rows == ["stop"] * 3 + ["skip"]
 
 
 def test_the_metrics_that_are_asked_for_primary_ones_first(evaluator):
@@ -88,12 +96,18 @@ def test_optional_data_that_is_not_here_is_noted_and_the_rest_is_measured(evalua
         evaluator(data("a", "test"), refs=["gone"]).measure("student", gives(1.0))
 
 
-def test_other_views_have_the_primary_metric_and_what_they_name(evaluator, monkeypatch):
+def test_other_views_have_the_primary_metric_and_what_they_name(evaluator, monkeypatch, toys):
+    class Plugin:
+        @hookimpl
+        def kdhub_metrics(self):
+            yield MetricSpec(name="a-second", target="toy:error", tasks=("toy-vectors",))
+
+    toys.register(Plugin(), "kdhub-second")
     judge = evaluator(data("a", "test"), options=SimpleNamespace(asymmetric=True))
     seen = []
 
     def views(outputs, options, subject):
-        seen.append((options, subject))
+        seen.append((options, subject, outputs.examples))
         half = lambda out: SimpleNamespace(vectors=out.vectors / 2, labels=out.labels, examples=7)  # noqa: E731
         yield View()
         yield View({"half": 1}, half)
@@ -106,14 +120,16 @@ def test_other_views_have_the_primary_metric_and_what_they_name(evaluator, monke
     numbers = [(m.metric, m.subject, m.variant, m.value, m.examples) for m in found]
     assert numbers == [
         ("toy-error", "student", {}, 16.0, 2),
+        ("a-second", "student", {}, 16.0, 2),
         ("toy-distance", "student", {}, 9.0, 2),
         ("toy-error", "student", {"half": 1}, 4.0, 7),
         ("toy-error", "student", {"half": 2}, 4.0, 7),
         ("toy-error", "asymmetric", {}, 16.0, 2),
+        ("a-second", "asymmetric", {}, 16.0, 2),
         ("toy-error", "asymmetric", {"half": 1}, 4.0, 7),
         ("toy-error", "asymmetric", {"half": 2}, 4.0, 7),
     ]
-    assert seen == [(judge.options, "student"), (judge.options, "asymmetric")]
+    assert seen == [(judge.options, "student", 2), (judge.options, "asymmetric", 2)]
     assert {m.subject for m in judge.measure("student", gives(4.0), gives(2.0))} == {"student"}, "nothing to mix"
     assert {m.subject for m in judge.measure("student", gives(4.0))} == {"student"}
     assert {m.subject for m in judge.measure("student-before", gives(4.0), gives(1.0))} == {"student-before"}
@@ -145,7 +161,7 @@ def test_numbers_that_cannot_be(evaluator, monkeypatch):
 
 
 def own_outputs(encode, table):
-    return SimpleNamespace(examples=len(table), value=5.0 + table[0]["z"])
+    return SimpleNamespace(examples=len(table), value=encode(table, "vector")["vector"].sum() + table[0]["z"])
 
 
 def own(out) -> float:
@@ -160,6 +176,14 @@ def test_rows_that_one_metric_understands_are_its_alone(evaluator, toys):
                 name="own", target=f"{__name__}:own", tasks=("toy-vectors",), rows=("x", "z"),
                 outputs=f"{__name__}:own_outputs", unit="%",
             )  # fmt: skip
+            yield MetricSpec(
+                name="foreign",
+                target=f"{__name__}:own",
+                tasks=("other",),
+                rows=("x",),
+                outputs=f"{__name__}:own_outputs",
+            )
+            yield MetricSpec(name="abroad", target=f"{__name__}:own", tasks=("other",))
             yield MetricSpec(name="elsewhere", target=f"{__name__}:own", tasks=("toy-vectors",), form="texts")
 
     toys.register(Plugin(), "kdhub-own")
@@ -167,10 +191,10 @@ def test_rows_that_one_metric_understands_are_its_alone(evaluator, toys):
     judge = evaluator(special, data("a", "test"))
     found = judge.measure("student", gives(2.0))
     assert [(m.metric, m.dataset, m.value, m.unit) for m in found] == [
-        ("own", "s", 6.0, "%"),
+        ("own", "s", 7.0, "%"),
         ("toy-error", "a", 4.0, ""),
     ]
-    assert judge.glance(gives(2.0)) == ("own", 6.0)
+    assert judge.glance(gives(2.0)) == ("own", 7.0)
 
 
 # -- encoders -------------------------------------------------------------------------------------------------
@@ -195,7 +219,8 @@ def test_a_table_goes_through_in_batches_and_comes_back_as_one(monkeypatch):
 
 
 @pytest.mark.usefixtures("isolated")
-def test_stored_outputs_come_as_float32_and_whole_numbers_as_they_are():
+def test_stored_outputs_come_as_float32_and_whole_numbers_as_they_are(monkeypatch):
+    monkeypatch.setattr(ev, "BATCH", 2)
     table = Data.from_rows("t", {"test": lambda: ({"n": n} for n in range(5))}, key={"t": 1}).split("test")
     asked = []
 
@@ -223,16 +248,28 @@ def test_stored_outputs_come_as_float32_and_whole_numbers_as_they_are():
     assert [r.dtype for r in out["ragged"]] == [np.float32] * 5 and out["ragged"][3].tolist() == [3, 3]
 
 
-def test_who_gives_the_outputs(toys):
+def test_who_gives_the_outputs(toys, monkeypatch):
     import toy
 
-    task, other = toy.Vectors(), SimpleNamespace()
-    student, teacher = SimpleNamespace(signals=None), SimpleNamespace(signals=None)
-    assert ev.student_encoder(task, student).model is student and ev.student_encoder(task, student).prepare
-    assert ev.student_encoder(other, student).model is student and ev.student_encoder(other, student).prepare is None
-    assert ev.teacher_encoder(other, teacher, None).model is teacher
-    stored = ev.teacher_encoder(task, teacher, None)
-    assert stored.model is None and stored.prepare, "through the store"
+    task, other, asked = toy.Vectors(), SimpleNamespace(), []
+    monkeypatch.setattr(task, "preparer", lambda *of: asked.append(of) or list)
+    encode = ev.student_encoder(task, "student")
+    assert (encode.model, encode.prepare) == ("student", list)
+    encode = ev.student_encoder(other, "student")
+    assert (encode.model, encode.prepare) == ("student", None), "a task without networks"
+    encode = ev.teacher_encoder(other, "teacher", None)
+    assert (encode.model, encode.prepare) == ("teacher", None)
+    table = data("a", "test").split("test")
+    stored = ev.teacher_encoder(task, "teacher", lambda rows, kind: {kind: rows} and Everything())
+    assert (stored.model, stored.prepare, asked) == (None, list, [("student", None), (None, "teacher")])
+    monkeypatch.setattr(stored, "prepare", None)
+    monkeypatch.setattr(ev.Rows, "build", lambda *_: None)
+    assert stored(table, "vector")["vector"].tolist() == [0, 1], "through the store"
+
+
+class Everything:
+    def __getitem__(self, indices):
+        return {"vector": indices.astype(np.float16)}
 
 
 def test_what_the_provenance_says_of_data(isolated):
@@ -244,3 +281,5 @@ def test_what_the_provenance_says_of_data(isolated):
     }  # fmt: skip
     facts = ev.describe_data(tagged, "test", "train")
     assert facts["licence"] == "mit" and facts["tags"] == ["made"]
+    tagged.__class__ = type("Skipping", (Data,), {"skipped": {"test": {"empty": 2}}})
+    assert ev.describe_data(tagged, "test", "train")["skipped"] == {"empty": 2}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from kdhub.errors import RunError
-from kdhub.evaluation.report import Report, gain, markdown, number, render
+from kdhub.evaluation.report import Report, gain, markdown, number, percent, render
 from kdhub.metric import Measure
 
 
@@ -143,6 +144,41 @@ odd                                                       3
     assert render(Report()) == "nothing was measured\n" and render(Report(notes=["a\nb"])) == "note: a b\n"
 
 
+def test_tables_without_a_teacher_have_no_column_for_one():
+    alone = Report([m("a", 0.5, "student", "e\u0301te\u0301"), m("a", 0.25, "student-before", "x")], ["one", "two"])
+    alone.measures += [cost("latency-p50", 4.1, "student", "ms", std=0.1)]
+    assert (
+        render(alone)
+        == """\
+Quality
+data      metric  before  student
+--------  ------  ------  -------
+e\u0301te\u0301 test  a                 0.500
+x test    a        0.250
+
+Cost
+cost                             student
+--------------------  ------------------
+latency p50, batch 1  4.10 ms ± 0.100 ms
+
+note: one
+note: two
+"""
+    )
+    taught = Report([cost("parameters", 3, "teacher", "items"), cost("parameters", 2, "student-before", "items")])
+    assert (
+        render(taught)
+        == "Cost\ncost        teacher  before\n----------  -------  ------\nparameters        3       2\n"
+    )
+    assert percent(None) == "–" and percent(0.5) == "50.0 %" and number(0.5) == "0.500"
+
+
+def test_variants_are_one_whatever_the_order_of_their_keys():
+    pairs = [{"x": 1, "y": Path("a")}, {"y": Path("a"), "x": 1}]
+    lines = Report([m("a", 0.5, s, variant=v) for s, v in zip(("teacher", "student"), pairs)]).lines()
+    assert len(lines) == 1 and lines[0].kept("student") == 1
+
+
 def test_views_follow_their_data_and_fidelity_is_seen_otherwise_too():
     """A metric that the teacher lacks, where it has others; the order is that of the data sets."""
     view = {"dims": 8}
@@ -168,6 +204,7 @@ def test_headline_prefers_the_primary_metric_then_what_the_teacher_has():
     first = [m("a", 0.1, "student"), m("b", 0.5, "teacher"), m("b", 0.2, "student"), m("c", 0.3, "student")]
     assert [line.metric for line in Report(first).headline()] == ["b"]
     assert [line.metric for line in Report(first, facts={"primary": "c"}).headline()] == ["c"]
+    assert [line.metric for line in Report(first, facts={"primary": {"x": "c"}}).headline()] == ["c"]
     assert [line.metric for line in Report(first, facts={"primary": {"x": "z"}}).headline()] == ["b"]
     assert Report([m("a", 0.1, "student", variant={"v": 1})]).headline() == []
 
@@ -186,6 +223,7 @@ def test_headline_prefers_the_primary_metric_then_what_the_teacher_has():
         (-1, 5, True, ""),
         (5, -1, True, ""),
         (None, 5, True, ""),
+        (0.5, 1.0, True, "2.0x faster"),
     ],
 )
 def test_gains_in_words(teacher, own, higher, words):
@@ -221,6 +259,9 @@ def test_a_worse_student_is_called_worse():
         (0.0, "ms", "0 ms"),
         (1234.5, "examples/s", "1,234 examples/s"),
         (12.34, "%", "12.3 %"),
+        (1.234, "%", "1.2 %"),
+        (1e12, "FLOPs", "1.00 T"),
+        (1e9, "FLOPs", "1.00 G"),
         (99.9996, "", "100.000"),
         (100.0, "", "100.0"),
         (-1234.56, "", "-1,234.6"),
@@ -244,6 +285,7 @@ def test_markdown_escapes_every_cell(report):
     text = markdown(report.tables()[0], lambda cell: cell.upper())
     assert text.splitlines()[0].startswith("| DATA | METRIC |") and "PYDOC TEST" in text
     assert text.splitlines()[1] == "| :-- | :-- |" + " --: |" * 7
+    assert len(text.splitlines()) == 2 + 3 and "| PYDOC TEST | NDCG@10 | 0.506 |" in text
 
 
 def test_it_is_the_same_after_a_file(report):
