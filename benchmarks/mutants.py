@@ -40,15 +40,14 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "metrics": (
         METRICS,
         (
+            f"{TASKS}/test_metrics.py",
             f"{TASKS}/classification/test_classification.py",
             f"{TASKS}/embedding/test_metrics.py",
             f"{TASKS}/language/test_outputs.py",
-            f"{TASKS}/masked/test_fill_mask.py",
             f"{TASKS}/pairs/test_pairs.py",
             f"{TASKS}/questions/test_question_answering.py",
             f"{TASKS}/test_tokens.py",
-            f"{LM}/test_preferences.py",
-            "-k metric or by_hand or loyalties or entities or squad or overlap or head or embedding or counts_pairs",
+            "-k test_metrics or metrics_ or by_hand or loyalties or entities or squad or overlap or head_and",
         ),
     ),
     "sampler": (
@@ -57,7 +56,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "chunks": (("kdhub/signals/chunks.py",), ("tests/test_signals.py",)),
     "store": (("kdhub/signals/store.py",), ("tests/test_signals.py",)),
-    "stored": (("kdhub/signals/stored.py",), ("tests/test_signals.py",)),
+    "stored": (("kdhub/signals/stored.py",), ("tests/test_stored.py",)),
     "differences": (("kdhub/comparison/differences.py",), ("tests/test_differences.py", "-k not ties")),
     "soft-targets": (
         ("kdhub_logits/methods/soft_targets.py",),
