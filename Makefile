@@ -38,7 +38,7 @@ hub-clients: install
 # Do tests see what changes? One part of benchmarks/mutants.py (make mutants PART=divergences), or all, which takes hours.
 mutants: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt mutmut==$(MUTMUT)
-	$(BIN)/python -m benchmarks.mutants $(PART)
+	$(BIN)/python -m benchmarks.mutants $(ARGS) $(PART)
 
 lint: install
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluator": (("kdhub/evaluation/evaluator.py",), ("tests/test_evaluator.py",)),
     "report": (("kdhub/evaluation/report.py",), ("tests/test_report.py", "-k not picture and not decades")),
     "resolve": (("kdhub/recipes/resolve.py",), ("tests/test_resolve.py",)),
-    "engine": (("kdhub/training/engine.py",), ("tests/test_training.py",)),
+    "engine": (("kdhub/training/engine.py",), ("tests/test_engine.py",)),
     "session": (("kdhub/training/session.py",), ("tests/test_training.py", "tests/test_run.py")),
 }
 """Modules, as they are imported, and the tests that must see what changes in them; without those that take seconds, as
