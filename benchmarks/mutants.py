@@ -1,8 +1,8 @@
 """Do a part's own tests see a changed line? `make mutants PART=divergences`; all parts without it.
 
 mutmut changes one thing at a time in the modules of a part (`PARTS`) and runs the part's own fast tests. What survives
-is printed as lines to paste into `tests/mutants.yaml`, where the survivors stand that change no result, each with the
-reason; those are not counted. `--again` runs only what survived the last time, with the tests as they are now, and
+is printed as lines to paste into `tests/mutants.yaml`, where those stand that change no result, each with the reason;
+they are not counted. `--again` runs only what was not caught the last time, with the tests as they are now, and
 `--sample 100` so many of a part, drawn at random, where all would take hours.
 """
 
@@ -14,7 +14,6 @@ import random
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 LEDGER = ROOT / "tests" / "mutants.yaml"
 PACKAGES = {p.name: p for p in (ROOT / "kdhub", *ROOT.glob("plugins/*/kdhub_*"))}
 AIM = 0.95
+SURVIVED, NOT_RUN = ("survived", "no tests"), ("not checked", "check was interrupted by user")
 NO_RESULT = (r"\braise \w+\(", r"\bhint=", r"\b(logger|log|warnings)\.\w+\(", r"\breturn f?\"[^\"]* [^\"]* [^\"]*\"$")
 """Lines whose mutants change words only: errors, hints, log lines, sentences."""
 
@@ -152,7 +152,7 @@ def mutants(folder: Path, part: str) -> Iterator[tuple[str, Mutant]]:
         for name, code in data.exit_code_by_key.items():
             function, owner = orig_function_and_class_names_from_key(name)
             status, sides = status_by_exit_code[code], {"-": [], "+": []}
-            if status in ("survived", "no tests"):
+            if status in SURVIVED:
                 for line in get_diff_for_mutant(name, path=path).splitlines():
                     if line[:1] in sides and line[:3] not in ("---", "+++"):
                         sides[line[0]].append(line[1:].strip())
@@ -177,15 +177,14 @@ def report(found: list[Mutant], sampled: bool) -> bool:
     ledger = yaml.safe_load(LEDGER.read_text()) or {}
     good = True
     for module in dict.fromkeys(m.module for m in found):
-        of_module = [m for m in found if m.module == module and not (sampled and m.status == "not checked")]
-        survivors = [m for m in of_module if m.status in ("survived", "no tests")]
+        of_module = [m for m in found if m.module == module and not (sampled and m.status in NOT_RUN)]
+        survivors = [m for m in of_module if m.status in SURVIVED]
         new = [m for m in survivors if not m.explained(ledger)]
         for place in dict.fromkeys((m.function, m.was) for m in new):
             now = [m.now for m in new if (m.function, m.was) == place]
             entry = [{"in": place[0], "was": place[1], "now": now if len(now) > 1 else now[0], "why": None}]
             print(yaml.safe_dump(entry, sort_keys=False, width=500, allow_unicode=True), end="")
-        states = Counter(m.status for m in of_module)
-        unfinished = sum(states[s] for s in ("not checked", "check was interrupted by user"))
+        unfinished = sum(m.status in NOT_RUN for m in of_module)
         counted = len(of_module) - len(survivors) + len(new) - unfinished
         share = 1 - len(new) / counted if counted else 1.0
         good &= share >= AIM and not unfinished
@@ -207,7 +206,9 @@ if __name__ == "__main__":
         folder = ROOT / "build" / "mutants" / part
         names = []
         if given.again:
-            names = [name for name, mutant in mutants(folder, part) if mutant.was or mutant.now]
+            names = [
+                n for n, m in mutants(folder, part) if m.status in SURVIVED or m.status in NOT_RUN and not given.sample
+            ]
             (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)  # which test runs which function
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -217,5 +218,8 @@ if __name__ == "__main__":
             names = drawn(folder, part, given.sample)
         run(folder, names)
         print(f"# -- {part}")
-        good &= report([mutant for _, mutant in mutants(folder, part)], sampled=bool(given.sample))
+        found = [mutant for _, mutant in mutants(folder, part)]
+        if not found:
+            print(f"# nothing ran, see {folder / 'log.txt'}")
+        good &= bool(found) and report(found, sampled=bool(given.sample))
     sys.exit(not good)
