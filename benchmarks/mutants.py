@@ -64,7 +64,11 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "similarity": (
         ("kdhub_logits/methods/similarity.py",),
-        (f"{LOGITS}/test_relations.py", "-k not comes_near and not trained_along"),
+        (
+            f"{LOGITS}/test_relations.py",
+            f"{LOGITS}/test_objectives.py",
+            "-k feature or attention or layers_that or which_layers or mmd or rank or likeness",
+        ),
     ),
     "pld": (("kdhub_logits/methods/pld.py",), (f"{LOGITS}/test_methods.py", "-k pld")),
     "mixkd": (
