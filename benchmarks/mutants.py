@@ -54,8 +54,11 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("kdhub/sampler.py",),
         ("tests/test_training.py", "-k mixture and not recipe or batches_hold or batch_has or every_row or epochs_and"),
     ),
-    "chunks": (("kdhub/signals/chunks.py",), ("tests/test_signals.py", "-k not kill and not rank and not moments")),
-    "store": (("kdhub/signals/store.py",), ("tests/test_signals.py", "-k not kill and not rank and not moments")),
+    "chunks": (("kdhub/signals/chunks.py",), ("tests/test_chunks.py",)),
+    "store": (
+        ("kdhub/signals/store.py",),
+        ("tests/test_signals.py", "-k not kill and not rank and not moments and not permission and not disk"),
+    ),
     "stored": (("kdhub/signals/stored.py",), ("tests/test_stored.py",)),
     "differences": (("kdhub/comparison/differences.py",), ("tests/test_differences.py", "-k not ties")),
     "soft-targets": (
