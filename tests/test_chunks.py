@@ -171,7 +171,7 @@ def test_ragged_rows_have_offsets():
         (Field("v", "float32", (2,)), [[1.0]], r"gave 'v' of shape \(1, 1\) in batch 6, expected \(1, 2\)"),
         (Field("v", "float32", (1,)), [[np.nan]], r"NaN or infinite values as 'v' in row 8 of the data \(batch 6\)"),
         (Field("v", "float32", (1,)), [[np.inf]], "NaN or infinite"),
-        (Field("v", "float32", (2,), True), [np.ones((1, 3))], r"array of shape \(1, 3\) .* 1 arrays of shape \(items, 2\)"),
+        (Field("v", "float32", (2,), True), [np.ones((1, 3))], r"shape \(1, 3\) .* 1 arrays of shape \(items, 2\)"),
         (Field("v", "float32", (2,), True), [np.ones(2)], r"an array of shape \(2,\)"),
     ],
 )  # fmt: skip

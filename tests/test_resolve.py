@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
+from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TaskSpec, TeacherSpec, hookimpl
 from kdhub.catalogue.catalog import Catalog
 from kdhub.data.dataset import Data, DataOptions
 from kdhub.errors import CompatibilityError, ExitCode, RecipeError, UnknownNameError, UsageError
 from kdhub.recipes.chain import resolve_recipe
-from kdhub.recipes.recipe import DataRef, Recipe, Ref
+from kdhub.recipes.recipe import DataRef, Layer, Recipe, Ref
 from kdhub.recipes.resolve import Resolver
 from kdhub.student import BuildContext
 from kdhub.verbs import listing
@@ -152,7 +152,11 @@ class NoCheck:
         self.argument, self.options, self.task = argument, options, task
 
 
+CALLS = []
+
+
 def numbers(argument, **options):
+    CALLS.append((argument, options))
     return Data.from_rows("numbers", {"train": lambda: ({"x": n} for n in range(9))}, key={"a": argument, **options})
 
 
@@ -174,8 +178,15 @@ class More:
             name="rich", target="toy:Linear", tasks=("toy-vectors",), gives=("vector", "attentions"), argument="SEED"
         )
 
+        yield TeacherSpec(
+            name="abroad", target="toy:Linear", tasks=("other",), gives=("vector", "attentions"), argument="SEED"
+        )
+
     @hookimpl
     def kdhub_students(self):
+        yield StudentSpec(
+            name="foreign", target="toy:mlp", tasks=("other",), exposes=("vector", "hidden"), argument="N"
+        )
         told = {"tasks": ("toy-vectors",), "target": "toy:mlp"}
         yield StudentSpec(name="half", exposes=("vector", "hidden"), argument="N", from_teacher=True, **told)
         yield StudentSpec(name="fixed", exposes=("vector", "hidden"), **told)
@@ -187,16 +198,22 @@ class More:
 
     @hookimpl
     def kdhub_samplers(self):
+        yield SamplerSpec(name="foreign-rule", target=f"{__name__}:choose", tasks=("other",), selects=True)
         yield SamplerSpec(name="toy-rule", target=f"{__name__}:choose", tasks=("toy-vectors",), selects=True)
 
     @hookimpl
     def kdhub_methods(self):
         told = {"target": "toy:Plain", "tasks": ("toy-vectors",)}
+        yield MethodSpec(name="foreign-plain", target="toy:Plain", tasks=("other",))
         yield MethodSpec(name="toy-both", needs=("vector", "attentions"), **told)
 
     @hookimpl
     def kdhub_metrics(self):
-        yield MetricSpec(name="other-error", target="toy:error", tasks=("text",))
+        yield MetricSpec(name="other-error", target="toy:error", tasks=("other",))
+
+    @hookimpl
+    def kdhub_tasks(self):
+        yield TaskSpec(name="other", target="toy:Vectors")
 
 
 @pytest.fixture
@@ -229,6 +246,9 @@ def test_what_a_text_means(resolver):
     assert means("student", "recipe:mine") == ("path", "mine", "recipe:mine")
     assert means("student", "recipe:mine@3") == ("path", "mine@3", "recipe:mine@3")
     assert means("sampler", "toy-curious") == ("toy-curious", "", "toy-curious")
+    for kind, text in (("teacher", "abroad:1"), ("student", "foreign:1")):
+        with pytest.raises(CompatibilityError, match="works for other, not for toy-vectors"):
+            means(kind, text)
     for wrong in ("linear", "knwon"):  # a kind that takes an argument, without one; nothing of that name
         with pytest.raises(UnknownNameError) as caught:
             means("teacher", wrong)
@@ -294,7 +314,7 @@ def test_samplers_order_rows_and_rules_choose_them(resolver):
     with pytest.raises(CompatibilityError, match="sampler toy-rule chooses rows to have labelled"):
         resolver.sampler(Ref(source="toy-rule"), "toy-vectors")
     assert resolver.select("toy-rule", "toy-vectors")(None, None, 3, None).tolist() == [0, 1, 2]
-    for wrong in ("toy-curious", "toy-rul"):  # a sampler is no rule
+    for wrong in ("toy-curious", "foreign-rule", "toy-rul"):  # a sampler is no rule
         with pytest.raises(UnknownNameError, match=f"no rule of active learning named '{wrong}'") as caught:
             resolver.select(wrong, "toy-vectors")
     assert caught.value.matches == ["toy-rule"] and "kdhub list samplers" in caught.value.hint
@@ -308,7 +328,7 @@ def test_data_is_seen_through_the_options_of_its_use(resolver, monkeypatch):
     data = resolver.data(DataRef.model_validate(ref), "skip")
     told = {name: getattr(data.options, name) for name in ref if name not in ("source", "options")}
     assert told == {name: ref[name] for name in told} and data.options.on_bad_rows == "skip"
-    assert data.tags == ("counted",)
+    assert data.tags == ("counted",) and CALLS[-1] == ("9", {"extra": 1})
     assert resolver.data(DataRef(source="numbers:9", sample=3)).options.sample == 3
     assert resolver.data(DataRef(source="numbers:9")).options.on_bad_rows == "stop"
     assert resolver.data(DataRef(source="nine", limit=4)).options.limit == 4
@@ -411,6 +431,28 @@ def test_wrong_options_are_all_told_at_once(resolver):
     for name in ("options.lr", "teacher.gian", "student.size", "sampler.wights", "evaluation.options.scale"):
         assert name in told
     assert len(caught.value.problems) == 5
+
+
+def test_a_wrong_option_names_who_set_it(resolver):
+    values = {
+        "options": {"lr": -1},
+        "teacher": {"source": "linear:1", "gian": 1},
+        "student": {"source": "mlp:6", "size": 1},
+        "sampler": {"source": "mixture", "wights": 1},
+        "evaluation": {"data": [], "options": {"scale": -1}},
+    }
+    with pytest.raises(RecipeError) as caught:
+        resolver.check(resolver.recipe(**values), [Layer("mine.yaml", values)])
+    assert [problem.startswith("mine.yaml: ") for problem in caught.value.problems] == [True] * 5
+
+
+def test_a_method_has_its_own_options_and_declaration(resolver):
+    method = resolver.method(resolver.recipe(options={"hint_weight": 0.5}))
+    assert method.options.hint_weight == 0.5 and method.spec.name == "toy-hint"
+    with pytest.raises(CompatibilityError, match="works for other, not for toy-vectors"):
+        resolver.method(resolver.recipe(method="foreign-plain"))
+    with pytest.raises(CompatibilityError, match="works for other, not for toy-vectors"):
+        resolver.check(resolver.recipe(method="foreign-plain"))
 
 
 def test_names_in_a_recipe_are_looked_up_for_its_task(resolver):
