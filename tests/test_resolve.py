@@ -178,6 +178,9 @@ class More:
             name="rich", target="toy:Linear", tasks=("toy-vectors",), gives=("vector", "attentions"), argument="SEED"
         )
 
+        for name in ("linear", "still"):  # of two tasks: which is meant, the recipe's task says
+            yield TeacherSpec(name=name, target="toy:Linear", tasks=("other",), gives=())
+        yield TeacherSpec(name="everything", target="toy:Linear", tasks=("toy-vectors",), gives=None, argument="SEED")
         yield TeacherSpec(
             name="abroad", target="toy:Linear", tasks=("other",), gives=("vector", "attentions"), argument="SEED"
         )
@@ -187,7 +190,10 @@ class More:
         yield StudentSpec(
             name="foreign", target="toy:mlp", tasks=("other",), exposes=("vector", "hidden"), argument="N"
         )
+        yield StudentSpec(name="mlp", target="toy:mlp", tasks=("other",), exposes=())
+        yield StudentSpec(name="fixed", target="toy:mlp", tasks=("other",), exposes=())
         told = {"tasks": ("toy-vectors",), "target": "toy:mlp"}
+        yield StudentSpec(name="whole", argument="N", **told)
         yield StudentSpec(name="half", exposes=("vector", "hidden"), argument="N", from_teacher=True, **told)
         yield StudentSpec(name="fixed", exposes=("vector", "hidden"), **told)
 
@@ -198,12 +204,14 @@ class More:
 
     @hookimpl
     def kdhub_samplers(self):
+        yield SamplerSpec(name="toy-curious", target="toy:Curious", tasks=("other",))
         yield SamplerSpec(name="foreign-rule", target=f"{__name__}:choose", tasks=("other",), selects=True)
         yield SamplerSpec(name="toy-rule", target=f"{__name__}:choose", tasks=("toy-vectors",), selects=True)
 
     @hookimpl
     def kdhub_methods(self):
         told = {"target": "toy:Plain", "tasks": ("toy-vectors",)}
+        yield MethodSpec(name="toy-hint", target="toy:Plain", tasks=("other",))
         yield MethodSpec(name="foreign-plain", target="toy:Plain", tasks=("other",))
         yield MethodSpec(name="toy-both", needs=("vector", "attentions"), **told)
 
@@ -242,6 +250,8 @@ def test_what_a_text_means(resolver):
     assert means("teacher", "linear:7") == ("linear", "7", "linear:7")
     assert means("teacher", "known") == ("linear", "5", "linear:5"), "the catalogue's own"
     assert means("teacher", "still") == ("still", "", "still") and means("student", "small") == ("mlp", "3", "mlp:3")
+    assert resolver.target("teacher", "still", "toy-vectors").entry.spec.gives == ("vector",)
+    assert means("student", "fixed")[0] == "fixed"
     assert means("teacher", "./some/folder")[:2] == ("path", "./some/folder")
     assert means("student", "recipe:mine") == ("path", "mine", "recipe:mine")
     assert means("student", "recipe:mine@3") == ("path", "mine@3", "recipe:mine@3")
@@ -264,7 +274,8 @@ def test_options_of_models_are_the_catalogues_then_the_recipes(resolver):
     assert gain(source="linear:1") == 1 and gain(source="known") == 2 and gain(source="known", gain=3) == 3
     teacher = resolver.teacher(Ref.model_validate({"source": "known"}), "toy-vectors")
     assert (teacher.argument, teacher.options.gain, teacher.task.name) == ("5", 2.0, "toy-vectors")
-    assert resolver.teacher(Ref(source="still"), "toy-vectors").options is not None
+    saved = resolver.target("teacher", "./folder", "toy-vectors").entry
+    assert resolver.options_model(saved, "toy-vectors") is resolver.task("toy-vectors").Teacher.Options
     with pytest.raises(RecipeError, match="teacher.gian.*did you mean 'gain'"):
         gain(source="known", gian=3)
 
@@ -331,7 +342,8 @@ def test_data_is_seen_through_the_options_of_its_use(resolver, monkeypatch):
     assert data.tags == ("counted",) and CALLS[-1] == ("9", {"extra": 1})
     assert resolver.data(DataRef(source="numbers:9", sample=3)).options.sample == 3
     assert resolver.data(DataRef(source="numbers:9")).options.on_bad_rows == "stop"
-    assert resolver.data(DataRef(source="nine", limit=4)).options.limit == 4
+    nine = resolver.data(DataRef(source="nine", limit=4))
+    assert nine.options.limit == 4 and len(nine.split("train")) == 4
     assert (
         resolver.open_data("plain", DataOptions()).tags == ()
         and len(resolver.data(DataRef(source="plain")).split("train")) == 9
@@ -362,6 +374,7 @@ def test_what_fits_is_not_refused(resolver):
         {"teacher": "far:1"},
         {"student": "half:1"},
         {"student": "fixed"},
+        {"student": "whole:1", "teacher": "everything:1"},
         {"sampler": "toy-curious"},
         {"method": "toy-plain", "teacher": None},
         {"method": "toy-mix"},
