@@ -81,7 +81,15 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluator": (("kdhub/evaluation/evaluator.py",), ("tests/test_evaluator.py",)),
     "report": (("kdhub/evaluation/report.py",), ("tests/test_report.py", "-k not picture and not decades")),
     "resolve": (("kdhub/recipes/resolve.py",), ("tests/test_resolve.py",)),
-    "engine": (("kdhub/training/engine.py",), ("tests/test_engine.py",)),
+    "engine": (
+        ("kdhub/training/engine.py",),
+        (
+            "tests/test_engine.py",
+            "tests/test_training.py",
+            "-k test_engine or extras_train or left_as_it_is or their_own_rows or is_exact or accumulated or"
+            " good_checkpoint or rates or not_whole or of_ranks or stops_at_its_step",
+        ),
+    ),
     "session": (("kdhub/training/session.py",), ("tests/test_training.py", "tests/test_run.py")),
 }
 """Modules, as they are imported, and the tests that must see what changes in them; without those that take seconds, as
