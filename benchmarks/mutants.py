@@ -138,10 +138,10 @@ def lay_out(folder: Path, part: str) -> None:
         "pytest_add_cli_args_test_selection": tests,
         "pytest_add_cli_args": ("-q", "-m", "not slow", "-p", "no:cacheprovider"),
         "use_git_change_detection": ("false",),
+        "timeout_multiplier": ("5",),  # of what the tests take: an endless loop is noticed after seconds
     }
     lines = (f"{key}=" + "".join(f"\n    {value}" for value in values) for key, values in settings.items())
-    text = "\n".join(["[mutmut]", *lines, ""]).replace("use_git_change_detection=\n    ", "use_git_change_detection=")
-    (folder / "setup.cfg").write_text(text)
+    (folder / "setup.cfg").write_text("\n".join(["[mutmut]", *lines, ""]))
 
 
 def run(folder: Path, names: list[str]) -> None:
