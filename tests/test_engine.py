@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from types import SimpleNamespace
 
@@ -148,12 +149,12 @@ def test_dropout_is_set_for_the_time_of_training_and_put_back_after_an_error():
 
 def test_whole_checkpoints_are_found_in_the_order_of_their_steps(tmp_path):
     assert newest_checkpoint(tmp_path) is None
-    for step in (9, 10, 100):
+    for step in (9, 10, 100, 200):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        if step != 100:
+        if step != 200:
             (tmp_path / f"checkpoint-{step}" / STATE).write_text("{}")
-    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
-    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert newest_checkpoint(tmp_path).name == "checkpoint-100"
 
 
 @pytest.mark.parametrize(
@@ -260,19 +261,19 @@ def test_ranks_agree_every_tenth_step(built, monkeypatch):
     made = built()
     assert made.agree(True, 3) is True and made.agree(False, 10) is False, "alone there is nobody to ask"
     monkeypatch.setattr(engine, "world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda flag, source: flag.fill_(1 + source))
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda flag, source: flag.fill_(source == 0))
     assert made.agree(False, 20) is True and made.agree(True, 21) is False
 
 
 def test_a_probe_is_taken_every_so_many_steps_but_not_after_the_last(built, monkeypatch):
     made = built()
-    made._probe, made._probe_every = (lambda: {"student:0": 1.5}), 5
+    made._probe, made._probe_every = (lambda: {"student:0": 1.5}), 7
     logged, told = [], []
     monkeypatch.setattr(made.run, "log", lambda **record: logged.append(record))
     monkeypatch.setattr(made.order, "observe", lambda step, terms: told.append((step, terms)))
     for step in range(15):
         made.stepped(step)
-    assert told == [(5, {"student:0": 1.5}), (10, {"student:0": 1.5})]
+    assert told == [(7, {"student:0": 1.5}), (14, {"student:0": 1.5})]
     assert logged == [{"step": step, "probe": found} for step, found in told]
 
 
@@ -305,20 +306,57 @@ def test_rates_over_the_training_are_the_methods(built):
     assert rates == pytest.approx([lr * made.method.learning_rate(step, 15) for step in range(15)])
 
 
-def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch):
+def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch, caplog):
     made = built(lr=0.5)
     logged, told = [], []
     monkeypatch.setattr(made.run, "log", lambda **record: logged.append(record))
     monkeypatch.setattr(made.order, "observe", lambda step, terms: told.append((step, terms)))
+    caplog.set_level(logging.INFO, "kdhub")
+    made.steps_per_epoch = 3
     watch = engine._Watch(made)
+    assert (watch.logged_step, watch.began) == (0, None)
     made.logged = told.append
-    watch.logged, watch.logged_step, watch.began = 100.0, 3, (90.0, 1)
+    watch.logged, watch.said, watch.logged_step, watch.began = 100.0, 104.9, 3, (90.0, 1)
     made.observe(6, torch.tensor(3.0), {"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
-    watch.write(SimpleNamespace(global_step=7), 104.0)
+    watch.write(SimpleNamespace(global_step=7), 107.0)
     rate = 0.5 * made.method.learning_rate(6, 15)
     assert logged == [{
-        "step": 7, "epoch": 1.4, "loss": 3.0, "terms": {"a": 1.0, "b": 2.0}, "lr": rate, "rows_per_second": 8.0,
+        "step": 7, "epoch": 2.3333, "loss": 3.0, "terms": {"a": 1.0, "b": 2.0}, "lr": rate, "rows_per_second": 4.57,
         "state": {"mean": 1.0},
     }]  # fmt: skip
     assert told == [(7, {"a": 1.0, "b": 2.0}), logged[0]]
-    assert (watch.logged, watch.logged_step) == (104.0, 7)
+    assert (watch.logged, watch.said, watch.logged_step) == (107.0, 107.0, 7)
+    # 17 seconds for six steps, and eight are left
+    assert caplog.messages == [f"step 7/15  a 1.0000 b 2.0000  lr {rate:.2e}  5 rows/s  0:23 left"]
+    made.observe(7, torch.tensor(1.0), {"a": torch.tensor(1.0)})
+    watch.write(SimpleNamespace(global_step=8), 107.5)
+    assert logged[1]["rows_per_second"] == 16 and len(caplog.messages) == 1, "said two seconds apart"
+    made.observe(14, torch.tensor(1.0), {"a": torch.tensor(1.0)})
+    watch.write(SimpleNamespace(global_step=15), 108.0)
+    assert caplog.messages[1].startswith("step 15/15") and caplog.messages[1].endswith("0:00 left"), "and at the end"
+
+
+def test_terms_of_unlike_size_are_told_once_after_five_logs(built, caplog):
+    made = built()
+
+    def log(**terms):
+        made.observe(0, torch.tensor(1.0), {name: torch.tensor(value) for name, value in terms.items()})
+        made.mean_terms()
+        return len(caplog.messages)
+
+    assert [log(a=1.0)] + [log(a=5000.0, b=1.0) for _ in range(6)] == [0, 0, 0, 0, 0, 1, 1]
+    assert caplog.messages == ["loss term 'a' (5e+03) dwarfs 'b' (1) over the first steps: check their weights"]
+    made = built()
+    assert {log(a=900.0, b=1.0) for _ in range(6)} == {1}, "not a thousand times"
+
+
+def test_who_teaches_and_who_orders(built):
+    import toy
+
+    live = built(method="toy-mix", group_by_length=False)
+    assert [type(t) for t in live.module._teacher] == [toy.Linear] and not live.stored
+    assert live.sampler.batch == 8 and not live.sampler.options.group_by_length
+    assert live.logged({}) is None and (live._probe, live._probe_every) == (None, 0)
+    stored = built()
+    assert stored.module._teacher == [] and stored.module.student is stored.student.module and stored.seed == 5
+    assert set(stored.module.extras) == {"projection"} and stored.sampler.options.group_by_length
