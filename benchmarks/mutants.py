@@ -57,7 +57,11 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chunks": (("kdhub/signals/chunks.py",), ("tests/test_chunks.py",)),
     "store": (
         ("kdhub/signals/store.py",),
-        ("tests/test_signals.py", "-k not kill and not rank and not moments and not permission and not disk"),
+        (
+            "tests/test_store.py",
+            "tests/test_signals.py",
+            "-k test_store or not (kill or rank or moments or permission or disk)",
+        ),
     ),
     "stored": (("kdhub/signals/stored.py",), ("tests/test_stored.py",)),
     "differences": (("kdhub/comparison/differences.py",), ("tests/test_differences.py", "-k not ties")),
