@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 NPM_CLIENT := 2.17.5
+MUTMUT := 3.8.1
 
-.PHONY: install demo test test-slow hub-clients lint docs bench bench-peers evidence clean
+.PHONY: install demo test test-slow hub-clients mutants lint docs bench bench-peers evidence clean
 
 install: $(STAMP)
 
@@ -34,6 +35,11 @@ hub-clients: install
 	build/hub-clients/olah/bin/pip install --quiet --disable-pip-version-check olah==0.5.4
 	npm install --silent --no-fund --no-audit --prefix build/hub-clients @huggingface/hub@$(NPM_CLIENT)
 	$(BIN)/python -m pytest -rs tests/test_hub_clients.py
+
+# Do tests see what changes? One part of benchmarks/mutants.py (make mutants PART=divergences), or all, which takes hours.
+mutants: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt mutmut==$(MUTMUT)
+	$(BIN)/python -m benchmarks.mutants $(ARGS) $(PART)
 
 lint: install
 	$(BIN)/ruff check .

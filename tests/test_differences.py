@@ -19,7 +19,7 @@ def test_hand_computed():
     assert (found.low, found.high) == (1.0, 3.0), "three pairs have no more to say than their range"
     assert spread([1.0, 3.0]) == (2.0, math.sqrt(2)) and spread([5.0]) == (5.0, None)
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+    assert holm([0.5, 0.9]) == holm([0.9, 0.95]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_students_t_is_that_of_scipy():
@@ -43,7 +43,14 @@ def test_the_bootstrap_is_that_of_every_resample():
     assert found.high == pytest.approx(means[math.ceil((1 - tail) * 5**5) - 1], abs=1e-12)
     back = paired(np.zeros(5), values)
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low), abs=0.02)
-    assert paired(np.arange(12), np.zeros(12)) == paired(np.arange(12), np.zeros(12)), "drawn with a fixed seed"
+    shuffled = np.array([0.3, 0.9, -0.4, 0.2, 0.75, 0.1, -0.05, 0.6])
+    orders = [paired(order, np.zeros(8)) for order in (shuffled, np.sort(shuffled))]
+    assert orders[0].low == pytest.approx(orders[1].low, abs=1e-12), "with eight pairs every resample still counts"
+    drawn = paired(np.arange(12), np.zeros(12))
+    half = 2.200985 * drawn.std / math.sqrt(12)  # of the t distribution with 11 degrees
+    assert (drawn.low, drawn.high) == pytest.approx((5.5 - half, 5.5 + half), abs=0.15)
+    many = np.sqrt(np.arange(12))
+    assert paired(many, np.zeros(12)) == paired(many, np.zeros(12)), "drawn with a fixed seed"
 
 
 def test_no_chance_and_no_pairs():
@@ -52,10 +59,12 @@ def test_no_chance_and_no_pairs():
     assert paired([1.1, 2.1, 3.1], [1.0, 2.0, 3.0]).p == 0.0, "the same on each seed: nothing was left to chance"
     equal = paired([1.0, 2.0], [1.0, 2.0])
     assert equal.p == 1.0 and verdict(equal, 1.0) == "no significant difference"
+    told = [verdict(Difference(3, mean), p) for mean, p in ((0.1, 0.2), (0.1, LEVEL), (0.0, 0.01), (1.0, 0.01))]
+    assert told == ["no significant difference", "better", "no significant difference", "better"]
     better = paired([0.9, 0.91, 0.93], [0.5, 0.52, 0.51])
     assert verdict(better, better.p) == "better" and verdict(better, better.p, higher_is_better=False) == "worse"
     for a, b in (([1.0], [1.0, 2.0]), ([], [])):
-        with pytest.raises(ValueError, match="no pairs"):
+        with pytest.raises(ValueError, match="do not pair up"):
             paired(a, b)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from kdhub.errors import RunError
-from kdhub.evaluation.report import Report, gain, markdown, number, render
+from kdhub.evaluation.report import Report, gain, markdown, number, percent, render
 from kdhub.metric import Measure
 
 
@@ -92,6 +93,146 @@ def test_terminal_table(report):
     assert lines[-1] == "note: scifact was left out"
 
 
+def test_all_tables_to_the_letter(report):
+    assert (
+        "\n".join(render(report).splitlines()[4:])
+        == """\
+pydoc test  cosine                                 0.930
+wiki test   perplexity   10.000                   12.500  80.0 %
+
+Quality, looked at otherwise
+data        metric   view     teacher  student    kept
+----------  -------  -------  -------  -------  ------
+pydoc test  ndcg@10  dims 96    0.400    0.300  75.0 %
+
+Cost
+cost                         teacher         student  the student is
+--------------------  --------------  --------------  --------------
+parameters                    22.7 M          11.0 M      2.1x fewer
+latency p50, batch 1               –         4.10 ms
+throughput, batch 32  250 examples/s  725 examples/s     2.9x faster
+
+note: scifact was left out"""
+    )
+    other = Report([
+        m("a", 0.5, "teacher", std=0.01), m("a", 0.25, "baseline:x"), m("a", 0.4, "student", std=0.02),
+        m("b", 0.3, "student-before"), m("a", 0.45, "teacher", variant={"dims": 96, "precision": "int8"}),
+        cost("odd", 3, "baseline:x", "items", True), cost("latency-p50", 10, "teacher", "ms"),
+        cost("latency-p50", 10.01, "student", "ms"), cost("latency-p50", 5, "student-before", "ms"),
+    ])  # fmt: skip
+    assert (
+        render(other)
+        == """\
+Quality
+data        metric        teacher  before  kept        student    kept  baseline:x    kept
+----------  ------  -------------  ------  ----  -------------  ------  ----------  ------
+pydoc test  a       0.500 ± 0.010                0.400 ± 0.020  80.0 %       0.250  50.0 %
+pydoc test  b                       0.300
+
+Quality, looked at otherwise
+data        metric  view                     teacher
+----------  ------  -----------------------  -------
+pydoc test  a       dims 96, precision int8    0.450
+
+Cost
+cost                  teacher   before  student  baseline:x  the student is
+--------------------  -------  -------  -------  ----------  --------------
+latency p50, batch 1  10.0 ms  5.00 ms  10.0 ms                    the same
+odd                                                       3
+"""
+    )
+    assert render(Report()) == "nothing was measured\n" and render(Report(notes=["a\nb"])) == "note: a b\n"
+
+
+def test_tables_without_a_teacher_have_no_column_for_one():
+    alone = Report([m("a", 0.5, "student", "e\u0301te\u0301"), m("a", 0.25, "student-before", "x")], ["one", "two"])
+    alone.measures += [cost("latency-p50", 4.1, "student", "ms", std=0.1)]
+    assert (
+        render(alone)
+        == """\
+Quality
+data      metric  before  student
+--------  ------  ------  -------
+e\u0301te\u0301 test  a                 0.500
+x test    a        0.250
+
+Cost
+cost                             student
+--------------------  ------------------
+latency p50, batch 1  4.10 ms ± 0.100 ms
+
+note: one
+note: two
+"""
+    )
+    taught = Report([cost("parameters", 3, "teacher", "items"), cost("parameters", 2, "student-before", "items")])
+    assert (
+        render(taught)
+        == "Cost\ncost        teacher  before\n----------  -------  ------\nparameters        3       2\n"
+    )
+    assert percent(None) == "–" and percent(0.5) == "50.0 %" and number(0.5) == "0.500"
+
+
+def test_variants_are_one_whatever_the_order_of_their_keys():
+    pairs = [{"x": 1, "y": Path("a")}, {"y": Path("a"), "x": 1}]
+    lines = Report([m("a", 0.5, s, variant=v) for s, v in zip(("teacher", "student"), pairs)]).lines()
+    assert len(lines) == 1 and lines[0].kept("student") == 1
+
+
+def test_views_follow_their_data_and_fidelity_is_seen_otherwise_too():
+    """A metric that the teacher lacks, where it has others; the order is that of the data sets."""
+    view = {"dims": 8}
+    mixed = Report([
+        m("p", 0.5, "teacher", "one"), m("p", 0.4, "student", "one"), m("f", 0.9, "student", "one"),
+        m("p", 0.5, "teacher", "two"), m("p", 0.4, "student", "two"), m("q", 0.5, "teacher", "two"),
+        m("p", 0.3, "student", "two", variant=view), m("f", 0.8, "student", "one", variant=view),
+        m("q", 0.2, "teacher", "two", variant=view), m("p", 0.1, "student", "one", variant=view),
+        m("p", 0.0, "student", "two", variant={"dims": 4}),
+    ])  # fmt: skip
+    seen = [(row[0], row[1], row[2]) for row in mixed.tables()[1].rows]
+    assert seen == [
+        ("two test", "p", "dims 8"),
+        ("two test", "p", "dims 4"),
+        ("one test", "f", "dims 8"),
+        ("one test", "p", "dims 8"),
+    ]
+    alone = Report([m("f", 0.9, "student"), m("g", 0.9, "student"), m("g", 0.8, "student", variant=view)])
+    assert [t.title for t in alone.tables()] == ["Quality"], "nobody's teacher was measured: f leads, g is not seen"
+
+
+def test_headline_prefers_the_primary_metric_then_what_the_teacher_has():
+    first = [m("a", 0.1, "student"), m("b", 0.5, "teacher"), m("b", 0.2, "student"), m("c", 0.3, "student")]
+    assert [line.metric for line in Report(first).headline()] == ["b"]
+    assert [line.metric for line in Report(first, facts={"primary": "c"}).headline()] == ["c"]
+    assert [line.metric for line in Report(first, facts={"primary": {"x": "c"}}).headline()] == ["c"]
+    assert [line.metric for line in Report(first, facts={"primary": {"x": "z"}}).headline()] == ["b"]
+    assert Report([m("a", 0.1, "student", variant={"v": 1})]).headline() == []
+
+
+@pytest.mark.parametrize(
+    "teacher, own, higher, words",
+    [
+        (100.0, 104.0, True, "1.04x faster"),
+        (100.0, 105.0, True, "1.1x faster"),
+        (100.0, 50.0, True, "2.0x slower"),
+        (100.0, 100.4, True, "the same"),
+        (100.0, 99.6, True, "the same"),
+        (100.0, 101.0, True, "1.01x faster"),
+        (0, 5, True, ""),
+        (5, 0, True, ""),
+        (-1, 5, True, ""),
+        (5, -1, True, ""),
+        (None, 5, True, ""),
+        (0.5, 1.0, True, "2.0x faster"),
+    ],
+)
+def test_gains_in_words(teacher, own, higher, words):
+    found = Report([cost("throughput", teacher, "teacher", "", higher), cost("throughput", own, "student", "", higher)])
+    assert gain(found.costs()[0]) == words
+    unknown = Report([cost("odd", 1.0, "teacher"), cost("odd", 3.0, "student"), cost("odd", 0.5, "student-before")])
+    assert gain(unknown.costs()[0]) == "3.0x worse" and gain(unknown.costs()[0], "student-before") == "2.0x better"
+
+
 def test_wide_characters_stay_aligned_and_control_characters_do_not_reach_the_terminal():
     hostile = "中文\x1b[31m\nx\u202e"
     text = render(Report([m("a", 0.5, "teacher", hostile), m("a", 0.4, "student", hostile), m("b", 0.5, "teacher")]))
@@ -118,6 +259,22 @@ def test_a_worse_student_is_called_worse():
         (0.0, "ms", "0 ms"),
         (1234.5, "examples/s", "1,234 examples/s"),
         (12.34, "%", "12.3 %"),
+        (1.234, "%", "1.2 %"),
+        (1e12, "FLOPs", "1.00 T"),
+        (1e9, "FLOPs", "1.00 G"),
+        (99.9996, "", "100.000"),
+        (100.0, "", "100.0"),
+        (-1234.56, "", "-1,234.6"),
+        (999.4, "ms", "999 ms"),
+        (0.00012345, "ms", "0.0001 ms"),
+        (0.0123456, "ms", "0.0123 ms"),
+        (1000, "bytes", "1.00 kB"),
+        (1e15, "FLOPs", "1.00 P"),
+        (2e12, "FLOPs", "2.00 T"),
+        (10.04e9, "items", "10.0 G"),
+        (100e6, "items", "100 M"),
+        (-5e3, "items", "-5.00 k"),
+        (3, "items", "3"),
     ],
 )
 def test_numbers(value, unit, shown):
@@ -128,11 +285,27 @@ def test_markdown_escapes_every_cell(report):
     text = markdown(report.tables()[0], lambda cell: cell.upper())
     assert text.splitlines()[0].startswith("| DATA | METRIC |") and "PYDOC TEST" in text
     assert text.splitlines()[1] == "| :-- | :-- |" + " --: |" * 7
+    assert len(text.splitlines()) == 2 + 3 and "| PYDOC TEST | NDCG@10 | 0.506 |" in text
 
 
 def test_it_is_the_same_after_a_file(report):
     written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert Report.from_dict(written) == report
+
+
+def test_what_a_file_leaves_out_or_does_not_know():
+    one = {"metric": "a", "subject": "student"}
+    found = Report.from_dict({"schema": 1, "measures": [{**one, "new": 1}, {**one, "value": 2}], "notes": None})
+    assert [x.value for x in found.measures] == [None, 2] and found.notes == [] and found.facts == {}
+    assert Report.from_dict({"schema": 1, "measures": [], "notes": [3], "facts": {"k": 1}}) == Report(
+        [], ["3"], {"k": 1}
+    )
+    with pytest.raises(RunError, match="report.json is not a report"):
+        Report.from_dict({"schema": 1, "measures": None})
+    noted = Report([m("a", math.nan, "student", note="why", std=math.inf), m("a", 1.0, "teacher", std=math.nan)])
+    assert [(x.get("value"), x.get("note"), x.get("std")) for x in noted.to_dict()["measures"]] == [
+        (None, "why", None), (1.0, None, None),
+    ]  # fmt: skip
 
 
 def test_a_value_that_is_no_number_becomes_none_with_a_note():
@@ -150,6 +323,14 @@ def test_a_value_that_is_no_number_becomes_none_with_a_note():
         ({"schema": 1, "measures": [{"metric": "a"}]}, "r.json, measure 1: a measure needs"),
         ({"schema": 1, "measures": [{"metric": "a", "subject": "s", "value": "0.9"}]}, "'0.9', not a number"),
         ({"schema": 1, "measures": [{"metric": "a", "subject": "s", "variant": 3}]}, "variant is 3"),
+        ({"schema": 1, "measures": [{"metric": "a", "subject": 3}]}, "r.json, measure 1: a measure needs"),
+        ({"schema": 1, "measures": [3]}, "r.json, measure 1: a measure needs"),
+        (
+            {"schema": 1, "measures": [{"metric": "a", "subject": "s", "value": True}]},
+            "is True, not a number",
+        ),
+        ({"schema": 1, "measures": [], "notes": "n"}, "r.json is damaged: notes must be a list"),
+        ({"schema": 1, "measures": [], "facts": [1]}, "r.json is damaged: notes must be a list"),
     ],
 )
 def test_another_schema_or_a_damaged_report_is_refused_in_one_sentence(value, said):

@@ -646,6 +646,27 @@ def test_batches_hold_rows_of_like_length_and_their_order_does_not_tell():
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2, "long and short batches alternate at random"
 
 
+def test_a_batch_has_neighbours_by_length_and_equal_rows_as_they_were_shuffled():
+    lengths = np.random.default_rng(1).permutation(64).astype(np.int32)
+    batches = lengths[ShuffledSampler(lengths, 4, 3).epoch(2)].reshape(-1, 4)
+    assert sorted(map(sorted, batches.tolist())) == np.arange(64).reshape(-1, 4).tolist()
+    lengths = np.resize([3, 1, 2], 640).astype(np.int32)
+    plain, grouped = (ShuffledSampler(lengths, 4, 3, group_by_length=g).epoch(0) for g in (False, True))
+    for part in (slice(0, 200), slice(200, 400)):  # blocks of 50 batches
+        longest_first = np.array(sorted(plain[part].tolist(), key=lambda row: -lengths[row])).reshape(-1, 4)
+        assert set(map(tuple, longest_first)) <= set(map(tuple, grouped.reshape(-1, 4)))
+
+
+def test_a_mixture_of_few_rows_has_its_shares_exactly():
+    sampler = MixtureSampler(
+        np.ones(4, np.int32), 1, 0, parts=[("a", 1), ("b", 2), ("c", 1)], weights={"a": 2, "b": 2, "c": 0}
+    )
+    counts = np.bincount(np.concatenate([sampler.epoch(n) for n in range(1000)]), minlength=4)
+    assert counts == pytest.approx(np.array([2000, 1000, 1000, 0]), rel=0.08)
+    even = MixtureSampler(np.ones(4, np.int32), 1, 0, parts=[("a", 1), ("b", 2), ("a", 1)])
+    assert even.shares.tolist() == [0.25, 0.5, 0.25], "one weight a name, and equal without weights"
+
+
 def test_a_mixture_draws_data_sets_by_their_weights_and_rows_evenly():
     lengths = np.ones(4000, np.int32)
     parts = [("big", 3000), ("small", 600), ("big", 400)]
@@ -657,11 +678,21 @@ def test_a_mixture_draws_data_sets_by_their_weights_and_rows_evenly():
     assert counts[:3000].mean() == pytest.approx(2.94, rel=0.05)
     assert counts[3600:].mean() == pytest.approx(2.94, rel=0.1)
     assert counts[3000:3600].mean() == pytest.approx(50, rel=0.02)
+    assert counts[3000:3600].min() > 15
     assert counts[3000:3600].std() == pytest.approx(50**0.5, rel=0.15), "each row as likely as another"
     assert np.array_equal(sampler.epoch(3), sampler.epoch(3))
 
 
-@pytest.mark.parametrize("weights", [{"big": 1}, {"big": 1, "small": 1, "other": 1}, {"big": 1, "small": -1}])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"big": 1},
+        {"big": 1, "small": 1, "other": 1},
+        {"big": 1, "small": -1},
+        {"big": 1, "small": np.inf},
+        {"big": 0, "small": 0},
+    ],
+)
 def test_a_mixture_with_wrong_weights_names_the_data_sets(weights):
     with pytest.raises(UsageError, match="sampler.weights must give each data set"):
         MixtureSampler(np.ones(4, np.int32), 2, 0, parts=[("big", 3), ("small", 1)], weights=weights)

@@ -247,6 +247,29 @@ def test_steps_of_pld_are_the_probability_of_an_order():
     assert total == pytest.approx(1, abs=1e-5)
 
 
+def test_pld_options_reach_the_loss():
+    both = {"student": STUDENT, "teacher": TEACHER}
+    assert loss(Pld, topk=2, **both) == pytest.approx(pld(0, topk=2))
+    assert loss(Pld, weighting="uniform", **both) == pytest.approx(pld(0, weighting="uniform"))
+    assert loss(Pld, teacher_temperature=2.0, **both) == pytest.approx(pld(0, temperature=2.0))
+    twice = {"student": STUDENT.repeat(2, 1), "teacher": TEACHER.repeat(2, 1)}
+    assert loss(Pld, labels=(0, -1), **twice) == pytest.approx(pld(0)), "a mean over the rows with a label"
+    ranked = loss(Pld, labels=(1, -1), force_label_first=False, **twice)
+    assert ranked == pytest.approx(pld(None)), "over all rows, whatever their labels"
+    terms = Pld(Pld.Options()).objective(
+        Signals(logits=S), Signals(logits=Z), {"labels": torch.tensor([0])}, Progress(0, 1, 0.0)
+    )
+    assert set(terms) == {"ranking"}
+
+
+def test_pld_by_position_of_one_and_of_two_classes():
+    one, two = torch.ones(1, 1), torch.tensor([[0.3, -0.2]])
+    assert plackett_luce(one, one, torch.tensor([0]), weighting="position").item() == 0
+    entropy = torch.nn.functional.cross_entropy(two, torch.tensor([1])).item()
+    given = plackett_luce(two, two, torch.tensor([1]), weighting="position")
+    assert given.item() == pytest.approx(entropy) and given.dtype == torch.float32
+
+
 def test_pld_options():
     assert pld(0, topk=4) == pld(0) and pld(0, topk=1) == pytest.approx(0.643914 * 1.440190, abs=2e-6)
     assert pld(None) == pytest.approx(pld(0), abs=1e-6), "here the teacher ranks the label first by itself"

@@ -205,6 +205,20 @@ def test_gradient_flows_to_the_student_only(name):
     assert s.grad.abs().sum() > 0 and torch.isfinite(s.grad).all()
 
 
+def test_forward_kl_has_its_gradient_times_what_follows_and_one_for_a_teacher_that_learns():
+    s, t = S.double().requires_grad_(), Z.double().requires_grad_()
+    p, q = torch.softmax(t.detach(), -1), torch.softmax(s.detach(), -1)
+    (3 * d.forward_kl(s, t.detach())).backward()
+    torch.testing.assert_close(s.grad, 3 * (q - p))
+    assert torch.autograd.gradcheck(d.forward_kl, (s, t))
+    assert d.forward_kl(s, t).item() == pytest.approx(kl(p.tolist(), q.tolist()))
+
+
+def test_what_the_student_rules_out_is_infinitely_far_unless_the_teacher_is_mixed_in():
+    s, t = torch.tensor([0.0, -torch.inf]), torch.zeros(2)
+    assert d.skew_kl(s, t, 0.0) == d.forward_kl(s, t) == torch.inf and d.skew_kl(s, t, 0.1).isfinite()
+
+
 @each
 def test_columns_of_minus_infinity_on_both_sides_count_nothing(name):
     generator = torch.Generator().manual_seed(3)

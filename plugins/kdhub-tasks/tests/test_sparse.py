@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from kdhub_tasks import divergences as d
-from kdhub_tasks.sparse import Form, Sampled, Top, divergence
+from kdhub_tasks.sparse import Form, Sampled, Top, divergence, kept, packed
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.signals.store import Field
 
 Z, S = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.5, 0.0]])
 
@@ -94,6 +95,73 @@ def test_bytes_of_a_position():
     assert Form.parse("top-32", 128_256).bytes == 106 <= 121
     assert Form.parse("top-1", 2).bytes == 1 + 1 + 6
     assert Form.parse("renormalised-32", 128_256).bytes == 106
+
+
+def test_what_is_packed_does_not_depend_on_the_type_of_the_logits():
+    logits = (4 * np.random.default_rng(1).normal(size=(6, 40))).astype(np.float16)
+    for text in ("top-5", "renormalised-5", "sampled-9"):
+        form = Form.parse(text, 40)
+        assert np.array_equal(form.pack(logits, b"a"), form.pack(logits.astype(np.float64), b"a"))
+        assert form.pack(logits + 100, b"a").dtype == np.uint8
+        assert np.array_equal(form.pack(logits.tolist(), b"a"), form.pack(logits, b"a"))
+
+
+def test_log_probabilities_of_a_position_to_the_bit():
+    """p = (1/2, 1/4, 1/8, 1/8): the ends are exact in float16 but for log(1/2); codes of 254 steps between them."""
+    p = np.array([[0.5, 0.25, 0.125, 0.125]])
+    top = Form.parse("top-2", 4).unpack(torch.from_numpy(Form.parse("top-2", 4).pack(np.log(p) + 3, b"")))
+    assert top.at.tolist() == [[0, 1]] and not top.alone
+    half = [float(np.float16(np.log(x))) for x in (0.5, 0.25, 0.25)]
+    assert top.log_p[0].tolist() == pytest.approx(half, abs=1e-7)
+    three = Form.parse("renormalised-3", 4)
+    at, values = np.array([[0, 2, 3]]), np.log(np.array([[0.5, 0.25, 0.125]]))
+    given = three.unpack(torch.from_numpy(three.pack_top(at, values)))
+    low, high = (float(np.float16(np.log(x))) for x in (0.125, 0.5))
+    code = round((math.log(0.25) - low) / (high - low) * 254)
+    assert given.at.tolist() == at.tolist() and given.alone
+    assert given.log_p[0].tolist() == pytest.approx([high, low + code / 254 * (high - low), low, low], abs=1e-6)
+    sure = three.unpack(torch.from_numpy(three.pack_top(at, np.array([[0.0, -30.0, -24.0]]))))
+    assert sure.log_p[0].tolist() == pytest.approx([0, -math.inf, -24, math.log(1e-7)], abs=0.01)
+    impossible = three.unpack(torch.from_numpy(three.pack_top(at, np.array([[0.0, -np.inf, -26.0]]))))
+    assert impossible.log_p[0].tolist() == pytest.approx([0, -math.inf, -math.inf, math.log(1e-7)], abs=0.01)
+
+
+def test_parts_slices_and_fields():
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for text, alone in (("top-2", False), ("renormalised-2", True)):
+        top = stored(logits, text)
+        assert (len(top), len(top[1:3]), top[1:3].alone) == (4, 2, alone)
+        assert torch.equal(top[1:3].at, top.at[1:3]) and torch.equal(top[1:3].log_p, top.log_p[1:3])
+    drawn = stored(logits, "sampled-3")
+    assert (len(drawn), drawn[1:].at.tolist()) == (4, drawn.at.tolist()[1:])
+    form = Form.parse("top-2", 6)
+    assert form.field("logits", True) == Field("logits.top-2", "uint8", (form.bytes,), True)
+    assert form.field("other", False) == Field("other.top-2", "uint8", (form.bytes,), False)
+
+
+def test_what_a_batch_keeps_is_found_by_its_name():
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    form = Form.parse("top-2", 6)
+    values = torch.from_numpy(form.pack(logits.numpy(), b""))
+    found = kept({"features.top-2": values[:1], "logits": values[:2], "logits.top-2": values}, 6)
+    assert torch.equal(found.at, stored(logits, "top-2").at)
+    assert kept({"logits": values, "features.top-2": values}, 6) is None
+
+
+def test_examples_are_packed_one_by_one_with_their_own_keys():
+    logits, form = np.random.default_rng(0).normal(size=(3, 2, 9)), Form.parse("sampled-4", 9)
+    keys = [b"a", b"b", b"c"]
+    ragged = packed([logits[0], logits[1, :1], logits[2]], form, keys, True)
+    each = [form.pack(logits[0], b"a"), form.pack(logits[1, :1], b"b"), form.pack(logits[2], b"c")]
+    assert all(np.array_equal(a, b) for a, b in zip(ragged, each)) and len(ragged) == 3
+    flat = packed(logits[:, 0], form, keys, False)
+    assert np.array_equal(flat, np.concatenate([form.pack(x[:1], k) for x, k in zip(logits, keys)]))
+
+
+def test_whole_logits_are_divided_by_the_temperature():
+    given = divergence(d.forward_kl, S, Z.half(), 2.0)
+    assert given.item() == pytest.approx(d.forward_kl(S / 2, Z / 2).item()) and given.dtype == torch.float32
+    assert divergence(d.forward_kl, S, Z).item() == pytest.approx(d.forward_kl(S, Z).item())
 
 
 def test_draws_are_unbiased_and_their_gradient_too():

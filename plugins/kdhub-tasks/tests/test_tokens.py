@@ -117,6 +117,7 @@ def test_entities_are_counted_whole():
     assert entity_f1(predictions([1, 2, 2, 3], [1, 2, 2, 3], [2, 2])) == 1.0
     assert entity_f1(predictions([1, 2, 1, 2], [1, 2, 2, 2], [4])) == 0.0
     assert entity_f1(predictions([1, 2, 1, 2], [1, 2, 1, 2], [2, 2])) == 1.0
+    assert entity_f1(predictions([3, 3], [3, 3], [2])) == 0.0, "there are none to find"
     assert entity_f1(Predictions(np.eye(2), np.array([0, 1]), ["noun", "verb"], np.array([2]))) is None
 
 

@@ -49,7 +49,7 @@ def test_metrics_by_hand():
 def test_metrics_of_many_classes_and_of_hopeless_models():
     """Five of six are the most probable five; models that are sure and wrong, or right; one class."""
     out = Predictions(np.tile(np.arange(6.0), (4, 1)), np.array([0, 1, 5, 0]))
-    assert metrics.top_5(out) == 0.5
+    assert metrics.top_5(out) == 0.5 and metrics.top_5(Predictions(np.eye(5), np.arange(5))) is None
     sure = Predictions(np.array([[200.0, 0.0, 0.0]] * 2), np.array([0, 1]))
     assert metrics.nll(sure) == 100 and metrics.brier(sure) == 1 and metrics.calibration_error(sure) == 0.5
     right = Predictions(sure.logits, np.array([0, 0]))
@@ -63,6 +63,10 @@ def test_metrics_of_two_classes():
     out = Predictions(np.stack([np.zeros(4), scores], 1), np.array([0, 0, 1, 1]))
     assert metrics.auroc(out) == 0.75 and metrics.auprc(out) == pytest.approx(0.8333333)
     assert metrics.auroc(Predictions(out.logits, np.zeros(4, int))) is None
+    assert metrics.auprc(OUT) is metrics.auroc(OUT) is None, "three classes, two of them among the rows"
+    # one of 15 bins holds both, one of 16 does not: sure by .605 and right, by .64 and wrong
+    two = Predictions(LOG(np.array([[0.605, 0.395], [0.64, 0.36]])), np.array([0, 1]))
+    assert metrics.calibration_error(two) == pytest.approx(abs(0.605 + 0.64 - 1) / 2)
 
 
 def test_fidelity_by_hand():
@@ -85,7 +89,9 @@ def test_loyalties_of_the_specification():
 
     p, q = given([[0.75, 0.2, 0.05]]), given([[0.8, 0.1, 0.1]])
     assert metrics.probability_loyalty(q, p) == pytest.approx(0.862286, abs=2e-6)
-    assert metrics.probability_loyalty(given([[1, 0]]), given([[0, 1]])) == pytest.approx(0, abs=1e-6)
+    opposite = given([[1, 0]]), given([[0, 1]])
+    assert metrics.probability_loyalty(*opposite) == pytest.approx(0, abs=1e-6)
+    assert metrics.natural_loyalty(*opposite) == pytest.approx(1 - LOG(2) ** 0.5, abs=1e-6)
     z = 8 * np.random.default_rng(0).normal(size=(2000, 2))
     close = [metrics.Predictions(x, np.zeros(len(z), int)) for x in (z, z + 1e-9)]
     assert metrics.probability_loyalty(*close) == pytest.approx(1), "all but equal, and rounded below that"
@@ -97,7 +103,8 @@ def test_loyalties_of_the_specification():
     moved = given([[7 - 2 * s, 7 + s] for s in scores[0]], of=np.array)
     assert metrics.regression_loyalty(moved, two) == pytest.approx(0.970309, abs=2e-6)
     assert metrics.regression_loyalty(one, one) == pytest.approx(1)
-    assert metrics.regression_loyalty(given([[0, 1]] * 4, of=np.array), two) is None
+    same = given([[0, 1]] * 4, of=np.array)
+    assert metrics.regression_loyalty(same, two) is metrics.regression_loyalty(two, same) is None
 
 
 # -- networks -------------------------------------------------------------------------------------------------

@@ -94,6 +94,12 @@ def test_metrics_by_hand():
     mine = Predictions(np.array([[1.0], [2.0], [4.0]], np.float32), np.array([1.0, 2.0, 3.0]), ["score"])
     theirs = Predictions(np.array([[1.0], [2.0], [3.0]], np.float32), np.array([1.0, 2.0, 3.0]), ["score"])
     assert pair_metrics.pearson(mine) == pytest.approx(0.981981, abs=1e-6)
+    assert pair_metrics.spearman(mine) == 1
+    flat, gold = (np.full((3, 1), 2.0), mine.labels), (mine.logits, np.ones(3))
+    for metric in (pair_metrics.pearson, pair_metrics.spearman):
+        assert metric(Predictions(*flat, ["score"])) == 0 and metric(Predictions(*gold, ["score"])) is None
+    assert pair_metrics.degradation(mine, Predictions(*flat, ["score"])) is None, "nothing to keep"
+    assert pair_metrics.f1(mine) is None
     assert pair_metrics.score_rmse(mine, theirs) == pytest.approx((1 / 3) ** 0.5)
     assert pair_metrics.degradation(mine, theirs) == pytest.approx(1.8019, abs=1e-4)
     assert regression_loyalty(mine, theirs) == pytest.approx(0.981981, abs=1e-6)
@@ -102,3 +108,8 @@ def test_metrics_by_hand():
         for logits in ([[0, 2], [0, 1]], [[1, 4], [3, 3]])
     ]
     assert pair_metrics.score_rmse(*two) == 1 and pair_metrics.f1(two[0]) == pytest.approx(2 / 3)
+    none = Predictions(-two[0].logits, np.array([0, 1]), ["a", "b"])
+    right = Predictions(np.eye(2)[[1, 0]], two[0].labels, ["a", "b"])
+    assert pair_metrics.degradation(none, right) == 50 and pair_metrics.degradation(right, right) == 0
+    never = Predictions(np.eye(2)[[0, 0]], np.array([0, 0]), ["a", "b"])
+    assert pair_metrics.f1(never) == 0, "none to find, none found"

@@ -1,0 +1,362 @@
+"""Pieces of the engine by themselves: the order of rows and its resume, steps, means, scales, dropout, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdhub.method import TrainingOptions
+from kdhub.sampler import Sampler, ShuffledSampler
+from kdhub.training import engine
+from kdhub.training.engine import STATE, _Order, list_checkpoints, magnitudes, newest_checkpoint, steps_of
+
+# -- order ----------------------------------------------------------------------------------------------------
+
+
+class Follows(Sampler):
+    """Rows drawn one by one by what it was told of; its state is a sum."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.sum, self.told = 0.0, []
+
+    def epoch(self, number):
+        for n in range(6):
+            yield int(100 * number + 10 * self.sum + n)
+
+    def observe(self, step, terms):
+        self.sum += terms["a"]
+        self.told.append(step)
+
+    def state(self):
+        return {"sum": self.sum}
+
+    def load_state(self, state):
+        self.sum = state["sum"]
+
+
+def taught(order, taken, upto=16):
+    """Take rows, one batch of two after the other; before the third row of each pair a loss is told, as training does
+    with rows that are drawn ahead."""
+    rows = iter(order)
+    for n in range(taken, upto):
+        if n % 2 == 0 and n:
+            order.observe(n // 2, {"a": n / 2})
+        yield next(rows)
+
+
+def test_rows_follow_epoch_after_epoch_to_the_last():
+    sampler = ShuffledSampler(np.ones(5, np.int32), 2, 0)
+    order = _Order(sampler, 15)
+    expected = np.concatenate([sampler.epoch(n) for n in range(3)])[:15].tolist()
+    assert list(order) == expected and len(order) == 15 and all(type(row) is int for row in expected)
+    assert order.state() == {}, "a sampler without state has none"
+    for first in (0, 1, 6, 14, 15):
+        again = _Order(sampler, 15)
+        again.resume(first, {})
+        assert list(again) == expected[first:]
+
+
+def test_a_sampler_that_learns_is_told_what_it_was_told_when_it_drew():
+    order = _Order(Follows(np.ones(6, np.int32), 2, 0), 16)
+    whole = list(taught(order, 0))
+    # told 1 before row 2, 2 before row 4, 3 before row 6 of the first epoch, ...
+    assert whole == [0, 1, 12, 13, 34, 35, 160, 161, 202, 203, 254, 255, 410, 411, 482, 483]
+    assert order.sampler.told == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 6, 7, 11, 12, 13, 15])
+def test_a_resumed_order_goes_on_as_if_nothing_had_been(stop):
+    whole = list(taught(_Order(Follows(np.ones(6, np.int32), 2, 0), 16), 0))
+    order = _Order(Follows(np.ones(6, np.int32), 2, 0), 16)
+    assert list(taught(order, 0, stop)) == whole[:stop]
+    state = json.loads(json.dumps(order.state()))
+    again = _Order(Follows(np.ones(6, np.int32), 2, 0), 16)
+    again.resume(stop, state)
+    assert list(taught(again, stop)) == whole[stop:]
+
+
+def test_losses_reach_a_sampler_without_state_at_once():
+    told = []
+    sampler = ShuffledSampler(np.ones(4, np.int32), 2, 0)
+    sampler.observe = lambda step, terms: told.append((step, terms))
+    _Order(sampler, 8).observe(3, {"a": 1.0})
+    assert told == [(3, {"a": 1.0})]
+
+
+# -- steps, means, scales -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "expected"),
+    [
+        (10, {"batch_size": 4, "epochs": 2}, (3, 6)),
+        (8, {"batch_size": 4, "epochs": 2}, (2, 4)),
+        (10, {"batch_size": 4, "epochs": 0.5}, (3, 2)),
+        (10, {"batch_size": 4, "epochs": 0.1}, (3, 1)),
+        (3, {"batch_size": 4, "epochs": 1}, (1, 1)),
+        (10, {"batch_size": 4, "epochs": 2, "max_steps": 5}, (3, 5)),
+    ],
+)
+def test_how_many_steps_there_are(rows, options, expected):
+    assert steps_of(TrainingOptions(**options), rows) == expected
+    assert steps_of(TrainingOptions(batch_size=4, epochs=2), 0) == (1, 2)
+
+
+def test_one_term_that_is_a_thousand_times_another_is_found():
+    found = magnitudes([{"a": -2000.0, "b": 1.0}, {"a": 4000.0, "b": -1.0}])
+    assert (found.status, found.check) == ("warn", "loss terms")
+    assert found.found == "loss term 'a' (3e+03) dwarfs 'b' (1)" and found.do == "check their weights"
+    fine = magnitudes([{"a": 1000.0, "b": 1.0}])
+    assert (fine.status, fine.check, fine.found) == ("ok", "loss terms", "a 1e+03, b 1")
+    assert magnitudes([{"a": 1e-8, "b": 0.0}]).status == "warn" and magnitudes([{"a": 1e-10, "b": 0.0}]).status == "ok"
+
+
+def test_means_over_batches_and_ranks(monkeypatch):
+    sums = {"a": torch.tensor(6.0), "b": torch.tensor(3.0)}
+    assert engine._means(sums, 3) == {"a": 2.0, "b": 1.0} and engine._means(sums, 0) == {"a": 6.0, "b": 3.0}
+    monkeypatch.setattr(engine, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(torch.tensor([4.0, 0.0])))
+    assert engine._means(sums, 3) == {"a": 3.0, "b": 0.5}
+
+
+def test_dropout_is_set_for_the_time_of_training_and_put_back_after_an_error():
+    attention = nn.Identity()
+    attention.attention_dropout = 0.3
+    odd = nn.Identity()
+    odd.attention_dropout = "no number"
+    net = nn.Sequential(nn.Dropout(0.5), attention, nn.Dropout(0.1), odd)
+
+    def shares():
+        return [net[0].p, net[1].attention_dropout, net[2].p, net[3].attention_dropout]
+
+    with pytest.raises(RuntimeError), engine._without_dropout(net, 0.2):
+        assert shares() == [0.2, 0.2, 0.2, "no number"]
+        raise RuntimeError
+    assert shares() == [0.5, 0.3, 0.1, "no number"]
+    with engine._without_dropout(net, None):
+        assert shares() == [0.5, 0.3, 0.1, "no number"]
+    with engine._without_dropout(net, 0.0):
+        assert shares()[:3] == [0.0] * 3
+
+
+def test_whole_checkpoints_are_found_in_the_order_of_their_steps(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for step in (9, 10, 100, 200):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 200:
+            (tmp_path / f"checkpoint-{step}" / STATE).write_text("{}")
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert newest_checkpoint(tmp_path).name == "checkpoint-100"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0:00"), (59.6, "1:00"), (65, "1:05"), (3599, "59:59"), (3600, "1:00:00"), (7384, "2:03:04")],
+)
+def test_times_that_are_left(seconds, shown):
+    assert engine._clock(seconds) == shown
+
+
+def test_attention_is_in_float32_and_comes_back_in_bfloat16():
+    q = torch.randn(1, 1, 4, 8).bfloat16()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    with engine._Float32Attention():
+        assert torch.equal(attend(q, q, q), attend(q.clone(), q, q)), "outside autocast nothing changes"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            given = attend(q, q, value=q, attn_mask=mask)
+            assert torch.is_autocast_enabled("cpu")
+    assert given.dtype == torch.bfloat16
+    exact = attend(q.float(), q.float(), q.float(), attn_mask=mask)
+    assert torch.equal(given, exact.bfloat16())
+
+
+# -- a whole engine -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(toys, tmp_path, monkeypatch):
+    """`built(**options)`: the engine of a small run, as it was when training began."""
+    from kdhub.verbs.distill import distill
+
+    class BuiltError(Exception):
+        pass
+
+    def build(sampler=None, seed=5, method="toy-hint", teacher="linear:1", **options):
+        def stop(self):
+            self.told = told
+            build.engine = self
+            raise BuiltError
+
+        told, whole = {}, engine.TrainingArguments
+        monkeypatch.setattr(engine, "TrainingArguments", lambda **how: told.update(how) or whole(**how))
+        monkeypatch.setattr(engine.Engine, "train", stop)
+        recipe = {
+            "task": "toy-vectors", "method": method, "student": "mlp:6", "seed": seed,
+            "data": {"train": {"source": "toy-points"}}, "evaluation": {"cost": False, "data": []},
+            "options": {"batch_size": 8, "epochs": 3, "precision": "float32", **options},
+        }  # fmt: skip
+        recipe |= {"sampler": sampler} if sampler else {}
+        recipe |= {"teacher": teacher} if teacher else {}
+        with pytest.raises(BuiltError):
+            distill(recipe, out=tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+        return build.engine
+
+    return build
+
+
+def test_what_the_trainer_is_told(built):
+    made = built(lr=0.03, weight_decay=0.2, grad_clip=0.7, accumulate=2)
+    folder = str(made.run.checkpoints)
+    assert made.told == {
+        "output_dir": folder, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 15,
+        "learning_rate": 0.03, "weight_decay": 0.2, "max_grad_norm": 0.7, "optim": "adamw_torch_fused", "bf16": False,
+        "fp16": False, "use_cpu": True, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no",
+        "logging_nan_inf_filter": False, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
+        "dataloader_pin_memory": False, "seed": 5, "data_seed": 5, "full_determinism": False, "ignore_data_skip": True,
+    }  # fmt: skip
+    assert not made.trainer.model_accepts_loss_kwargs and made.trainer._get_train_sampler() is made.order
+    assert [type(c).__name__ for c in made.trainer.callback_handler.callbacks if "Print" in type(c).__name__] == []
+    assert (made.steps, made.steps_per_epoch, made.order.total, made.log_every) == (15, 5, 120, 1)
+    assert made.generator.initial_seed() == made.sampler.seed == 5
+    assert made.staging == made.run.checkpoints / ".staging" and made.stored and made.precision == "float32"
+    assert made.sampler.options.group_by_length and made.method.modules is made.module.extras
+    assert built(max_steps=500).log_every == 10 and built(max_steps=9000).log_every == 50
+
+
+def test_terms_are_means_since_the_last_log(built):
+    made = built()
+    for a, b in ((1.0, 5.0), (3.0, 7.0)):
+        made.observe(0, torch.tensor(a + b), {"a": torch.tensor(a), "b": torch.tensor(b)})
+    assert made.mean_terms() == {"a": 2.0, "b": 6.0}
+    made.observe(0, torch.tensor(1.0), {"a": torch.tensor(4.0)})
+    assert made.mean_terms() == {"a": 4.0}
+
+
+def test_a_bad_loss_names_its_terms_its_step_and_what_is_kept(built):
+    from kdhub.errors import TrainingError
+
+    made = built(lr=0.03)
+    nan = torch.tensor(math.nan)
+    with pytest.raises(TrainingError) as caught:
+        made.observe(4, nan, {"a": torch.tensor(1.0), "b": nan, "c": torch.tensor(math.inf)})
+    assert caught.value.message == "the loss is nan at step 5 of 15: term 'b', 'c'"
+    assert caught.value.hint == "no checkpoint was made yet; try a lower lr (0.03) or precision float32"
+    (made.run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    (made.run.checkpoints / "checkpoint-3" / STATE).write_text("{}")
+    with pytest.raises(TrainingError, match="step 1 of 15: term 'a'") as caught:
+        made.observe(0, torch.tensor(math.inf), {"a": torch.tensor(1e38)})
+    assert caught.value.hint.startswith("the last good checkpoint is checkpoint-3;")
+
+
+def test_ranks_agree_every_tenth_step(built, monkeypatch):
+    made = built()
+    assert made.agree(True, 3) is True and made.agree(False, 10) is False, "alone there is nobody to ask"
+    monkeypatch.setattr(engine, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda flag, source: flag.fill_(source == 0))
+    assert made.agree(False, 20) is True and made.agree(True, 21) is False
+
+
+def test_a_probe_is_taken_every_so_many_steps_but_not_after_the_last(built, monkeypatch):
+    made = built()
+    made._probe, made._probe_every = (lambda: {"student:0": 1.5}), 7
+    logged, told = [], []
+    monkeypatch.setattr(made.run, "log", lambda **record: logged.append(record))
+    monkeypatch.setattr(made.order, "observe", lambda step, terms: told.append((step, terms)))
+    for step in range(15):
+        made.stepped(step)
+    assert told == [(7, {"student:0": 1.5}), (14, {"student:0": 1.5})]
+    assert logged == [{"step": step, "probe": found} for step, found in told]
+
+
+def test_a_method_that_follows_its_steps_is_told_their_means(built, monkeypatch):
+    import toy
+
+    seen = []
+    monkeypatch.setattr(toy.Hint, "stepped", lambda self, terms, progress: seen.append((terms, progress)))
+    made = built()
+    for step in (0, 7):
+        for value in (1.0, 2.0):
+            made.observe(step, torch.tensor(value), {"a": torch.tensor(value + step)})
+        made.stepped(step)
+    assert [(terms, p.step, p.steps, p.epoch) for terms, p in seen] == [
+        ({"a": 1.5}, 0, 15, 0.0), ({"a": 8.5}, 7, 15, 7 / 5),
+    ]  # fmt: skip
+
+
+def test_rates_over_the_training_are_the_methods(built):
+    made = built(lr=0.5)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=made.method.options.lr)
+    schedule = made.trainer.create_scheduler(15, optimizer)
+    assert made.trainer.create_scheduler(15, optimizer) is schedule
+    rates = []
+    for _ in range(15):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    lr = made.method.options.lr
+    assert rates == pytest.approx([lr * made.method.learning_rate(step, 15) for step in range(15)])
+
+
+def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch, caplog):
+    made = built(lr=0.5)
+    logged, told = [], []
+    monkeypatch.setattr(made.run, "log", lambda **record: logged.append(record))
+    monkeypatch.setattr(made.order, "observe", lambda step, terms: told.append((step, terms)))
+    caplog.set_level(logging.INFO, "kdhub")
+    made.steps_per_epoch = 3
+    watch = engine._Watch(made)
+    assert (watch.logged_step, watch.began) == (0, None)
+    made.logged = told.append
+    watch.logged, watch.said, watch.logged_step, watch.began = 100.0, 104.9, 3, (90.0, 1)
+    made.observe(6, torch.tensor(3.0), {"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
+    watch.write(SimpleNamespace(global_step=7), 107.0)
+    rate = 0.5 * made.method.learning_rate(6, 15)
+    assert logged == [{
+        "step": 7, "epoch": 2.3333, "loss": 3.0, "terms": {"a": 1.0, "b": 2.0}, "lr": rate, "rows_per_second": 4.57,
+        "state": {"mean": 1.0},
+    }]  # fmt: skip
+    assert told == [(7, {"a": 1.0, "b": 2.0}), logged[0]]
+    assert (watch.logged, watch.said, watch.logged_step) == (107.0, 107.0, 7)
+    # 17 seconds for six steps, and eight are left
+    assert caplog.messages == [f"step 7/15  a 1.0000 b 2.0000  lr {rate:.2e}  5 rows/s  0:23 left"]
+    made.observe(7, torch.tensor(1.0), {"a": torch.tensor(1.0)})
+    watch.write(SimpleNamespace(global_step=8), 107.5)
+    assert logged[1]["rows_per_second"] == 16 and len(caplog.messages) == 1, "said two seconds apart"
+    made.observe(14, torch.tensor(1.0), {"a": torch.tensor(1.0)})
+    watch.write(SimpleNamespace(global_step=15), 108.0)
+    assert caplog.messages[1].startswith("step 15/15") and caplog.messages[1].endswith("0:00 left"), "and at the end"
+
+
+def test_terms_of_unlike_size_are_told_once_after_five_logs(built, caplog):
+    made = built()
+
+    def log(**terms):
+        made.observe(0, torch.tensor(1.0), {name: torch.tensor(value) for name, value in terms.items()})
+        made.mean_terms()
+        return len(caplog.messages)
+
+    assert [log(a=1.0)] + [log(a=5000.0, b=1.0) for _ in range(6)] == [0, 0, 0, 0, 0, 1, 1]
+    assert caplog.messages == ["loss term 'a' (5e+03) dwarfs 'b' (1) over the first steps: check their weights"]
+    made = built()
+    assert {log(a=900.0, b=1.0) for _ in range(6)} == {1}, "not a thousand times"
+
+
+def test_who_teaches_and_who_orders(built):
+    import toy
+
+    live = built(method="toy-mix", group_by_length=False)
+    assert [type(t) for t in live.module._teacher] == [toy.Linear] and not live.stored
+    assert live.sampler.batch == 8 and not live.sampler.options.group_by_length
+    assert live.logged({}) is None and (live._probe, live._probe_every) == (None, 0)
+    stored = built()
+    assert stored.module._teacher == [] and stored.module.student is stored.student.module and stored.seed == 5
+    assert set(stored.module.extras) == {"projection"} and stored.sampler.options.group_by_length
