@@ -13,6 +13,7 @@ from kdhub.errors import UnavailableError
 from kdhub.evaluation import evaluator as ev
 from kdhub.recipes.recipe import Evaluation
 from kdhub.recipes.resolve import Resolver
+from kdhub.rows import BadRows
 from kdhub.task import View
 
 ROWS = {
@@ -27,7 +28,12 @@ def data(name, *splits, **about):
 
 def gives(value):
     """A subject whose vectors are all `value`."""
-    return lambda table, kind: {kind: np.full((len(table), 3), value)}
+
+    def encode(table, kind):
+        return {kind: np.full((len(table), 3), value)}
+
+    encode.model, encode.folder, encode.faults = None, None, {}
+    return encode
 
 
 def absent(*_, **__):
@@ -253,17 +259,18 @@ def test_who_gives_the_outputs(toys, monkeypatch):
 
     task, other, asked = toy.Vectors(), SimpleNamespace(), []
     monkeypatch.setattr(task, "preparer", lambda *of: asked.append(of) or list)
-    encode = ev.student_encoder(task, "student")
-    assert (encode.model, encode.prepare) == ("student", list)
-    encode = ev.student_encoder(other, "student")
-    assert (encode.model, encode.prepare) == ("student", None), "a task without networks"
+    student = SimpleNamespace(answers=True)
+    encode = ev.student_encoder(task, student)
+    assert (encode.model, encode.prepare) == (student, list)
+    encode = ev.student_encoder(other, student)
+    assert (encode.model, encode.prepare) == (student, None), "a task without networks"
     encode = ev.teacher_encoder(other, "teacher", None)
     assert (encode.model, encode.prepare) == ("teacher", None)
     table = data("a", "test").split("test")
     stored = ev.teacher_encoder(task, "teacher", lambda rows, kind: {kind: rows} and Everything())
-    assert (stored.model, stored.prepare, asked) == (None, list, [("student", None), (None, "teacher")])
+    assert (stored.model, stored.prepare, asked) == (None, list, [(student, None), (None, "teacher")])
     monkeypatch.setattr(stored, "prepare", None)
-    monkeypatch.setattr(ev.Rows, "build", lambda *_: None)
+    monkeypatch.setattr(ev.Rows, "build", lambda *_: SimpleNamespace(bad=BadRows()))
     assert stored(table, "vector")["vector"].tolist() == [0, 1], "through the store"
 
 

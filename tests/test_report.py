@@ -106,11 +106,11 @@ data        metric   view     teacher  student    kept
 pydoc test  ndcg@10  dims 96    0.400    0.300  75.0 %
 
 Cost
-cost                         teacher         student  the student is
+cost                  the student is         teacher         student
 --------------------  --------------  --------------  --------------
-parameters                    22.7 M          11.0 M      2.1x fewer
-latency p50, batch 1               –         4.10 ms
-throughput, batch 32  250 examples/s  725 examples/s     2.9x faster
+parameters                2.1x fewer          22.7 M          11.0 M
+latency p50, batch 1                               –         4.10 ms
+throughput, batch 32     2.9x faster  250 examples/s  725 examples/s
 
 note: scifact was left out"""
     )
@@ -135,10 +135,10 @@ data        metric  view                     teacher
 pydoc test  a       dims 96, precision int8    0.450
 
 Cost
-cost                  teacher   before  student  baseline:x  the student is
---------------------  -------  -------  -------  ----------  --------------
-latency p50, batch 1  10.0 ms  5.00 ms  10.0 ms                    the same
-odd                                                       3
+cost                  the student is  teacher   before  student  baseline:x
+--------------------  --------------  -------  -------  -------  ----------
+latency p50, batch 1        the same  10.0 ms  5.00 ms  10.0 ms
+odd                                                                       3
 """
     )
     assert render(Report()) == "nothing was measured\n" and render(Report(notes=["a\nb"])) == "note: a b\n"
