@@ -143,4 +143,4 @@ def resolve_recipe(
     resolved = build(layers)
     resolver.check(resolved, layers)
     check(resolved, resolver)
-    return resolved
+    return resolver.completed(resolved)

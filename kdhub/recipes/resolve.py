@@ -85,15 +85,22 @@ class Resolver:
         return self.registry.load(self.registry.find("task", name))()
 
     def method(self, recipe: Recipe, layers: Sequence[Layer] = ()) -> Method:
-        """The method with its options checked; defaults are those for the task's traits.
+        """The method with its options checked.
 
         Raises:
             RecipeError: every wrong option at once.
         """
         entry = self.registry.find("method", recipe.method, recipe.task)
-        cls, traits = self.registry.load(entry), self.registry.find("task", recipe.task).spec.traits
-        given = {k: v for trait, own in cls.defaults_for.items() if trait in traits for k, v in own.items()}
-        return cls(_options(cls.Options, {**given, **recipe.options}, ("options",), layers), entry.spec)
+        cls = self.registry.load(entry)
+        return cls(_options(cls.Options, recipe.options, ("options",), layers), entry.spec)
+
+    def completed(self, recipe: Recipe) -> Recipe:
+        """A new recipe with the method's defaults for such tasks among its options (`Method.defaults_for`). They are
+        written into the run, so that a run that goes on has those that it began with."""
+        cls = self.registry.load(self.registry.find("method", recipe.method, recipe.task))
+        traits = self.registry.find("task", recipe.task).spec.traits
+        own = {k: v for trait, some in cls.defaults_for.items() if trait in traits for k, v in some.items()}
+        return recipe.model_copy(update={"options": {**own, **recipe.options}}) if own else recipe
 
     def evaluation_options(self, task: Task, recipe: Recipe, layers: Sequence[Layer] = ()) -> Any:
         return _options(task.EvaluationOptions, recipe.evaluation.options, ("evaluation", "options"), layers)

@@ -225,7 +225,7 @@ def _cell_recipe(plan: Comparison, name: str, change: Mapping[str, Any], seed: i
     recipe = build(layers)
     resolver.check(recipe, layers)
     chain.check(recipe, resolver)
-    return recipe
+    return resolver.completed(recipe)
 
 
 def _training_options(shared: Mapping[str, Any], method: str, resolver: Resolver) -> dict[str, Any]:

@@ -99,10 +99,11 @@ def test_language_models_have_defaults_of_their_own(method, of_tokens, of_classe
     """And what a recipe sets is what it sets."""
     for task, expected in (("causal-lm", of_tokens), ("text-classification", of_classes)):
         recipe = {"task": task, "method": method, "student": "-", "teacher": "-"}
-        options = Resolver().method(Recipe(**recipe)).options
+        resolver = Resolver()
+        options = resolver.method(resolver.completed(Recipe(**recipe))).options
         assert {name: getattr(options, name) for name in expected} == expected
         own = dict.fromkeys(expected, 0.25)
-        options = Resolver().method(Recipe(**recipe, options=own)).options
+        options = resolver.method(resolver.completed(Recipe(**recipe, options=own))).options
         assert {name: getattr(options, name) for name in own} == own
 
 
