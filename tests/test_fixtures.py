@@ -28,8 +28,8 @@ NAMED = ("metric", "dataset", "split", "subject")
 REPEATED = ("tabular-kd", "tabular-chained", "text-lelp", "qa-kd", "pairs-multi-teacher", "embedding-leaf", "lm-kd-top")
 """Runs that are made again; the signals of the others are found when they are measured again."""
 SINCE = {"lm-kd-top": {"options.alpha": 0.5, "options.temperature": 2.0}}
-"""Defaults that are others now: a recipe that leaves them out and is run anew has the new ones. A run that is resumed has
-those that it began with."""
+"""Defaults that are others now: a recipe that leaves them out and is run anew has the new ones. A run that is resumed
+has those that it began with."""
 
 
 @pytest.fixture(scope="module")
