@@ -177,6 +177,11 @@ class ObjectiveMethod(Method):
         """The stored signals this run trains on; by default those of the method's spec."""
         return self.spec.needs
 
+    def uses(self, student: Student) -> tuple[str, ...]:
+        """Layers of the student that the objective reads (`layer:NAME`, see `kdhub.named_layers`): they are signals of
+        a forward pass then, and their shapes are at `student.layers`. What any pass gives need not be named."""
+        return ()
+
     def check(self, student: Student, teacher: Teacher | None) -> None:
         """Whether student, teacher and options fit each other, before the teacher is asked for anything.
 

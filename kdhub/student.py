@@ -27,11 +27,13 @@ class Student(ABC):
         module: the network the engine trains; None for students that are not trained by gradient.
         kind: what it is on a hub: `model`, or `dataset` for a student that is rows.
         start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
+        layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
     """
 
     task: str
     module: nn.Module | None = None
     kind: str = "model"
+    layers: Mapping[str, tuple[int | None, ...]] = {}
 
     def __init__(self, start: Mapping[str, Any] | None = None):
         self.start: dict[str, Any] = dict(start or {})

@@ -103,10 +103,17 @@ class Teacher(ABC):
         if path.exists():
             return json.loads(path.read_text())["facts"]
         facts = dict(self.probe())
+        self._keep_facts(facts)
+        return facts
+
+    def _keep_facts(self, facts: Mapping[str, Any]) -> None:
+        path = facts_path(self.identity)
         path.parent.mkdir(parents=True, exist_ok=True)
         name = self.provenance.get("id") or self.argument
         write_json(path, {"schema": 1, "name": name, "identity": self.identity, "facts": facts})
-        return facts
+
+    def look(self, kind: str, examples: Sequence[Example]) -> None:
+        """Shown an example before `layout` of a signal whose shape only running it tells (`layer:NAME`)."""
 
     @property
     def spent(self) -> Mapping[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdhub.files import home
+from kdhub.named_layers import is_layer
 from kdhub.ranks import rank, world_size
 from kdhub.rows import Rows
 from kdhub.signals.store import Field, FillReport, SignalStore, item_bytes
@@ -81,6 +82,8 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
     """A teacher's signals of these rows; what is missing is computed, by all ranks together."""
     if teacher.members:
         return Joined(teacher, kind, [stored_signals(one, rows, own, dtype=dtype) for one, own in teacher.parts(kind)])
+    if is_layer(kind):
+        teacher.look(kind, rows[[0]])
     fields = fields_of(teacher, kind, dtype)
     key = {"teacher": teacher.identity, "signal": kind}
     store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)

@@ -11,6 +11,7 @@ from unittest import SkipTest
 
 import numpy as np
 
+from kdhub import named_layers
 from kdhub.data.dataset import Data, DataOptions
 from kdhub.errors import KdhubError, TeacherError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder
@@ -163,6 +164,23 @@ def exposes_what_it_declares(bench: Bench) -> None:
         assert isinstance(outputs, Signals)
         for kind in exposed:
             assert outputs[kind] is None or outputs[kind].requires_grad, f"no gradient flows from {kind}"
+
+
+@check("student")
+def layers_are_those_of_their_rows(bench: Bench) -> None:
+    """The first module that can be read as `layer:NAME` gives each row the same alone and among longer ones: a batch
+    says under `attention_mask` which positions are real."""
+    for student, rows, task, _ in _students(bench):
+        for name in dict(student.module.named_modules()) if student.module is not None else ():
+            try:
+                together = named_layers.run(task, student, rows, [kind := f"layer:{name}"])[kind]
+            except KdhubError:
+                continue
+            for row, value in zip(rows, together):
+                (alone,) = named_layers.run(task, student, [row], [kind])[kind]
+                assert np.allclose(alone, value, atol=1e-3), f"{kind} of a row differs with the rows beside it"
+            return
+    raise SkipTest("no module of it can be read")
 
 
 @check("student")

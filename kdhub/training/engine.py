@@ -30,6 +30,7 @@ from kdhub.errors import TrainingError, UsageError
 from kdhub.files import write_json
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
+from kdhub.named_layers import Taps
 from kdhub.ranks import barrier, of_first, on_gpu, rank, resolve_precision, world_size
 from kdhub.recipes.run import Run
 from kdhub.rows import Rows, Signals, as_tensor
@@ -78,16 +79,20 @@ class _Objective(nn.Module):
         self.extras = nn.ModuleDict(dict(extras))
         self._method, self._task = method, task
         self._teacher: list[Teacher] = []  # in a list: a live teacher is no submodule, it is neither trained nor saved
+        self._taps = Taps(student.module, method.uses(student))
+        self._teacher_taps: Taps | None = None
         self.progress = Progress(0, 1, 0.0)
         on_cpu = not on_gpu() and resolve_precision(method.options.precision) == "bfloat16"
         self._attention = _Float32Attention if on_cpu else nullcontext
 
     def forward(self, inputs: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        with self._attention():
+        with self._attention(), self._taps.reading():
             student = self._task.forward(self.student, inputs)
+        student.update(self._taps.signals(inputs))
         if self._teacher:
-            with torch.no_grad():
+            with torch.no_grad(), self._teacher_taps.reading():
                 given = self._task.forward(self._teacher[0].module, inputs)
+            given.update(self._teacher_taps.signals(inputs))
         else:
             given = Signals(teacher or {})
         terms = self._method.objective(student, given, inputs, self.progress)
@@ -380,6 +385,7 @@ class Engine:
         self.module = _Objective(method, task, student, extras)
         if teacher is not None:
             self.module._teacher.append(teacher)
+            self.module._teacher_taps = Taps(teacher.module, method.needs(teacher))
         method.modules = self.module.extras
         self.sampler = sampler or ShuffledSampler(
             rows.lengths, options.batch_size, seed, group_by_length=options.group_by_length

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kdhub import named_layers
 from kdhub.data.dataset import Data
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.evaluation.evaluator import Evaluator, describe_data, student_encoder, teacher_encoder
@@ -186,6 +187,9 @@ class Session:
         method.check(student, self.teacher)
         rows = method.rows(self)
         live = self.teacher if method.spec.live else None
+        student.layers = named_layers.shapes(self.task, student, rows[[0]], method.uses(student))
+        for kind in filter(named_layers.is_layer, method.needs(live) if live else ()):
+            live.look(kind, rows[[0]])
         keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
         given = {} if live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
         # A teacher whose outputs are stored is not built and draws nothing; what is made again must not depend on it.
