@@ -76,7 +76,7 @@ def test_a_wrong_name_is_refused_before_the_teacher_is_asked(tmp_path):
             kdhub.distill({**recipe, "options": options}, out=tmp_path / str(len(options)))
         assert "bert.encoder.layer.0" in caught.value.hint
     for wrong in ({"of": "states"}, {"student_of": "features"}, {"of": "attentions", "student_of": "layer:a"}):
-        with pytest.raises(ValidationError, match="must be|is for features"):
+        with pytest.raises(ValidationError, match="must be"):
             Feature.Options(**wrong)
 
 

@@ -89,11 +89,13 @@ class Feature(_Features):
 
         @model_validator(mode="after")
         def _fits(self) -> Any:
-            for name, value, known in (("of", self.of, ("features", *LAYERED)), ("student_of", self.student_of, ())):
-                if value is not None and value not in known and not is_layer(value):
-                    raise ValueError(f"{name} must be {', '.join((*known, PREFIX + 'NAME'))} ({name}={value})")
-            if self.student_of and self.of in LAYERED:
-                raise ValueError(f"student_of is for features and layers (of={self.of}, student_of={self.student_of})")
+            if self.of not in ("features", *LAYERED) and not is_layer(self.of):
+                raise ValueError(f"of must be features, {', '.join(LAYERED)} or {PREFIX}NAME (of={self.of})")
+            if self.student_of and (self.of in LAYERED or not is_layer(self.student_of)):
+                raise ValueError(
+                    f"student_of must be {PREFIX}NAME, beside features or a layer "
+                    f"(student_of={self.student_of}, of={self.of})"
+                )
             others = {"mse", "l1", "kl" if self.of == "attentions" else "cosine"}
             if self.distance not in others:
                 raise ValueError(
