@@ -112,7 +112,13 @@ class Rows:
         if not len(kept):
             raise DataError(what, hint="are they longer than the models take, or without anything to be learnt?")
         logger.warning("%s; they are left out", what)
-        return Rows(self.table.select(kept), self.prepare, self.keys[kept], self.lengths[kept], self.truncated, kept)
+        return self.select(kept)
+
+    def select(self, numbers: np.ndarray) -> Rows:
+        """Some of the rows, by number."""
+        kept = numbers if self.kept is None else self.kept[numbers]
+        table, keys, lengths = self.table.select(numbers), self.keys[numbers], self.lengths[numbers]
+        return Rows(table, self.prepare, keys, lengths, self.truncated, kept)
 
 
 def plain_rows(table: Any, indices: Sequence[int]) -> list[dict[str, Any]]:

@@ -308,6 +308,10 @@ def _made(facts: _Facts) -> str:
             told.append(f"{code(kind)} ({', '.join(counts)})")
     training = facts.provenance.get("training") or {}
     sentences = [f"Outputs of the teacher, read from the signal store: {_and(told)}."] if told else []
+    for kind, counts in (facts.provenance.get("spent") or {}).items():
+        counts = counts if isinstance(counts, Mapping) else {}
+        parts = [f"{_count(n)} {text(what.replace('_', ' '))}" for what, n in counts.items() if n]
+        sentences += [f"Asked of its server for {code(kind)}: {_and(parts)}."] if parts else []
     if training.get("steps"):
         speed = f", {training['rows_per_second']:,.0f} rows/s" if training.get("rows_per_second") else ""
         took = f" in {_duration(training['seconds'])}" if training.get("seconds") else ""
@@ -347,7 +351,11 @@ def _limits(facts: _Facts) -> str:
     costs = {line.metric for line in report.costs()}
     if not costs:
         items.append("Size, speed and memory were not measured.")
-    for key, what in (("truncated", "longer than the models take and cut"), ("skipped", "malformed and left out")):
+    for key, what in (
+        ("truncated", "longer than the models take and cut"),
+        ("skipped", "malformed and left out"),
+        ("unanswered", "for which the teacher has no readable answer, left out for all"),
+    ):
         counts = report.facts.get(key)
         counts = counts if isinstance(counts, Mapping) else {}
         told = [f"{code(where)} {_count(n)}" for where, n in counts.items() if n]

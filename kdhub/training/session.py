@@ -28,7 +28,7 @@ from kdhub.recipes.run import Run
 from kdhub.rows import Rows
 from kdhub.sampler import Probe, Select
 from kdhub.signals.store import FillReport, SignalStore, row_key
-from kdhub.signals.stored import Joined, Recomputed, Stored, measured_signals, stored_signals
+from kdhub.signals.stored import Joined, Recomputed, Stored, answered, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.teacher import Teacher
 
@@ -71,7 +71,7 @@ class Session:
     def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
         """What the provenance says of a teacher, and of its members."""
         facts = {"source": source, **teacher.provenance}
-        if made := self._made_by(source):  # its folder says nothing to anybody else
+        if made := self._made_by(facts["source"]):  # its folder says nothing to anybody else
             facts |= {"source": made, "id": made}
         if teacher.members:
             told = [self._known(one, str(one.provenance.get("source", one.argument))) for one in teacher.members]
@@ -132,11 +132,16 @@ class Session:
         prepare = self.task.preparer(self.student, self.teacher, **settings)
         logger.info("reading %d %s rows", len(table), use)
         rows = Rows.build(table, prepare, row_key).learnable()
+        unanswered = 0
+        if self.teacher is not None and not self.teacher.complete and signal in self.method.spec.needs:
+            kept = answered(self.signals(rows, signal), self.recipe.on_bad_rows, f"data.{use}")
+            rows, unanswered = rows.select(kept), len(rows) - len(kept)
         used = [describe_data(data, split, use) for data, split in parts]
         self._note_data(used)
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
         facts = {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
+        facts |= {"unanswered": unanswered} if unanswered else {}
         self.run.add_provenance(rows={use: facts})
         return rows
 
@@ -273,7 +278,10 @@ class Session:
     @cached_property
     def evaluator(self) -> Evaluator:
         options = self.resolver.evaluation_options(self.task, self.recipe)
-        return Evaluator(self.task, self.resolver, self.recipe.evaluation, options, self.recipe.on_bad_rows)
+        found = Evaluator(self.task, self.resolver, self.recipe.evaluation, options, self.recipe.on_bad_rows)
+        if self.teacher is not None and not self.teacher.complete:
+            found.only_answered(self.teacher, self.signals)
+        return found
 
     def mark_start(self, student: Student) -> None:
         """Measure the student as it stands before training, once in the life of the run."""
@@ -330,6 +338,10 @@ class Session:
             "width": {k: v for k, v in width.items() if v},
             "truncated": {use: f["truncated"] for use, f in rows.items() if f.get("truncated")},
             "skipped": skipped,
+            "unanswered": {
+                **{f"data.{use}": f["unanswered"] for use, f in rows.items() if f.get("unanswered")},
+                **self.evaluator.unanswered,
+            },
         }
 
     # -- notes ------------------------------------------------------------------------------------------------

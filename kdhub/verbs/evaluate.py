@@ -62,11 +62,13 @@ def evaluate(
     loaded = student(model)
     if model is not None and not task_object.mismatch(loaded, model):
         signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
+        if not model.complete:
+            evaluator.only_answered(model, signals)
         against = teacher_encoder(task_object, model, signals)
         report.measures += evaluator.measure("teacher", against)
     report.measures += evaluator.measure("student", student_encoder(task_object, loaded), against)
     report.notes += evaluator.notes
-    report.facts = {"primary": evaluator.primary}
+    report.facts = {"primary": evaluator.primary, "unanswered": evaluator.unanswered}
     if cost and evaluator.data:
         report.measures += _cost(recipe, task_object, evaluator, loaded)
     if out is not None:

@@ -25,7 +25,7 @@ TASKS = (
     ),
     _task(
         "text-classification", "TextClassification", "texts to one class of a list", reads=(("text",),),
-        traits=(*CLASSES, "single-label", "encoder", "layers"), signals=(*SIGNALS, *LAYERED),
+        traits=(*CLASSES, "single-label", "encoder", "layers", "shown"), signals=(*SIGNALS, *LAYERED),
         formats=(FolderFormat(heads=("ForSequenceClassification",)),),
     ),
     _task(

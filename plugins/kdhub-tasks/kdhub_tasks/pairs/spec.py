@@ -18,7 +18,7 @@ TASKS = (
     TaskSpec(
         name=NAME,
         target=f"{HERE}.task:TextPairs",
-        traits=("labels", "encoder", "layers"),
+        traits=("labels", "encoder", "layers", "shown"),
         signals=("logits", "features", *LAYERED),
         formats=(
             # As sentence-transformers saves a CrossEncoder, from version 6 on and before.
