@@ -1,4 +1,5 @@
-"""`recipe:NAME`: the student of another recipe, made once and reused; `recipe:NAME@3`: with the seed 3."""
+"""`recipe:NAME`: the student of another recipe, made once and reused; with `seed: 3` (`recipe:NAME@3`) or `set: {...}`
+beside it the student of that recipe with other keys, which has a digest and a folder of its own."""
 
 from __future__ import annotations
 
@@ -12,11 +13,9 @@ from typing import Any
 from kdhub.errors import CompatibilityError, RecipeError
 from kdhub.files import canonical_json, home
 from kdhub.recipes.layers import recipe_layers
-from kdhub.recipes.recipe import Recipe, build
+from kdhub.recipes.recipe import LINK, Link, Recipe, build, linked
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
-
-PREFIX = "recipe:"
 
 _open: ContextVar[tuple[str, ...]] = ContextVar("open_recipes", default=())
 
@@ -29,10 +28,12 @@ def check(recipe: Recipe, resolver: Resolver) -> None:
         CompatibilityError: one is for another task. Whatever the recipes' own checks raise.
     """
     for ref in (recipe.teacher, recipe.student):
-        if ref is not None and ref.source.startswith(PREFIX):
+        if ref is not None and ref.source.startswith(LINK):
             other = resolved(ref.source, resolver)
-            if other.task != recipe.task:
-                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}")
+            starts = resolver.registry.find("task", recipe.task).spec.starts if ref is recipe.student else ()
+            if other.task not in (recipe.task, *starts):
+                also = f"; a start may also be one for {', '.join(starts)}" if starts else ""
+                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}{also}")
     replaced(recipe, lambda source: resolved(source, resolver) and source)
 
 
@@ -67,20 +68,20 @@ def folder_of(recipe: Recipe, resolver: Resolver) -> Path:
 
 
 def resolved(source: str, resolver: Resolver) -> Recipe:
-    """The recipe behind `recipe:NAME` or `recipe:NAME@SEED`, checked with those it stands on."""
-
-    name, _, seed = source.removeprefix(PREFIX).partition("@")
-    if seed and not seed.isdecimal():
-        raise RecipeError([f"{source}: the seed is {seed!r}, expected a number, as in {PREFIX}{name}@3"])
-    with _opened(name):
-        return resolve_recipe(name, resolver=resolver, seed=int(seed) if seed else None)
+    """The recipe behind a link (`recipe:NAME`, see `kdhub.recipes.recipe.Link`), checked with those it stands on."""
+    link = Link.parse(source)
+    if link.seed and not link.seed.isdecimal():
+        raise RecipeError([f"{source}: the seed is {link.seed!r}, expected a number, as in {LINK}{link.name}@3"])
+    with _opened(link.name):
+        seed = int(link.seed) if link.seed else None
+        return resolve_recipe(link.name, set=link.changes, resolver=resolver, seed=seed)
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[None]:
     path = (*_open.get(), name)
     if name in path[:-1]:
-        raise RecipeError([f"{PREFIX}{name} leads back to itself: {' > '.join(path)}"])
+        raise RecipeError([f"{LINK}{name} leads back to itself: {' > '.join(path)}"])
     token = _open.set(path)
     try:
         yield
@@ -93,10 +94,10 @@ def replaced(recipe: Recipe, new: Callable[[str], str]) -> dict[str, Any]:
 
     def visit(node: Any, key: str = "") -> Any:
         if isinstance(node, dict):
-            return {k: visit(v, k) for k, v in node.items()}
+            return {k: visit(v, k) for k, v in linked(node).items()}
         if isinstance(node, list):
             return [visit(v) for v in node]
-        return new(node) if key == "source" and isinstance(node, str) and node.startswith(PREFIX) else node
+        return new(node) if key == "source" and isinstance(node, str) and node.startswith(LINK) else node
 
     parts = ("teacher", "student", "options", "data", "evaluation")
     values = recipe.model_dump(by_alias=True, exclude_unset=True)

@@ -292,6 +292,32 @@ def saved_students_are_recognised(bench: Bench) -> None:
 
 
 @check("task")
+def opens_the_starts_that_it_names(bench: Bench) -> None:
+    """A student of each task in `starts` is one of its own after `open`."""
+    if not bench.spec.starts:
+        raise SkipTest("it opens students of its own task alone")
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    for name in bench.spec.starts:
+        folder = bench.empty_folder()
+        _start(*_world(bench, name)).save(folder)
+        student = task.open(folder, _context(resolver, task, recipe, parts), {"how": name})
+        outputs = task.forward(student.module, task.collate(_examples(task, parts, student, None), student))
+        assert student.task == task.name, f"what it opens of {name} is a student for {student.task}"
+        assert task.primary_signal in outputs, f"what it opens of {name} gives no {task.primary_signal}"
+
+
+@check("task")
+def shows_its_examples(bench: Bench) -> None:
+    """With the trait `shown`, every example is some texts by name."""
+    if "shown" not in bench.spec.traits:
+        raise SkipTest("it does not have the trait shown")
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    for example in _examples(task, parts, _start(resolver, task, recipe, parts), None):
+        texts = task.shown(example)
+        assert texts and all(isinstance(text, str) and text for text in texts.values()), f"it shows {texts}"
+
+
+@check("task")
 def evaluation_options_are_documented(bench: Bench) -> None:
     problems = describe_options(bench.target.EvaluationOptions)
     assert not problems, "; ".join(problems)

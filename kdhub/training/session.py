@@ -25,6 +25,7 @@ from kdhub.ranks import barrier, device, rank, repeatable
 from kdhub.recipes.recipe import Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
+from kdhub.recipes.starts import LOCAL
 from kdhub.rows import Rows
 from kdhub.sampler import Probe, Select
 from kdhub.signals.store import FillReport, SignalStore, row_key
@@ -99,7 +100,8 @@ class Session:
         student = self.resolver.student(self.recipe.student, context)
         start = {"source": self.recipe.student.source, **student.start}
         if made := self._made_by(self.recipe.student.source):
-            start |= {"source": made, "how": f"the student of {made}"}
+            how = str(start.get("how") or LOCAL)  # what the task did to it stays
+            start |= {"source": made, "how": how.replace(LOCAL, f"the student of {made}")}
         self.run.add_provenance(student={"start": start, "start_sha256": weights_digest(student)})
         return student
 

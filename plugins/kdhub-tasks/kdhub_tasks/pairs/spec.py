@@ -26,6 +26,7 @@ TASKS = (
             FolderFormat(heads=CROSS_ENCODER, keys=("sentence_transformers",)),
             FolderFormat(heads=CROSS_ENCODER, sure=False),
         ),
+        starts=("fill-mask", "text-embedding"),
         reads=(("sentence1", "sentence2"), ("text", "text_pair")),
         formerly=FORMERLY,
         summary="pairs of texts to a class or a score",
