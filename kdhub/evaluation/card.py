@@ -163,10 +163,12 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     """
     start = facts.student.get("start") or {}
     sources = {}
-    if facts.recipe.get("teacher"):
+    made = {one["via"][0] for one in facts.lineage if one.get("via")}
+    if facts.recipe.get("teacher") and facts.teacher.get("source") not in made:
         sources["teacher"] = facts.teacher.get("licence")
     if start.get("base_model"):
         sources["start"] = start.get("licence")
+    sources |= {_part(one): one.get("licence") for one in facts.lineage}
     told = "; ".join(f"{who}: {code(lic) if lic else 'unknown'}" for who, lic in sources.items())
     forbidding = [f"{who} ({code(lic)})" for who, lic in sources.items() if forbids_derivatives(lic)]
     ids = {str(lic).strip().lower() if lic else None for lic in sources.values()}
@@ -198,6 +200,13 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     if data:
         sentences.append(f"Training data: {', '.join(data)}.")
     return keys, " ".join(sentences)
+
+
+def _part(one: Mapping[str, Any]) -> str:
+    """A model of the lineage, by what it was."""
+    through = f" through {_and([code(link) for link in one['via']])}" if one.get("via") else ""
+    what = {"data": "model that data names"}.get(str(one.get("as")), text(one.get("as") or "model"))
+    return f"{what} {code(one.get('id') or one.get('source'))}{through}"
 
 
 def forbids_derivatives(licence: Any) -> bool:
@@ -578,6 +587,11 @@ class _Facts:
         self.seed = self.provenance.get("seed", self.recipe.get("seed", 0))
         self.name = printable(self.recipe.get("name") or f"{self.recipe['task']}-{self.recipe['method']}")
 
+    @property
+    def lineage(self) -> list[Mapping[str, Any]]:
+        """Models that data sets name, and those that the students of a chain were made with."""
+        return [one for one in self.provenance.get("lineage") or () if isinstance(one, Mapping)]
+
     def data(self, but: str | None = None) -> list[Mapping[str, Any]]:
         """Data sets in use, training first; without those of one use."""
         entries = (self.provenance.get("data") or {}).get("use") or []
@@ -594,6 +608,7 @@ class _Facts:
         teacher = self.teacher.get("id") or self.teacher.get("source")
         tags = ["kdhub", "knowledge-distillation", f"kdhub-method:{self.method['name']}"]
         tags += [f"kdhub-teacher:{teacher}"] if teacher else []
+        tags += [f"kdhub-teacher:{one['id']}" for one in self.lineage if one.get("id") and one.get("as") != "start"]
         tags += [f"kdhub-task:{self.recipe['task']}"]
         kinds = [self.method, *self.data(but="evaluation")]
         return [printable(tag) for tag in _unique((*tags, *(f"kdhub-{t}" for k in kinds for t in k.get("tags") or ())))]

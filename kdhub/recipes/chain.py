@@ -89,6 +89,41 @@ def _opened(name: str) -> Iterator[None]:
         _open.reset(token)
 
 
+def lineage(chained: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The models that the students of some links were made with, through any number of links, and what was asked of
+    servers for them.
+
+    Args:
+        chained: link -> the folder of its student.
+
+    Returns:
+        [{"as": "teacher" | "start" | "data", "source", "id", "revision", "licence", "via": [link, ...]}], and counts by
+        link and signal, as a provenance has them in `spent`.
+    """
+    found, spent = [], {}
+    for link, folder in chained.items():
+        facts = Run.open(Path(folder).parent).provenance
+        start = facts.get("student", {}).get("start", {})
+        own = [part_in("teacher", one) for one in models_of(facts.get("teacher") or {})]
+        own += [part_in("start", {**start, "id": start["base_model"]})] if start.get("base_model") else []
+        own = [one for one in own if not str(one.get("source")).startswith(LINK)]  # in the lineage of that run
+        found += [{**one, "via": [link, *one.get("via", [])]} for one in (*own, *facts.get("lineage", ()))]
+        spent |= {f"{kind} of {link}": counts for kind, counts in facts.get("spent", {}).items()}
+    return found, spent
+
+
+def models_of(teacher: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A teacher in a provenance as those that it is made of, itself if it is one."""
+    members = [one for member in teacher.get("members", ()) for one in models_of(member)]
+    return members or ([teacher] if teacher else [])
+
+
+def part_in(what: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model with what it is to a student, as a lineage lists it."""
+    known = {key: model[key] for key in ("source", "id", "revision", "licence") if model.get(key)}
+    return {"as": what, **known}
+
+
 def replaced(recipe: Recipe, new: Callable[[str], str]) -> dict[str, Any]:
     """The values of a recipe with another text for each source that is a recipe."""
 

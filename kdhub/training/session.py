@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -22,6 +23,8 @@ from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
 from kdhub.metric import Measure
 from kdhub.ranks import barrier, device, rank, repeatable
+from kdhub.recipes.chain import models_of, part_in
+from kdhub.recipes.doors import noting_teachers
 from kdhub.recipes.recipe import Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
@@ -57,6 +60,8 @@ class Session:
         self.method = resolver.method(self.recipe)
         self.plugins = resolver.registry.plugins
         self.calls = 0
+        self._writers: list[Teacher] = []
+        self._wrote = self.run.provenance.get("spent", {}).get("data", {})
         self._looking = 0.0  # seconds of training that were spent on `evaluation.curve`
 
     # -- what a method sees -----------------------------------------------------------------------------------
@@ -94,7 +99,10 @@ class Session:
 
         set_seed(self.seed)
         parts = self.training_data.get("train", [])
-        facts = self.task.survey(parts)
+        try:
+            facts = self.task.survey(parts)
+        finally:
+            self._note_written()
         self._note_data([describe_data(data, split, "train") for data, split in parts])
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
@@ -109,11 +117,16 @@ class Session:
     def training_data(self) -> dict[str, list[tuple[Data, str]]]:
         """Data sets of each use (`train`, ...) with their splits."""
         opened = {}
-        for use, refs in self.recipe.data.items():
-            opened[use] = []
-            for ref in refs:
-                data = self.resolver.data(ref, self.recipe.on_bad_rows)
-                opened[use].append((data, data.pick(use, "train")))
+        with noting_teachers() as self._writers:
+            for use, refs in self.recipe.data.items():
+                opened[use] = []
+                for ref in refs:
+                    data = self.resolver.data(ref, self.recipe.on_bad_rows)
+                    opened[use].append((data, data.pick(use, "train")))
+        known = self.run.provenance.get("lineage", [])
+        for one in (self._known(writer, "") for writer in self._writers):
+            known += [part for model in models_of(one) if (part := part_in("data", model)) not in known]
+        self.run.add_provenance(lineage=known)
         return opened
 
     def has_rows(self, use: str) -> bool:
@@ -409,6 +422,14 @@ class Session:
             return found | told
 
         return now
+
+    def _note_written(self) -> None:
+        """What the teachers of data sets have asked of servers: rows are made where they are first read."""
+        spent = Counter(self._wrote)
+        for writer in self._writers:
+            spent.update(writer.spent)
+        if any(spent.values()):
+            self.run.add_provenance(spent={"data": {name: round(value, 6) for name, value in spent.items()}})
 
     def _note_data(self, used: list[dict[str, Any]]) -> None:
         used = [{**d, "source": self._made_by(d["source"]) or d["source"]} for d in used]
