@@ -233,6 +233,19 @@ class ObjectiveMethod(Method):
         All batches of an optimiser step are changed before the first of them is seen."""
         return batch
 
+    def ask(
+        self, student: Signals, batch: Mapping[str, Any], teacher: Callable[[Mapping[str, Any]], Signals]
+    ) -> Signals:
+        """What a live teacher gives for a batch: its signals of the batch itself, unless a method has something else to
+        ask, such as points that the student's own output leads to.
+
+        Args:
+            student: the student's outputs for the batch; gradient flows, unless they are detached.
+            teacher: runs the teacher on a batch like that of `collate`, without gradient; each call is counted, with
+                the rows of its first tensor.
+        """
+        return teacher(batch)
+
     def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
         """Told after each optimiser step: the means of its terms over accumulated batches and ranks, alike on all
         ranks. Schedules that follow the loss move here; `progress` is that of the step, so its first `step` is 0."""

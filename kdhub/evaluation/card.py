@@ -324,6 +324,10 @@ def _made(facts: _Facts) -> str:
     if training.get("steps"):
         speed = f", {training['rows_per_second']:,.0f} rows/s" if training.get("rows_per_second") else ""
         took = f" in {_duration(training['seconds'])}" if training.get("seconds") else ""
+        if training.get("live_teacher_rows"):
+            asked = _count(training["live_teacher_rows"])
+            calls = f" in {_count(training['live_teacher_calls'])} calls" if training.get("live_teacher_calls") else ""
+            sentences.append(f"The teacher ran inside training, on {asked} rows{calls}.")
         sentences.append(f"{training['steps']:,} optimiser steps{took}{speed}, seed {facts.seed}.")
     else:
         sentences.append(f"Seed {facts.seed}.")

@@ -244,7 +244,9 @@ class Session:
         facts = engine.train()
         facts["seconds"] = round(facts["seconds"] - self._looking, 2)
         if live is not None:
-            facts["live_teacher_rows"] = facts["steps"] * method.options.batch_size
+            asked, own = facts.pop("asked"), type(method).ask is not ObjectiveMethod.ask
+            facts["live_teacher_calls"] = asked["calls"]
+            facts["live_teacher_rows"] = asked["rows"] if own else facts["steps"] * method.options.batch_size
         self.run.add_provenance(training={**facts, "peak_memory_bytes": peak_memory()})
         return student
 
