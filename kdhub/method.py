@@ -211,6 +211,11 @@ class ObjectiveMethod(Method):
         """The stored signals this run trains on; by default those of the method's spec."""
         return self.spec.needs
 
+    def uses(self, student: Student) -> tuple[str, ...]:
+        """Layers of the student that the objective reads (`layer:NAME`, see `kdhub.named_layers`): they are signals of
+        a forward pass then, and their shapes are at `student.layers`. What any pass gives need not be named."""
+        return ()
+
     def check(self, student: Student, teacher: Teacher | None) -> None:
         """Whether student, teacher and options fit each other, before the teacher is asked for anything.
 
@@ -278,6 +283,19 @@ class ObjectiveMethod(Method):
         All batches of an optimiser step are changed before the first of them is seen, each with the generator in the
         same state: what is drawn for a step is alike in all of them, what is drawn for a row needs its `keys`."""
         return batch
+
+    def ask(
+        self, student: Signals, batch: Mapping[str, Any], teacher: Callable[[Mapping[str, Any]], Signals]
+    ) -> Signals:
+        """What a live teacher gives for a batch: its signals of the batch itself, unless a method has something else to
+        ask, such as points that the student's own output leads to.
+
+        Args:
+            student: the student's outputs for the batch; gradient flows, unless they are detached.
+            teacher: runs the teacher on a batch like that of `collate`, without gradient; each call is counted, with
+                the rows of its first tensor.
+        """
+        return teacher(batch)
 
     def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
         """Told after each optimiser step: the means of its terms over accumulated batches and ranks, alike on all

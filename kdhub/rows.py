@@ -184,11 +184,7 @@ class Rows:
         if not self.bad.counts:
             return self
         gone = {number - 1 for number in self.bad.numbers}
-        return self._only(np.array([n for n in range(len(self)) if n not in gone]))
-
-    def _only(self, kept: np.ndarray) -> Rows:
-        were = kept if self.kept is None else self.kept[kept]
-        return Rows(self.table.select(kept), self.prepare, self.keys[kept], self.lengths[kept], self.truncated, were)
+        return self.select(np.array([n for n in range(len(self)) if n not in gone]))
 
     def learnable(self) -> Rows:
         """Without the rows of which nothing is left to learn.
@@ -204,7 +200,13 @@ class Rows:
         if not len(kept):
             raise DataError(what, hint="are they longer than the models take, or without anything to be learnt?")
         logger.warning("%s; they are left out", what)
-        return self._only(kept)
+        return self.select(kept)
+
+    def select(self, numbers: np.ndarray) -> Rows:
+        """Some of the rows, by number."""
+        kept = numbers if self.kept is None else self.kept[numbers]
+        table, keys, lengths = self.table.select(numbers), self.keys[numbers], self.lengths[numbers]
+        return Rows(table, self.prepare, keys, lengths, self.truncated, kept)
 
 
 def plain_rows(table: Any, indices: Sequence[int]) -> list[dict[str, Any]]:

@@ -203,6 +203,7 @@ class TaskSpec(Spec):
         writes: what its models give as teachers and no network exposes in training ("text").
         formats: the folders it can open.
         forms: the forms of rows that it adds.
+        starts: other tasks whose students it can open as a start (`Task.open`), as one more encoder for a fresh head.
         reads: the columns of rows that it is scored on, one group for each form ("text",) or ("sentence1",
             "sentence2"); a folder that several tasks can open is of the one that reads the data.
     """
@@ -212,6 +213,7 @@ class TaskSpec(Spec):
     writes: tuple[str, ...] = ()
     formats: tuple[FolderFormat, ...] = ()
     forms: tuple[RowForm, ...] = ()
+    starts: tuple[str, ...] = ()
     reads: tuple[tuple[str, ...], ...] = ()
 
 

@@ -41,6 +41,7 @@ class Student(ABC):
             the usual one, which every method of the task takes. Others are for methods that say so (`MethodSpec`).
         start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
         precision: in which its weights are saved: that in which they were opened, or what the recipe names.
+        layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Student(ABC):
     kind: str = "model"
     problem: str = ""
     precision: str = "float32"
+    layers: Mapping[str, tuple[int | None, ...]] = {}
 
     def __init__(self, start: Mapping[str, Any] | None = None):
         self.start: dict[str, Any] = dict(start or {})

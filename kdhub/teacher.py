@@ -27,6 +27,10 @@ def facts_path(identity: Mapping[str, Any]) -> Path:
     return home() / "teachers" / f"{digest}.json"
 
 
+ANSWERED = "answered"
+"""The field that the signals of a teacher have which is not `complete`: 1 where it has a signal of a row, else 0."""
+
+
 class Teacher(ABC):
     """A frozen model, local or behind an API, that gives signals.
 
@@ -43,6 +47,8 @@ class Teacher(ABC):
         module: the network, for methods that run the teacher inside training; None behind an API.
         members: the teachers that it is made of; empty for one that is itself. Their signals are stored as if each were
             alone (`parts`), and what they give together (`joined`) is not.
+        complete: whether it has a signal of every row. One that may have none says so in the field `answered` (uint8)
+            of its signals: such rows are bad rows, which stop a run or are left out as its `on_bad_rows` says.
     """
 
     class Options(BaseModel):
@@ -52,6 +58,7 @@ class Teacher(ABC):
     concurrent_groups: ClassVar[int] = 1
     module: nn.Module | None = None
     members: Sequence[Teacher] = ()
+    complete: bool = True
 
     def __init__(self, argument: str, options: BaseModel | None = None, *, task: Any = None):
         self.argument, self.task = argument, task
@@ -108,10 +115,17 @@ class Teacher(ABC):
         if path.exists():
             return json.loads(path.read_text())["facts"]
         facts = dict(self.probe())
+        self._keep_facts(facts)
+        return facts
+
+    def _keep_facts(self, facts: Mapping[str, Any]) -> None:
+        path = facts_path(self.identity)
         path.parent.mkdir(parents=True, exist_ok=True)
         name = self.provenance.get("id") or self.argument
         write_json(path, {"schema": 1, "name": name, "identity": self.identity, "facts": facts})
-        return facts
+
+    def look(self, kind: str, examples: Sequence[Example]) -> None:
+        """Shown an example before `layout` of a signal whose shape only running it tells (`layer:NAME`)."""
 
     @property
     def spent(self) -> Mapping[str, float]:

@@ -10,8 +10,9 @@ import yaml
 
 from kdhub.dataset_student import splits_in
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
-from kdhub.recipes.chain import resolve_recipe
+from kdhub.recipes.chain import replaced, resolve_recipe
 from kdhub.recipes.recipe import Layer, Recipe, build, parse_set, read_yaml
+from kdhub.recipes.run import Run
 from kdhub.verbs.distill import distill
 
 SECRET = "hf_" + "a1B2c3D4e5F6"
@@ -301,6 +302,40 @@ def test_a_student_of_another_seed_is_another_one(chain, isolated, tmp_path):
     assert run.provenance["teacher"]["id"] == "recipe:assistant@2"
     with pytest.raises(RecipeError, match="the seed is 'two', expected a number"):
         distill("last", out=tmp_path / "x", teacher="recipe:assistant@two")
+
+
+def test_a_link_with_other_keys_is_another_student_with_a_folder_of_its_own(chain, isolated, tmp_path):
+    """Wherever a source stands, in a mapping of its own or nested in options; equal keys are one student."""
+    chain("assistant", method="toy-plain", teacher=None)
+    chain("last", teacher={"source": "recipe:assistant", "set": {"lr": 0.05}, "seed": 2})
+    run = distill("last", out=tmp_path / "one")
+    made = Run.open(Path(run.recipe.teacher.source[5:]).parent)
+    assert (made.recipe.options["lr"], made.recipe.seed) == (0.05, 2) and "set" not in run.recipe.teacher.options
+    (link,) = run.provenance["chained"]
+    assert link == run.provenance["teacher"]["id"] == 'recipe:assistant@2?{"lr":0.05}'
+    for same in ({"options.lr": 0.05, "seed": 2}, {"options": {"lr": 5e-2}, "seed": 2, "on_bad_rows": "stop"}):
+        out = tmp_path / f"again{len(same)}"
+        again = distill("last", out=out, teacher={"source": "recipe:assistant", "set": same})
+        assert again.recipe.teacher.source == run.recipe.teacher.source
+    assert len(list((isolated / "recipes").iterdir())) == 1
+
+    nested = {"members": [{"source": "recipe:assistant", "set": {"epochs": 2}}, {"source": "recipe:assistant"}]}
+    recipe = Recipe.model_validate({**run.recipe.to_dict(), "options": nested})
+    kept = replaced(recipe, lambda text: text)["options"]["members"]
+    assert kept == [{"source": 'recipe:assistant?{"epochs":2}'}, {"source": "recipe:assistant"}]
+
+
+def test_wrong_keys_of_a_link_are_known_before_anything_is_made(chain, isolated, tmp_path):
+    chain("assistant", method="toy-plain", teacher=None)
+    chain("last")
+    for wrong, says in (
+        ({"set": {"options.lerning": 1}}, "options.lerning"),
+        ({"set": [1]}, "set must be a mapping"),
+        ({"source": "recipe:assistant?lr"}, "not JSON; write set:"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            distill("last", out=tmp_path / "x", teacher={"source": "recipe:assistant", **wrong})
+    assert not (isolated / "recipes").exists() and not (tmp_path / "x").exists()
 
 
 def test_a_recipe_that_leads_back_to_itself(chain, tmp_path):

@@ -44,6 +44,12 @@ wrong("no-paper", paper="")(Plain)
 wrong("needs-nothing", needs=(), uses=("vector",))(Plain)
 
 
+@wrong("asks-nobody")
+class AsksNobody(Plain):
+    def ask(self, student, batch, teacher):
+        return teacher({"x": batch["x"] / 2})  # never called: its teacher's signals are stored
+
+
 @wrong("undocumented")
 class Undocumented(Plain):
     class Options(TrainingOptions):

@@ -171,12 +171,14 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     """
     start = facts.student.get("start") or {}
     sources = {}
-    if facts.recipe.get("teacher"):
+    made = {one["via"][0] for one in facts.lineage if one.get("via")}
+    if facts.recipe.get("teacher") and facts.teacher.get("source") not in made:
         sources["teacher"] = facts.teacher.get("licence")
     if start.get("base_model"):
         sources["start"] = start.get("licence")
     if facts.is_rows:
         sources |= {str(d.get("source")): d.get("licence") for d in facts.data(but="evaluation")}
+    sources |= {_part(one): one.get("licence") for one in facts.lineage}
     told = "; ".join(f"{who}: {code(lic) if lic else 'unknown'}" for who, lic in sources.items())
     forbidding = [f"{who} ({code(lic)})" for who, lic in sources.items() if forbids_derivatives(lic)]
     ids = {str(lic).strip().lower() if lic else None for lic in sources.values()}
@@ -208,6 +210,13 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     if data:
         sentences.append(f"Training data: {', '.join(data)}.")
     return keys, " ".join(sentences)
+
+
+def _part(one: Mapping[str, Any]) -> str:
+    """A model of the lineage, by what it was."""
+    through = f" through {_and([code(link) for link in one['via']])}" if one.get("via") else ""
+    what = {"data": "model that data names"}.get(str(one.get("as")), text(one.get("as") or "model"))
+    return f"{what} {code(one.get('id') or one.get('source'))}{through}"
 
 
 def forbids_derivatives(licence: Any) -> bool:
@@ -322,9 +331,17 @@ def _made(facts: _Facts) -> str:
             told.append(f"{code(kind)} ({', '.join(counts)})")
     training = facts.provenance.get("training") or {}
     sentences = [f"Outputs of the teacher, read from the signal store: {_and(told)}."] if told else []
+    for kind, counts in (facts.provenance.get("spent") or {}).items():
+        counts = counts if isinstance(counts, Mapping) else {}
+        parts = [f"{_count(n)} {text(what.replace('_', ' '))}" for what, n in counts.items() if n]
+        sentences += [f"Asked of its server for {code(kind)}: {_and(parts)}."] if parts else []
     if training.get("steps"):
         speed = f", {training['rows_per_second']:,.0f} rows/s" if training.get("rows_per_second") else ""
         took = f" in {_duration(training['seconds'])}" if training.get("seconds") else ""
+        if training.get("live_teacher_rows"):
+            asked = _count(training["live_teacher_rows"])
+            calls = f" in {_count(training['live_teacher_calls'])} calls" if training.get("live_teacher_calls") else ""
+            sentences.append(f"The teacher ran inside training, on {asked} rows{calls}.")
         sentences.append(f"{training['steps']:,} optimiser steps{took}{speed}, seed {facts.seed}.")
     else:
         sentences.append(f"Seed {facts.seed}.")
@@ -363,7 +380,11 @@ def _limits(facts: _Facts) -> str:
     costs = {line.metric for line in report.costs()}
     if not costs:
         items.append("Size, speed and memory were not measured.")
-    for key, what in (("truncated", "longer than the models take and cut"), ("skipped", "malformed and left out")):
+    for key, what in (
+        ("truncated", "longer than the models take and cut"),
+        ("skipped", "malformed and left out"),
+        ("unanswered", "for which the teacher has no readable answer, left out for all"),
+    ):
         counts = report.facts.get(key)
         counts = counts if isinstance(counts, Mapping) else {}
         told = [f"{code(where)} {_count(n)}" for where, n in counts.items() if n]
@@ -613,6 +634,10 @@ class _Facts:
                 found += _Facts(Run.open(Path(folder).parent)).writers
         return [printable(one) for one in _unique(found)]
 
+    def lineage(self) -> list[Mapping[str, Any]]:
+        """Models that data sets name, and those that the students of a chain were made with."""
+        return [one for one in self.provenance.get("lineage") or () if isinstance(one, Mapping)]
+
     def data(self, but: str | None = None) -> list[Mapping[str, Any]]:
         """Data sets in use, training first; without those of one use."""
         entries = (self.provenance.get("data") or {}).get("use") or []
@@ -629,6 +654,7 @@ class _Facts:
         teacher = self.teacher.get("id") or self.teacher.get("source")
         tags = ["kdhub", "knowledge-distillation", f"kdhub-method:{self.method['name']}"]
         tags += [f"kdhub-teacher:{teacher}"] if teacher else []
+        tags += [f"kdhub-teacher:{one['id']}" for one in self.lineage if one.get("id") and one.get("as") != "start"]
         tags += [f"kdhub-task:{self.recipe['task']}"]
         tags += ["synthetic"] if self.is_rows and self.writers else []
         kinds = [self.method, *self.data(but="evaluation")]

@@ -22,9 +22,11 @@ from kdhub.recipes.recipe import Evaluation
 from kdhub.recipes.resolve import Resolver
 from kdhub.rows import BadRows, Prepare, Rows, plain_rows, prepared
 from kdhub.signals.store import row_key
+from kdhub.signals.stored import answered
 from kdhub.specs import MetricSpec
 from kdhub.student import Student
 from kdhub.task import Encoder, NetworkTask, Task, View
+from kdhub.teacher import Teacher
 
 logger = logging.getLogger("kdhub")
 
@@ -45,6 +47,7 @@ class Evaluator:
     Attributes:
         notes: what was left out, and why.
         used: what the provenance says of each data set.
+        unanswered: data set and split -> rows that the teacher has no answer for, which are left out.
     """
 
     def __init__(self, task: Task, resolver: Resolver, plan: Evaluation, options: Any, on_bad_rows: str = "stop"):
@@ -52,6 +55,7 @@ class Evaluator:
         self.on_bad_rows = on_bad_rows
         self.notes: list[str] = []
         self.used: list[dict[str, Any]] = []
+        self.unanswered: dict[str, int] = {}
         self._data: list[tuple[Data, str]] | None = None
         self._metrics = self._load_metrics()
 
@@ -86,6 +90,23 @@ class Evaluator:
                 self._data.append((data, split))
                 self.used.append(describe_data(data, split, "evaluation"))
         return self._data
+
+    def only_answered(self, teacher: Teacher, signals: Callable[[Rows, str], Any]) -> None:
+        """Leave out the rows that a teacher has no answer for, for all subjects alike (`Teacher.complete`).
+
+        Raises:
+            TeacherError: there are some and bad rows stop, or nothing is left.
+        """
+        for n, (data, split) in enumerate(self.data):
+            table = self.task.training_table([(data, split)])
+            rows = Rows.build(table, self.task.preparer(None, teacher), row_key)
+            where = f"{data.name} {split}"
+            kept = answered(signals(rows, self.task.primary_signal), self.on_bad_rows, where)
+            if len(kept) < len(table):
+                own, form = {"licence": data.licence, "ref": data.ref, "tags": data.tags}, data.form(split)
+                chosen = {split: data.split(split).select(kept)}
+                self.data[n] = (Data.from_dataset(data.name, chosen, format=form, **own), split)
+                self.unanswered[where] = len(table) - len(kept)
 
     def measure(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
         """All numbers of one subject.

@@ -1,4 +1,5 @@
-"""`recipe:NAME`: the student of another recipe, made once and reused; `recipe:NAME@3`: with the seed 3.
+"""`recipe:NAME`: the student of another recipe, made once and reused; with `seed: 3` (`recipe:NAME@3`) or `set: {...}`
+beside it the student of that recipe with other keys, which has a digest and a folder of its own.
 
 As data it is the rows that the other recipe's student is, also as the argument of a kind (`chat:recipe:NAME`).
 """
@@ -16,11 +17,9 @@ from typing import Any
 from kdhub.errors import CompatibilityError, RecipeError
 from kdhub.files import canonical_json, home
 from kdhub.recipes.layers import recipe_layers
-from kdhub.recipes.recipe import Recipe, build
+from kdhub.recipes.recipe import LINK, Link, Recipe, build, linked
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
-
-PREFIX = "recipe:"
 
 _open: ContextVar[tuple[str, ...]] = ContextVar("open_recipes", default=())
 
@@ -33,10 +32,12 @@ def check(recipe: Recipe, resolver: Resolver) -> None:
         CompatibilityError: one is for another task. Whatever the recipes' own checks raise.
     """
     for ref in (recipe.teacher, recipe.student):
-        if ref is not None and ref.source.startswith(PREFIX):
+        if ref is not None and ref.source.startswith(LINK):
             other = resolved(ref.source, resolver)
-            if other.task != recipe.task:
-                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}")
+            starts = resolver.registry.find("task", recipe.task).spec.starts if ref is recipe.student else ()
+            if other.task not in (recipe.task, *starts):
+                also = f"; a start may also be one for {', '.join(starts)}" if starts else ""
+                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}{also}")
     for ref in [*chain.from_iterable(recipe.data.values()), *recipe.evaluation.data]:
         if source := link(ref.source):
             _check_rows(source, resolved(source, resolver), resolver)
@@ -58,7 +59,7 @@ def _check_rows(source: str, other: Recipe, resolver: Resolver) -> None:
 
 def link(source: str) -> str | None:
     """The `recipe:NAME` in a source: all of it, or the argument of a kind of data; None where there is none."""
-    before, prefix, name = source.rpartition(PREFIX)
+    before, prefix, name = source.partition(LINK)
     return prefix + name if prefix and (not before or before.endswith(":")) else None
 
 
@@ -93,20 +94,20 @@ def folder_of(recipe: Recipe, resolver: Resolver) -> Path:
 
 
 def resolved(source: str, resolver: Resolver) -> Recipe:
-    """The recipe behind `recipe:NAME` or `recipe:NAME@SEED`, checked with those it stands on."""
-
-    name, _, seed = source.removeprefix(PREFIX).partition("@")
-    if seed and not seed.isdecimal():
-        raise RecipeError([f"{source}: the seed is {seed!r}, expected a number, as in {PREFIX}{name}@3"])
-    with _opened(name):
-        return resolve_recipe(name, resolver=resolver, seed=int(seed) if seed else None)
+    """The recipe behind a link (`recipe:NAME`, see `kdhub.recipes.recipe.Link`), checked with those it stands on."""
+    link = Link.parse(source)
+    if link.seed and not link.seed.isdecimal():
+        raise RecipeError([f"{source}: the seed is {link.seed!r}, expected a number, as in {LINK}{link.name}@3"])
+    with _opened(link.name):
+        seed = int(link.seed) if link.seed else None
+        return resolve_recipe(link.name, set=link.changes, resolver=resolver, seed=seed)
 
 
 @contextmanager
 def _opened(name: str) -> Iterator[None]:
     path = (*_open.get(), name)
     if name in path[:-1]:
-        raise RecipeError([f"{PREFIX}{name} leads back to itself: {' > '.join(path)}"])
+        raise RecipeError([f"{LINK}{name} leads back to itself: {' > '.join(path)}"])
     token = _open.set(path)
     try:
         yield
@@ -114,12 +115,47 @@ def _opened(name: str) -> Iterator[None]:
         _open.reset(token)
 
 
+def lineage(chained: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The models that the students of some links were made with, through any number of links, and what was asked of
+    servers for them.
+
+    Args:
+        chained: link -> the folder of its student.
+
+    Returns:
+        [{"as": "teacher" | "start" | "data", "source", "id", "revision", "licence", "via": [link, ...]}], and counts by
+        link and signal, as a provenance has them in `spent`.
+    """
+    found, spent = [], {}
+    for link, folder in chained.items():
+        facts = Run.open(Path(folder).parent).provenance
+        start = facts.get("student", {}).get("start", {})
+        own = [part_in("teacher", one) for one in models_of(facts.get("teacher") or {})]
+        own += [part_in("start", {**start, "id": start["base_model"]})] if start.get("base_model") else []
+        own = [one for one in own if not str(one.get("source")).startswith(LINK)]  # in the lineage of that run
+        found += [{**one, "via": [link, *one.get("via", [])]} for one in (*own, *facts.get("lineage", ()))]
+        spent |= {f"{kind} of {link}": counts for kind, counts in facts.get("spent", {}).items()}
+    return found, spent
+
+
+def models_of(teacher: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A teacher in a provenance as those that it is made of, itself if it is one."""
+    members = [one for member in teacher.get("members", ()) for one in models_of(member)]
+    return members or ([teacher] if teacher else [])
+
+
+def part_in(what: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model with what it is to a student, as a lineage lists it."""
+    known = {key: model[key] for key in ("source", "id", "revision", "licence") if model.get(key)}
+    return {"as": what, **known}
+
+
 def replaced(recipe: Recipe, new: Callable[[str], str]) -> dict[str, Any]:
     """The values of a recipe with another text for each source that is a recipe."""
 
     def visit(node: Any, key: str = "") -> Any:
         if isinstance(node, dict):
-            return {k: visit(v, k) for k, v in node.items()}
+            return {k: visit(v, k) for k, v in linked(node).items()}
         if isinstance(node, list):
             return [visit(v) for v in node]
         found = link(node) if key == "source" and isinstance(node, str) else None

@@ -6,7 +6,9 @@ takes in the same place: a text (`stsb`, `path:./model`, `org/name`), or a mappi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from kdhub.recipes.recipe import DataRef, Ref
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from kdhub.student import Student
     from kdhub.task import Task
     from kdhub.teacher import Teacher
+
+
+_noted: ContextVar[list[Teacher] | None] = ContextVar("noted_teachers", default=None)
 
 
 def open_data(source: str | Mapping[str, Any] | DataRef, *, on_bad_rows: str = "stop", **keys: Any) -> Data:
@@ -38,7 +43,21 @@ def open_data(source: str | Mapping[str, Any] | DataRef, *, on_bad_rows: str = "
 
 def open_teacher(source: str | Mapping[str, Any] | Ref, task: str) -> Teacher:
     """A teacher of a task, by name. Weights are loaded when it is asked for a signal."""
-    return Resolver().teacher(_ref(Ref, source), task)
+    teacher = Resolver().teacher(_ref(Ref, source), task)
+    if (noted := _noted.get()) is not None:
+        noted.append(teacher)
+    return teacher
+
+
+@contextmanager
+def noting_teachers() -> Iterator[list[Teacher]]:
+    """The teachers that are opened by name inside: of data sets, those that have a part in their rows."""
+    noted: list[Teacher] = []
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
 
 
 def open_student(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,11 +40,53 @@ def redact(text: str) -> str:
     return _SECRET.sub("***", text)
 
 
+LINK = "recipe:"
+"""In front of the name of a recipe whose student is meant."""
+
 _SUMMARISED = {"teacher", "student", "data"}
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+@dataclass(frozen=True)
+class Link:
+    """Another recipe's student as a source: `recipe:NAME`, `recipe:NAME@SEED`, and as JSON keys of it that are changed
+    (`recipe:NAME?{"options.lr":0.01}`)."""
+
+    name: str
+    seed: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Link:
+        head, _, changes = text.removeprefix(LINK).partition("?")
+        name, _, seed = head.partition("@")
+        try:
+            return cls(name, seed, json.loads(changes or "{}"))
+        except ValueError:
+            raise RecipeError([f"{text}: what follows the ? is not JSON; write set: {{key: value}}"]) from None
+
+    @property
+    def text(self) -> str:
+        changes = json.dumps(self.changes, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return f"{LINK}{self.name}" + (f"@{self.seed}" if self.seed else "") + (f"?{changes}" if self.changes else "")
+
+
+def linked(values: Any) -> Any:
+    """A source that is another recipe's student with its keys `seed` and `set` in its text: one text, one student."""
+    if (
+        not isinstance(values, dict)
+        or not str(values.get("source")).startswith(LINK)
+        or not {"seed", "set"} & {*values}
+    ):
+        return values
+    link, changes = Link.parse(values["source"]), values.get("set") or {}
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"set must be a mapping of the recipe's keys (set={changes!r})")
+    made = Link(link.name, str(values.get("seed", link.seed)), {**link.changes, **changes})
+    return {**{k: v for k, v in values.items() if k not in ("seed", "set")}, "source": made.text}
 
 
 class Ref(_Model):
@@ -52,14 +95,7 @@ class Ref(_Model):
     model_config = ConfigDict(extra="allow")
     source: str = Field(min_length=1, description="catalogue name, kind:argument, recipe:NAME, or org/name")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_seed(cls, values: Any) -> Any:
-        """`recipe:NAME` with `seed: 3` is `recipe:NAME@3`: so a comparison can have a teacher of each seed's own."""
-        if isinstance(values, dict) and str(values.get("source")).startswith("recipe:") and "seed" in values:
-            name = values["source"].partition("@")[0]
-            return {**{k: v for k, v in values.items() if k != "seed"}, "source": f"{name}@{values['seed']}"}
-        return values
+    _linked = model_validator(mode="before")(linked)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -80,6 +116,7 @@ TextRef = Annotated[Ref, BeforeValidator(_as_mapping)]
 class DataRef(_Model):
     """One data set in use: which rows of which split, seen how."""
 
+    _linked = model_validator(mode="before")(linked)
     source: str = Field(min_length=1, description="catalogue name, kind:argument, recipe:NAME, file, or org/name")
     split: str | None = Field(None, description="split to read; train for training and test for evaluation")
     columns: dict[str, str] = Field(default_factory=dict, description="our column name: the data set's")

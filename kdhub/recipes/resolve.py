@@ -18,7 +18,7 @@ from kdhub.data.dataset import Data, DataOptions, parse_source
 from kdhub.errors import CompatibilityError, RecipeError, UnknownNameError, UsageError
 from kdhub.method import Method, MethodOptions
 from kdhub.plugins.registry import Entry, Registry
-from kdhub.recipes.recipe import DataRef, Layer, Recipe, Ref, explain
+from kdhub.recipes.recipe import DataRef, Layer, Link, Recipe, Ref, explain
 from kdhub.sampler import Sampler, Select
 from kdhub.specs import TaskSpec
 from kdhub.student import BuildContext, SavedOptions, Student, precision_of
@@ -76,7 +76,7 @@ class Resolver:
         word, argument = parse_source(text)
         if word != "recipe":
             return word, argument
-        self.catalog.path("recipes", argument.partition("@")[0])
+        self.catalog.path("recipes", Link.parse(text).name)
         return "path", argument
 
     # -- objects ----------------------------------------------------------------------------------------------

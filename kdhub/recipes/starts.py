@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from kdhub.student import BuildContext, Student
 
 
+LOCAL = "a model in a local folder"
+
+
 def path(argument: str, context: BuildContext) -> Student:
     """A folder that the task can open as a start (`Task.open`).
 
@@ -20,7 +23,7 @@ def path(argument: str, context: BuildContext) -> Student:
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
-    return context.task.open(folder, context, {"how": "a model in a local folder"})
+    return context.task.open(folder, context, {"how": LOCAL})
 
 
 def hub(argument: str, context: BuildContext) -> Student:

@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from kdhub.errors import TeacherError
 from kdhub.files import home
+from kdhub.named_layers import is_layer
 from kdhub.ranks import rank, world_size
 from kdhub.rows import Rows
 from kdhub.signals.store import Field, FillReport, SignalStore, item_bytes
-from kdhub.teacher import Teacher
+from kdhub.teacher import ANSWERED, Teacher
 
 logger = logging.getLogger("kdhub")
 
+READ = 4096
+"""Rows whose answers are looked at together."""
 HEAVY = 2**14
 """Bytes of a row's signal, of an item (a token) of a ragged one, over which rows to measure on are not stored: 8,192
 logits. A thousand texts over 128,000 tokens would be a hundred gigabytes."""
@@ -81,6 +85,8 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
     """A teacher's signals of these rows; what is missing is computed, by all ranks together."""
     if teacher.members:
         return Joined(teacher, kind, [stored_signals(one, rows, own, dtype=dtype) for one, own in teacher.parts(kind)])
+    if is_layer(kind):
+        teacher.look(kind, rows[[0]])
     fields = fields_of(teacher, kind, dtype)
     key = {"teacher": teacher.identity_of(kind), "signal": kind}
     store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
@@ -113,6 +119,28 @@ def measured_signals(
     if item_bytes(fields_of(teacher, kind, dtype)) > HEAVY and teacher.module is not None:
         return Recomputed(teacher, rows, kind)
     return stored(rows, kind) if stored else stored_signals(teacher, rows, kind, dtype=dtype)
+
+
+def answered(given: Stored | Joined, on_bad_rows: str, where: str) -> np.ndarray:
+    """Numbers of the rows that a teacher, and each of its members, has a signal of (`Teacher.complete`).
+
+    Raises:
+        TeacherError: it has none of some and bad rows stop, or none of any.
+    """
+    kept = np.ones(len(given), bool)
+    for part in given.parts:
+        if any(field.name == ANSWERED for field in part.store.fields):
+            for start in range(0, len(part), READ):
+                some = np.arange(start, min(start + READ, len(part)))
+                kept[some] &= part[some][ANSWERED] > 0
+    gone = np.flatnonzero(~kept)
+    if len(gone):
+        what = f"{where}: the teacher has no readable answer for {len(gone)} of {len(kept)} rows (row {gone[0] + 1})"
+        if on_bad_rows == "stop" or not kept.any():
+            hint = "on_bad_rows: skip leaves such rows out, for teacher and student alike"
+            raise TeacherError(what, hint=hint if kept.any() else "does this model understand the prompt?")
+        logger.warning("%s; they are left out", what)
+    return np.flatnonzero(kept)
 
 
 def fields_of(teacher: Teacher, kind: str, dtype: str = "float16") -> list[Field]:

@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kdhub import named_layers
 from kdhub.errors import TeacherError, UsageError
 from kdhub.files import sha256_files
 from kdhub.rows import Example
@@ -98,13 +99,24 @@ class SavedTeacher(Teacher):
     def probe(self) -> Mapping[str, Any]:
         return self.model.describe()
 
+    def look(self, kind: str, examples: Sequence[Example]) -> None:
+        known = self.facts.get("layers", {})
+        if kind not in known:
+            (shape,) = named_layers.shapes(self.task, self.model, examples, [kind]).values()
+            self.facts = {**self.facts, "layers": {**known, kind: list(shape)}}
+            self._keep_facts(self.facts)
+
     def layout(self, kind: str) -> dict[str, Any]:
+        if named_layers.is_layer(kind):
+            return {kind: tuple(self.facts["layers"][kind])}  # see `look`
         widths = self.facts.get("widths", {})
         if kind not in widths:
             raise TeacherError(f"{self.argument} gives {', '.join(widths)}, not {kind!r}")
         return {kind: tuple(widths[kind])}
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        if named_layers.is_layer(kind):
+            return named_layers.run(self.task, self.model, examples, [kind])
         return self.model.signals(examples, kind)
 
 

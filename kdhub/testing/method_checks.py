@@ -71,6 +71,16 @@ def distils(bench: Bench) -> None:
 
 
 @check("method")
+def asks_a_teacher_that_runs_in_training(bench: Bench) -> None:
+    """A method that says itself what its teacher is asked (`ask`) has a live one, and asks it."""
+    if not _objective(bench) or bench.target.ask is ObjectiveMethod.ask:
+        raise SkipTest("its teacher, if it has one, is asked about the batch")
+    assert bench.spec.live, "it overrides `ask`, which stored signals never call: its spec must say live=True"
+    calls = _ran(bench, bench.trial("base")).run.provenance["training"]["live_teacher_calls"]
+    assert calls, "it never asks its teacher"
+
+
+@check("method")
 def works_for_every_task_it_names(bench: Bench) -> None:
     """So do the tiny recipes of its other tasks."""
     bench.base  # noqa: B018

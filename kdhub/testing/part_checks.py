@@ -13,6 +13,7 @@ from unittest import SkipTest
 
 import numpy as np
 
+from kdhub import named_layers
 from kdhub.data.dataset import Data, DataOptions
 from kdhub.data.prepare import named_rows
 from kdhub.dataset_student import DatasetStudent
@@ -212,6 +213,23 @@ def exposes_what_it_declares(bench: Bench) -> None:
         assert isinstance(outputs, Signals)
         for kind in exposed:
             assert outputs[kind] is None or outputs[kind].requires_grad, f"no gradient flows from {kind}"
+
+
+@check("student")
+def layers_are_those_of_their_rows(bench: Bench) -> None:
+    """The first module that can be read as `layer:NAME` gives each row the same alone and among longer ones: a batch
+    says under `attention_mask` which positions are real."""
+    for student, rows, task, _ in _students(bench):
+        for name in dict(student.module.named_modules()) if student.module is not None else ():
+            try:
+                together = named_layers.run(task, student, rows, [kind := f"layer:{name}"])[kind]
+            except KdhubError:
+                continue
+            for row, value in zip(rows, together):
+                (alone,) = named_layers.run(task, student, [row], [kind])[kind]
+                assert np.allclose(alone, value, atol=1e-3), f"{kind} of a row differs with the rows beside it"
+            return
+    raise SkipTest("no module of it can be read")
 
 
 @check("student")
@@ -430,6 +448,32 @@ def saved_students_are_recognised(bench: Bench) -> None:
     if not bench.spec.formats and not sure:
         raise SkipTest("its spec names no formats")
     assert bench.entry.name in (*sure, *possible), f"its student looks like one for {', '.join(sure) or 'no task'}"
+
+
+@check("task")
+def opens_the_starts_that_it_names(bench: Bench) -> None:
+    """A student of each task in `starts` is one of its own after `open`."""
+    if not bench.spec.starts:
+        raise SkipTest("it opens students of its own task alone")
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    for name in bench.spec.starts:
+        folder = bench.empty_folder()
+        _start(*_world(bench, name)).save(folder)
+        student = task.open(folder, _context(resolver, task, recipe, parts), {"how": name})
+        outputs = task.forward(student.module, task.collate(_examples(task, parts, student, None), student))
+        assert student.task == task.name, f"what it opens of {name} is a student for {student.task}"
+        assert task.primary_signal in outputs, f"what it opens of {name} gives no {task.primary_signal}"
+
+
+@check("task")
+def shows_its_examples(bench: Bench) -> None:
+    """With the trait `shown`, every example is some texts by name."""
+    if "shown" not in bench.spec.traits:
+        raise SkipTest("it does not have the trait shown")
+    resolver, task, recipe, parts = _world(bench, bench.entry.name)
+    for example in _examples(task, parts, _start(resolver, task, recipe, parts), None):
+        texts = task.shown(example)
+        assert texts and all(isinstance(text, str) and text for text in texts.values()), f"it shows {texts}"
 
 
 @check("task")

@@ -30,6 +30,7 @@ from kdhub.errors import TrainingError, UsageError
 from kdhub.files import write_json
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
+from kdhub.named_layers import Taps
 from kdhub.ranks import barrier, of_first, on_gpu, rank, resolve_precision, world_size
 from kdhub.recipes.run import Run
 from kdhub.rows import Rows, Signals, as_tensor
@@ -78,16 +79,19 @@ class _Objective(nn.Module):
         self.extras = nn.ModuleDict(dict(extras))
         self._method, self._task = method, task
         self._teacher: list[Teacher] = []  # in a list: a live teacher is no submodule, it is neither trained nor saved
+        self._taps = Taps(student.module, method.uses(student))
+        self._teacher_taps: Taps | None = None
+        self.asked = {"calls": 0, "rows": 0}  # of the live teacher, by this rank
         self.progress = Progress(0, 1, 0.0)
         on_cpu = not on_gpu() and resolve_precision(method.options.precision) == "bfloat16"
         self._attention = _Float32Attention if on_cpu else nullcontext
 
     def forward(self, inputs: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        with self._attention():
+        with self._attention(), self._taps.reading():
             student = self._task.forward(self.student, inputs)
+        student.update(self._taps.signals(inputs))
         if self._teacher:
-            with torch.no_grad():
-                given = self._task.forward(self._teacher[0].module, inputs)
+            given = self._method.ask(student, inputs, self._ask)
         else:
             given = Signals(teacher or {})
         terms = self._method.objective(student, given, inputs, self.progress)
@@ -99,6 +103,15 @@ class _Objective(nn.Module):
                 )
         loss = torch.stack([t.float().reshape(()) for t in terms.values()]).sum()
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
+
+    def _ask(self, inputs: Mapping[str, Any]) -> Signals:
+        """The live teacher's signals of a batch."""
+        with torch.no_grad(), self._teacher_taps.reading():
+            given = self._task.forward(self._teacher[0].module, inputs)
+        given.update(self._teacher_taps.signals(inputs))
+        rows = next((len(x) for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim()), 0)
+        self.asked = {"calls": self.asked["calls"] + 1, "rows": self.asked["rows"] + rows}
+        return given
 
 
 class _TrainingRows(torch.utils.data.Dataset):
@@ -271,6 +284,7 @@ class _Trainer(Trainer):
             "schema": 1,
             "method": engine.method.state(),
             "sampler": engine.order.state(),
+            "asked": engine.module.asked,
             "generator": engine.generator.get_state().numpy().tobytes().hex(),
             "ranks": world_size(),
         }
@@ -389,6 +403,7 @@ class Engine:
         self.module = _Objective(method, task, student, extras)
         if teacher is not None:
             self.module._teacher.append(teacher)
+            self.module._teacher_taps = Taps(teacher.module, method.needs(teacher))
         method.modules = self.module.extras
         self.sampler = sampler or ShuffledSampler(
             rows.lengths, options.batch_size, seed, group_by_length=options.group_by_length
@@ -561,7 +576,8 @@ class Engine:
         """Train to the end, from the newest whole checkpoint when there is one.
 
         Returns:
-            `seconds`, `steps`, `rows_per_second` of this process's part, `precision`.
+            `seconds`, `steps`, `rows_per_second` of this process's part, `precision`; what a live teacher was `asked`,
+            calls and rows, on all ranks as on this one.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint = newest_checkpoint(self.checkpoints)
@@ -573,6 +589,7 @@ class Engine:
                     hint="resume with the same number of ranks",
                 )
             self.method.load_state(state["method"])
+            self.module.asked = state.get("asked", self.module.asked)
             first = int(checkpoint.name.rpartition("-")[2])
             self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
             self.resumed_from = checkpoint
@@ -600,6 +617,7 @@ class Engine:
             "steps": done,
             "rows_per_second": round(rows / max(seconds, 1e-9), 2),
             "precision": self.precision,
+            **({"asked": {k: n * world_size() for k, n in self.module.asked.items()}} if self.module._teacher else {}),
         }
 
 

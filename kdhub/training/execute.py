@@ -12,7 +12,7 @@ from typing import Any
 
 from kdhub.files import canonical_json
 from kdhub.ranks import barrier, rank
-from kdhub.recipes.chain import folder_of, replaced, resolved
+from kdhub.recipes.chain import folder_of, lineage, replaced, resolved
 from kdhub.recipes.recipe import Recipe, read_yaml
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run, environment
@@ -95,6 +95,7 @@ def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> Non
         run.add_provenance(resumed=[*before.get("resumed", []), now["started"]])
         return
 
+    before_it, spent = lineage(chained)
     run.add_provenance(
         schema=1,
         seed=run.recipe.seed,
@@ -109,6 +110,8 @@ def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> Non
         },
         environment=now,
         chained=dict(chained),
+        lineage=before_it,
+        spent=spent,
         plugins=[
             {"distribution": r.distribution, "version": r.version, "status": r.status} for r in session.plugins.records
         ],

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kdhub import named_layers
 from kdhub.data.dataset import Data
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.evaluation.evaluator import Evaluator, describe_data, student_encoder, teacher_encoder
@@ -22,13 +23,16 @@ from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
 from kdhub.metric import Measure
 from kdhub.ranks import barrier, device, of_first, rank, repeatable
+from kdhub.recipes.chain import models_of, part_in
+from kdhub.recipes.doors import noting_teachers
 from kdhub.recipes.recipe import Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
+from kdhub.recipes.starts import LOCAL
 from kdhub.rows import Rows
 from kdhub.sampler import Probe, Select
 from kdhub.signals.store import FillReport, SignalStore, row_key
-from kdhub.signals.stored import Joined, Recomputed, Stored, measured_signals, stored_signals
+from kdhub.signals.stored import Joined, Recomputed, Stored, answered, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.teacher import Teacher
 
@@ -58,6 +62,8 @@ class Session:
         self.plugins = resolver.registry.plugins
         self.calls = 0
         self.saved: Path | None = None
+        self._writers: list[Teacher] = []
+        self._wrote = self.run.provenance.get("spent", {}).get("data", {})
         self._looking = 0.0  # seconds of training that were spent on `evaluation.curve`
         self._trained: Counter[str] = Counter()  # seconds, steps and rows of all trainings of this process
 
@@ -75,7 +81,7 @@ class Session:
     def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
         """What the provenance says of a teacher, and of its members."""
         facts = {"source": source, **teacher.provenance}
-        if made := self._made_by(source):  # its folder says nothing to anybody else
+        if made := self._made_by(facts["source"]):  # its folder says nothing to anybody else
             facts |= {"source": made, "id": made}
         if teacher.members:
             told = [self._known(one, str(one.provenance.get("source", one.argument))) for one in teacher.members]
@@ -98,7 +104,10 @@ class Session:
 
         set_seed(self.seed)
         parts = self.training_data.get("train", [])
-        facts = self.task.survey(parts)
+        try:
+            facts = self.task.survey(parts)
+        finally:
+            self._note_written()
         self._note_data([describe_data(data, split, "train") for data, split in parts])
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
@@ -106,7 +115,8 @@ class Session:
         self._widen(student.module, student.precision)
         start = {"source": self.recipe.student.source, **student.start}
         if made := self._made_by(self.recipe.student.source):
-            start |= {"source": made, "how": f"the student of {made}"}
+            how = str(start.get("how") or LOCAL)  # what the task did to it stays
+            start |= {"source": made, "how": how.replace(LOCAL, f"the student of {made}")}
         digest = weights_digest(student)
         self.run.same("start", {"source": start["source"], "weights": digest})
         self.run.add_provenance(student={"start": start, "start_sha256": digest})
@@ -139,11 +149,16 @@ class Session:
     def training_data(self) -> dict[str, list[tuple[Data, str]]]:
         """Data sets of each use (`train`, ...) with their splits."""
         opened = {}
-        for use, refs in self.recipe.data.items():
-            opened[use] = []
-            for ref in refs:
-                data = self.resolver.data(ref, self.recipe.on_bad_rows)
-                opened[use].append((data, data.pick(use, "train")))
+        with noting_teachers() as self._writers:
+            for use, refs in self.recipe.data.items():
+                opened[use] = []
+                for ref in refs:
+                    data = self.resolver.data(ref, self.recipe.on_bad_rows)
+                    opened[use].append((data, data.pick(use, "train")))
+        known = self.run.provenance.get("lineage", [])
+        for one in (self._known(writer, "") for writer in self._writers):
+            known += [part for model in models_of(one) if (part := part_in("data", model)) not in known]
+        self.run.add_provenance(lineage=known)
         return opened
 
     @property
@@ -165,11 +180,17 @@ class Session:
         read = Rows.build(table, prepare, row_key)
         whole = " and ".join(f"{data.name} {split}" for data, split in self.training_data[use])
         rows = read.readable(whole, self.recipe.on_bad_rows).learnable()
+        facts = {"skipped": read.bad.counts} if read.bad.counts else {}
+        if self.teacher is not None and not self.teacher.complete and signal in self.method.spec.needs:
+            kept = answered(self.signals(rows, signal), self.recipe.on_bad_rows, f"data.{use}")
+            rows, facts["unanswered"] = rows.select(kept), len(rows) - len(kept)
         self.run.same(f"{use} rows as the models see them ({', '.join(settings) or 'plain'})", {"digest": rows.digest})
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
-        facts = {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
-        self.run.add_provenance(rows={use: facts | ({"skipped": read.bad.counts} if read.bad.counts else {})})
+        facts |= {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
+        self.run.add_provenance(
+            rows={use: {name: value for name, value in facts.items() if name != "unanswered" or value}}
+        )
         return rows
 
     def table(self, use: str) -> Any:
@@ -225,6 +246,9 @@ class Session:
         method.check(student, self.teacher)
         rows = method.rows(self)
         live = self.teacher if method.spec.live else None
+        student.layers = named_layers.shapes(self.task, student, rows[[0]], method.uses(student))
+        for kind in filter(named_layers.is_layer, method.needs(live) if live else ()):
+            live.look(kind, rows[[0]])
         keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
         given = {} if live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
         # A teacher whose outputs are stored is not built and draws nothing; what is made again must not depend on it.
@@ -264,8 +288,11 @@ class Session:
         facts = engine.train()
         facts["seconds"] = round(facts["seconds"] - self._looking, 2)
         if live is not None:
-            facts["live_teacher_rows"] = facts["steps"] * method.options.batch_size
-        self._trained.update({name: facts[name] for name in ("seconds", "steps", "live_teacher_rows") if name in facts})
+            asked, own = facts.pop("asked"), type(method).ask is not ObjectiveMethod.ask
+            facts["live_teacher_calls"] = asked["calls"]
+            facts["live_teacher_rows"] = asked["rows"] if own else facts["steps"] * method.options.batch_size
+        sums = ("seconds", "steps", "live_teacher_calls", "live_teacher_rows")
+        self._trained.update({name: facts[name] for name in sums if name in facts})
         self.run.add_provenance(training={**facts, **self._trained, "peak_memory_bytes": peak_memory()})
         return student
 
@@ -314,7 +341,10 @@ class Session:
     @cached_property
     def evaluator(self) -> Evaluator:
         options = self.resolver.evaluation_options(self.task, self.recipe)
-        return Evaluator(self.task, self.resolver, self.recipe.evaluation, options, self.recipe.on_bad_rows)
+        found = Evaluator(self.task, self.resolver, self.recipe.evaluation, options, self.recipe.on_bad_rows)
+        if self.teacher is not None and not self.teacher.complete:
+            found.only_answered(self.teacher, self.signals)
+        return found
 
     def mark_start(self, student: Student) -> None:
         """Measure the student as it stands before training, once in the life of the run."""
@@ -372,6 +402,10 @@ class Session:
             "width": {k: v for k, v in width.items() if v},
             "truncated": {use: f["truncated"] for use, f in rows.items() if f.get("truncated")},
             "skipped": skipped,
+            "unanswered": {
+                **{f"data.{use}": f["unanswered"] for use, f in rows.items() if f.get("unanswered")},
+                **self.evaluator.unanswered,
+            },
         }
 
     # -- notes ------------------------------------------------------------------------------------------------
@@ -438,6 +472,14 @@ class Session:
             return found | told
 
         return now
+
+    def _note_written(self) -> None:
+        """What the teachers of data sets have asked of servers: rows are made where they are first read."""
+        spent = Counter(self._wrote)
+        for writer in self._writers:
+            spent.update(writer.spent)
+        if any(spent.values()):
+            self.run.add_provenance(spent={"data": {name: round(value, 6) for name, value in spent.items()}})
 
     def _note_data(self, used: list[dict[str, Any]]) -> None:
         used = [{**d, "source": self._made_by(d["source"]) or d["source"]} for d in used]

@@ -68,13 +68,15 @@ def evaluate(
     loaded = student(model)
     if model is not None and not task_object.mismatch(loaded, model):
         signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
+        if not model.complete:
+            evaluator.only_answered(model, signals)
         against = teacher_encoder(task_object, model, signals)
         report.measures += evaluator.measure("teacher", against)
     report.measures += evaluator.measure("student", student_encoder(task_object, loaded, folder), against)
     if not recipe.evaluation.data and not report.measures:  # metrics of files, and none of them for such a student
         raise nothing
     report.notes += evaluator.notes
-    report.facts = {"primary": evaluator.primary}
+    report.facts = {"primary": evaluator.primary, "unanswered": evaluator.unanswered}
     if cost and (evaluator.data or not loaded.answers):
         report.add_costs(_cost(recipe, task_object, evaluator, loaded))
     if out is not None:

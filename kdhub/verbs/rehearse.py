@@ -23,7 +23,7 @@ from kdhub.files import size_text
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
 from kdhub.recipes import chain
-from kdhub.recipes.recipe import Recipe, merge
+from kdhub.recipes.recipe import Link, Recipe, merge
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
 from kdhub.rows import Rows, plain_rows
@@ -49,7 +49,7 @@ def rehearse(recipe: Recipe, resolver: Resolver) -> list[Finding]:
     """Try a recipe that was resolved and checked; what goes wrong is a finding."""
     if missing := chain.unmade(recipe, resolver):
         found = f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} made before anything else"
-        do = f"to try what comes then, make it first: kdhub distill --recipe {missing[0].removeprefix(chain.PREFIX)}"
+        do = f"to try what comes then, make it first: kdhub distill --recipe {Link.parse(missing[0]).name}"
         return [Finding("note", "trial", found, do)]
     try:
         recipe, _ = unchained(recipe, resolver)

@@ -66,6 +66,10 @@ class Ensemble(Teacher):
             )
         return [open_teacher(ref, self.task.name) for ref in self.options.members]
 
+    @property
+    def complete(self) -> bool:
+        return all(member.complete for member in self.members)
+
     @cached_property
     def weights(self) -> list[float]:
         """Their sum is 1.
@@ -168,6 +172,7 @@ class Ensemble(Teacher):
                 f"an ensemble gives the logits of its members together, and {EACH}KIND of each, not {kind!r}",
                 hint="methods that learn from states take one teacher, or ask for each (multi-teacher)",
             )
+        own = [{"logits": fields["logits"]} for fields in own]
         if any(fields != own[0] for fields in own):
             raise CompatibilityError(
                 "the members of the ensemble have logits of different shapes: none are theirs together"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kdhub.errors import TeacherError
+from kdhub.named_layers import is_layer
 from kdhub.rows import Example
 from kdhub.teachers.saved import SavedTeacher
 from kdhub_tasks.signals import LAYERED
@@ -42,6 +43,8 @@ class ModelTeacher(SavedTeacher):
         return self.model
 
     def layout(self, kind: str) -> dict[str, Any]:
+        if is_layer(kind):
+            return super().layout(kind)
         widths, (kind, _, keep) = self.facts["widths"], kind.partition(":")
         if kind in LAYERED and kind not in widths:  # of a teacher that was known before it had them
             widths = self.probe()["widths"]
@@ -58,6 +61,8 @@ class ModelTeacher(SavedTeacher):
         return {field.name: field}
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+        if is_layer(kind):
+            return super().signals(examples, kind)
         kind, _, keep = kind.partition(":")
         given = self.model.signals(examples, kind)
         if not keep:

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError
 from kdhub.method import ObjectiveMethod, Progress, RunContext, step_count
+from kdhub.named_layers import PREFIX, Layer, is_layer
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +69,17 @@ class Feature(_Features):
 
     Of the features before the last layer, or of hidden states or attention maps, layer by layer: a mean over positions
     (or queries) and pairs of layers. States pass a linear map for each pair. Maps are means over heads, and need none.
+    `layer:NAME` compares any module of either network (`kdhub.named_layers`), through one linear map.
     """
 
     class Options(LikenessOptions):
-        of: Literal["features", "hidden_states", "attentions"] = Field("features", description="what is compared")
+        of: str = Field(
+            "features",
+            description="what is compared: features, hidden_states, attentions, or layer:NAME of the teacher",
+        )
+        student_of: str | None = Field(
+            None, description="layer:NAME of the student, where it is not what `of` says; for features and layers"
+        )
         distance: Literal["mse", "l1", "cosine", "kl"] = Field(
             "mse", description="distance of student and teacher; kl is for attentions only, cosine is not for them"
         )
@@ -82,6 +90,13 @@ class Feature(_Features):
 
         @model_validator(mode="after")
         def _fits(self) -> Any:
+            if self.of not in ("features", *LAYERED) and not is_layer(self.of):
+                raise ValueError(f"of must be features, {', '.join(LAYERED)} or {PREFIX}NAME (of={self.of})")
+            if self.student_of and (self.of in LAYERED or not is_layer(self.student_of)):
+                raise ValueError(
+                    f"student_of must be {PREFIX}NAME, beside features or a layer "
+                    f"(student_of={self.student_of}, of={self.of})"
+                )
             others = {"mse", "l1", "kl" if self.of == "attentions" else "cosine"}
             if self.distance not in others:
                 raise ValueError(
@@ -92,8 +107,21 @@ class Feature(_Features):
     options: Options
     pairs: list[tuple[int, int]]
 
+    @property
+    def theirs(self) -> str:
+        """The teacher's signal, where it is not one of all layers."""
+        return Layer.parse(self.options.of).kind if is_layer(self.options.of) else self.options.of
+
+    @property
+    def mine(self) -> str:
+        """The student's."""
+        return Layer.parse(self.options.student_of).kind if self.options.student_of else self.theirs
+
+    def uses(self, student: Student) -> tuple[str, ...]:
+        return (self.mine,) if is_layer(self.mine) else ()
+
     def distill(self, run: RunContext) -> Student:
-        if (of := self.options.of) != "features":
+        if (of := self.options.of) in LAYERED:
             if of not in (kinds := run.student.kinds):
                 raise CompatibilityError(
                     f"the student gives {', '.join(kinds)}, not {of}",
@@ -105,14 +133,15 @@ class Feature(_Features):
 
     def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
         of = self.options.of
-        return (of if of == "features" else f"{of}:{','.join(str(theirs) for _, theirs in self.pairs)}",)
+        return (f"{of}:{','.join(str(theirs) for _, theirs in self.pairs)}" if of in LAYERED else self.theirs,)
 
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         from torch import nn
 
         of = self.options.of
-        if of == "features":
-            return super().extras(student, teacher)
+        if of not in LAYERED:
+            (*_, mine), theirs = student.layers.get(self.mine) or student.width(self.mine), teacher.layout(self.theirs)
+            return {"projector": nn.Linear(mine, theirs[self.theirs][-1], bias=False)}
         if of == "attentions":
             return {}
         mine, theirs = student.width(of)[-1], teacher.layout(of)[of][-1]
@@ -128,23 +157,28 @@ class Feature(_Features):
         import torch
 
         of, distance = self.options.of, self.options.distance
-        if of == "features":
-            projected = self.modules["projector"](student.features)
-            return feature_distance(projected, teacher.features.float(), distance).sum() / positions_in(batch)
         # of all rows, one after the other; the teacher's layers are stored in the order of the pairs
-        end = LAYERED[of] - 1
-        mine, theirs = student[of].flatten(0, end), teacher[of].float().flatten(0, end)
+        end = LAYERED.get(of, -1) - 1
+        mine, theirs = student[self.mine].flatten(0, end), teacher[self.theirs].float().flatten(0, end)
         if len(mine) != len(theirs):
             raise CompatibilityError(
                 f"the student has {len(mine)} {of} where the teacher has {len(theirs)}: their positions differ",
                 hint="layers are compared position by position: models of one tokenizer, or of patches of one size",
             )
+        if of not in LAYERED:
+            return self._mean(feature_distance(self.modules["projector"](mine), theirs, distance), batch)
         mine = mine[:, [layer - 1 for layer, _ in self.pairs]]
         if of == "attentions":
             known = (tokens_in(batch, 0), step_count(batch, "weights")) if "attention_mask" in batch else ()
             return attention_distance(mine, theirs, distance, *known)
         projected = torch.stack([w(mine[:, i]) for i, w in enumerate(self.modules["projector"])], 1)
         return feature_distance(projected, theirs, distance).mean(1).sum() / tokens_in(batch, len(mine))
+
+    def _mean(self, each: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Over positions of features, over tokens of a layer in full, over rows of one that is pooled."""
+        if not is_layer(self.mine):
+            return each.sum() / positions_in(batch)
+        return each.sum() / tokens_in(batch, len(each)) if Layer.parse(self.mine).pooling == "all" else each.mean()
 
 
 class Mmd(_Features):

@@ -7,6 +7,7 @@ from kdhub_tasks.signals import LAYERED
 
 IMAGE, TABULAR = "image-classification", "tabular-classification"
 HERE = "kdhub_tasks.classification"
+ENCODERS = ("fill-mask", "text-embedding")
 CLASSES = ("classes", "labels", "named-classes")
 FORMERLY = ("kdhub-logits",)
 SIGNALS = ("logits", "features")
@@ -25,13 +26,13 @@ TASKS = (
     ),
     _task(
         "text-classification", "TextClassification", "texts to one class of a list", reads=(("text",),),
-        traits=(*CLASSES, "single-label", "encoder", "layers"), signals=(*SIGNALS, *LAYERED),
-        formats=(FolderFormat(heads=("ForSequenceClassification",)),),
+        traits=(*CLASSES, "single-label", "encoder", "layers", "shown"), signals=(*SIGNALS, *LAYERED),
+        formats=(FolderFormat(heads=("ForSequenceClassification",)),), starts=ENCODERS,
     ),
     _task(
         "token-classification", "TokenClassification", "each word of a text to one class of a list",
         reads=(("tokens",),), traits=(*CLASSES, "words", "encoder", "layers"), signals=(*SIGNALS, *LAYERED),
-        formats=(FolderFormat(heads=("ForTokenClassification",)),),
+        formats=(FolderFormat(heads=("ForTokenClassification",)),), starts=ENCODERS,
     ),
 )  # fmt: skip
 

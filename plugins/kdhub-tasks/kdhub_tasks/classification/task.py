@@ -452,6 +452,11 @@ class TextClassification(Classification):
     column = "text"
     pipeline_tag = "text-classification"
 
+    @staticmethod
+    def shown(example: Example) -> dict[str, str]:
+        """What a language model is shown of an example (`prompted`), by the names of a template's placeholders."""
+        return {"text": example["text"]}
+
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """Settings: max_length, tokens at most, beside the model's own limit."""
         model, limit = student or teacher.reads, settings.get("max_length")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from kdhub.errors import TeacherError
+from kdhub.named_layers import PREFIX, is_layer
 from kdhub.rows import Example
 from kdhub.teacher import Teacher
 from kdhub.teachers.saved import SavedTeacher
@@ -66,7 +67,14 @@ class EncoderTeacher(SavedTeacher):
         return self.facts["width"]
 
     def layout(self, kind: str) -> dict[str, tuple[int | None, ...]]:
-        return {"embedding": (self.width,)}
+        return super().layout(kind) if is_layer(kind) else {"embedding": (self.width,)}
+
+    def look(self, kind: str, examples: Sequence[Example]) -> None:
+        super().look(kind, self._read(examples))
+
+    def _read(self, examples: Sequence[Example]) -> list[Example]:
+        """Examples by its own tokens."""
+        return [{**e, "ids": ids} for e, ids in zip(examples, self.cutter.ids([e["text"] for e in examples]))]
 
     @property
     def normalised(self) -> bool:
@@ -93,8 +101,10 @@ class EncoderTeacher(SavedTeacher):
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
         from kdhub_tasks.embedding import encoder
 
+        if is_layer(kind):
+            return super().signals(self._read(examples), kind)
         if kind != "embedding":
-            raise TeacherError(f"a text encoder gives 'embedding', not {kind!r}")
+            raise TeacherError(f"a text encoder gives 'embedding' and {PREFIX}NAME, not {kind!r}")
         prompts = encoder.prompt_lengths(self.module, self.cutter, [e.get("prompt", "") for e in examples])
         ids = self.cutter.ids([e["text"] for e in examples])
         vectors = encoder.encode(self.module, ids, precision=self.options.precision, prompt_lengths=prompts)

@@ -55,6 +55,10 @@ TEACHERS = (
         "openai", "openai:OpenAI", "a language model behind any OpenAI-compatible API", gives=("text", "logits"),
         argument="MODEL",
     ),
+    TeacherSpec(
+        name="prompted", target="kdhub_tasks.language.prompted:Prompted", traits=("shown",), gives=("logits",),
+        summary="a language model behind a template and a parser: its `model`",
+    ),
 )  # fmt: skip
 
 _student = StudentSpec.shorthand("kdhub_tasks.language.students:", **_SHARED)

@@ -18,7 +18,7 @@ TASKS = (
     TaskSpec(
         name=NAME,
         target=f"{HERE}.task:TextPairs",
-        traits=("labels", "encoder", "layers"),
+        traits=("labels", "encoder", "layers", "shown"),
         signals=("logits", "features", *LAYERED),
         formats=(
             # As sentence-transformers saves a CrossEncoder, from version 6 on and before.
@@ -26,6 +26,7 @@ TASKS = (
             FolderFormat(heads=CROSS_ENCODER, keys=("sentence_transformers",)),
             FolderFormat(heads=CROSS_ENCODER, sure=False),
         ),
+        starts=("fill-mask", "text-embedding"),
         reads=(("sentence1", "sentence2"), ("text", "text_pair")),
         formerly=FORMERLY,
         summary="pairs of texts to a class or a score",

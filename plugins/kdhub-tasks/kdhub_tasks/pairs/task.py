@@ -52,6 +52,11 @@ class TextPairs(Classification):
     pipeline_tag = "text-ranking"
     Teacher = PairTeacher
 
+    @staticmethod
+    def shown(example: Example) -> dict[str, str]:
+        """What a language model is shown of an example (`prompted`)."""
+        return dict(zip(SIDES, example["pair"]))
+
     # -- rows -------------------------------------------------------------------------------------------------
 
     def _columns(self, data: Data, split: str) -> datasets.Dataset:
