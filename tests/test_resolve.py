@@ -303,10 +303,11 @@ def test_options_of_students_are_their_own_and_the_tasks(resolver, monkeypatch):
         return resolver.options_model(entry, "toy-vectors")
 
     nothing = toy.Vectors.StudentOptions
-    assert options(None, Shared) is options(Shared, Shared) is Shared and options(Shared, Both) is Both
-    assert options(Own, nothing) is Own and options(Both, Shared) is Both
-    joined = options(Own, Shared)
-    assert joined().model_dump() == {"wrap": 2, "width": 1}
+    for own, shared, expected in (
+        (None, Shared, {"wrap": 2}), (Shared, Shared, {"wrap": 2}), (Shared, Both, {"wrap": 2, "width": 3}),
+        (Own, nothing, {"width": 1}), (Both, Shared, {"wrap": 2, "width": 3}), (Own, Shared, {"wrap": 2, "width": 1}),
+    ):  # fmt: skip
+        assert options(own, shared)().model_dump() == {**expected, "dtype": None}, "and the precision it is saved in"
     seen = []
     monkeypatch.setattr(
         toy.Vectors, "configure", lambda self, student, context: seen.append(context.options) or student

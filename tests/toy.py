@@ -330,6 +330,8 @@ class Label(Method):
 class Mix(ObjectiveMethod):
     """The live teacher and the student see the same mixed rows."""
 
+    batchwise = "rows of a batch are mixed"
+
     def prepare_batch(self, batch, generator):
         share = torch.rand(len(batch["x"]), 1, generator=generator)
         return {**batch, "x": share * batch["x"] + (1 - share) * batch["x"].flip(0)}

@@ -634,6 +634,7 @@ class _Facts:
                 found += _Facts(Run.open(Path(folder).parent)).writers
         return [printable(one) for one in _unique(found)]
 
+    @property
     def lineage(self) -> list[Mapping[str, Any]]:
         """Models that data sets name, and those that the students of a chain were made with."""
         return [one for one in self.provenance.get("lineage") or () if isinstance(one, Mapping)]

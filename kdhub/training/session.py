@@ -180,10 +180,12 @@ class Session:
         read = Rows.build(table, prepare, row_key)
         whole = " and ".join(f"{data.name} {split}" for data, split in self.training_data[use])
         rows = read.readable(whole, self.recipe.on_bad_rows).learnable()
-        facts = {"skipped": read.bad.counts} if read.bad.counts else {}
+        facts: dict[str, Any] = {"skipped": read.bad.counts} if read.bad.counts else {}
         if self.teacher is not None and not self.teacher.complete and signal in self.method.spec.needs:
             kept = answered(self.signals(rows, signal), self.recipe.on_bad_rows, f"data.{use}")
-            rows, facts["unanswered"] = rows.select(kept), len(rows) - len(kept)
+            if len(kept) < len(rows):
+                facts["unanswered"] = len(rows) - len(kept)
+            rows = rows.select(kept)
         self.run.same(f"{use} rows as the models see them ({', '.join(settings) or 'plain'})", {"digest": rows.digest})
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
