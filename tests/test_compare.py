@@ -166,7 +166,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on_and_is_kept(tmp_path, ca
 
 
 def test_killed_workers_and_a_killed_comparison_end_with_the_same_students(tmp_path):
-    plan = {"recipe": {**DIGITS, "options": {**DIGITS["options"], "epochs": 150}}, "arms": ["kd", "jsd"], "seeds": 2}
+    plan = {"recipe": {**DIGITS, "options": {**DIGITS["options"], "epochs": 60}}, "arms": ["kd", "jsd"], "seeds": 2}
     whole = kdhub.compare(plan, out=tmp_path / "whole", jobs=2)
 
     # A worker is killed: its cell failed, in one sentence, and the others are done.

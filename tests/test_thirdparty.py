@@ -133,7 +133,7 @@ def test_a_plugin_for_another_kdhub_is_refused_and_kdhub_stays(site, tmp_path):
     (source / "kdhub_orbit").mkdir()
     (source / "kdhub_orbit" / "__init__.py").touch()
     done = site.kdhub("plugins", "install", source, code=1)
-    assert "depends on kdhub>=7" in done.stderr and "it was made for another kdhub" in done.stderr
+    assert "depends on kdhub>=7" in done.stderr and "it requires another version of kdhub" in done.stderr
     assert site.kdhub("--version").stdout.startswith("kdhub 0.1")
 
 
