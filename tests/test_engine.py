@@ -360,3 +360,22 @@ def test_who_teaches_and_who_orders(built):
     stored = built()
     assert stored.module._teacher == [] and stored.module.student is stored.student.module and stored.seed == 5
     assert set(stored.module.extras) == {"projection"} and stored.sampler.options.group_by_length
+
+
+def test_a_step_knows_what_its_means_are_over(built, monkeypatch):
+    from kdhub.method import Progress
+
+    made = built(accumulate=2)
+    monkeypatch.setattr(made.task, "counts", lambda inputs: {"labels": inputs["n"]})
+    monkeypatch.setattr(made.method, "prepare_batch", lambda batch, generator: {**batch, "seen": generator})
+
+    def counts(*sizes):
+        given = made.prepared([{"inputs": {"n": n}, "teacher": n} for n in sizes], 5)
+        assert [b["teacher"] for b in given] == [b["inputs"]["n"] for b in given] == list(sizes)
+        assert all(b["inputs"]["seen"] is made.generator for b in given)
+        return [b["inputs"]["mean_counts"] for b in given]
+
+    assert counts(3, 8) == [{"labels": 5.5}] * 2 and counts(0, 0) == [{"labels": 0.5}] * 2
+    assert made.module.progress == Progress(5, 15, 1.0)
+    monkeypatch.setattr(made.task, "counts", lambda inputs: {})
+    assert "mean_counts" not in made.prepared([{"inputs": {}}], 0)[0]["inputs"], "a task that counts nothing"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from kdhub_logits.methods.mixkd import MixKd, draw
-from kdhub_logits.methods.similarity import Feature, Mmd, Rank
+from kdhub_logits.methods.similarity import Feature, Mmd, Rank, median_distance
 from kdhub_logits.methods.soft_targets import Dkd, Kd, SoftTargetOptions, SoftTargets
 
 from kdhub import MethodSpec
@@ -203,15 +203,22 @@ def test_feature_of_layers():
     expected = 0.3 * ((s - theirs.numpy()) ** 2).mean()
     found = of_features(method, {"hidden_states": mine}, {"hidden_states": theirs})
     assert found == pytest.approx(expected, rel=1e-5)
+    method.options.distance = "l1"
+    found = of_features(method, {"hidden_states": mine}, {"hidden_states": theirs})
+    assert found == pytest.approx(0.3 * abs(s - theirs.numpy()).mean(), rel=1e-5)
+    method.options.distance = "mse"
     padded = of_features(method, {"hidden_states": mine[None]}, {"hidden_states": theirs[None].double()})
     assert padded == pytest.approx(expected, rel=1e-5), "positions of rows, one after the other"
 
 
 def test_feature_of_attention():
-    method = Feature(Feature.Options(of="attentions", distance="l1", alpha=0.3))
+    method = Feature(Feature.Options(of="attentions", distance="kl", alpha=0.3))
     method.pairs = [(2, 1)]
     assert method.needs(None) == ("attentions:1",) and method.extras(None, None) == {}
     mine, theirs = torch.tensor([[0.9, 0.5], [0.1, 0.5]]), torch.tensor([[0.75], [0.25]])
+    apart = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+    assert of_features(method, {"attentions": mine}, {"attentions": theirs}) == pytest.approx(0.3 * apart, rel=1e-5)
+    method.options.distance = "l1"
     assert of_features(method, {"attentions": mine}, {"attentions": theirs}) == pytest.approx(0.3 * 0.25)
 
 
@@ -258,6 +265,9 @@ def test_mmd_of_a_batch():
         d2 = ((a[:, None] - b) ** 2).sum(-1)
         return np.mean([np.exp(-d2 / (2 * (width * median) ** 2)) for width in (0.5, 2.0)])
 
+    assert median < 1 or median_distance(torch.tensor(s / 100), torch.tensor(t / 100)).item() == pytest.approx(
+        median / 100
+    )
     expected = 0.3 * 2 * (k(s, s) + k(t, t) - 2 * k(s, t))
     assert of_features(method, {"features": MINE}, {"features": THEIRS.half()}) == pytest.approx(expected, rel=1e-4)
 

@@ -126,6 +126,32 @@ def test_log_probabilities_of_a_position_to_the_bit():
     assert impossible.log_p[0].tolist() == pytest.approx([0, -math.inf, -math.inf, math.log(1e-7)], abs=0.01)
 
 
+def test_the_most_probable_are_kept_of_many_rows():
+    logits = torch.randn(300, 500, generator=torch.Generator().manual_seed(2))
+    for k in (1, 2, 7):
+        assert torch.equal(stored(logits, f"top-{k}").at, logits.topk(k).indices.sort(-1).values)
+
+
+@pytest.mark.parametrize("values", [[-10.003, -10.001], [-9.9985, -9.9971], [-10.0, -10.0]])
+def test_values_between_two_neighbours_of_float16_stay_where_they_are(values):
+    form = Form.parse("top-2", 30_000)
+    top = form.unpack(torch.from_numpy(form.pack_top(np.array([[3, 7]]), np.array([values]))))
+    assert top.log_p[0, :2].tolist() == pytest.approx(values, abs=0.008)
+
+
+@pytest.mark.parametrize("text", ["top-2", "renormalised-2", "top-6", "sampled-3"])
+@pytest.mark.parametrize("t", [1.0, 2.0])
+def test_rows_do_not_depend_on_their_company_and_halves_are_widened(text, t):
+    generator = torch.Generator().manual_seed(4)
+    student, part = torch.randn(5, 6, generator=generator), stored(torch.randn(5, 6, generator=generator), text)
+    given = divergence(d.forward_kl, student, part, t)
+    alone = [divergence(d.forward_kl, student[i : i + 1], part[i : i + 1], t) for i in range(5)]
+    assert given.shape == (5,) and torch.allclose(given, torch.cat(alone))
+    assert divergence(d.reverse_kl, student.double(), part, t).dtype == torch.float64
+    half = student.half()
+    assert torch.equal(divergence(d.forward_kl, half, part, t), divergence(d.forward_kl, half.float(), part, t))
+
+
 def test_parts_slices_and_fields():
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     for text, alone in (("top-2", False), ("renormalised-2", True)):
