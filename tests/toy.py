@@ -280,6 +280,7 @@ class Hint(ObjectiveMethod):
     class Options(TrainingOptions):
         hint_weight: float = Field(1.0, ge=0, description="weight of the hint")
 
+    batchwise = "the weight of the hint follows each batch"
     fail_at: int | None = None
     """Raise at this step, as a kill would."""
 
