@@ -290,7 +290,7 @@ def encoder_of(model: Any, prepare: Prepare | None) -> Encoder:
         return read
 
     faults: dict[int, str] = {}
-    return _Encoder(prepare, open, model, faults)
+    return _Encoder(prepare, open, model, faults=faults)
 
 
 def stored_encoder(signals: Callable[[Rows, str], Any], prepare: Prepare) -> Encoder:

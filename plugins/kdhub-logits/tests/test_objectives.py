@@ -101,7 +101,8 @@ def test_mixkd_adapts_the_student_to_its_temperature():
 def test_mixkd_of_a_batch():
     student, teacher = torch.cat([S, Z[:1]]), torch.cat([Z, S[:1]])
     targets = torch.tensor([[0.3, 0.0, 0.7], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.6, 0.4]])
-    both, rows = {"student": student, "teacher": teacher, "targets": targets}, [0, 2, 3]
+    labels = torch.tensor([0, -1, 0, 1])
+    both, rows = {"student": student, "teacher": teacher, "targets": targets, "labels": labels}, [0, 2, 3]
     method = mixing(temperature=3.0, gamma=0.2, alpha=0.6)
     each = -(targets.numpy() * np.log(softmax(student))).sum(-1)
     apart = kl(softmax(teacher, 3), softmax(student, 3))
@@ -223,7 +224,7 @@ def test_feature_of_attention():
 
 
 def test_maps_of_feature_have_the_widths_of_both_sides():
-    student = SimpleNamespace(width=lambda name: {"features": (2,), "hidden_states": (7, 4)}[name])
+    student = SimpleNamespace(width=lambda name: {"features": (2,), "hidden_states": (7, 4)}[name], layers={})
     teacher = SimpleNamespace(layout=lambda name: {name: {"features": (3,), "hidden_states": (None, 9, 5)}[name]})
     for method in (Feature(Feature.Options()), Mmd(Mmd.Options())):
         (made,) = method.extras(student, teacher).values()

@@ -41,7 +41,8 @@ def test_a_mean_is_over_what_the_step_has_and_else_over_the_batch():
     assert losses.positions_in({"labels": LABELS[:0]}) == 1
     assert losses.label_loss(Z, batch).item() == pytest.approx(total / 2)
     batch["mean_counts"] = {"positions": 6.5, "labels": 4.0, "tokens": 9.0}
-    assert (losses.positions_in(batch), losses.labelled_in(batch), losses.tokens_in(batch, 7)) == (6.5, 4, 9)
+    assert (losses.positions_in(batch), losses.labelled_in(batch), losses.tokens_in(batch, 7)) == (6.5, 4, 7)
+    assert losses.tokens_in({**batch, "attention_mask": torch.ones(3, 2)}, 7) == 9, "of texts"
     assert losses.label_loss(Z, batch).item() == pytest.approx(total / 4)
     assert losses.label_loss(Z[2:], {"labels": LABELS[2:]}) == 0
 
