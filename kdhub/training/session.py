@@ -485,8 +485,12 @@ class Session:
 
     def _note_data(self, used: list[dict[str, Any]]) -> None:
         used = [{**d, "source": self._made_by(d["source"]) or d["source"]} for d in used]
+        seen: Counter[str] = Counter()
         for d in used:
-            self.run.same(f"{d['use']} data {d['source']} {d['split']}", {k: d[k] for k in ("rows", "fingerprint")})
+            name = f"{d['use']} data {d['source']} {d['split']}"
+            seen[name] += 1  # a source may stand there twice, with other columns or other rows
+            again = f" ({seen[name]})" if seen[name] > 1 else ""
+            self.run.same(name + again, {k: d[k] for k in ("rows", "fingerprint")})
         known = self.run.provenance.get("data", {}).get("use", [])
         names = {(d["use"], d["source"], d["split"]) for d in used}
         kept = [d for d in known if (d["use"], d["source"], d["split"]) not in names]
