@@ -370,12 +370,16 @@ def test_a_step_knows_what_its_means_are_over(built, monkeypatch):
     monkeypatch.setattr(made.method, "prepare_batch", lambda batch, generator: {**batch, "seen": generator})
 
     def counts(*sizes):
-        given = made.prepared([{"inputs": {"n": n}, "teacher": n} for n in sizes], 5)
-        assert [b["teacher"] for b in given] == [b["inputs"]["n"] for b in given] == list(sizes)
+        given = made.prepared([{"inputs": {"n": n}, "teacher": {"n": n}} for n in sizes], 5)
+        assert [b["teacher"]["n"] for b in given] == [b["inputs"]["n"] for b in given] == list(sizes)
         assert all(b["inputs"]["seen"] is made.generator for b in given)
         return [b["inputs"]["mean_counts"] for b in given]
 
     assert counts(3, 8) == [{"labels": 5.5}] * 2 and counts(0, 0) == [{"labels": 0.5}] * 2
     assert made.module.progress == Progress(5, 15, 1.0)
     monkeypatch.setattr(made.task, "counts", lambda inputs: {})
-    assert "mean_counts" not in made.prepared([{"inputs": {}}], 0)[0]["inputs"], "a task that counts nothing"
+    (given,) = made.prepared([{"inputs": {}, "teacher": {}}], 0)
+    assert given["inputs"]["mean_counts"] == {}, "a task that counts nothing"
+    monkeypatch.setattr(made.method, "counts", lambda inputs, teacher: {"pairs": teacher.n})
+    given = made.prepared([{"inputs": {}, "teacher": {"n": n}} for n in (1, 4)], 0)
+    assert [b["inputs"]["mean_counts"] for b in given] == [{"pairs": 2.5}] * 2, "and what the method counts"
