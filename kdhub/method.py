@@ -118,12 +118,12 @@ class RunContext(Protocol):
         seed: of everything random.
         task, teacher: opened; the teacher is None for methods without one.
         student: the start, built on first use.
-        uses: the keys below `data` in the recipe, in their order.
+        data_uses: the keys below `data` in the recipe, in their order.
     """
 
     folder: Path
     seed: int
-    uses: tuple[str, ...]
+    data_uses: tuple[str, ...]
     task: Task
     teacher: Teacher | None
     student: Student

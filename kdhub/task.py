@@ -37,11 +37,13 @@ class Encoder(Protocol):
         prepare: plain rows -> examples, as this subject sees them.
         model: the student, or None where signals come through the store.
         folder: where the student is saved; None before it is.
+        faults: number and cause of each row, from 1, that was read since and could not be.
     """
 
     prepare: Prepare
     model: Any
     folder: Path | None
+    faults: dict[int, str]
 
     def __call__(self, table: Any, kind: str, **how: Any) -> dict[str, Any]: ...
 

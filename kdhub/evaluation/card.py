@@ -33,6 +33,7 @@ from kdhub.evaluation.report import (
     printable,
 )
 from kdhub.hub.trust import split_card
+from kdhub.recipes.chain import link
 from kdhub.recipes.recipe import SECRET
 from kdhub.recipes.run import Run
 
@@ -629,7 +630,7 @@ class _Facts:
         for ref in [ref for refs in uses.values() for ref in (refs if isinstance(refs, list) else [refs])]:
             found += _teachers_in(ref)
             source = ref.get("source") if isinstance(ref, Mapping) else ref
-            folder = (self.provenance.get("chained") or {}).get(source)
+            folder = (self.provenance.get("chained") or {}).get(link(str(source)))
             if folder and Path(folder).is_dir():
                 found += _Facts(Run.open(Path(folder).parent)).writers
         return [printable(one) for one in _unique(found)]

@@ -153,7 +153,7 @@ class Evaluator:
     def _settle(self, subject: str, encode: Encoder, data: Data, split: str) -> None:
         """Stop for rows that a subject cannot read, or note how many were left out."""
         bad, rows = BadRows(), len(data.split(split))
-        for number, cause in sorted(getattr(encode, "faults", {}).items()):
+        for number, cause in sorted(encode.faults.items()):
             bad.add(cause, number)
         bad.settle(f"{data.name} {split}", rows, self.on_bad_rows)
         if bad.counts:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,18 @@ def check(recipe: Recipe, resolver: Resolver) -> None:
         RecipeError: one leads back to itself; UnknownNameError: nobody has one.
         CompatibilityError: one is for another task. Whatever the recipes' own checks raise.
     """
+    made = cache(partial(resolved, resolver=resolver))
     for ref in (recipe.teacher, recipe.student):
         if ref is not None and ref.source.startswith(LINK):
-            other = resolved(ref.source, resolver)
+            other = made(ref.source)
             starts = resolver.registry.find("task", recipe.task).spec.starts if ref is recipe.student else ()
             if other.task not in (recipe.task, *starts):
                 also = f"; a start may also be one for {', '.join(starts)}" if starts else ""
                 raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}{also}")
     for ref in [*chain.from_iterable(recipe.data.values()), *recipe.evaluation.data]:
         if source := link(ref.source):
-            _check_rows(source, resolved(source, resolver), resolver)
-    replaced(recipe, lambda source: resolved(source, resolver) and source)
+            _check_rows(source, made(source), resolver)
+    replaced(recipe, lambda source: made(source) and source)
 
 
 def _check_rows(source: str, other: Recipe, resolver: Resolver) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdhub.errors import UnknownNameError, UsageError
-from kdhub.recipes.recipe import Layer, Recipe, combine, parse_set, read_yaml
+from kdhub.recipes.recipe import Layer, Recipe, combine, parse_sets, read_yaml
 from kdhub.recipes.resolve import Resolver
 
 FLAGS = ("method", "teacher", "student", "data", "seed")
@@ -25,9 +24,8 @@ def recipe_layers(
         for key, value in overrides.items()
         if value is not None
     ]
-    texts = [f"{k}={_yaml(v)}" for k, v in set.items()] if isinstance(set, Mapping) else list(set)
     given = [] if recipe is None else [recipe_layer(recipe, resolver)]
-    sets = [parse_set(text) for text in texts]
+    sets = parse_sets(set)
     method = combine([*given, *flags, *sets]).get("method")
     if method is None:
         raise UsageError(
@@ -43,11 +41,6 @@ def recipe_layers(
         elif not given:
             raise UsageError(f"method {method} has no recipe of its own", hint="give one with --recipe")
     return [*base, *given, *flags, *[_shorthand(layer, resolver, method) for layer in sets]]
-
-
-def _yaml(value: Any) -> str:
-    """A value as `--set` reads it: a text as it is written, what is nested as JSON."""
-    return json.dumps(value) if value is None or isinstance(value, Mapping | list | tuple | bool) else str(value)
 
 
 def _shorthand(layer: Layer, resolver: Resolver, method: Any) -> Layer:

@@ -223,6 +223,19 @@ def parse_set(text: str) -> Layer:
     return Layer(label, values)
 
 
+def parse_sets(set: Sequence[str] | Mapping[str, Any]) -> list[Layer]:
+    """Several: texts `a.b=value`, or a mapping of keys to values.
+
+    Raises:
+        RecipeError: see `parse_set`.
+    """
+    if isinstance(set, Mapping):
+        # As `--set` reads it: a text as it is written, what is nested as JSON.
+        nested = (Mapping, list, tuple, bool, type(None))
+        set = [f"{key}={json.dumps(value) if isinstance(value, nested) else value}" for key, value in set.items()]
+    return [parse_set(text) for text in set]
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings are merged key by key, everything else is replaced. A new `source` drops the options of the old one.
 

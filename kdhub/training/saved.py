@@ -139,17 +139,21 @@ def outputs(task: Task, student: Student, rows: Sequence[dict[str, Any]]) -> np.
     return np.concatenate(flat)
 
 
-def weights(module: nn.Module) -> dict[str, str]:
-    """Name -> digest of the values of a network's weights and of what else is saved with them."""
+def raw(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of a tensor's values, of any type."""
     import torch
 
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def weights(module: nn.Module) -> dict[str, str]:
+    """Name -> digest of the values of a network's weights and of what else is saved with them."""
     digests: dict[tuple[int, Any], str] = {}  # weights that are tied have one
 
     def digest(tensor: torch.Tensor) -> str:
         key = tensor.data_ptr(), tensor.shape
         if key not in digests:
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            digests[key] = hashlib.sha256(raw).hexdigest()
+            digests[key] = hashlib.sha256(raw(tensor)).hexdigest()
         return digests[key]
 
     return {name: digest(tensor) for name, tensor in module.state_dict().items()}

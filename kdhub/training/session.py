@@ -35,6 +35,7 @@ from kdhub.signals.store import FillReport, SignalStore, row_key
 from kdhub.signals.stored import Joined, Recomputed, Stored, answered, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.teacher import Teacher
+from kdhub.training.saved import raw, widen
 
 logger = logging.getLogger("kdhub")
 
@@ -138,8 +139,6 @@ class Session:
     def _widen(self, module: Any, saved: str | None = None) -> None:
         """Have weights that are trained in float32, unless the recipe says otherwise: small steps are lost in fewer
         bits."""
-        from kdhub.training.saved import widen
-
         if module is None or not getattr(self.method.options, "master_weights", True):
             return
         if widen(module) and saved is not None and rank() == 0:
@@ -162,7 +161,7 @@ class Session:
         return opened
 
     @property
-    def uses(self) -> tuple[str, ...]:
+    def data_uses(self) -> tuple[str, ...]:
         return tuple(self.recipe.data)
 
     def has_rows(self, use: str) -> bool:
@@ -190,9 +189,7 @@ class Session:
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
         facts |= {"rows": len(rows), "truncated": rows.truncated, "mean_length": round(float(rows.lengths.mean()), 1)}
-        self.run.add_provenance(
-            rows={use: {name: value for name, value in facts.items() if name != "unanswered" or value}}
-        )
+        self.run.add_provenance(rows={use: facts})
         return rows
 
     def table(self, use: str) -> Any:
@@ -536,15 +533,13 @@ def weights_digest(student: Any) -> str | None:
     """sha256 of a student's weights, by which two starts can be told apart; None when it has none."""
     import hashlib
 
-    import torch
-
     module = getattr(student, "module", None)
     if module is None:
         return None
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(raw(tensor))
     return digest.hexdigest()
 
 

@@ -29,7 +29,7 @@ from kdhub.files import atomic_write, write_json
 from kdhub.method import TrainingOptions
 from kdhub.recipes import chain
 from kdhub.recipes.layers import recipe_layer
-from kdhub.recipes.recipe import Layer, Recipe, build, combine, merge, parse_set, read_yaml
+from kdhub.recipes.recipe import Layer, Recipe, build, combine, merge, parse_set, parse_sets, read_yaml
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run, environment
 from kdhub.training.execute import execute, unchained
@@ -172,8 +172,7 @@ def _has_labels(shared: Mapping[str, Any], baseline: str, resolver: Resolver) ->
 
 def _shared(recipe: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolver) -> dict[str, Any]:
     """The keys of the recipe that all arms share."""
-    texts = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else set
-    return combine([recipe_layer(recipe, resolver), *(parse_set(text) for text in texts)])
+    return combine([recipe_layer(recipe, resolver), *parse_sets(set)])
 
 
 # -- cells ----------------------------------------------------------------------------------------------------

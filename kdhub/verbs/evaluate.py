@@ -14,7 +14,7 @@ from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encod
 from kdhub.evaluation.report import Report
 from kdhub.files import write_json
 from kdhub.recipes.folders import guess_task
-from kdhub.recipes.recipe import DataRef, Layer, Recipe, build, parse_set
+from kdhub.recipes.recipe import DataRef, Layer, Recipe, build, parse_sets
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
 from kdhub.signals.stored import measured_signals
@@ -169,8 +169,7 @@ def _with(recipe: Recipe, teacher: str | None, data: Sequence[str], set: Any) ->
         layers.append(Layer("--teacher", {"teacher": teacher}))
     if data:
         layers.append(Layer("--data", {"evaluation": {"data": [_data_ref(d) for d in data]}}))
-    texts = [f"{k}={v}" for k, v in set.items()] if isinstance(set, Mapping) else set
-    return build([*layers, *(parse_set(text) for text in texts)])
+    return build([*layers, *parse_sets(set)])
 
 
 def _data_ref(text: str) -> dict[str, Any]:

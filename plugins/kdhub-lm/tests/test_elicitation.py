@@ -317,6 +317,9 @@ def test_what_a_teacher_wrote_is_published_without_code(server, prompts, tmp_pat
     taken = kdhub.distill(method="as-data", data="recipe:answers", out=tmp_path / "taken")
     front, _ = split_card((taken.folder / "README.md").read_text())
     assert front["kdhub"]["writers"] == ["openai:teacher"] and "synthetic" in front["tags"]
+    chat = kdhub.distill(method="as-data", data="chat:recipe:answers", out=tmp_path / "chat")
+    front, _ = split_card((chat.folder / "README.md").read_text())
+    assert front["kdhub"]["writers"] == ["openai:teacher"], "nor are they as the argument of a kind"
 
 
 LETTERS = "abcdefgh"

@@ -34,6 +34,7 @@ from kdhub.fields import Field as Stored
 from kdhub.recipes.recipe import TextRef
 from kdhub.rows import Example
 from kdhub.teacher import ANSWERED, Teacher
+from kdhub_tasks.classes import SCORE
 from kdhub_tasks.language.prompting import Prompter, filled, require
 from kdhub_tasks.language.replies import read_score
 
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kdhub")
 
-SCORE = "score"
-"""The name of the one output of a model of values."""
 CLASSES = "{input}\n\nWhich of these is it: {classes}? Reply with that alone.\n"
 VALUES = (
     "{input}\n\nHow similar in meaning are they, from {low} (not at all) to {high} (the same)? "

@@ -20,9 +20,9 @@ class AsData(Method):
         Raises:
             UsageError: the recipe names no data, or the start is not rows.
         """
-        if not run.uses:
+        if not run.data_uses:
             raise UsageError("there are no rows to keep", hint="name them with --data, or below `data` in the recipe")
         student = run.student
-        for use in run.uses:
+        for use in run.data_uses:
             student.splits[use] = run.table(use)
         return student
