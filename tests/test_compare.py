@@ -227,7 +227,7 @@ def test_a_script_without_a_guard_can_compare(tmp_path, isolated):
 
 
 def test_labels_are_what_the_task_calls_so():
-    from kdhub_tasks.classification.task import TokenClassification
+    from kdhub_tasks.classification.tokens import TokenClassification
     from kdhub_tasks.language.task import CausalLanguage
 
     class Table:

@@ -84,7 +84,8 @@ def checks_of(
         PluginError: it is there and did not load; the cause is its own error.
         ValueError: an expected failure without a reason, or of a check that does not exist.
     """
-    from kdhub.testing import method_checks, part_checks  # noqa: F401 - they register themselves
+    # They register themselves.
+    from kdhub.testing import method_checks, model_checks, part_checks, task_checks  # noqa: F401
 
     registry = Registry()
     records = _records(registry, plugin)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from kdhub_logits.methods.similarity import Feature
 from kdhub_tasks.classification import tiny
-from kdhub_tasks.classification.task import ImageClassification
+from kdhub_tasks.classification.arrays import ImageClassification
 from kdhub_tasks.transformer import TextClassifier
 from pydantic import ValidationError
 

@@ -13,8 +13,9 @@ from kdhub_logits.methods.similarity import Feature, Rank, median_distance, mmd2
 from kdhub_logits.methods.trg import Trg, context, global_loss, graph, inner_loss, local_loss, same_grid
 from kdhub_logits.wrappers import TwoHeads, rescaled
 from kdhub_tasks.classification import networks, tiny
+from kdhub_tasks.classification.arrays import ImageClassification
 from kdhub_tasks.classification.model import TokenClassifier
-from kdhub_tasks.classification.task import ImageClassification, TextClassification
+from kdhub_tasks.classification.task import TextClassification
 from kdhub_tasks.distances import attention_distance, feature_distance, layer_pairs
 from kdhub_tasks.signals import LAYERED
 from kdhub_tasks.transformer import TextClassifier

@@ -12,7 +12,8 @@ import torch
 from kdhub_tasks.classification import tiny
 from kdhub_tasks.classification.metrics import accuracy, entity_f1
 from kdhub_tasks.classification.model import TokenClassifier
-from kdhub_tasks.classification.task import Predictions, TokenClassification
+from kdhub_tasks.classification.task import Predictions
+from kdhub_tasks.classification.tokens import TokenClassification
 from transformers import BertForTokenClassification
 
 import kdhub

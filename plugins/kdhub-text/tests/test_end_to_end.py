@@ -386,7 +386,7 @@ def test_a_teacher_of_nan_stops_with_batch_and_row_and_leaves_nothing_half_writt
     assert case.tiny.words[0] in (case.texts + case.texts[:100])[number - 1]
     assert "batch 1" in said["message"]
     assert not stored(home) and not list(home.glob("signals/*/.*"))
-    assert {p.name for p in run.iterdir()} <= {"recipe.yaml", "provenance.json", ".lock"}
+    assert {p.name for p in run.iterdir()} <= {"recipe.yaml", "provenance.json", "state.json", ".lock"}
     assert jobs(home, "distill", "--resume", run) == 1  # not repaired by trying again, and no worse for it
 
 

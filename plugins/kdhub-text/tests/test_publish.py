@@ -50,7 +50,7 @@ def test_round_trip(tiny, hub, tmp_path, monkeypatch):
 
     found = kdhub.verify("me/leaf")
     assert found.status == "not-checkable" and not found.problems, "its rows are a file of its maker"
-    assert {"on the machine of its maker only" in f.note for f in found.figures} == {True}
+    assert {"exists only on its maker's machine" in f.note for f in found.figures} == {True}
 
 
 def test_towers_round_trip(hub, tmp_path, monkeypatch):

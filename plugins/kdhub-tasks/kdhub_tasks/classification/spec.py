@@ -13,24 +13,24 @@ FORMERLY = ("kdhub-logits",)
 SIGNALS = ("logits", "features")
 LOWER = {"higher_is_better": False}
 
-_task = TaskSpec.shorthand(f"{HERE}.task:", formerly=FORMERLY)
+_task = TaskSpec.shorthand(f"{HERE}.", formerly=FORMERLY)
 TASKS = (
     _task(
-        IMAGE, "ImageClassification", "images to one class of a list", reads=(("image",),),
+        IMAGE, "arrays:ImageClassification", "images to one class of a list", reads=(("image",),),
         traits=(*CLASSES, "single-label", "arrays", "layers"), signals=(*SIGNALS, "tokens", *LAYERED),
         formats=(FolderFormat(heads=("ForImageClassification",)), FolderFormat(keys=("architecture",))),
     ),
     _task(
-        TABULAR, "TabularClassification", "rows of numbers to one class of a list", reads=(("features",),),
+        TABULAR, "arrays:TabularClassification", "rows of numbers to one class of a list", reads=(("features",),),
         traits=(*CLASSES, "single-label", "arrays"), signals=SIGNALS,
     ),
     _task(
-        "text-classification", "TextClassification", "texts to one class of a list", reads=(("text",),),
+        "text-classification", "task:TextClassification", "texts to one class of a list", reads=(("text",),),
         traits=(*CLASSES, "single-label", "encoder", "layers", "shown"), signals=(*SIGNALS, *LAYERED),
         formats=(FolderFormat(heads=("ForSequenceClassification",)),), starts=ENCODERS,
     ),
     _task(
-        "token-classification", "TokenClassification", "each word of a text to one class of a list",
+        "token-classification", "tokens:TokenClassification", "each word of a text to one class of a list",
         reads=(("tokens",),), traits=(*CLASSES, "words", "encoder", "layers"), signals=(*SIGNALS, *LAYERED),
         formats=(FolderFormat(heads=("ForTokenClassification",)),), starts=ENCODERS,
     ),

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -50,8 +49,6 @@ PRIMARY = {MULTI_LABEL: "micro-f1", REGRESSION: "pearson"}
 """The metric that stands for quality where it is not that of one class a row."""
 SUBCLASS = "subclass"
 """Column of some data sets: which part of its class a row is of, a number; for controls (see `data.labels`)."""
-SURVEYED = 5000
-"""Rows that mean and standard deviation of the inputs are taken from, evenly over the split."""
 
 
 @dataclass
@@ -332,119 +329,6 @@ class Classification(NetworkTask):
         return list(iterate(table.select_columns([self.column]).select(range(min(n, len(table))))))
 
 
-class ArrayClassification(Classification):
-    """Inputs that are arrays of one shape."""
-
-    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        targets, column, read = self._known(student, teacher), self.column, self.read
-
-        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            made = []
-            for row, label in zip(rows, targets(rows)):
-                x = read(row[column])
-                one = {"x": x, "label": label, "subclass": row.get(SUBCLASS)}
-                made.append({**one, "content": x.tobytes(), "length": 1, "cut": False})
-            return made
-
-        return prepare
-
-    def read(self, value: Any) -> np.ndarray:
-        """One input as an array."""
-        raise NotImplementedError
-
-    def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
-        """`classes`, the `shape` of an input, and `mean` and `std` of channels or features; `sizes` and how many rows
-        have each, in place of these, where there are several."""
-        facts = super().survey(parts)
-        if not parts:
-            return facts
-        table = self.training_table(parts)
-        some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
-        parts = np.array_split(some, -(-len(some) // 100))  # as floats, thousands of images are large
-        sizes: Counter[tuple[int, ...]] = Counter()
-        shape = self.read(plain_rows(table, some[:1].tolist())[0][self.column]).shape
-
-        def read(at: np.ndarray) -> np.ndarray:
-            given = [self.read(row[self.column]) for row in plain_rows(table, at.tolist())]
-            sizes.update(one.shape for one in given)
-            x = np.stack(given) if len(sizes) == 1 else np.zeros((len(given), *shape))
-            return x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
-
-        over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3)}[len(shape)]  # by feature, whole image, channel
-
-        def mean_of(what: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            return sum(what(read(at)).mean(over, keepdims=len(shape) == 3) * len(at) for at in parts) / len(some)
-
-        mean = mean_of(lambda x: x)
-        if len(sizes) > 1:
-            return {**facts, "sizes": {shape_text(size): many for size, many in sizes.most_common()}}
-        std = np.sqrt(mean_of(lambda x: (x - mean) ** 2))
-        if len(shape) == 3:
-            mean, std = mean[0], std[0]
-        return {**facts, "shape": list(shape), "mean": mean.tolist(), "std": std.tolist()}
-
-
-class ImageClassification(ArrayClassification):
-    """Images as `image`; networks see 0 to 1, channels first.
-
-    A row has an array of height x width, with its channels last or first; or an image file, as bytes or as the Hub has
-    them (`{"bytes": ..., "path": ...}`). Whole numbers are 0 to 255; fractions 0 to 1, unless those of the whole split
-    reach higher: then 0 to 255.
-    """
-
-    name = "image-classification"
-    column = "image"
-    pipeline_tag = "image-classification"
-
-    def _columns(self, data: Data, split: str) -> datasets.Dataset:
-        from kdhub_tasks.classification.images import as_bytes
-
-        return as_bytes(super()._columns(data, split), self.column, data, split)
-
-    def read(self, value: Any) -> np.ndarray:
-        from kdhub_tasks.classification.images import read
-
-        return read(value)
-
-    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
-        network = {"network": "vit", "shape": [8, 8], "patch": 4, "width": 8, "layers": 1, "heads": 2}
-        return {
-            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
-            "student": "mlp:8",
-            "data": {"train": [{"source": "digits", "split": "train", "limit": 64}]},
-            "evaluation": {"data": [{"source": "digits", "split": "test", "limit": 64}], "cost": False},
-        }
-
-
-class TabularClassification(ArrayClassification):
-    """Rows of numbers as `features`."""
-
-    name = "tabular-classification"
-    column = "features"
-    pipeline_tag = "tabular-classification"
-
-    def read(self, value: Any) -> np.ndarray:
-        try:
-            x = np.asarray(listed(value), np.float32)
-        except (TypeError, ValueError):
-            x = np.zeros(())
-        if x.ndim != 1 or not np.isfinite(x).all():
-            raise DataError(f"features are a list of finite numbers, not {str(value)[:40]}")
-        return x
-
-    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
-        network = {"network": "mlp", "shape": [64], "hidden": [16]}
-        return {
-            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
-            "student": "mlp:8",
-            "data": {"train": [{"source": "digits", "split": "train", "limit": 64, "options": {"form": "features"}}]},
-            "evaluation": {
-                "data": [{"source": "digits", "split": "test", "limit": 64, "options": {"form": "features"}}],
-                "cost": False,
-            },
-        }
-
-
 class TextClassification(Classification):
     """Texts as `text`."""
 
@@ -496,109 +380,6 @@ class TextClassification(Classification):
         return tiny.text_recipe(folder)
 
 
-class TokenClassification(Classification):
-    """Rows of words as `tokens`, and a class for each of them as `tags` (numbers or names; missing: null or -1). A word
-    that a tokenizer leaves nothing of, such as a variation selector, is left out; it counts as of the class O.
-
-    Signals and labels are those of words, one row after the other: a loss over rows is here one over words. A batch
-    also has `counts`, words of each row, `keys`, a number that a row's content gives, and, where asked for, `private`.
-    """
-
-    name = "token-classification"
-    column = "tokens"
-    target = "tags"
-    problems = ()
-    primary = {"rows": "entity-f1"}
-    pipeline_tag = "token-classification"
-
-    class EvaluationOptions(BaseModel):
-        model_config = ConfigDict(extra="forbid")
-
-    def views(self, outputs: Any, options: Any, subject: str) -> Iterator[View]:
-        yield View()
-
-    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        """Settings: max_length, tokens at most, beside the models' own limits; private, a scorer of words (see
-        `privacy`). A row ends with the last word that every model sees."""
-        limit, scorer, targets = settings.get("max_length"), settings.get("private"), self._known(student, teacher)
-        models = [] if student is None else [student]
-        if teacher is not None:
-            models += [one.reads for one in teacher.members or [teacher]]
-
-        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            words = [words_of(row["tokens"]) for row in rows]
-            seen = [model.encode_words(words, limit) for model in models]
-            made = []
-            for n, row in enumerate(rows):
-                firsts = [firsts[n] for _, firsts in seen]
-                end = min(map(len, firsts))
-                kept = [i for i in range(end) if all(row[i] is not None for row in firsts)]
-                given = tags_of(row.get("tags"), words[n])
-                labels = [-1] * len(kept) if given is None else targets.positions([given[i] for i in kept])
-                own = [words[n][i] for i in kept]
-                ends = np.cumsum([len(word) + 1 for word in own]).tolist()
-                spans = [(end - len(word) - 1, end - 1) for word, end in zip(own, ends)]
-                private = {"private": scorer([" ".join(own)], [spans])[0]} if scorer else {}
-                made.append(
-                    {
-                        "words": own,
-                        "kept": kept,
-                        "labels": labels,
-                        "content": "\x1f".join(own).encode(),
-                        "length": len(seen[0][0][n]) if kept else 0,
-                        "cut": end < len(words[n]),
-                        **private,
-                    }
-                )
-            return made
-
-        return prepare
-
-    @staticmethod
-    def with_head(facts: Mapping[str, Any], *how: Any) -> Classifier:
-        from kdhub_tasks.classification.model import TokenClassifier
-
-        return TokenClassifier.with_head(*how)
-
-    def collate(self, examples: Sequence[Example], student: Classifier) -> dict[str, torch.Tensor]:
-        import torch
-
-        labels = [label for e in examples for label in e["labels"]]
-        batch = {**student.collate(examples), "labels": torch.tensor(labels, dtype=torch.long)}
-        batch["counts"] = torch.tensor([len(e["labels"]) for e in examples])
-        batch["keys"] = torch.tensor([zlib.crc32(e["content"]) for e in examples])
-        if "private" in examples[0]:
-            batch["private"] = torch.tensor([p for e in examples for p in e["private"]], dtype=torch.float32)
-        return batch
-
-    def outputs(self, encode: Encoder, data: Data, split: str) -> Predictions:
-        """Words that a model did not see count as of the class O, else as of the first."""
-        table = self._columns(data, split)
-        if "tags" not in table.column_names:
-            raise DataError(f"{data.name}, split {split!r}, has no column 'tags' to score against")
-        given = encode(table, "logits")["logits"]
-        tags = [tags_of(row["tags"], words_of(row["tokens"])) or [] for row in plain_rows(table, range(len(table)))]
-        lengths = np.array([len(row) for row in tags])
-        unseen = np.full(len(self.classes), -30.0, np.float32)
-        unseen[self.classes.index("O") if "O" in self.classes else 0] = 0.0
-        logits = [np.tile(unseen, (n, 1)) for n in lengths]
-        for number, (row, whole) in enumerate(zip(given, logits)):
-            at = range(len(whole))
-            if len(row) < len(whole):
-                (example,) = encode.prepare(plain_rows(table, [number]))
-                at = example["kept"]
-            whole[at] = row
-        labels = np.array(self.targets.positions([v for row in tags for v in row]))
-        if (labels < 0).any():
-            raise DataError(f"{data.name}, split {split!r}: a word has no tag to score against")
-        return Predictions(np.concatenate(logits), labels, self.classes, lengths)
-
-    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
-        from kdhub_tasks.classification import tiny
-
-        return tiny.token_recipe(folder)
-
-
 def _rows_of_class(c: int, out: Predictions) -> Predictions:
     rows = out.labels == c
     return Predictions(out.logits[rows], out.labels[rows], out.classes)
@@ -608,31 +389,6 @@ def _label_alone(c: int, out: Predictions) -> Predictions:
     """One of any number of labels."""
     part = slice(c, c + 1)
     return Predictions(out.logits[:, part], out.labels[:, part], out.classes[part], problem=out.problem)
-
-
-def words_of(value: Any) -> list[str]:
-    """A row's words.
-
-    Raises:
-        DataError: a text, which would be read letter by letter.
-    """
-    words = listed(value)
-    if not isinstance(words, list):
-        raise DataError(f"tokens must be a list of words (tokens={str(value)[:60]!r})", hint="split texts into words")
-    return [str(word) for word in words]
-
-
-def tags_of(value: Any, words: Sequence[str]) -> list[Any] | None:
-    """A row's tags, None where it has none.
-
-    Raises:
-        DataError: not one for each word.
-    """
-    tags = None if value == "" else listed(value)
-    if tags is not None and (not isinstance(tags, list) or len(tags) != len(words)):
-        many = len(tags) if isinstance(tags, list) else f"no list of ({str(value)[:40]!r})"
-        raise DataError(f"a row has {len(words)} tokens and {many} tags: {' '.join(words[:8])}")
-    return tags
 
 
 def problem_in(folder: Path) -> str:
@@ -659,23 +415,5 @@ def _with_names(table: datasets.Dataset, column: str) -> datasets.Dataset:
     return table.remove_columns(column).add_column(column, made)
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """`28 x 28`, in the order of the axes."""
-    return " x ".join(map(str, shape))
-
-
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else "")
-
-
-def _tiny_teacher(task: Classification, folder: Path, network: dict[str, Any]) -> Path:
-    """A network of random weights, saved."""
-    import torch
-
-    from kdhub_tasks.classification.model import NetworkClassifier
-
-    torch.manual_seed(3)
-    made = folder / "teacher"
-    made.mkdir(exist_ok=True)
-    NetworkClassifier(task.name, {**network, "classes": [str(i) for i in range(10)]}).save(made)
-    return made

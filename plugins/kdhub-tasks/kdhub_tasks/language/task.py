@@ -12,7 +12,7 @@ from kdhub.errors import DataError
 from kdhub.findings import Finding, shared_tokens
 from kdhub.rows import Example, Prepare, Signals, plain_rows
 from kdhub.task import Encoder, Task, View
-from kdhub_tasks.classification.task import TokenClassification
+from kdhub_tasks.classification.tokens import TokenClassification
 from kdhub_tasks.language import lora
 from kdhub_tasks.language.generation import Generation
 from kdhub_tasks.language.groups import batch_of_groups

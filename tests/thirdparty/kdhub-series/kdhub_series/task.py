@@ -1,7 +1,7 @@
 """Time series to one class of a list."""
 
 import numpy as np
-from kdhub_tasks.classification.task import ArrayClassification
+from kdhub_tasks.classification.arrays import ArrayClassification
 
 from kdhub.errors import DataError
 

@@ -1,0 +1,154 @@
+"""Classification of images and of feature tables: inputs that are arrays of one shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdhub.errors import DataError
+from kdhub.rows import Example, Prepare, plain_rows
+from kdhub_tasks.classes import listed
+from kdhub_tasks.classification.task import SUBCLASS, Classification
+
+if TYPE_CHECKING:
+    import datasets
+
+    from kdhub.data.dataset import Data
+
+SURVEYED = 5000
+"""Rows that mean and standard deviation of the inputs are taken from, evenly over the split."""
+
+
+class ArrayClassification(Classification):
+    """Inputs that are arrays of one shape."""
+
+    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
+        targets, column, read = self._known(student, teacher), self.column, self.read
+
+        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            made = []
+            for row, label in zip(rows, targets(rows)):
+                x = read(row[column])
+                one = {"x": x, "label": label, "subclass": row.get(SUBCLASS)}
+                made.append({**one, "content": x.tobytes(), "length": 1, "cut": False})
+            return made
+
+        return prepare
+
+    def read(self, value: Any) -> np.ndarray:
+        """One input as an array."""
+        raise NotImplementedError
+
+    def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
+        """`classes`, the `shape` of an input, and `mean` and `std` of channels or features; `sizes` and how many rows
+        have each, in place of these, where there are several."""
+        facts = super().survey(parts)
+        if not parts:
+            return facts
+        table = self.training_table(parts)
+        some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
+        parts = np.array_split(some, -(-len(some) // 100))  # as floats, thousands of images are large
+        sizes: Counter[tuple[int, ...]] = Counter()
+        shape = self.read(plain_rows(table, some[:1].tolist())[0][self.column]).shape
+
+        def read(at: np.ndarray) -> np.ndarray:
+            given = [self.read(row[self.column]) for row in plain_rows(table, at.tolist())]
+            sizes.update(one.shape for one in given)
+            x = np.stack(given) if len(sizes) == 1 else np.zeros((len(given), *shape))
+            return x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
+
+        over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3)}[len(shape)]  # by feature, whole image, channel
+
+        def mean_of(what: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            return sum(what(read(at)).mean(over, keepdims=len(shape) == 3) * len(at) for at in parts) / len(some)
+
+        mean = mean_of(lambda x: x)
+        if len(sizes) > 1:
+            return {**facts, "sizes": {shape_text(size): many for size, many in sizes.most_common()}}
+        std = np.sqrt(mean_of(lambda x: (x - mean) ** 2))
+        if len(shape) == 3:
+            mean, std = mean[0], std[0]
+        return {**facts, "shape": list(shape), "mean": mean.tolist(), "std": std.tolist()}
+
+
+class ImageClassification(ArrayClassification):
+    """Images as `image`; networks see 0 to 1, channels first.
+
+    A row has an array of height x width, with its channels last or first; or an image file, as bytes or as the Hub has
+    them (`{"bytes": ..., "path": ...}`). Whole numbers are 0 to 255; fractions 0 to 1, unless those of the whole split
+    reach higher: then 0 to 255.
+    """
+
+    name = "image-classification"
+    column = "image"
+    pipeline_tag = "image-classification"
+
+    def _columns(self, data: Data, split: str) -> datasets.Dataset:
+        from kdhub_tasks.classification.images import as_bytes
+
+        return as_bytes(super()._columns(data, split), self.column, data, split)
+
+    def read(self, value: Any) -> np.ndarray:
+        from kdhub_tasks.classification.images import read
+
+        return read(value)
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        network = {"network": "vit", "shape": [8, 8], "patch": 4, "width": 8, "layers": 1, "heads": 2}
+        return {
+            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
+            "student": "mlp:8",
+            "data": {"train": [{"source": "digits", "split": "train", "limit": 64}]},
+            "evaluation": {"data": [{"source": "digits", "split": "test", "limit": 64}], "cost": False},
+        }
+
+
+class TabularClassification(ArrayClassification):
+    """Rows of numbers as `features`."""
+
+    name = "tabular-classification"
+    column = "features"
+    pipeline_tag = "tabular-classification"
+
+    def read(self, value: Any) -> np.ndarray:
+        try:
+            x = np.asarray(listed(value), np.float32)
+        except (TypeError, ValueError):
+            x = np.zeros(())
+        if x.ndim != 1 or not np.isfinite(x).all():
+            raise DataError(f"features are a list of finite numbers, not {str(value)[:40]}")
+        return x
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        network = {"network": "mlp", "shape": [64], "hidden": [16]}
+        return {
+            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
+            "student": "mlp:8",
+            "data": {"train": [{"source": "digits", "split": "train", "limit": 64, "options": {"form": "features"}}]},
+            "evaluation": {
+                "data": [{"source": "digits", "split": "test", "limit": 64, "options": {"form": "features"}}],
+                "cost": False,
+            },
+        }
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`28 x 28`, in the order of the axes."""
+    return " x ".join(map(str, shape))
+
+
+def _tiny_teacher(task: Classification, folder: Path, network: dict[str, Any]) -> Path:
+    """A network of random weights, saved."""
+    import torch
+
+    from kdhub_tasks.classification.model import NetworkClassifier
+
+    torch.manual_seed(3)
+    made = folder / "teacher"
+    made.mkdir(exist_ok=True)
+    NetworkClassifier(task.name, {**network, "classes": [str(i) for i in range(10)]}).save(made)
+    return made
