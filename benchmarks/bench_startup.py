@@ -1,6 +1,7 @@
 """Start-up time of the light commands, with 0, 1, 10, 50 and 100 more plugin distributions installed.
 
 python benchmarks/bench_startup.py [--rounds 11]
+python benchmarks/bench_startup.py --beside OLD/.venv/bin/kdhub   (another version of kdhub, in turns; ratios alone)
 """
 
 from __future__ import annotations
@@ -40,9 +41,13 @@ def install(site: Path, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--beside", metavar="KDHUB", help="the kdhub command of another version")
     options = parser.parse_args()
     commands = {"--help": ["--help"], "list methods": ["list", "methods"]}
     executable = str(Path(sys.executable).parent / "kdhub")
+    if options.beside:
+        beside(executable, options.beside, {**commands, "plugins list": ["plugins", "list"]}, options.rounds)
+        return
     results = {}
     for count in (0, 1, 10, 50, 100):
         with tempfile.TemporaryDirectory() as site:
@@ -62,9 +67,19 @@ def main() -> None:
     record("startup", seconds={k: statistics.median(v) for k, v in results.items()}, python=statistics.median(bare))
 
 
+def beside(mine: str, other: str, commands: dict[str, list[str]], rounds: int) -> None:
+    """Each command of two versions in turns; the ratio of each pair of turns."""
+    for name, arguments in commands.items():
+        pairs = [(_timed([mine, *arguments]), _timed([other, *arguments])) for _ in range(rounds + 1)][1:]
+        now, before = zip(*pairs)
+        ratios = [a / b for a, b in pairs]
+        print(f"kdhub {name:14} now {spread(now)} s   other {spread(before)} s   ratio {spread(ratios)}")
+        record("startup-beside", command=name, ratio=statistics.median(ratios), range=[min(ratios), max(ratios)])
+
+
 def _timed(command: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -81,6 +80,8 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256_file(path: Path | str) -> str:
+    import hashlib  # here and not above: it opens OpenSSL, which commands that hash nothing would wait for
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -4,7 +4,6 @@ computes."""
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import os
 import sys
@@ -56,6 +55,8 @@ def _keep_freed_memory() -> None:
     written: a quarter of the time of a small convolution network's forward pass on a CPU, a fifteenth of training. Its
     own rule ends that once it has seen one of 32 MB (the most there is) freed, so it hung on what had run before.
     """
+    import ctypes
+
     threshold, trim = (-3, 32 << 20), (-1, 1 << 30)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -460,7 +460,7 @@ def _kdhub_version() -> str:
     from importlib import metadata
 
     try:
-        return metadata.version(CORE)
+        return _about(metadata.distribution(CORE)).version
     except metadata.PackageNotFoundError:
         return ""
 

@@ -24,6 +24,7 @@ from kdhub.plugins.registry import Entry, Registry
 from kdhub.recipes.recipe import Layer, combine
 from kdhub.recipes.resolve import Resolver
 from kdhub.teacher import Teacher
+from kdhub.testing._ranks import pair
 from kdhub.verbs.distill import distill
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ class Group:
         self.registry, self.records = registry, records
         self._benches = {id(entry): Bench(entry, self) for entry in entries}
         self._place: tempfile.TemporaryDirectory | None = None
-        self._ranks: dict[str, str] | None = None
 
     def bench(self, entry: Entry) -> Bench:
         return self._benches[id(entry)]
@@ -70,39 +70,6 @@ class Group:
             timeout=timeout,
             cwd=self.folder,
         )
-
-    def two_processes(self, entry: Entry) -> Path:
-        """The run folder of a method under `torchrun` with two processes. All methods share one start of them, which
-        takes longer than their runs; after one that fails the rest is started again.
-
-        Raises:
-            AssertionError: it failed there; with the end of what it printed.
-        """
-        if self._ranks is None:
-            self._ranks = {}
-            left = [b for b in self._benches.values() if b.entry.spec.kind == "method" and b.distils]
-            while left:
-                left = left[self._launch(left) :]
-        if said := self._ranks.get(entry.name):
-            raise AssertionError(f"under two processes: {said}")
-        return self._benches[id(entry)].folder / "ranks"
-
-    def _launch(self, benches: Sequence[Bench]) -> int:
-        """Run them in two processes. Returns how many are dealt with: all, or those up to the first that failed."""
-        jobs = [{"recipe": b.recipe, "out": str(b.folder / "ranks")} for b in benches]
-        (self.folder / "jobs.json").write_text(json.dumps(jobs))
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        try:
-            with _variables(OMP_NUM_THREADS="1"):
-                done = self.child(*launcher, "-m", "kdhub.testing._ranks", "jobs.json", timeout=120 + 60 * len(jobs))
-            said = done.stderr
-        except subprocess.TimeoutExpired:
-            said = "it hangs: the processes wait for each other"
-        for i, job in enumerate(jobs):
-            if not (Path(job["out"]) / "report.json").exists():
-                self._ranks[benches[i].entry.name] = _tail(said)
-                return i + 1
-        return len(jobs)
 
 
 class Bench:
@@ -198,14 +165,6 @@ class Bench:
 
     # -- runs -------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def distils(self) -> bool:
-        try:
-            self.base  # noqa: B018
-        except SkipTest:
-            return False
-        return True
-
     @property
     def base(self) -> Trial:
         """The plain run with evaluation.
@@ -217,6 +176,16 @@ class Bench:
         if trial.error is not None:
             raise SkipTest("it does not distil; see the check distils")
         return trial
+
+    def two_processes(self) -> Path:
+        """The plain run under `torchrun` with two processes: its folder.
+
+        Raises:
+            AssertionError: it failed there; with the end of what it printed.
+        """
+        folder = self.folder / "ranks"
+        pair().distil(self.recipe, folder)
+        return folder
 
     @property
     def unscored(self) -> Trial:
@@ -452,8 +421,3 @@ def _variables(**values: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _tail(text: str, lines: int = 4) -> str:
-    told = [line.strip() for line in text.splitlines() if "Error" in line and "ChildFailed" not in line]
-    return " | ".join(told[-lines:]) or " | ".join(text.strip().splitlines()[-lines:]) or "it ended without a report"

@@ -349,7 +349,7 @@ def a_nan_stops_it(bench: Bench) -> None:
 def works_under_two_processes(bench: Bench) -> None:
     """Under `torchrun` with two processes it ends, in as many steps, with finite losses."""
     bench.base  # noqa: B018
-    folder = bench.group.two_processes(bench.entry)
+    folder = bench.two_processes()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] \
         if (folder / "metrics.jsonl").exists() else []  # fmt: skip
     assert [line.get("step") for line in lines] == [line.get("step") for line in bench.base.run.metrics()]

@@ -4,9 +4,6 @@ number: each token counts the same."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from kdhub_tasks.language.task import CausalLanguage
 from safetensors.torch import load_file
 
 import kdhub
+from kdhub.testing._ranks import pair
 
 LENGTHS = (40, 2, 30, 5, 3, 25, 50, 4)
 
@@ -47,15 +45,8 @@ def same(one: kdhub.Run, folder: Path) -> None:
 
 def test_two_processes_are_one(tmp_path):
     recipes = jobs(tmp_path)
-    listed = [{"recipe": recipe, "out": str(tmp_path / f"both-{name}")} for name, recipe in recipes.items()]
-    (tmp_path / "jobs.json").write_text(json.dumps(listed))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "kdhub.testing._ranks", "jobs.json"], cwd=tmp_path, text=True,
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
     for name, recipe in recipes.items():
+        pair().distil(recipe, tmp_path / f"both-{name}")
         same(kdhub.distill(recipe, out=tmp_path / name), tmp_path / f"both-{name}")
 
 
