@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -251,13 +251,32 @@ def pretrained(auto: Any, folder: Path, name: str | None = None, **how: Any) -> 
     model, found = auto.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **how
     )
-    if lost := sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"]))):
+    _refuse_lost((*found["missing_keys"], *found["mismatched_keys"]), model, name or folder)
+    return model
+
+
+def check_weights(network: Any, folder: Path, name: str | None = None) -> None:
+    """Whether a network that another library loaded from a folder has its weights from there, all but a pooler's, which
+    many save without. Only names and shapes are read.
+
+    Raises:
+        UntrustedError: the folder lacks some.
+    """
+    _, found = type(network).from_pretrained(
+        folder, config=network.config, local_files_only=True, use_safetensors=True, output_loading_info=True,
+        device_map="meta",
+    )  # fmt: skip
+    lost = (*found["missing_keys"], *found["mismatched_keys"])
+    _refuse_lost([n for n in map(str, lost) if not n.startswith("pooler.")], network, name or folder)
+
+
+def _refuse_lost(lost: Iterable[Any], model: Any, name: Any) -> None:
+    if lost := sorted(map(str, lost)):
         raise UntrustedError(
-            f"{name or folder} has no weights for {len(lost)} parts of a {type(model).__name__} ({', '.join(lost[:3])})"
+            f"{name} has no weights for {len(lost)} parts of a {type(model).__name__} ({', '.join(lost[:3])})"
             ": they would be random",
             hint="a model that was saved whole; a student may start from it with a fresh head",
         )
-    return model
 
 
 def with_fresh_head(auto: Any, folder: Path, config: Any, seed: int) -> nn.Module:

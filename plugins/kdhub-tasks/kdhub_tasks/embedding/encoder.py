@@ -6,6 +6,7 @@ folder are those of the ecosystem. Only the way from texts to the network differ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.ranks import device, resolve_precision
 from kdhub_tasks.reading import NO_LIMIT, pad_of, positions
+from kdhub_tasks.transformer import check_weights
 
 __all__ = ["Dense", "Normalize", "Pooling", "SentenceTransformer", "StaticEmbedding", "Transformer"]
 
@@ -32,7 +34,7 @@ def load(folder: Path, *, name: str | None = None, trust_remote_code: bool = Fal
     """The folder of a SentenceTransformer or of a plain transformers encoder, in eval mode.
 
     Raises:
-        UntrustedError: pickled weights, or code of its own that is not trusted.
+        UntrustedError: pickled weights, some that are not there, or code of its own that is not trusted.
     """
     check_model_folder(folder, name=name, allow_remote_code=trust_remote_code)
     model = SentenceTransformer(
@@ -42,7 +44,18 @@ def load(folder: Path, *, name: str | None = None, trust_remote_code: bool = Fal
         trust_remote_code=trust_remote_code,
         model_kwargs={"use_safetensors": True},
     )
+    for module, place in zip(model, _places(folder)):
+        if type(module) is Transformer and not (place / "adapter_config.json").exists():
+            check_weights(module.auto_model, place, name)
     return model.eval()
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folder of each module."""
+    listed = folder / "modules.json"
+    if not listed.exists():
+        return [folder]
+    return [folder / module["path"] for module in json.loads(listed.read_text(encoding="utf-8"))]
 
 
 def assemble(*modules: nn.Module) -> SentenceTransformer:

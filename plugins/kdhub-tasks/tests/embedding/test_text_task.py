@@ -15,6 +15,7 @@ from kdhub_tasks.embedding import encoder
 from kdhub_tasks.embedding.encoder import Cutter, token_batches
 from kdhub_tasks.embedding.task import TextEmbedding
 from kdhub_tasks.embedding.teachers import EncoderTeacher
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 
@@ -220,7 +221,14 @@ def a_pickled_part(folder):
     torch.save({}, folder / "3_Dense" / "pytorch_model.bin")
 
 
+def half_of_the_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "layer.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 REFUSED = {
+    "half-of-the-weights": (half_of_the_weights, "has no weights for"),
     "only-pickles": (only_pickles, "only as pickles"),
     "a-pickled-part": (a_pickled_part, "pickle"),
     "auto-map": (lambda f: edit(f / "config.json", lambda c: c.update(auto_map={"AutoModel": "x.Y"})), "auto_map"),
