@@ -34,6 +34,7 @@ _LAZY = {
     "pull": "kdhub.verbs.pull",
     "search": "kdhub.verbs.search",
     "verify": "kdhub.verbs.verify",
+    "count_costs": "kdhub.evaluation.counting",
     "Recipe": "kdhub.recipes.recipe",
     "Run": "kdhub.recipes.run",
     "open_data": "kdhub.recipes.doors",

@@ -7,7 +7,7 @@ from it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import torch
     from torch import nn
 
@@ -283,6 +284,19 @@ class ObjectiveMethod(Method):
         All batches of an optimiser step are changed before the first of them is seen, each with the generator in the
         same state: what is drawn for a step is alike in all of them, what is drawn for a row needs its `keys`."""
         return batch
+
+    def members(self, student: Student, rng: np.random.Generator) -> Sequence[str]:
+        """Of a family of sizes: the members that learn in an optimiser step. The network is run as each of them and the
+        loss is the mean of their losses. By default the smallest, the largest and two others (the sandwich rule,
+        arXiv:1903.05134); none: the network is run once, as the family itself.
+
+        Args:
+            student: with its `members`, from the smallest to the largest.
+            rng: of the run's seed and the step: alike on all ranks and when a run is resumed.
+        """
+        names = list(student.members)
+        drawn = sorted(rng.permutation(len(names) - 2)[:2] + 1) if len(names) > 2 else []
+        return [*names[:1], *(names[i] for i in drawn), *names[1:][-1:]]
 
     def ask(
         self, student: Signals, batch: Mapping[str, Any], teacher: Callable[[Mapping[str, Any]], Signals]

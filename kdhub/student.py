@@ -88,13 +88,35 @@ class Student(ABC):
         """
         return {"disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
 
+    # -- families of sizes ------------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> Mapping[str, Mapping[str, Any]]:
+        """The students of other sizes that a family holds, by name, from the fewest parameters to the most: how each is
+        cut out, as JSON values (`{"width": 0.5}`). Empty for a student that is one."""
+        return {}
+
+    def choose(self, name: str | None) -> None:
+        """Have `module` run as a member from here on; None: as the family itself, which gives what stands for it,
+        usually the largest."""
+        raise TypeError(f"a {type(self).__name__} has no members")
+
+    def cut(self, name: str) -> Student:
+        """A member as a student of its own, with weights of its own: it gives, bit for bit, what the family gives with
+        that member chosen, and is saved and opened like any student."""
+        raise TypeError(f"a {type(self).__name__} has no members")
+
+    # -- for its card -----------------------------------------------------------------------------------------
+
     def front_matter(self) -> dict[str, Any]:
         """What its card says to a hub beyond what all cards say, as JSON values."""
         return {}
 
     def usage(self) -> str:
         """Two or three lines of Python that use it without kdhub; `{path}` stands for folder or repository."""
-        return 'import kdhub\nstudent = kdhub.load("{path}")'
+        lines = ["import kdhub", 'student = kdhub.load("{path}")']
+        lines += [f'smallest = kdhub.load("{{path}}", member={name!r})' for name in list(self.members)[:1]]
+        return "\n".join(lines)
 
     @property
     def library(self) -> str:

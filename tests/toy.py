@@ -71,6 +71,8 @@ def kdhub_teachers():
 def kdhub_students():
     yield StudentSpec(name="mlp", target="toy:mlp", tasks=TASK, exposes=("vector", "hidden"), argument="HIDDEN")
     yield StudentSpec(name="narrow", target="toy:mlp", tasks=TASK, exposes=("vector",), argument="HIDDEN")
+    yield StudentSpec(name="sizes", target="toy:sizes", tasks=TASK, exposes=("vector", "hidden"), argument="N,N",
+                      example="2,5", summary="a family")  # fmt: skip
     yield StudentSpec(name="table", target="toy:table", tasks=TASK, exposes=(), summary="rows, no model")
 
 
@@ -160,7 +162,10 @@ class Vectors(NetworkTask):
     def load(self, folder, *, name=None):
         if (folder / "data").exists():
             return DatasetStudent.load(folder)
-        net = Net(json.loads((folder / "config.json").read_text())["hidden"])
+        config = json.loads((folder / "config.json").read_text())
+        if "sizes" in config:
+            return SizesStudent.load(folder, config["sizes"])
+        net = Net(config["hidden"])
         net.load_state_dict(load_file(folder / "model.safetensors"))
         return NetStudent(net.eval())
 
@@ -219,6 +224,52 @@ class NetStudent(Student):
     def save(self, folder):
         save_file(self.module.state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"hidden": self.module.inner.out_features}))
+
+
+class Pool(nn.Module):
+    """Networks that share nothing, one of which is run; the last stands for the whole."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.nets = nn.ModuleDict({f"h{n}": Net(n) for n in hidden})
+        self.member = None
+
+    def forward(self, x):
+        return self.nets[self.member or list(self.nets)[-1]](x)
+
+
+class SizesStudent(NetStudent):
+    """A family: a pool of networks, saved a file each."""
+
+    @property
+    def members(self):
+        return {name: {"hidden": net.inner.out_features} for name, net in self.module.nets.items()}
+
+    def choose(self, name):
+        self.module.member = name
+
+    def cut(self, name):
+        net = Net(self.members[name]["hidden"])
+        net.load_state_dict(self.module.nets[name].state_dict())
+        return NetStudent(net.eval(), self.start)
+
+    def save(self, folder):
+        for name, net in self.module.nets.items():
+            save_file(net.state_dict(), folder / f"{name}.safetensors")
+        sizes = [how["hidden"] for how in self.members.values()]
+        (folder / "config.json").write_text(json.dumps({"kdhub": 1, "task": self.task, "sizes": sizes}))
+
+    @classmethod
+    def load(cls, folder, sizes):
+        pool = Pool(sizes)
+        for name, net in pool.nets.items():
+            net.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        return cls(pool.eval())
+
+
+def sizes(argument, context) -> SizesStudent:
+    torch.manual_seed(context.seed)
+    return SizesStudent(Pool([int(n) for n in argument.split(",")]))
 
 
 def mlp(argument, context) -> NetStudent:

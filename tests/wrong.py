@@ -13,7 +13,7 @@ import torch
 import toy
 from torch import nn
 
-from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, TeacherSpec, hookimpl
+from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
 from kdhub.data.dataset import Data
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
 from kdhub.metric import Measure
@@ -262,6 +262,45 @@ class Narrow(toy.Linear):
         return {kind: (toy.OUTPUTS + 1,)}
 
 
+class Masked(toy.SizesStudent):
+    """Cuts out another member than is asked for."""
+
+    def cut(self, name):
+        return super().cut(list(self.members)[0])
+
+
+class Shared(toy.SizesStudent):
+    """Its members are views of its own weights."""
+
+    def cut(self, name):
+        return toy.NetStudent(self.module.nets[name])
+
+
+class Unsorted(toy.SizesStudent):
+    pass
+
+
+class Stuck(toy.SizesStudent):
+    """Stays what it was chosen to be."""
+
+    def choose(self, name):
+        super().choose(name or self.module.member)
+
+
+def families(name):
+    """A builder of a family of this class."""
+
+    def build(argument, context):
+        torch.manual_seed(context.seed)
+        hidden = [5, 2] if name == "Unsorted" else [2, 5]
+        return globals()[name](toy.Pool(hidden))
+
+    return build
+
+
+masked, shared, unsorted, stuck = map(families, ("Masked", "Shared", "Unsorted", "Stuck"))
+
+
 class Forgetful(ShuffledSampler):
     """Its order follows the losses, and its state does not say so."""
 
@@ -303,6 +342,12 @@ def kdhub_teachers():
         name = cls.__name__.lower()
         options = {"argument": "SEED", "example": "1", "tasks": toy.TASK, "gives": ("vector",)}
         yield TeacherSpec(name=name, target=f"wrong:{cls.__name__}", summary=name, **options)
+
+
+@hookimpl
+def kdhub_students():
+    for name in ("masked", "shared", "unsorted", "stuck"):
+        yield StudentSpec(name=name, target=f"wrong:{name}", tasks=toy.TASK, exposes=("vector",), summary=name)
 
 
 @hookimpl

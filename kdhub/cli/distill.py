@@ -10,6 +10,7 @@ import typer
 from kdhub.cli import _output
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the recipe.")]
+Member = Annotated[str | None, typer.Option(metavar="NAME", help="Of a family of sizes: this member alone.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from kdhub.cli import _output
-from kdhub.cli.distill import Json, Set
+from kdhub.cli.distill import Json, Member, Set
 
 
 def evaluate(
     subject: Annotated[str, typer.Argument(metavar="RUN|STUDENT|REPO", help="Run folder, student folder, or model.")],
+    member: Member = None,
     teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Teacher to compare with.")] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Data set: NAME or NAME:SPLIT.")] = None,
     task: Annotated[str | None, typer.Option(help="Task, when the subject does not say.")] = None,
@@ -24,7 +25,9 @@ def evaluate(
     """Score a run's student, a student folder, or any model, also on other data."""
     from kdhub.verbs import evaluate as verb
 
-    report = verb.evaluate(subject, teacher=teacher, data=data, task=task, cost=cost, set=set or (), out=out)
+    report = verb.evaluate(
+        subject, member=member, teacher=teacher, data=data, task=task, cost=cost, set=set or (), out=out
+    )
     if json:
         _output.emit(report.to_dict())
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdhub.cli import _output
-from kdhub.cli.distill import Json
+from kdhub.cli.distill import Json, Member
 from kdhub.files import size_text
 
 Endpoint = Annotated[str | None, typer.Option(help="Address of the hub; HF_ENDPOINT, or the Hugging Face Hub.")]
@@ -17,6 +17,7 @@ Endpoint = Annotated[str | None, typer.Option(help="Address of the hub; HF_ENDPO
 def publish(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run, or a student that was pulled.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="org/name")],
+    member: Member = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all and show all, upload nothing.")] = False,
@@ -34,6 +35,7 @@ def publish(
     done = verb.publish(
         source,
         repo,
+        member=member,
         private=private,
         create_pr=create_pr,
         dry_run=dry_run,

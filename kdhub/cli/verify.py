@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from kdhub.cli import _output
-from kdhub.cli.distill import Json
+from kdhub.cli.distill import Json, Member
 from kdhub.cli.publish import Endpoint
 
 
 def verify(
     target: Annotated[str, typer.Argument(metavar="REPO|DIR", help="Published student, or the folder of one.")],
+    member: Member = None,
     key: Annotated[Path | None, typer.Option(metavar="KEY", help="Also its signature, with this public key.")] = None,
     with_teacher: Annotated[bool, typer.Option("--with-teacher", help="Also what needs the teacher.")] = False,
     tolerance: Annotated[float, typer.Option(min=0, help="Relative difference allowed.")] = 0.01,
@@ -23,7 +24,9 @@ def verify(
     """Check a published student: its files by digest, and the figures of its card by evaluating it again."""
     from kdhub.verbs import verify as verb
 
-    found = verb.verify(target, key=key, with_teacher=with_teacher, tolerance=tolerance, endpoint=endpoint)
+    found = verb.verify(
+        target, member=member, key=key, with_teacher=with_teacher, tolerance=tolerance, endpoint=endpoint
+    )
     if json:
         _output.emit(found.to_dict())
     else:
@@ -38,7 +41,9 @@ def _show(found) -> None:
     rows = [
         [
             " ".join(filter(None, (f.dataset, f.split))),
-            f.metric + (" (with the teacher)" if f.subject == "asymmetric" else ""),
+            f.metric
+            + (" (with the teacher)" if f.subject == "asymmetric" else "")
+            + (f", member {f.member}" if f.member is not None else ""),
             number(f.card),
             number(f.now),
             "" if f.difference is None else f"{f.difference:+.4f}",

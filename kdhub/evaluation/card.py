@@ -32,6 +32,7 @@ from kdhub.evaluation.report import (
     percent,
     printable,
 )
+from kdhub.families import MEMBER
 from kdhub.hub.trust import split_card
 from kdhub.recipes.chain import link
 from kdhub.recipes.recipe import SECRET
@@ -66,6 +67,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _ARXIV = re.compile(r"(?:arXiv:)?(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", re.IGNORECASE)
 _SAVINGS = {"parameters": "parameters", "latency-p50": "on one example", "throughput": "in batches of 32"}
 _PLOTS = {
+    "family.png": "What each member scores, against its size; the line joins the best of their size",
     "retention.png": "What was kept of the teacher's score, against size and latency",
     "truncation.png": "The score when vectors are cut to their first dimensions",
     "loss.png": "Loss and learning rate during training",
@@ -131,6 +133,8 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
             "seed": facts.seed,
             "recipe_sha256": facts.recipe_digest,
             "cost": {line.metric: line.value(STUDENT) for line in facts.report.costs()},
+            "members": {name: size.costs for name, size in facts.report.sizes.members.items()},
+            "member": facts.student.get("member"),
             "versions": (facts.environment.get("versions") or {}),
         }
     )
@@ -142,8 +146,14 @@ def _results(facts: _Facts) -> list[dict[str, Any]]:
     entries: dict[tuple, dict[str, Any]] = {}
     known = {d.get("name") or d.get("source"): _hub_id(d) for d in facts.data()}
     kind = facts.student.get("pipeline_tag") or facts.recipe.get("task") or "other"
+    sizes = facts.report.sizes
     for m in facts.report.measures:
-        if m.dataset is None or m.variant or m.value is None or not math.isfinite(m.value):
+        if m.dataset is None or m.value is None or not math.isfinite(m.value):
+            continue
+        # Of a family each member has the metric that its members are compared by.
+        of_size = (m.metric, m.dataset, m.split) == (sizes.metric, sizes.dataset, sizes.split)
+        member = m.variant.get(MEMBER) if len(m.variant) == 1 and of_size else None
+        if m.variant and member is None:
             continue
         if m.subject not in (STUDENT, ASYMMETRIC):
             continue
@@ -159,6 +169,8 @@ def _results(facts: _Facts) -> list[dict[str, Any]]:
         )
         named = m.metric if m.subject == STUDENT else f"{m.metric} {TOGETHER}"
         value = {"type": m.metric, "value": round(float(m.value), 6), "name": named}
+        if member is not None:
+            value |= {"name": f"{named}, member {printable(member)}", "args": {MEMBER: member}}
         entry["metrics"].append(value)
     return list(entries.values())
 
@@ -269,6 +281,12 @@ def _about(facts: _Facts) -> str:
         kind = facts.student.get("dtype", "float32")
         saved = f", saved in {kind}" if kind in ("bfloat16", "float16") else ""
         more.append(f"It has {number(parameters, 'parameters')} parameters{saved}.")
+    if members := list(facts.report.sizes.members):
+        named = [code(name) for name in members]
+        some = _and(named) if len(named) <= 6 else f"{named[0]} to {named[-1]}"
+        more.append(f"It is a family of {len(members)} sizes from one training: {some}.")
+    if member := facts.student.get("member"):
+        more.append(f"It is the member {code(member.get('name'))} of a family of {member.get('of')} from one training.")
     if facts.is_rows and facts.writers:
         more.append(f"Text in it was written by {_and([code(name) for name in facts.writers])}: it is synthetic.")
     lines = [_headline(line) for line in facts.report.headline() if line.value(STUDENT) is not None]
@@ -491,7 +509,10 @@ def _check_results(front: Mapping[str, Any], report: Report | None) -> Iterable[
     measured = None
     if report is not None:
         known = (m for m in report.measures if m.value is not None and m.subject in (STUDENT, ASYMMETRIC))
-        measured = {(m.metric, m.dataset and printable(m.dataset), m.split, round(float(m.value), 6)) for m in known}
+        measured = {
+            (m.metric, m.dataset and printable(m.dataset), m.split, m.variant.get(MEMBER), round(float(m.value), 6))
+            for m in known
+        }
     count = 0
     try:
         for model in front.get("model-index") or []:
@@ -502,11 +523,12 @@ def _check_results(front: Mapping[str, Any], report: Report | None) -> Iterable[
                 for metric in result["metrics"]:
                     count += 1
                     value = metric["value"]
-                    name = f"{metric['type']} on {dataset['name']}"
+                    name = f"{metric['name' if metric.get('args') else 'type']} on {dataset['name']}"
                     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                         yield f"front matter: {name} is {value!r}, not a number"
                     elif measured is not None:
-                        if (metric["type"], dataset["name"], dataset.get("split"), round(value, 6)) not in measured:
+                        of = (metric.get("args") or {}).get(MEMBER)
+                        if (metric["type"], dataset["name"], dataset.get("split"), of, round(value, 6)) not in measured:
                             yield f"front matter: {name} is {value}, which is not in the report"
     except (KeyError, TypeError, AttributeError) as error:
         yield f"front matter: model-index is malformed ({type(error).__name__}: {error})"

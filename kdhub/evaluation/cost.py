@@ -27,13 +27,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdhub.errors import KdhubError
+from kdhub.evaluation.counting import flops
 from kdhub.evaluation.report import COSTS, TEACHER
+from kdhub.families import MEMBER
 from kdhub.metric import Measure
 from kdhub.rows import prepared
 from kdhub.task import NetworkTask
@@ -79,7 +80,7 @@ def of_files(student: Any, folder: Path, provenance: Mapping[str, Any]) -> list[
             spent[name] = spent.get(name, 0) + value
     taken = {"making": (provenance.get("distilled") or {}).get("seconds"), **spent}
     found = {**{name: value for name, value in taken.items() if value is not None}, **student.costs(folder)}
-    return [_cost("student", name, found[name], MADE[name]) for name in MADE if name in found]
+    return [cost_of("student", name, found[name], MADE[name]) for name in MADE if name in found]
 
 
 # -- the parent -----------------------------------------------------------------------------------------------
@@ -99,8 +100,8 @@ def measure(
 
     Args:
         task: name of the task.
-        subjects: `{"subject": "student", "folder": path}` for a saved student,
-            `{"subject": "teacher", "source": text, **options}` for a teacher.
+        subjects: `{"subject": "student", "folder": path}` for a saved student, with `"member": name` for a member of
+            one that is a family; `{"subject": "teacher", "source": text, **options}` for a teacher.
         rows: plain rows, JSON values and bytes; a few hundred give a steady throughput.
         threads: CPU threads of each process; the parent's when left out.
         rounds: turns each subject gets; up to three times as many while they disagree.
@@ -116,7 +117,7 @@ def measure(
     try:
         rows = json.loads(_dumps(list(rows)))
     except (TypeError, ValueError) as error:
-        return [m for s in subjects for m in _measures(s["subject"], {}, f"rows that are not JSON values: {error}")]
+        return [m for s in subjects for m in _measures(s, {}, f"rows that are not JSON values: {error}")]
     children, said = [_Child(dict(subject), timeout) for subject in subjects], None
     try:
         for child in children:
@@ -140,8 +141,8 @@ def measure(
             if child.alive:
                 child.ask({"end": True})
         nothing = None if rows else "there were no rows to run it on"
-        found = [m for c in children for m in _measures(c.name, c.result(), c.problem or nothing)]
-        return [_of_rounds(m, children, said) if m.metric in TIMES and m.value is not None else m for m in found]
+        found = [(c, m) for c in children for m in _measures(c.subject, c.result(), c.problem or nothing)]
+        return [_of_rounds(m, c, children, said) if m.metric in TIMES and m.value is not None else m for c, m in found]
     finally:
         for child in children:
             child.close()
@@ -270,17 +271,18 @@ def _said(timed: Sequence[_Child]) -> str | None:
     return f"times were measured on a busy machine: {'; '.join(parts)}. Ratios, measured in turns, say more than times"
 
 
-def _of_rounds(measure: Measure, children: Sequence[_Child], said: str | None) -> Measure:
-    """A time with its range, its ratio to the teacher's in the same rounds, and what must be said of it."""
-    rounds = {child.name: child.rounds[measure.metric] for child in children}
-    own, teacher = rounds[measure.subject], rounds.get(TEACHER)
+def _of_rounds(measure: Measure, child: _Child, children: Sequence[_Child], said: str | None) -> Measure:
+    """A child's time with its range, its ratio to the teacher's in the same rounds, and what must be said of it."""
+    own = child.rounds[measure.metric]
+    teacher = next((c.rounds[measure.metric] for c in children if c.name == TEACHER), None)
     ratio = None
     if teacher and measure.subject != TEACHER:
         ratio = statistics.median(mine / max(theirs, 1e-9) for mine, theirs in zip(own, teacher))
     return replace(measure, low=min(own), high=max(own), ratio=ratio, note=said)
 
 
-def _measures(subject: str, result: Mapping[str, float | None], problem: str | None) -> Iterator[Measure]:
+def _measures(subject: Mapping[str, Any], result: Mapping[str, float | None], problem: str | None) -> Iterator[Measure]:
+    variant = {MEMBER: subject[MEMBER]} if MEMBER in subject else {}
     for metric, unit in UNITS.items():
         value = result.get(metric)
         if value is None and metric == "gpu-memory":
@@ -288,12 +290,13 @@ def _measures(subject: str, result: Mapping[str, float | None], problem: str | N
         note = None
         if value is None:
             note = problem or result.get(f"{metric}?") or "it has no such number"
-        yield _cost(subject, metric, value, unit, note)
+        yield cost_of(subject["subject"], metric, value, unit, note, variant=variant)
 
 
-def _cost(subject: str, metric: str, value: float | None, unit: str, note: str | None = None) -> Measure:
-    higher = COSTS[metric][3]
-    return Measure(metric=metric, value=value, subject=subject, unit=unit, higher_is_better=higher, note=note)
+def cost_of(subject: str, metric: str, value: float | None, unit: str, note: str | None = None, **more: Any) -> Measure:
+    """A measure of cost."""
+    stated = {"unit": unit, "higher_is_better": COSTS[metric][3]}
+    return Measure(metric=metric, value=value, subject=subject, note=note, **stated, **more)
 
 
 def _spread(rows: int, least: int, most: int, wanted: float) -> list[int]:
@@ -408,16 +411,11 @@ class _Worker:
 
     def flops(self, number: int) -> dict[str, Any]:
         """Operations of one forward pass on a row of median length, a multiplication and an addition being two."""
-        example = self.prepare([self.rows[number]])[0]
         try:
-            count = self.task.flops(self.model, example)
-            if count is None and getattr(self.model, "module", None) is not None:
-                with counting() as total:
-                    self.model.signals([example], self.signal)
-                count = total()
+            count = flops(self.task, self.model, self.prepare([self.rows[number]])[0])
         except Exception as error:  # counting is a courtesy of the library; the other numbers do not need it
             return {"flops?": f"could not be counted: {type(error).__name__}"}
-        return {"flops": int(count)} if count else {"flops?": "could not be counted"}
+        return {"flops": count} if count else {"flops?": "could not be counted"}
 
     def memory(self) -> dict[str, Any]:
         import torch
@@ -437,7 +435,8 @@ def _open(task_name: str, subject: Mapping[str, Any]) -> tuple[Any, Any, Path | 
     task = resolver.task(task_name)
     if "folder" in subject:
         folder = Path(subject["folder"])
-        return task, task.load(folder), folder
+        student = task.load(folder)
+        return (task, student, folder) if MEMBER not in subject else (task, student.cut(subject[MEMBER]), None)
     ref = Ref.model_validate({k: v for k, v in subject.items() if k != "subject"})
     if not resolver.target("teacher", ref.source, task_name).entry.spec.live:
         raise NotMeasured("it runs behind an API, so what it costs cannot be measured from here")
@@ -457,19 +456,6 @@ def _scheduled() -> tuple[float, float]:
             continue
         ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
     return ran, waited
-
-
-@contextmanager
-def counting() -> Iterator[Callable[[], int]]:
-    """Count the floating-point operations of PyTorch inside; call what it gives for the total.
-
-    Attention is computed in plain arithmetic meanwhile, as the counter does not know every fused kernel.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield lambda: int(counter.get_total_flops())
 
 
 def weight_bytes(folder: Path, *, own: bool = True) -> int:

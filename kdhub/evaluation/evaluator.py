@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +15,8 @@ import numpy as np
 
 from kdhub.data.dataset import Data
 from kdhub.errors import HubError, KdhubError, UnavailableError
-from kdhub.evaluation.report import OWN_FILES
+from kdhub.evaluation.report import OWN_FILES, STUDENT
+from kdhub.families import MEMBER
 from kdhub.metric import Measure
 from kdhub.plugins.registry import Entry
 from kdhub.recipes.recipe import Evaluation
@@ -116,7 +117,22 @@ class Evaluator:
             encode: gives its outputs.
             teacher: gives the teacher's, for fidelity and for student and teacher used together.
         """
-        return [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher)]
+        found = [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher)]
+        return [*found, *self.of_members(encode, teacher)] if subject == STUDENT else found
+
+    def of_members(
+        self, encode: Encoder, teacher: Encoder | None = None, names: Iterable[str] | None = None
+    ) -> list[Measure]:
+        """Of a student that is a family of sizes: what its members give, cut out, each with its name as variant.
+
+        Args:
+            names: of the members that are asked; all if None.
+        """
+        family, measures = encode.model, []
+        for name in (family.members if names is None else names) if isinstance(family, Student) else ():
+            found = self.of_data(STUDENT, student_encoder(self.task, family.cut(name)), teacher)
+            measures += [replace(m, variant={MEMBER: name}) for m in found if m.subject == STUDENT and not m.variant]
+        return measures
 
     def of_files(self, subject: str, encode: Encoder) -> list[Measure]:
         """What the files of a student that is not run say of it, of each split where it has some."""

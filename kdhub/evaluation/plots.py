@@ -7,7 +7,7 @@ that the pictures read without colour too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +50,12 @@ _PANELS = 4
 _POINTS = 400
 
 
-def plot_run(run: Any) -> list[Path]:
+def plot_run(run: Any, **more: Callable[[Report], Figure | None]) -> list[Path]:
     """Draw what the run folder has numbers for into `plots/`.
 
     Args:
         run: a `kdhub.Run`; `metrics()`, `report` and `folder` are used.
+        more: name -> further figures of its report.
 
     Returns:
         The files written, whole each.
@@ -69,6 +70,7 @@ def plot_run(run: Any) -> list[Path]:
             "loss": loss_curve(list(run.metrics())),
             "retention": retention(report),
             "truncation": truncation(report),
+            **{name: draw(report) for name, draw in more.items()},
         }
         for name, figure in figures.items():
             if figure is not None:

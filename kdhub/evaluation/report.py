@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from kdhub.errors import RunError
+from kdhub.families import MEMBER, Sizes
 from kdhub.metric import Measure
 
 SCHEMA = 1
@@ -165,8 +166,8 @@ class Report:
         return _group(m for m in self.measures if m.dataset is not None)
 
     def costs(self) -> list[Line]:
-        """Cost: one line for each metric, the known ones first."""
-        lines = _group(m for m in self.measures if m.dataset is None)
+        """Cost: one line for each metric, the known ones first; of members of a family see `sizes`."""
+        lines = _group(m for m in self.measures if m.dataset is None and not m.variant)
         order = list(COSTS)
         return sorted(lines, key=lambda line: order.index(line.metric) if line.metric in order else len(order))
 
@@ -198,12 +199,19 @@ class Report:
         self.measures += measures
         self.notes += dict.fromkeys(m.note for m in measures if m.note and m.value is not None)
 
+    @property
+    def sizes(self) -> Sizes:
+        """The members of a family of sizes: what each costs, and the first primary metric of each."""
+        primary = self.facts.get("primary") or ()
+        primary = primary.values() if isinstance(primary, Mapping) else (primary,)
+        return Sizes.of((m.to_dict() for m in self.measures), primary)
+
     # -- tables -----------------------------------------------------------------------------------------------
 
     def tables(self) -> list[Table]:
         """Quality; the headline metrics and fidelity seen otherwise (truncated, stored smaller, beside one teacher of
         several); cost. Empty ones are left out."""
-        lines = self.lines()
+        lines = [line for line in self.lines() if MEMBER not in line.variant]
         plain = [line for line in lines if not line.variant]
         measured = any(TEACHER in line.measures for line in plain)
         beside = [line for line in plain if measured and TEACHER not in line.measures]
@@ -212,7 +220,7 @@ class Report:
         places = list(dict.fromkeys((line.dataset, line.split) for line in varied))
         varied.sort(key=lambda line: places.index((line.dataset, line.split)))
         tables = [_quality("Quality", plain), _quality("Quality, looked at otherwise", varied)]
-        tables.append(_cost(self.costs()))
+        tables += [_members(self), _cost(self.costs())]
         return [table for table in tables if table.rows]
 
 
@@ -355,6 +363,22 @@ def _quality(title: str, lines: Sequence[Line]) -> Table:
             row += [percent(kept) if kept is not None else ""] if subject in compared else []
         rows.append(row)
     return Table(title, columns, rows, left)
+
+
+def _members(report: Report) -> Table:
+    """What each member of a family scores and costs; those that no smaller one beats have a star."""
+    sizes = report.sizes
+    costs = [name for name in COSTS if any(name in size.costs for size in sizes.members.values())]
+    teacher = report.get(sizes.metric, TEACHER, sizes.dataset, sizes.split) if sizes.metric else None
+    whole = Line(sizes.metric, sizes.dataset, sizes.split, {}, {TEACHER: teacher} if teacher else {})
+    front, rows = set(sizes.front("parameters")), []
+    for name in sizes.members:
+        score = report.get(sizes.metric, STUDENT, sizes.dataset, sizes.split, {MEMBER: name})
+        kept = replace(whole, measures={**whole.measures, STUDENT: score}).kept(STUDENT) if score and teacher else None
+        row = [name + (" *" if name in front else ""), _cell(score), *([percent(kept)] if teacher else [])]
+        rows.append([*row, *(_cell(report.get(one, STUDENT, variant={MEMBER: name})) for one in costs)])
+    columns = ["member", f"{sizes.metric} on {whole.where}", *(["kept"] if teacher else [])]
+    return Table("Members (* the best of its size)", [*columns, *(COSTS[one][0] for one in costs)], rows)
 
 
 def _cost(lines: Sequence[Line]) -> Table:

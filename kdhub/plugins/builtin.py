@@ -44,6 +44,10 @@ def kdhub_students() -> Iterable[StudentSpec]:
     start = StudentSpec.shorthand("kdhub.recipes.starts:", formerly=FAMILIES)
     yield start("path", "path", "a model in a local folder, or a body that gets a fresh head", argument="FOLDER")
     yield start("hf", "hub", "a model on the Hugging Face Hub, or a body that gets a fresh head", argument=HUB)
+    yield StudentSpec(
+        name="member", target="kdhub.recipes.starts:member", argument="FOLDER|recipe:NAME|ORG/NAME",
+        summary="a member of a family of sizes, by name or the best within a budget",
+    )  # fmt: skip
 
 
 @hookimpl

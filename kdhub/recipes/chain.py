@@ -34,8 +34,9 @@ def check(recipe: Recipe, resolver: Resolver) -> None:
     """
     made = cache(partial(resolved, resolver=resolver))
     for ref in (recipe.teacher, recipe.student):
-        if ref is not None and ref.source.startswith(LINK):
-            other = made(ref.source)
+        source = ref and (link(ref.source) if ref is recipe.student else ref.source)
+        if source and source.startswith(LINK):
+            other = made(source)
             starts = resolver.registry.find("task", recipe.task).spec.starts if ref is recipe.student else ()
             if other.task not in (recipe.task, *starts):
                 also = f"; a start may also be one for {', '.join(starts)}" if starts else ""

@@ -1,15 +1,66 @@
-"""Which task a bare model folder is for, by what lies in it."""
+"""What a folder holds: whose student lies where, and which task a bare model folder is for, by what lies in it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdhub.errors import UsageError
+from kdhub.errors import CompatibilityError, RunError, UnknownNameError, UsageError
+from kdhub.hub.files import MANIFEST
 from kdhub.plugins.registry import Registry
 from kdhub.specs import FolderFormat, TaskSpec
+
+if TYPE_CHECKING:
+    from kdhub.recipes.resolve import Resolver
+    from kdhub.task import Task
+
+
+def opened(folder: Path, task: str | None, resolver: Resolver) -> tuple[Task, Path]:
+    """The task that opens a student, and the folder with its files: of a run, of its student, of a published student
+    or of a bare model.
+
+    Args:
+        task: needed where the folder does not say.
+
+    Raises:
+        RunError: the run has no student yet. UsageError: the task is unknown.
+        CompatibilityError: no plugin here provides it.
+    """
+    from kdhub.recipes.run import Run
+
+    if (folder / MANIFEST).is_file():
+        return published_task(folder, task, resolver), folder
+    if (folder / "recipe.yaml").is_file():
+        run = Run.open(folder)
+        task, folder = task or run.recipe.task, run.student_folder
+        if not folder.is_dir():
+            raise RunError(f"{run.folder} has no student yet", hint=f"kdhub distill --resume {run.folder}")
+    elif task is None and (folder.parent / "recipe.yaml").is_file():
+        task = Run.open(folder.parent).recipe.task
+    return resolver.task(task or guess_task(folder, resolver.registry)), folder
+
+
+def published_task(folder: Path, task: str | None, resolver: Resolver) -> Task:
+    """The task of a student with a manifest. Of plugins it needs that alone; the method that made it may be missing.
+
+    Raises:
+        CompatibilityError: no plugin here provides it.
+    """
+    from kdhub.hub import manifest
+
+    facts = manifest.read(folder / MANIFEST, str(folder))
+    try:
+        return resolver.task(task or facts.task)
+    except UnknownNameError as error:
+        provider = facts.get("provided_by", "distribution")
+        raise CompatibilityError(
+            f"{folder} is a student for {facts.task!r}, and no plugin here knows that task",
+            hint=f"it comes with {provider}: install it if you trust it (kdhub plugins shows what is here)"
+            if isinstance(provider, str)
+            else error.hint,
+        ) from error
 
 
 def tasks_of(folder: Path, registry: Registry) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from kdhub import named_layers
 from kdhub.errors import KdhubError
+from kdhub.evaluation.counting import count_costs
 from kdhub.fields import Field
 from kdhub.ranks import device
 from kdhub.rows import Signals
@@ -215,10 +216,8 @@ def _same(student: Any, loaded: Any, rows: list[Any], kind: str, precision: str)
     mine, theirs = saved.weights(student.module), saved.weights(loaded.module)
     different = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
     assert not different, f"saved in {precision} and loaded it has other weights: {', '.join(different[:3])}"
-    close = 0.0 if device().type == "cpu" else saved.CLOSE
-    for name, values in student.signals(rows, kind).items():
-        worst = float(np.abs(flat(values) - flat(loaded.signals(rows, kind)[name])).max())
-        assert worst <= close, f"{name} of the student loaded in {precision} is {worst:.2g} from what was saved"
+    worst = _far(student.signals(rows, kind), loaded.signals(rows, kind))
+    assert worst <= _close(), f"{kind} of the student loaded in {precision} is {worst:.2g} from what was saved"
 
 
 @check("student")
@@ -240,3 +239,43 @@ def students_are_saved_without_pickles(bench: Bench) -> None:
         student.save(folder)
         left = [p.name for p in folder.rglob("*") if p.suffix in (*PICKLES, ".py")]
         assert not left, f"a student folder holds safetensors and configuration, not {', '.join(left)}"
+
+
+@check("student")
+def members_give_what_the_family_gives(bench: Bench) -> None:
+    """Of a family of sizes: each member, cut out, and saved and opened, gives what the family gives with it chosen, on
+    a CPU bit for bit; it has weights of its own; and members are listed from the smallest to the largest."""
+    for family, rows, task, _ in students_of(bench):
+        if not family.members:
+            raise SkipTest("it is not a family of sizes")
+        kind, folder, sizes = task.primary_signal, bench.empty_folder(), []
+        family.save(folder)
+        opened = task.load(folder)
+        assert json.loads(json.dumps(dict(family.members))) == dict(opened.members), "opened it has other members"
+        before, whole = saved.weights(family.module), family.signals(rows, kind)
+        for name in family.members:
+            family.choose(name)
+            given = family.signals(rows, kind)
+            family.choose(None)
+            part, folder = family.cut(name), bench.empty_folder()
+            assert not part.members, f"member {name} is a family itself"
+            part.save(folder)
+            for which, one in (("", part), (", opened", task.load(folder)), (" of the opened family", opened.cut(name))):
+                far = _far(given, one.signals(rows, kind))
+                assert far <= _close(), f"member {name}{which} is {far:.2g} from the family with that member chosen"
+            sizes.append(count_costs(part)["parameters"])
+            for tensor in part.module.state_dict().values():
+                tensor.zero_()
+            assert saved.weights(family.module) == before, f"member {name} shares weights with the family"
+        assert sizes == sorted(sizes), f"members are not listed from the smallest to the largest: {sizes} parameters"
+        assert _far(whole, family.signals(rows, kind)) <= _close(), "choose(None) does not undo a choice"
+
+
+def _far(mine: Any, theirs: Any) -> float:
+    """The largest difference of two signals."""
+    return max(float(np.abs(flat(values) - flat(theirs[name])).max()) for name, values in mine.items())
+
+
+def _close() -> float:
+    """The largest difference of two signals that are the same."""
+    return 0.0 if device().type == "cpu" else saved.CLOSE

@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -77,7 +78,8 @@ class _Objective(nn.Module):
         super().__init__()
         self.student = student.module
         self.extras = nn.ModuleDict(dict(extras))
-        self._method, self._task = method, task
+        self._method, self._task, self._student = method, task, student
+        self.members: Sequence[str | None] = (None,)  # that learn in this step
         self._teacher: list[Teacher] = []  # in a list: a live teacher is no submodule, it is neither trained nor saved
         self._taps = Taps(student.module, method.uses(student))
         self._teacher_taps: Taps | None = None
@@ -87,14 +89,20 @@ class _Objective(nn.Module):
         self._attention = _Float32Attention if on_cpu else nullcontext
 
     def forward(self, inputs: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        with self._attention(), self._taps.reading():
-            student = self._task.forward(self.student, inputs)
-        student.update(self._taps.signals(inputs))
-        if self._teacher:
-            given = self._method.ask(student, inputs, self._ask)
-        else:
-            given = Signals(teacher or {})
-        terms = self._method.objective(student, given, inputs, self.progress)
+        given, each = None if self._teacher else Signals(teacher or {}), []
+        own = type(self._method).ask is not ObjectiveMethod.ask  # else it is asked of the batch, once
+        for member in self.members:
+            if member is not None:
+                self._student.choose(member)
+            with self._attention(), self._taps.reading():
+                student = self._task.forward(self.student, inputs)
+            student.update(self._taps.signals(inputs))
+            if self._teacher and (given is None or own):
+                given = self._method.ask(student, inputs, self._ask)
+            each.append(self._method.objective(student, given, inputs, self.progress))
+        if self.members != (None,):
+            self._student.choose(None)
+        terms = {name: sum(one[name] for one in each) / len(each) for name in each[0]} if len(each) > 1 else each[0]
         for name, term in terms.items():
             if term.numel() != 1:
                 raise UsageError(
@@ -487,6 +495,9 @@ class Engine:
     def prepared(self, batches: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
         """The batches of an optimiser step as the method changes them, with what means are over (`step_count`)."""
         self.module.progress = Progress(step, self.steps, step / self.steps_per_epoch)
+        if self.student.members:
+            rng = np.random.default_rng([self.seed, step])
+            self.module.members = tuple(self.method.members(self.student, rng)) or (None,)
         made, drawn = [], self.generator.get_state()
         for b in batches:
             self.generator.set_state(drawn)

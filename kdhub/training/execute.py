@@ -57,7 +57,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         session.saved = run.student_folder
         _note_student(run, session, student, saved)
         report = session.method.evaluate(session, student)
-        _add_costs(run, session, student, report)
+        _add_costs(run, session, student, report, saved.precision)
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
@@ -70,9 +70,9 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
 
 def write_page(run: Run, resolver: Resolver) -> None:
     """Plots and card, from what stands in the run folder."""
-    from kdhub.evaluation import plots
+    from kdhub.evaluation import families, plots
 
-    plots.plot_run(run)
+    plots.plot_run(run, family=families.figure)
     written = Run.open(run.folder)  # the recipe as it was given: folders of a chain say nothing to anybody else
     run._write("README.md", page(written, resolver))
 
@@ -134,20 +134,21 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
     )
 
 
-def _add_costs(run: Run, session: Any, student: Any, report: Any) -> None:
+def _add_costs(run: Run, session: Any, student: Any, report: Any, precision: str | None) -> None:
     from kdhub.evaluation import cost
+    from kdhub.training import members
     from kdhub.training.session import cost_subjects
 
+    rows = session.task.sample(*session.evaluator.data[0], COST_ROWS) if session.evaluator.data else []
+    report.measures += members.counted(session.task, student, rows, precision)
     if run.recipe.evaluation.cost and not student.answers:
         report.measures += cost.of_files(student, run.student_folder, run.provenance)
-        return
-    if not run.recipe.evaluation.cost or not session.evaluator.data:
-        return
-    data, split = session.evaluator.data[0]
-    subjects = cost_subjects(run.recipe, run.student_folder)
-    logger.info("measuring cost, each subject in a process of its own")
-    rows = session.task.sample(data, split, COST_ROWS)
-    report.add_costs(cost.measure(run.recipe.task, subjects, rows))
+    elif run.recipe.evaluation.cost and rows:
+        subjects = [*cost_subjects(run.recipe, run.student_folder), *members.subjects(student, run.student_folder)]
+        logger.info("measuring cost, each subject in a process of its own")
+        report.add_costs(members.by_the_clock(cost.measure(run.recipe.task, subjects, rows)))
+        if len(names := members.timed(student)) < len(student.members):
+            report.notes.append(f"{len(names)} of {len(student.members)} members were timed: {', '.join(names)}")
 
 
 def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str]]:

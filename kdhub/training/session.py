@@ -23,7 +23,7 @@ from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
 from kdhub.metric import Measure
 from kdhub.ranks import barrier, device, of_first, rank, repeatable
-from kdhub.recipes.chain import models_of, part_in
+from kdhub.recipes.chain import link, models_of, part_in
 from kdhub.recipes.doors import noting_teachers
 from kdhub.recipes.recipe import Recipe
 from kdhub.recipes.resolve import Resolver
@@ -117,7 +117,7 @@ class Session:
         start = {"source": self.recipe.student.source, **student.start}
         if made := self._made_by(self.recipe.student.source):
             how = str(start.get("how") or LOCAL)  # what the task did to it stays
-            start |= {"source": made, "how": how.replace(LOCAL, f"the student of {made}")}
+            start |= {"source": made, "how": how.replace(LOCAL, f"the student of {link(made) or made}")}
         digest = weights_digest(student)
         self.run.same("start", {"source": start["source"], "weights": digest})
         self.run.add_provenance(student={"start": start, "start_sha256": digest})

@@ -12,6 +12,7 @@ from kdhub.data.dataset import parse_source
 from kdhub.errors import UsageError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
 from kdhub.evaluation.report import Report
+from kdhub.families import member_in
 from kdhub.files import write_json
 from kdhub.recipes.folders import guess_task
 from kdhub.recipes.recipe import DataRef, Layer, Recipe, build, parse_sets
@@ -26,6 +27,7 @@ from kdhub.training.session import cost_subjects
 def evaluate(
     subject: str | Path,
     *,
+    member: str | None = None,
     teacher: str | None = None,
     data: str | Sequence[str] | None = None,
     task: str | None = None,
@@ -39,6 +41,7 @@ def evaluate(
     Args:
         subject: a run folder, a student folder, a student that was pulled or is in `kdhub list published`, or a
             student source (`hf:org/name`, `org/name`, `path:...`).
+        member: of a family of sizes: this one alone, as a student of its own.
         teacher: to compare with; a run brings its own.
         data: names of data sets, `name` or `name:split`; a run brings its own.
         task: when neither the subject nor the columns of the data say.
@@ -66,6 +69,8 @@ def evaluate(
     report, against = Report(), None
     model = resolver.teacher(recipe.teacher, recipe.task) if recipe.teacher is not None else None
     loaded = student(model)
+    if member is not None:
+        loaded, folder = loaded.cut(member_in(loaded, folder or Path(), member, str(subject))), None
     if model is not None and not task_object.mismatch(loaded, model):
         signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
         if not model.complete:
@@ -90,7 +95,8 @@ def _subject(
     """The recipe to score by, a function teacher -> student, and the folder with its files, if it is saved."""
     from kdhub.hub.fetch import fetch_model
     from kdhub.hub.files import MANIFEST
-    from kdhub.verbs.load import load, published_task
+    from kdhub.recipes.folders import published_task
+    from kdhub.verbs.load import load
 
     text, name = str(subject), None
     folder = _here(subject, resolver)
@@ -188,11 +194,14 @@ def _cost(recipe: Recipe, task: Any, evaluator: Evaluator, student: Any) -> list
     import tempfile
 
     from kdhub.evaluation import cost
+    from kdhub.training import members
 
     with tempfile.TemporaryDirectory() as folder:
         student.save(Path(folder))
         if not student.answers:
             return cost.of_files(student, Path(folder), {})
         data, split = evaluator.data[0]
-        subjects = cost_subjects(recipe, Path(folder))
-        return cost.measure(recipe.task, subjects, task.sample(data, split, COST_ROWS))
+        rows = task.sample(data, split, COST_ROWS)
+        subjects = [*cost_subjects(recipe, Path(folder)), *members.subjects(student, Path(folder))]
+        timed = members.by_the_clock(cost.measure(recipe.task, subjects, rows))
+        return [*members.counted(task, student, rows, None), *timed]

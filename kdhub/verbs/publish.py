@@ -36,6 +36,7 @@ from kdhub.recipes.recipe import SECRET, Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
 from kdhub.training.execute import page
+from kdhub.training.members import run_of_member
 from kdhub.verbs.search import COSTS_OF
 
 logger = logging.getLogger("kdhub")
@@ -79,6 +80,7 @@ def publish(
     source: str | Path,
     repo: str,
     *,
+    member: str | None = None,
     private: bool = False,
     create_pr: bool = False,
     dry_run: bool = False,
@@ -95,6 +97,7 @@ def publish(
     Args:
         source: a finished run, or a student that `pull` brought here (to put it on another hub).
         repo: `org/name`.
+        member: of a run whose student is a family of sizes: this one, as a student of its own.
         private: make a new repository private.
         create_pr: propose it, and leave the repository as it is.
         dry_run: check everything, upload nothing.
@@ -116,9 +119,10 @@ def publish(
     folder = Path(source).expanduser()
     with _staging_folder(folder) as staging:
         if (folder / MANIFEST).is_file():
-            kind, warnings = _again(folder, staging, licence)
+            kind, warnings = _again(folder, staging, licence, member)
         else:
-            kind, warnings = _assemble(_run(folder), staging, name, resolver, licence)
+            with run_of_member(_run(folder), member, resolver) as run:
+                kind, warnings = _assemble(run, staging, name, resolver, licence)
         if sign is not None:
             _sign(staging, Path(sign).expanduser(), None if dry_run else partial(signature_on, hub, name, kind))
         done = Publication(
@@ -226,10 +230,15 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
     return kind, _warnings(run)
 
 
-def _again(folder: Path, staging: Path, licence: str | None) -> tuple[str, list[str]]:
+def _again(folder: Path, staging: Path, licence: str | None, member: str | None) -> tuple[str, list[str]]:
     """A pulled student as it is: nothing in it is rendered or run again."""
     from kdhub.hub.pull import check_folder
 
+    if member is not None:
+        raise UsageError(
+            "a member is published from the run that made its family",
+            hint=f"or make a run of it: --method as-is, student: {{source: member:{folder}, name: {member}}}",
+        )
     if licence is not None:
         raise UsageError("the licence of a pulled student stands in its card", hint="leave out --license")
     name = str(folder)
@@ -269,7 +278,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-_OF_CARD = ("method", "teacher", "start", "seed", "recipe_sha256", "versions")
+_OF_CARD = ("method", "teacher", "start", "seed", "recipe_sha256", "versions", "members", "member")
 
 
 def _facts(run: Run, resolver: Resolver, kind: str) -> dict[str, Any]:

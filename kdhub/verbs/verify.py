@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.data.dataset import parse_source
+from kdhub.data.prepare import names_of
 from kdhub.errors import KdhubError, RecipeError, UntrustedError
 from kdhub.evaluation.card import TOGETHER
+from kdhub.evaluation.counting import count_costs
 from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
 from kdhub.evaluation.report import ASYMMETRIC, OWN_FILES, STUDENT, Report, printable
+from kdhub.families import MEMBER, member_in
 from kdhub.hub import manifest
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
@@ -45,6 +48,7 @@ class Figure:
         card, report, now: what the card shows, the report holds, and an evaluation gives now; None when unknown.
         verdict: `ok`, `differs`, or `not checked`.
         note: why.
+        member: of a family, that it is a figure of.
     """
 
     dataset: str
@@ -56,6 +60,7 @@ class Figure:
     now: float | None = None
     verdict: str = OPEN
     note: str = ""
+    member: str | None = None
 
     @property
     def difference(self) -> float | None:
@@ -89,6 +94,7 @@ class Verification:
 def verify(
     target: str | Path,
     *,
+    member: str | None = None,
     key: str | Path | None = None,
     with_teacher: bool = False,
     tolerance: float = RELATIVE,
@@ -99,6 +105,7 @@ def verify(
 
     Args:
         target: what `kdhub.pull` takes, or a pulled folder.
+        member: of a family of sizes: the figures of this one alone.
         key: public key of its signature.
         with_teacher: also the figures that need the teacher, which is loaded for it.
         tolerance: relative; the absolute one is 0.002.
@@ -125,11 +132,14 @@ def verify(
         found.signed = not found.problems
     facts = manifest.read(folder / MANIFEST, name)
     report, recipe = _report(folder, name), _recipe(folder, name)
-    found.figures = _figures(folder, name, report)
+    found.figures = [f for f in _figures(folder, name, report) if member in (None, f.member)]
     if not found.problems:  # what was changed is not run
         student = load(folder, resolver=resolver)
-        found.problems += _other_files(folder, student)
+        if member is not None:
+            member_in(student, folder, member, name)
+        found.problems += [*_other_files(folder, student), *_other_members(folder, student)]
         _evaluate(found, recipe, facts, student, folder, with_teacher, resolver)
+    found.problems += _other_costs(folder, report, member)
     _judge(found)
     return found
 
@@ -196,16 +206,55 @@ def _other_files(folder: Path, student: Any) -> list[str]:
     return [f"{CARD}: its configs are {shown}, the student's files are {own}"]
 
 
+def _other_costs(folder: Path, report: Report, member: str | None) -> list[str]:
+    """What the card's front matter says of the members of a family, where the report says otherwise."""
+    said, sizes, told = _members_in(folder), report.sizes.members, []
+    for name in [name for name in {**said, **sizes} if member in (None, name)]:
+        mine, its = said.get(name), sizes[name].costs if name in sizes else None
+        if mine is None or its is None:
+            told.append(f"{CARD}: member {name} is not in the {'card' if mine is None else 'report'}")
+            continue
+        for metric in {**mine, **its}:
+            if mine.get(metric) != its.get(metric):
+                told.append(f"{CARD}: member {name} has {metric} {mine.get(metric)}, the report has {its.get(metric)}")
+    return told
+
+
+def _other_members(folder: Path, student: Any) -> list[str]:
+    """Members that the files do not hold as the card says, by name and by parameters counted."""
+    said = _members_in(folder)
+    if said.keys() != student.members.keys():
+        return [f"{CARD}: its members are {names_of(said)}, the student's are {names_of(student.members)}"]
+    told = []
+    for name, costs in said.items():
+        has = count_costs(student.cut(name)).get("parameters")
+        if costs.get("parameters") != has:
+            told.append(f"{CARD}: member {name} has parameters {costs.get('parameters')}, cut out it has {has}")
+    return told
+
+
+def _members_in(folder: Path) -> dict[str, dict[str, Any]]:
+    own = split_card(_text(folder / CARD))[0].get("kdhub")
+    said = own.get("members") if isinstance(own, Mapping) else None
+    listed = said.items() if isinstance(said, Mapping) else ()
+    return {str(name): dict(costs) for name, costs in listed if isinstance(costs, Mapping)}
+
+
 def _figure(dataset: Mapping[str, Any], metric: Mapping[str, Any]) -> Figure:
     value = metric["value"]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{value!r} is not a number")
     subject = ASYMMETRIC if str(metric.get("name", "")).endswith(TOGETHER) else STUDENT
-    return Figure(str(dataset["name"]), dataset.get("split"), str(metric["type"]), subject, float(value))
+    member = (metric.get("args") or {}).get(MEMBER)
+    return Figure(
+        str(dataset["name"]), dataset.get("split"), str(metric["type"]), subject, float(value),
+        member=None if member is None else str(member),
+    )  # fmt: skip
 
 
 def _same(figure: Figure, measure: Measure) -> bool:
-    return not measure.variant and (figure.dataset, figure.split, figure.metric, figure.subject) == (
+    variant = {} if figure.member is None else {MEMBER: figure.member}
+    return measure.variant == variant and (figure.dataset, figure.split, figure.metric, figure.subject) == (
         printable(measure.dataset),
         measure.split,
         measure.metric,
@@ -249,7 +298,9 @@ def _evaluate(
             if scored.get((used["name"], used["split"])) != used["fingerprint"]:
                 _note(asked, "this machine has other rows under that name")
                 continue
-            measures = evaluator.of_data(STUDENT, encode, against)
+            measures = evaluator.of_data(STUDENT, encode, against) if any(f.member is None for f in asked) else []
+            members = [name for name in student.members if any(f.member == name for f in asked)]
+            measures += evaluator.of_members(encode, against, members)
         except KdhubError as error:
             reasons.append(f"{ref.source} is not available: {error.message.splitlines()[0]}")
             continue

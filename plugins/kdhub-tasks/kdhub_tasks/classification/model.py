@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdhub.errors import DataError, UntrustedError
+from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
 from kdhub_tasks.classes import problem_of
@@ -51,6 +51,30 @@ class NetworkClassifier(ProbedClassifier):
         made = NetworkClassifier(self.task, {**self.config, "layers": len(blocks(module))}, start)
         made.module.load_state_dict(module.state_dict())
         return made
+
+    @property
+    def members(self) -> Mapping[str, Mapping[str, Any]]:
+        """Those of its network, where that is a family of sizes: it has `members`, `member` and `cut`."""
+        return getattr(self.module, "members", {})
+
+    def choose(self, name: str | None) -> None:
+        self.module.member = name
+
+    def cut(self, name: str) -> NetworkClassifier:
+        settings, state = self.module.cut(name)
+        shared = {k: v for k, v in self.config.items() if k in ("shape", "classes", "mean", "std", "problem_type")}
+        made = NetworkClassifier(self.task, shared | settings, self.start)
+        made.module.load_state_dict(state)
+        made.module.to(self.device).eval()
+        return made
+
+    def wrap(self, name: str, **settings: Any) -> None:
+        if self.members:
+            raise CompatibilityError(
+                f"a wrapper ({name}) cannot be put around a family of sizes: its members would be without it",
+                hint="take one of its members: student: {source: member:..., name: ...}",
+            )
+        super().wrap(name, **settings)
 
     def note_wrapper(self, wrapper: Mapping[str, Any]) -> None:
         self.config[KEY] = [*self.config.get(KEY, ()), dict(wrapper)]

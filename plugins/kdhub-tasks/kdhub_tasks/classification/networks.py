@@ -72,6 +72,59 @@ class Mlp(nn.Module):
         return {"logits": self.head(x), "features": x}
 
 
+class SlimmableMlp(Mlp):
+    """A multilayer perceptron whose hidden layers can be run at a share of their width: the first units of each, which
+    all wider ones have as well (slimmable networks, arXiv:1812.08928). A member is a plain `mlp`.
+
+    Args:
+        hidden: widths of the hidden layers at a share of 1.
+        shares: of the width, each a member.
+
+    Attributes:
+        members: name -> its settings as a plain `mlp`, the narrowest first.
+        member: as which its forward runs; None: the widest of them.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        hidden: Sequence[int] = (64,),
+        shares: Sequence[float] = (0.25, 0.5, 1.0),
+        mean: Any = 0.0,
+        std: Any = 1.0,
+    ):
+        super().__init__(shape, classes, hidden, mean, std)
+        widths = {f"{share:g}x": [max(1, round(share * n)) for n in hidden] for share in sorted(shares)}
+        self.members = {name: {"hidden": of} for name, of in widths.items()}
+        self.member: str | None = None
+
+    def _slices(self, member: str | None) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each layer, the head last, at the member's widths."""
+        widths = self.members[member or list(self.members)[-1]]["hidden"]
+        made, before = [], self.hidden[0].in_features
+        for layer, width in zip((*self.hidden, self.head), (*widths, self.head.out_features)):
+            # Of one block of memory, as a plain network has them: so their products are the same to the last bit.
+            made.append((layer.weight[:width, :before].contiguous(), layer.bias[:width]))
+            before = width
+        return made
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        *layers, head = self._slices(self.member)
+        x = self.scale(inputs["x"]).flatten(1)
+        for weight, bias in layers:
+            x = F.relu(F.linear(x, weight, bias))
+        return {"logits": F.linear(x, *head), "features": x}
+
+    def cut(self, member: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Configuration and weights of a member as a network of its own."""
+        names = [*(f"hidden.{i}" for i in range(len(self.hidden))), "head"]
+        state = {n: t for n, t in self.state_dict().items() if n.startswith("scale.")}
+        for name, (weight, bias) in zip(names, self._slices(member)):
+            state |= {f"{name}.weight": weight.detach(), f"{name}.bias": bias.detach()}
+        return {"network": "mlp", "hidden": self.members[member]["hidden"]}, state
+
+
 class _Block(nn.Module):
     """Two 3x3 convolutions; the shortcut takes every second pixel and pads channels with zeros (option A)."""
 

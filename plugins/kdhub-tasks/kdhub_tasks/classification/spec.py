@@ -39,6 +39,7 @@ TASKS = (
 _network = NetworkSpec.shorthand(f"{HERE}.networks:", formerly=FORMERLY)
 NETWORKS = (
     _network("mlp", "Mlp", "multilayer perceptron"),
+    _network("slimmable-mlp", "SlimmableMlp", "multilayer perceptron that runs at several shares of its width"),
     _network("resnet", "CifarResNet", "ResNet for small images"),
     _network("vit", "Vit", "small vision transformer"),
     _network("timm", "Timm", "a network of the timm library"),
@@ -49,6 +50,10 @@ STUDENTS = (
     _student(
         "mlp", "mlp", "a fresh multilayer perceptron", argument="WIDTH,...", example="8", tasks=(), traits=("arrays",),
         exposes=SIGNALS,
+    ),
+    _student(
+        "slimmable-mlp", "slimmable_mlp", "a fresh multilayer perceptron, a family of several widths",
+        argument="WIDTH,...", example="8", tasks=(), traits=("arrays",), exposes=SIGNALS,
     ),
     _student("resnet", "resnet", "a fresh ResNet for small images", argument="DEPTH", example="8"),
     _student(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import DataError, UsageError
 from kdhub.student import BuildContext, sizes
@@ -16,6 +18,30 @@ if TYPE_CHECKING:
 def mlp(argument: str, context: BuildContext) -> NetworkClassifier:
     """`mlp:64,32`: hidden layers of these widths; `mlp:` with nothing is a linear map."""
     return network(context, {"network": "mlp", "hidden": _numbers("mlp", argument)}, f"mlp:{argument}")
+
+
+class SlimmableOptions(BaseModel):
+    """Of a slimmable network."""
+
+    model_config = ConfigDict(extra="forbid")
+    shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [0.25, 0.5, 1.0], min_length=1, description="of the width, each a member of the family; 1 is all of it"
+    )
+
+
+def slimmable_mlp(argument: str, context: BuildContext) -> NetworkClassifier:
+    """`slimmable-mlp:64,32`: a multilayer perceptron that can be run at some `shares` of these widths: a family."""
+    hidden, shares = _numbers("slimmable-mlp", argument), sorted({*context.options.get("shares", [0.25, 0.5, 1.0])})
+    if not hidden or len({max(1, round(share * hidden[0])) for share in shares}) < len(shares):
+        raise UsageError(
+            f"student slimmable-mlp:{argument}: members must differ in their width (shares={shares})",
+            hint="take wider layers or fewer shares",
+        )
+    config = {"network": "slimmable-mlp", "hidden": hidden, "shares": shares}
+    return network(context, config, f"slimmable-mlp:{argument}")
+
+
+slimmable_mlp.Options = SlimmableOptions
 
 
 def resnet(argument: str, context: BuildContext) -> NetworkClassifier:
