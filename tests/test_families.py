@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import toy
 import yaml
+from hub import serve
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import kdhub
 from kdhub.errors import UnknownNameError, UsageError
 from kdhub.evaluation import families
+from kdhub.evaluation.card import check_card
 from kdhub.evaluation.report import Report
 from kdhub.families import Sizes, member_in
 from kdhub.hub.files import digests
@@ -35,9 +39,26 @@ FAMILY = {
 ROWS = [{"x": [0.1, -0.2, 0.3, 0.4]}, {"x": [1.0, 0.0, -1.0, 0.5]}]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run of a family; copied, so that a test may change it."""
+    from kdhub.plugins import builtin
+    from kdhub.plugins.discovery import Plugins, set_plugins
+
+    folder, plugins = tmp_path_factory.mktemp("families"), Plugins()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDHUB_HOME", str(folder / "home"))
+        set_plugins(plugins)
+        plugins.register(builtin, "kdhub")
+        plugins.register(toy, "kdhub-toy")
+        kdhub.distill(FAMILY, out=folder / "run")
+        set_plugins(None)
+    return folder / "run"
+
+
 @pytest.fixture
-def family(toys, tmp_path):
-    return kdhub.distill(FAMILY, out=tmp_path / "run")
+def family(toys, made, tmp_path):
+    return kdhub.Run.open(shutil.copytree(made, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -112,7 +133,7 @@ def test_any_method_trains_a_family_and_each_step_is_that_of_its_members(toys, t
 
 
 def test_a_killed_run_of_a_family_ends_with_the_same_bytes(toys, tmp_path, monkeypatch):
-    recipe = {**FAMILY, "student": "sizes:2,3,4,5,6", "method": "toy-plain"}
+    recipe = {**FAMILY, "student": "sizes:2,3,4,5,6"}
     recipe["options"] = {**recipe["options"], "checkpoint_steps": 3}
     whole = kdhub.distill(recipe, out=tmp_path / "whole")
     real = toy.Plain.objective
@@ -303,3 +324,47 @@ def test_a_member_is_published_as_a_student_of_its_own(family, hub, tmp_path, qu
         kdhub.publish(there, "me/small", member="h2", dry_run=True)
     with pytest.raises(UsageError, match="is one student"):
         kdhub.evaluate(there, member="h2", data="toy-points")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """`kdhub hub serve`, and a user who may write there."""
+    with serve(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        yield hub
+
+
+def test_a_family_of_three_is_distilled_published_pulled_opened_and_verified(isolated, served, monkeypatch, tmp_path):
+    """A slimmable network and its teacher, by `kd`; on another cache each member gives what it gave, bit for bit."""
+    digits = {"train": [{"source": "digits", "split": "train", "limit": 300}]}
+    scored = {"data": [{"source": "digits", "split": "test", "limit": 200}], "cost": False, "metrics": ["accuracy"]}
+    common = {"task": "image-classification", "data": digits, "evaluation": scored}
+    common["options"] = {"max_steps": 40, "lr": 0.01}
+    teacher = kdhub.distill({**common, "method": "supervised", "student": "mlp:32"}, out=tmp_path / "teacher")
+    run = kdhub.distill(
+        {**common, "method": "kd", "teacher": f"path:{teacher.student_folder}", "student": "slimmable-mlp:32,16"},
+        out=tmp_path / "run",
+    )
+    done = kdhub.publish(run.folder, "me/digits", licence="mit")  # its usage lines are run
+    assert done.endpoint == served.endpoint and check_card(done.card, Report.from_dict(run.report)) == []
+    monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "other"))
+    folder = kdhub.pull("me/digits").folder
+    here, there = kdhub.load(run.folder), kdhub.load("me/digits")
+    rows = [{"x": np.random.default_rng(n).random((8, 8), np.float32)} for n in range(3)]
+    for name in ("0.25x", "0.5x", "1x"):
+        there.choose(name)
+        mine, whole = here.cut(name).signals(rows, "logits")["logits"], there.signals(rows, "logits")["logits"]
+        theirs = kdhub.load("me/digits", member=name).signals(rows, "logits")["logits"]
+        assert np.array_equal(mine, theirs) and np.array_equal(mine, whole), name
+    found = kdhub.verify("me/digits")
+    assert found.status == "verified" and [f.member for f in found.figures] == [None, "0.25x", "0.5x", "1x"]
+    weights = load_file(folder / "model.safetensors")
+    weights["hidden.0.weight"][16:] = weights["hidden.0.weight"][16:].flip(0)  # of the widest alone
+    save_file(weights, folder / "model.safetensors")
+    assert kdhub.verify(folder).problems == ["model.safetensors is not the file that was published"]
+    seal(folder)
+    differing = {f.member for f in kdhub.verify(folder).figures if f.verdict == "differs"}
+    assert differing == {None, "1x"}

@@ -173,6 +173,11 @@ class _Child:
             self.problem = f"its process did not start: {error.strerror or error}"
 
     @property
+    def called(self) -> str:
+        """What messages call it."""
+        return " ".join(filter(None, (self.name, self.subject.get(MEMBER))))
+
+    @property
     def alive(self) -> bool:
         return self.problem is None
 
@@ -263,9 +268,9 @@ def _said(timed: Sequence[_Child]) -> str | None:
     for child in timed:
         waited, times = statistics.median(child.waited or [0.0]), child.rounds["latency-p50"]
         if waited > WAITED:
-            parts.append(f"the {child.name}'s process waited for a core {waited:.0%} of the time")
+            parts.append(f"the {child.called}'s process waited for a core {waited:.0%} of the time")
         if not child.agrees:
-            parts.append(f"rounds of the {child.name} gave a latency of {min(times):.3g} to {max(times):.3g} ms")
+            parts.append(f"rounds of the {child.called} gave a latency of {min(times):.3g} to {max(times):.3g} ms")
     if not parts:
         return None
     return f"times were measured on a busy machine: {'; '.join(parts)}. Ratios, measured in turns, say more than times"

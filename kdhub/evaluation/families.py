@@ -39,8 +39,8 @@ def figure(report: Report) -> Figure | None:
             axes.annotate("teacher", (1, teacher.value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                           fontsize=10, color=GREY)  # fmt: skip
     for name in points if len(points) <= NAMED else front:
-        axes.annotate(printable(name), points[name], xytext=(0, -14), textcoords="offset points", ha="center",
-                      fontsize=9)  # fmt: skip
+        place = {"xytext": (-7, 7), "textcoords": "offset points", "ha": "right"}  # where the front's line is not
+        axes.annotate(printable(name), points[name], fontsize=10, **place)
     known = [x for x, _ in points.values()] + ([large.value] if large is not None else [])
     if max(known) > 12 * min(known):
         axes.set_xscale("log")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from kdhub.errors import RunError
-from kdhub.families import MEMBER, Sizes
+from kdhub.families import LIMITS, MEMBER, Sizes
 from kdhub.metric import Measure
 
 SCHEMA = 1
@@ -368,7 +368,7 @@ def _quality(title: str, lines: Sequence[Line]) -> Table:
 def _members(report: Report) -> Table:
     """What each member of a family scores and costs; those that no smaller one beats have a star."""
     sizes = report.sizes
-    costs = [name for name in COSTS if any(name in size.costs for size in sizes.members.values())]
+    costs = [name for name in LIMITS.values() if any(name in size.costs for size in sizes.members.values())]
     teacher = report.get(sizes.metric, TEACHER, sizes.dataset, sizes.split) if sizes.metric else None
     whole = Line(sizes.metric, sizes.dataset, sizes.split, {}, {TEACHER: teacher} if teacher else {})
     front, rows = set(sizes.front("parameters")), []

@@ -257,10 +257,15 @@ def members_give_what_the_family_gives(bench: Bench) -> None:
             family.choose(name)
             given = family.signals(rows, kind)
             family.choose(None)
+            assert _far(whole, family.signals(rows, kind)) <= _close(), "choose(None) does not undo a choice"
             part, folder = family.cut(name), bench.empty_folder()
             assert not part.members, f"member {name} is a family itself"
             part.save(folder)
-            for which, one in (("", part), (", opened", task.load(folder)), (" of the opened family", opened.cut(name))):
+            for which, one in (
+                ("", part),
+                (", opened", task.load(folder)),
+                (" of the opened family", opened.cut(name)),
+            ):
                 far = _far(given, one.signals(rows, kind))
                 assert far <= _close(), f"member {name}{which} is {far:.2g} from the family with that member chosen"
             sizes.append(count_costs(part)["parameters"])
@@ -268,7 +273,6 @@ def members_give_what_the_family_gives(bench: Bench) -> None:
                 tensor.zero_()
             assert saved.weights(family.module) == before, f"member {name} shares weights with the family"
         assert sizes == sorted(sizes), f"members are not listed from the smallest to the largest: {sizes} parameters"
-        assert _far(whole, family.signals(rows, kind)) <= _close(), "choose(None) does not undo a choice"
 
 
 def _far(mine: Any, theirs: Any) -> float:
