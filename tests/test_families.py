@@ -19,6 +19,7 @@ import kdhub
 from kdhub.errors import UnknownNameError, UsageError
 from kdhub.evaluation import families
 from kdhub.evaluation.card import check_card
+from kdhub.evaluation.counting import counting
 from kdhub.evaluation.report import Report
 from kdhub.families import Sizes, member_in
 from kdhub.hub.files import digests
@@ -208,6 +209,34 @@ def test_of_many_members_some_are_timed():
     family = type("Many", (), {"members": dict.fromkeys(names, {})})()
     timed = members.timed(family)
     assert len(timed) == len({*timed}) == members.TIMED and timed[0] == "m0" and timed[-1] == "m29"
+
+
+def test_a_candidate_is_counted_without_a_process(toys):
+    student = toy.mlp("5", BuildContext(None, None, 0))
+    assert kdhub.count_costs(student) == {"parameters": 4 * 5 + 5 + 5 * 3 + 3}
+    assert kdhub.count_costs(student, ROWS[0], task="toy-vectors") == {"parameters": 43, "flops": 2 * (4 * 5 + 5 * 3)}
+    assert kdhub.count_costs(toy.table("", None), ROWS[0]) == {}
+
+
+def test_transformer_layers_are_counted_though_torch_would_run_them_as_one():
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True, norm_first=True).eval()
+    with torch.no_grad(), counting() as total:
+        layer(torch.zeros(1, 16, 32))
+    projections, feed_forward = 2 * 16 * 32 * (96 + 32), 2 * 2 * 16 * 32 * 64
+    assert total() == projections + feed_forward + 2 * 2 * 4 * 16 * 16 * 8
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_process_of_a_member_cuts_it_out(family):
+    from kdhub.evaluation import cost
+
+    asked = members.subjects(kdhub.load(family.folder), family.student_folder)
+    assert [one["member"] for one in asked] == ["h2", "h4", "h8"]
+    _, student, folder = cost._open("toy-vectors", asked[1])
+    assert student.module.inner.out_features == 4 and folder is None
+    found = list(cost._measures(asked[1], {"parameters": 1, "latency-p50": 2.0}, "why"))
+    assert {m.variant["member"] for m in found} == {"h4"}
+    assert {m.metric for m in members.by_the_clock(found)} == {"latency-p50", "latency-p95", "throughput", "memory"}
 
 
 # -- as a start -----------------------------------------------------------------------------------------------
