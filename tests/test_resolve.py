@@ -62,7 +62,7 @@ def test_a_student_that_lacks_a_signal(refused):
     error = refused(CompatibilityError, student="narrow:6")
     assert "method toy-hint uses hidden, vector of the student" in error.message
     assert "narrow:6 exposes vector: hidden is missing" in error.message
-    assert error.hint == "students that fit: hf, mlp, path"
+    assert error.hint == "students that fit: hf, member, mlp, path, sizes"
 
 
 def test_a_teacher_that_cannot_run_inside_training(refused):
@@ -403,14 +403,18 @@ def test_what_fits_is_not_refused(resolver):
         (
             {"student": "half:1", "teacher": "far:1"},
             "student half:1 is made from the teacher's weights, and teacher far:1 has none here",
-            "students that fit: fixed, hf, mlp, path",
+            "students that fit: fixed, hf, member, mlp, path, sizes",
         ),
         (
             {"student": "half:1", "method": "toy-plain", "teacher": None},
             "and the recipe has no teacher",
-            "students that fit: fixed, hf, mlp, narrow, path",
+            "students that fit: fixed, hf, member, mlp, narrow, path, sizes",
         ),
-        ({"student": "table"}, "table exposes nothing: hidden, vector is missing", "fixed, half, hf, mlp, path"),
+        (
+            {"student": "table"},
+            "table exposes nothing: hidden, vector is missing",
+            "fixed, half, hf, member, mlp, path, sizes",
+        ),
         ({"signals": {"keep": "top-3"}}, "method toy-hint, with these options, does not learn", "it takes all"),
         ({"sampler": "toy-rule"}, "chooses rows to have labelled", "--set strategy=toy-rule"),
     ],

@@ -237,7 +237,7 @@ def _again(folder: Path, staging: Path, licence: str | None, member: str | None)
     if member is not None:
         raise UsageError(
             "a member is published from the run that made its family",
-            hint=f"or make a run of it: --method as-is, student: {{source: member:{folder}, name: {member}}}",
+            hint=f"or make a run that starts from it: student: {{source: member:{folder}, name: {member}}}",
         )
     if licence is not None:
         raise UsageError("the licence of a pulled student stands in its card", hint="leave out --license")
