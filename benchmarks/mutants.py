@@ -83,6 +83,10 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (f"{LOGITS}/test_relations.py", f"{LOGITS}/test_objectives.py", "-k mix or batch or clean"),
     ),
     "evaluator": (("kdhub/evaluation/evaluator.py",), ("tests/test_evaluator.py",)),
+    "families": (
+        ("kdhub/families.py", "kdhub/evaluation/counting.py"),
+        ("tests/test_families.py", "-k not three and not killed"),
+    ),
     "report": (("kdhub/evaluation/report.py",), ("tests/test_report.py", "-k not picture and not decades")),
     "resolve": (("kdhub/recipes/resolve.py",), ("tests/test_resolve.py",)),
     "engine": (

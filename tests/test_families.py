@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import kdhub
-from kdhub.errors import UnknownNameError, UsageError
+from kdhub.errors import CompatibilityError, UnknownNameError, UsageError
 from kdhub.evaluation import families
 from kdhub.evaluation.card import check_card
 from kdhub.evaluation.counting import counting
@@ -24,6 +24,7 @@ from kdhub.evaluation.report import Report
 from kdhub.families import Sizes, member_in
 from kdhub.hub.files import digests
 from kdhub.method import Progress
+from kdhub.recipes.chain import resolve_recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.student import BuildContext
 from kdhub.training import members
@@ -266,9 +267,19 @@ def test_a_member_of_a_recipe_that_is_made_first(toys, tmp_path, monkeypatch):
     run = kdhub.distill(recipe, out=tmp_path / "run", set=["options.max_steps=1"])
     made = run.provenance["student"]["start"]
     assert (made["source"], made["how"]) == ("member:recipe:sizes", "the member h2 of the student of recipe:sizes")
-    other = {**recipe, "task": "toy-others"}
-    with pytest.raises(kdhub.KdhubError):
-        kdhub.distill(other, out=tmp_path / "other")
+
+
+def test_a_member_of_another_task_is_refused_before_anything_is_made(isolated, tmp_path, monkeypatch):
+    folder = tmp_path / "catalogue" / "recipes"
+    folder.mkdir(parents=True)
+    other = {"task": "image-classification", "method": "supervised", "data": {"train": "digits"}}
+    text = yaml.safe_dump({"schema": 1, "name": "sizes", **other, "student": "slimmable-mlp:8"})
+    (folder / "sizes.yaml").write_text(text)
+    monkeypatch.setenv("KDHUB_CATALOG", str(folder.parent))
+    start = {"source": "member:recipe:sizes", "name": "1x"}
+    assert resolve_recipe({**other, "student": start}).student.options == {"name": "1x"}
+    with pytest.raises(CompatibilityError, match="makes a student for image-classification, not for tabular"):
+        resolve_recipe({**other, "task": "tabular-classification", "student": start})
 
 
 # -- on a hub -------------------------------------------------------------------------------------------------
@@ -327,7 +338,11 @@ def test_an_edited_figure_of_a_member(pulled):
     (edited,) = [f for f in kdhub.verify(pulled).figures if f.verdict == "differs"]
     assert edited.member == "h4" and edited.note == f"the report has {float(found[1]):.6g}"
     card.write_text(text.replace("parameters: 35", "parameters: 30"))
-    assert kdhub.verify(pulled).problems[0] == "README.md: member h4 has parameters 30, cut out it has 35"
+    assert kdhub.verify(pulled).problems[0] == "README.md: member 'h4' has parameters 30, the student's has 35"
+    card.write_text(text.replace("hidden: 4", "hidden: 3"))
+    said = "README.md: member 'h4' has cut {'hidden': 3}, the student's has {'hidden': 4}"
+    assert kdhub.verify(pulled).problems == [said]
+    card.write_text(text.replace("parameters: 35", "parameters: 30"))
     report = json.loads((pulled / "report.json").read_text())
     for m in report["measures"]:
         if m["metric"] == "parameters" and m["variant"] == {"member": "h4"}:
@@ -335,7 +350,9 @@ def test_an_edited_figure_of_a_member(pulled):
     (pulled / "report.json").write_text(json.dumps(report))
     seal(pulled)  # card, report and digests agree; the member says otherwise
     found = kdhub.verify(pulled)
-    assert found.status == "differs" and found.problems == ["README.md: member h4 has parameters 30, cut out it has 35"]
+    assert found.status == "differs" and found.problems == [
+        "README.md: member 'h4' has parameters 30, the student's has 35"
+    ]
 
 
 def test_a_member_is_published_as_a_student_of_its_own(family, hub, tmp_path, quick):

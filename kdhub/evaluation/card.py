@@ -133,7 +133,10 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
             "seed": facts.seed,
             "recipe_sha256": facts.recipe_digest,
             "cost": {line.metric: line.value(STUDENT) for line in facts.report.costs()},
-            "members": {name: size.costs for name, size in facts.report.sizes.members.items()},
+            "members": {
+                name: {"cut": (student.get("members") or {}).get(name), **size.costs}
+                for name, size in facts.report.sizes.members.items()
+            },
             "member": facts.student.get("member"),
             "versions": (facts.environment.get("versions") or {}),
         }

@@ -128,9 +128,9 @@ class Evaluator:
         Args:
             names: of the members that are asked; all if None.
         """
-        family, measures = encode.model, []
+        family, measures, given = encode.model, [], {}
         for name in (family.members if names is None else names) if isinstance(family, Student) else ():
-            found = self.of_data(STUDENT, student_encoder(self.task, family.cut(name)), teacher)
+            found = self.of_data(STUDENT, student_encoder(self.task, family.cut(name)), teacher, given)
             measures += [replace(m, variant={MEMBER: name}) for m in found if m.subject == STUDENT and not m.variant]
         return measures
 
@@ -147,17 +147,27 @@ class Evaluator:
                         measures.append(_measure(spec, subject, OWN_FILES, split, value=float(value)))
         return measures
 
-    def of_data(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
-        """What a subject gives on the evaluation data."""
+    def of_data(
+        self, subject: str, encode: Encoder, teacher: Encoder | None = None, known: dict[int, Any] | None = None
+    ) -> list[Measure]:
+        """What a subject gives on the evaluation data.
+
+        Args:
+            known: the teacher's outputs on each data set, kept here for other subjects.
+        """
         measures: list[Measure] = []
         if isinstance(encode.model, Student) and isinstance(self.task, NetworkTask) and not encode.model.answers:
             if self.data and (note := f"the {encode.model.kind} is not run on evaluation data") not in self.notes:
                 self.notes.append(note)
             return measures
-        for data, split in self.data:
+        for n, (data, split) in enumerate(self.data):
             logger.info("evaluating %s on %s %s", subject, data.name, split)
             outputs = self._outputs(encode, data, split)
-            given = self._outputs(teacher, data, split) if teacher is not None else None
+            given = known.get(n) if known else None
+            if given is None and teacher is not None:
+                given = self._outputs(teacher, data, split)
+                if known is not None:
+                    known[n] = given
             measures += self._score(outputs, subject, data, split, given)
             self._settle(subject, encode, data, split)
             if given is not None and subject == "student" and getattr(self.options, "asymmetric", False):

@@ -130,6 +130,7 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
             "kind": student.kind,
             "pipeline_tag": session.task.pipeline_tag,
             **({"front_matter": more} if (more := student.front_matter()) else {}),
+            **({"members": {name: dict(how) for name, how in student.members.items()}} if student.members else {}),
         }
     )
 

@@ -91,7 +91,8 @@ def run_of_member(run: Run, name: str | None, resolver: Resolver) -> Iterator[Ru
         part = save_member(family, name, made.student_folder, known.get("student", {}).get("dtype"))
         about = {"name": name, "of": len(family.members), "cut": dict(family.members[name])}
         own = {"parameters": count_costs(part).get("parameters"), "usage": part.usage(), "member": about}
-        made.write_json("provenance.json", {**known, "student": {**known.get("student", {}), **own}})
+        of_family = {key: value for key, value in known.get("student", {}).items() if key != "members"}
+        made.write_json("provenance.json", {**known, "student": {**of_family, **own}})
         report = Report.from_dict(run.report)
         its = [replace(m, variant={}) for m in report.measures if m.variant == {MEMBER: name}]
         report.measures = [m for m in report.measures if m.subject != STUDENT] + its

@@ -23,7 +23,7 @@ from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encod
 from kdhub.evaluation.report import ASYMMETRIC, OWN_FILES, STUDENT, Report, printable
 from kdhub.families import MEMBER, member_in
 from kdhub.hub import manifest
-from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST
+from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, short
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
 from kdhub.hub.trust import foreign_yaml, split_card
 from kdhub.metric import Measure
@@ -212,11 +212,12 @@ def _other_costs(folder: Path, report: Report, member: str | None) -> list[str]:
     for name in [name for name in {**said, **sizes} if member in (None, name)]:
         mine, its = said.get(name), sizes[name].costs if name in sizes else None
         if mine is None or its is None:
-            told.append(f"{CARD}: member {name} is not in the {'card' if mine is None else 'report'}")
+            told.append(f"{CARD}: member {short(name)} is not in the {'card' if mine is None else 'report'}")
             continue
-        for metric in {**mine, **its}:
+        for metric in {**mine, **its}.keys() - {"cut"}:
             if mine.get(metric) != its.get(metric):
-                told.append(f"{CARD}: member {name} has {metric} {mine.get(metric)}, the report has {its.get(metric)}")
+                at = f"has {metric} {short(mine.get(metric))}, the report has {short(its.get(metric))}"
+                told.append(f"{CARD}: member {short(name)} {at}")
     return told
 
 
@@ -227,9 +228,12 @@ def _other_members(folder: Path, student: Any) -> list[str]:
         return [f"{CARD}: its members are {names_of(said)}, the student's are {names_of(student.members)}"]
     told = []
     for name, costs in said.items():
-        has = count_costs(student.cut(name)).get("parameters")
-        if costs.get("parameters") != has:
-            told.append(f"{CARD}: member {name} has parameters {costs.get('parameters')}, cut out it has {has}")
+        now = {"parameters": count_costs(student.cut(name)).get("parameters"), "cut": dict(student.members[name])}
+        told += [
+            f"{CARD}: member {short(name)} has {key} {short(costs.get(key))}, the student's has {short(value)}"
+            for key, value in now.items()
+            if costs.get(key) != value
+        ]
     return told
 
 
