@@ -25,9 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kdhub_tasks.language.prompting import (
-    SCORE,
     Prompter,
-    ScoringPrompter,
     batches,
     fingerprints,
     prompt_in,
@@ -37,6 +35,7 @@ from kdhub_tasks.language.prompting import (
 )
 from kdhub_tasks.language.replies import Tally, distinct, made
 from kdhub_tasks.language.rows import with_answer
+from kdhub_tasks.language.scoring import SCORE, Scorer
 from kdhub_tasks.language.verify import extract, verified
 
 from kdhub.data.dataset import Data
@@ -118,7 +117,7 @@ def self_knowledge(
         raise UsageError(f"{name}: keep=majority needs samples of at least 2 (samples={samples})")
     prompter = Prompter(name, teacher, answers, chat, temperature=1.0)
     require(name, samples, prompter.how)
-    scorer = ScoringPrompter(name, teacher, score_template, scale, chat) if keep == "scored" else None
+    scorer = Scorer(name, teacher, score_template, scale, chat) if keep == "scored" else None
     data = source(name, argument, options, limit=limit)
     origin = {"elicitation": "self-knowledge", "teacher": prompter.name}
 

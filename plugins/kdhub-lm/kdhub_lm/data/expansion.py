@@ -7,9 +7,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kdhub_tasks.language.prompting import SCORE, Prompter, ScoringPrompter, batches, filled, require, source
+from kdhub_tasks.language.prompting import Prompter, batches, filled, require, source
 from kdhub_tasks.language.replies import Tally, made, read_pairs
 from kdhub_tasks.language.rouge import NovelTexts
+from kdhub_tasks.language.scoring import SCORE, Scorer
 
 from kdhub.data.dataset import Data
 from kdhub.errors import DataError, UsageError
@@ -109,7 +110,7 @@ def curation(
     topics = list(dict.fromkeys([*filter(None, map(str.strip, argument.split(","))), *topics]))
     prompter = Prompter(name, teacher, answers, chat, temperature=0.7)
     require(name, samples, prompter.how, template, "topic", "difficulty")
-    scorer = ScoringPrompter(name, teacher, score_template, scale, chat) if least_score is not None else None
+    scorer = Scorer(name, teacher, score_template, scale, chat) if least_score is not None else None
     if not topics or not difficulties:
         raise UsageError(f"{name} needs topics and difficulties", hint="curation:geometry,history")
     origin = {"elicitation": "curation", "teacher": prompter.name}
