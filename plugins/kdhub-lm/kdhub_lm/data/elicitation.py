@@ -32,6 +32,7 @@ from kdhub_tasks.language.prompting import (
     question_and_answer,
     require,
     source,
+    with_log_probs,
 )
 from kdhub_tasks.language.replies import Tally, distinct, made
 from kdhub_tasks.language.rows import with_answer
@@ -48,6 +49,7 @@ def labelling(
     teacher: Any = None,
     samples: int = 1,
     template: str = "{prompt}",
+    drop_unlikely: float = 0.0,
     limit: int | None = None,
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
@@ -59,12 +61,15 @@ def labelling(
         argument: the data set, as `--data` takes it.
         samples: answers to each prompt; repeated ones are dropped.
         template: what the teacher is sent, with {prompt} in it; the student learns from the prompt alone.
+        drop_unlikely: the share of each split's answers to drop, those that the teacher found least probable
+            (arXiv:2110.07178); not every server says how probable they are.
         limit: the first prompts of each split only.
         chat: use the teacher's chat template.
         answers: settings of its `Generation`; for several samples the default temperature is 0.7.
         options: of the other data set.
     """
     name = f"labelling:{argument}"
+    answers = with_log_probs(name, answers, drop_unlikely)
     prompter = Prompter(name, teacher, answers, chat, temperature=0.0 if samples == 1 else 0.7)
     require(name, samples, prompter.how, template, "prompt")
     data = source(name, argument, options, limit=limit)
@@ -73,11 +78,12 @@ def labelling(
     def rows(split: str, tally: Tally) -> Iterator[dict[str, Any]]:
         for batch in batches(data.split(split)):
             for row, replies in zip(batch, prompter([prompt_in(row, template) for row in batch], samples)):
-                for n, (text, ended) in distinct(replies, tally):
-                    yield {**with_answer(row, text), "ended": ended, "sample": n, **origin}
+                for n, reply in distinct(replies, tally):
+                    yield {**with_answer(row, reply.text), **reply.about, "sample": n, **origin}
 
     key = {"of": fingerprints(data), "asked": prompter.key, "samples": samples, "template": template}
-    return made(name, {s: lambda t, s=s: rows(s, t) for s in data.splits}, key, licence=data.licence)
+    splits = {s: lambda t, s=s: rows(s, t) for s in data.splits}
+    return made(name, splits, key, drop_unlikely=drop_unlikely, licence=data.licence)
 
 
 def self_knowledge(
@@ -136,9 +142,9 @@ def self_knowledge(
             found = []
             for row, replies in zip(batch, prompter([prompt_in(row) for row in batch], samples)):
                 passes = filter_of(row, replies)
-                for n, (text, ended) in distinct(replies, tally):
-                    if passes(text):
-                        found.append({**with_answer(row, text), "ended": ended, "sample": n, **origin})
+                for n, reply in distinct(replies, tally):
+                    if passes(reply.text):
+                        found.append({**with_answer(row, reply.text), **reply.about, "sample": n, **origin})
                     else:
                         tally["wrong" if keep == "verified" else "without a majority"] += 1
             yield from found if scorer is None else scorer.kept(found, least_score, tally)

@@ -104,9 +104,10 @@ class Answer(_Pair):
     log_probs: np.ndarray | None = None
 
     @property
-    def measured(self) -> dict[str, float]:
-        """{"log_prob": of the whole answer, the sum over its tokens}; {} where it is unknown."""
-        return {} if self.log_probs is None else {"log_prob": float(np.sum(self.log_probs, dtype=np.float64))}
+    def about(self) -> dict[str, Any]:
+        """What a row says of its answer: `ended`; where it is known `log_prob`, the sum over its tokens, nats."""
+        known = {} if self.log_probs is None else {"log_prob": float(np.sum(self.log_probs, dtype=np.float64))}
+        return {"ended": self.ended, **known}
 
 
 def is_text(kind: str) -> bool:
@@ -219,8 +220,7 @@ def answered(
             if not answer.text.strip():
                 empty += 1
                 continue
-            about = {"ended": answer.ended, "sample": n // len(table), **answer.measured}
-            yield {**with_answer(table[n % len(table)], answer.text), **about}
+            yield {**with_answer(table[n % len(table)], answer.text), **answer.about, "sample": n // len(table)}
         if empty:
             what = f"{empty} of {samples * len(table)} answers of {teacher.argument} to {name} are empty"
             if empty == samples * len(table):

@@ -110,6 +110,17 @@ def fingerprints(data: Data) -> dict[str, str]:
     return {split: data.fingerprint(split) for split in data.splits}
 
 
+def with_log_probs(what: str, answers: Mapping[str, Any] | None, drop_unlikely: float) -> Mapping[str, Any] | None:
+    """Settings of answers of which the least probable are dropped.
+
+    Raises:
+        UsageError: no share.
+    """
+    if not 0 <= drop_unlikely < 1:
+        raise UsageError(f"{what}: drop_unlikely must be a share, from 0 to below 1 (drop_unlikely={drop_unlikely:g})")
+    return {**(answers or {}), "log_probs": True} if drop_unlikely else answers
+
+
 def require(what: str, samples: int, how: Generation, template: str = "", *placeholders: str) -> None:
     """Raises:
     UsageError: samples that would all be identical, or a template without a placeholder.

@@ -133,9 +133,9 @@ def test_log_probabilities_are_those_of_the_tokens_by_the_plain_distribution(tea
                 log_p = model.module.model(torch.tensor([ids])).logits[0, -1, : model.module.classes].log_softmax(-1)
             assert value == pytest.approx(log_p[token].item(), abs=1e-4)
             ids.append(token)
-        assert answer.measured == {"log_prob": pytest.approx(float(answer.log_probs.sum()), abs=1e-4)}
+        assert answer.about["log_prob"] == pytest.approx(float(answer.log_probs.sum()), abs=1e-4)
     how.pop("log_probs")
-    assert written(teacher, **how)[0].log_probs is None and written(teacher, **how)[0].measured == {}
+    assert written(teacher, **how)[0].log_probs is None and written(teacher, **how)[0].about.keys() == {"ended"}
 
 
 def test_a_beginning_is_the_end_of_the_prompt_and_no_part_of_the_text(tiny, teacher):
@@ -220,7 +220,7 @@ def test_a_server_is_sent_what_is_set_and_nothing_else(server):
 
 def test_log_probabilities_of_a_server(server):
     (answer, _) = written(behind(), log_probs=True, max_new_tokens=4)
-    assert answer.log_probs.tolist() == [-0.5] * 4 and answer.measured == {"log_prob": -2.0}
+    assert answer.log_probs.tolist() == [-0.5] * 4 and answer.about == {"ended": False, "log_prob": -2.0}
     (answer, _) = written(behind(api="completions"), log_probs=True)
     assert answer.log_probs.tolist() == [-0.25, -1.0] and server.bodies[-1]["logprobs"] == 1
     rows = answered(behind(), PROMPT, Generation(log_probs=True), name="x").split("train")
