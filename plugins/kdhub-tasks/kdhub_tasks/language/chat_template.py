@@ -13,6 +13,7 @@ from typing import Any
 from kdhub.errors import CompatibilityError, DataError
 
 MARK = "[the answer goes on here]"
+"""Stands in a template where the model is to go on."""
 Message = Mapping[str, str]
 Spans = list[tuple[int, int]]
 """Parts of a text, each from one character up to another."""
@@ -46,12 +47,12 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False)
 
 
 def as_prompt(tokenizer: Any, messages: Sequence[Message], prefix: str = "") -> str:
-    """A conversation as the prompt of its next answer, of which `prefix` is the beginning: the last thing in the prompt,
-    in a turn that is not closed (`continue_final_message` of the transformers library).
+    """A conversation as the prompt of its next answer, which begins with `prefix`: the last thing in the prompt, in a
+    turn that is not closed (`continue_final_message` of the transformers library).
 
     Raises:
         DataError: the chat template does not accept such a conversation.
-        CompatibilityError: it accepts it, but leaves no answer open behind its beginning.
+        CompatibilityError: it accepts it, but leaves no answer open after its beginning.
     """
     closed = render(tokenizer, messages, prompt=True)
     if not prefix:
@@ -64,7 +65,7 @@ def as_prompt(tokenizer: Any, messages: Sequence[Message], prefix: str = "") -> 
     before, _, after = whole.partition(MARK)
     if not before.endswith(prefix) or MARK in after:
         raise CompatibilityError(
-            f"the tokenizer's chat template cannot leave an answer open behind its beginning (prefix={prefix!r}){why}",
+            f"the tokenizer's chat template cannot leave an answer open after its beginning (prefix={prefix!r}){why}",
             hint="leave out `prefix`, or prompt without the chat template",
         )
     return before

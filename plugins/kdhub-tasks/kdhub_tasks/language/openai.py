@@ -9,9 +9,9 @@ One request is one row, many are in flight, and each answer is committed to the 
 token counts of the server: nothing is paid for twice after a kill or a failure. For retries and keys see
 `kdhub.teachers.endpoint`.
 
-**Answers that are begun** (`prefix`). A base model is sent prompt and beginning as one text. Chat has no standard for it:
-the option `prefill` says how this server is told to go on with the last message. Without it, as at OpenAI, it would
-begin another answer, so such prompts are refused here.
+**Answers that are begun** (`prefix`). A base model is sent prompt and beginning as one text. Chat has no standard way:
+the option `prefill` says how this server is told to go on with the last message. Without it a server, such as OpenAI's,
+would begin another answer, so these prompts are refused here.
 
 **Logits.** Some servers return the log-probabilities of a prompt's tokens by token id (`prompt_logprobs` of
 `/completions`, as in vLLM). With the option `tokenizer`, `signals: {keep: top-K}` then works as with a local teacher:
@@ -65,8 +65,8 @@ class OpenAI(Endpoint):
         body: dict[str, Any] = Field({}, description="further fields of each request, passed to the server")
         prefill: Literal["continue_final_message", "prefix"] | None = Field(
             None,
-            description="how the server goes on with an answer that was begun: by the field of vLLM, or the mark on the "
-            "message of DeepSeek and Mistral; unset where it cannot (chat)",
+            description="how a chat server is told to go on with an answer that was begun: by vLLM's field, or the "
+            "mark on the message of DeepSeek and Mistral; unset where it cannot",
         )
         refused: Literal["stop", "empty"] = Field(
             "stop", description="what a refused prompt becomes: an error, or an empty answer"
@@ -144,7 +144,7 @@ class OpenAI(Endpoint):
         if prefix and self.options.api == "chat" and self.options.prefill is None:
             raise CompatibilityError(
                 f"{self.name} is not known to go on with an answer that was begun (prefix={prefix!r}, prefill=null)",
-                hint="set the option prefill to what the server understands, or api: completions; else leave out prefix",
+                hint="set the option prefill to what this server understands, or api: completions; or leave out prefix",
             )
 
     def _request(self, example: Example, how: Generation) -> tuple[str, dict[str, Any]]:
