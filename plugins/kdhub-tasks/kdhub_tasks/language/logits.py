@@ -13,8 +13,6 @@ from kdhub.rows import Example, plain_rows, prepared
 if TYPE_CHECKING:
     import datasets
 
-    from kdhub_tasks.language.model import CausalLm
-
 NUMBERS = 2**23
 """Logits held at once, of each model."""
 BLOCK = 2**20
@@ -50,13 +48,13 @@ def slices(logits: np.ndarray) -> Iterator[slice]:
 
 
 def written_log_probs(
-    model: CausalLm, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
+    model: Any, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
     """Of each token that follows a prompt its log-probability, nats, by the model's plain distribution: (tokens,)
     float32 for each prompt.
 
     Args:
-        prompts, written: token ids; at least one of each prompt.
+        model: a `CausalLm`; prompts, written: token ids; at least one of each prompt.
     """
     import torch
 

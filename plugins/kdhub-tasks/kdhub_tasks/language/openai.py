@@ -16,8 +16,8 @@ would begin another answer, so these prompts are refused here.
 **Logits.** Some servers return the log-probabilities of a prompt's tokens by token id (`prompt_logprobs` of
 `/completions`, as in vLLM). With the option `tokenizer`, `signals: {keep: top-K}` then works as with a local teacher:
 rows are tokenized here, sent as ids, and returned with the K most probable tokens of each position. Log-probabilities
-by the tokens' texts (`logprobs` of chat) are not read: different tokens can have the same text, and they exist only for
-what the server generated itself.
+by the tokens' texts (`logprobs` of chat) make no logits: different tokens can have the same text, and they exist only
+for what the server generated itself. Of that they are read (`log_probs`).
 """
 
 from __future__ import annotations
