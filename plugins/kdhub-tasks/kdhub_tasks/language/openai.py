@@ -1,17 +1,8 @@
 """`openai:MODEL`: a language model behind any OpenAI-compatible API, as a teacher that writes.
 
-    POST {base_url}/chat/completions {"model", "messages", "max_tokens", "temperature", "top_p", "seed"}
-    POST {base_url}/completions      {"model", "prompt", ...}     for base models
-
-With `stop`, penalties and `logprobs` where the settings ask for them.
-
 One request is one row, many are in flight, and each answer is committed to the signal store when it arrives, with the
 token counts of the server: nothing is paid for twice after a kill or a failure. For retries and keys see
-`kdhub.teachers.endpoint`.
-
-**Answers that are begun** (`prefix`). A base model is sent prompt and beginning as one text. Chat has no standard way:
-the option `prefill` says how this server is told to go on with the last message. Without it a server, such as OpenAI's,
-would begin another answer, so these prompts are refused here.
+`kdhub.teachers.endpoint`, for what is sent and read `wire`.
 
 **Logits.** Some servers return the log-probabilities of a prompt's tokens by token id (`prompt_logprobs` of
 `/completions`, as in vLLM). With the option `tokenizer`, `signals: {keep: top-K}` then works as with a local teacher:
@@ -22,7 +13,6 @@ for what the server generated itself. Of that they are read (`log_probs`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +26,7 @@ from kdhub.fields import Field as Stored
 from kdhub.teachers.endpoint import Endpoint, Refused, message_in, quoted
 from kdhub_tasks.language.generation import Generation, encoded, is_text, layout
 from kdhub_tasks.language.rows import vocabulary
+from kdhub_tasks.language.wire import Malformed, request, require_prefill, text_of, unknown
 
 if TYPE_CHECKING:
     from kdhub.rows import Example
@@ -43,10 +34,6 @@ if TYPE_CHECKING:
 
 UNKNOWN = -1
 """Token count of an answer for which the server gave none."""
-ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
-"""How servers say that a model ended its answer itself, by whichever of its ends."""
-NOT_EVERYWHERE = ("stop", "presence_penalty", "frequency_penalty", "prefix", "log_probs")
-"""Settings that some servers refuse."""
 
 
 class OpenAI(Endpoint):
@@ -113,7 +100,7 @@ class OpenAI(Endpoint):
 
     def layout(self, kind: str) -> dict[str, Any]:
         if is_text(kind):
-            self._require_prefill(Generation.parse(kind).prefix)
+            require_prefill(self.options, self.name, Generation.parse(kind).prefix)
             return {**layout(kind), "tokens": Stored("tokens", "int32", (2,))}
         field = self._form(kind).field("logits", ragged=True)
         return {field.name: field}
@@ -136,70 +123,30 @@ class OpenAI(Endpoint):
 
     # -- texts ----------------------------------------------------------------------------------------------------
 
-    def _require_prefill(self, prefix: str) -> None:
-        """
-        Raises:
-            CompatibilityError: an answer is begun, and this server is not known to go on with it.
-        """
-        if prefix and self.options.api == "chat" and self.options.prefill is None:
-            raise CompatibilityError(
-                f"{self.name} is not known to go on with an answer that was begun (prefix={prefix!r}, prefill=null)",
-                hint="set the option prefill to what this server understands, or api: completions; or leave out prefix",
-            )
-
-    def _request(self, example: Example, how: Generation) -> tuple[str, dict[str, Any]]:
-        """Where a prompt is sent, and what."""
-        payload: dict[str, Any] = {self.options.limit: how.max_new_tokens, "temperature": how.temperature}
-        if how.temperature:
-            # Two samples for one prompt are two rows: their contents differ, and so must their seeds.
-            drawn = int.from_bytes(hashlib.sha256(example["content"]).digest()[:4], "big")
-            payload |= {"top_p": how.top_p, "seed": (drawn + how.seed) % 2**31}
-        given = {"stop": list(how.stop), "presence_penalty": how.presence_penalty}
-        given |= {"frequency_penalty": how.frequency_penalty}
-        payload |= {name: value for name, value in given.items() if value}
-        messages = list(example["messages"])
-        if self.options.api == "completions":
-            if len(messages) > 1:
-                raise CompatibilityError(
-                    f"{self.name}: with api=completions a prompt must be one message, this one has {len(messages)}",
-                    hint="set api: chat",
-                )
-            payload |= {"logprobs": 1} if how.log_probs else {}
-            return "completions", payload | {"prompt": messages[0]["content"] + how.prefix}
-        if self.options.system:
-            messages.insert(0, {"role": "system", "content": self.options.system})
-        if how.prefix:
-            begun = {"role": "assistant", "content": how.prefix}
-            if self.options.prefill == "prefix":
-                begun["prefix"] = True
-            else:
-                payload |= {"continue_final_message": True, "add_generation_prompt": False}
-            messages.append(begun)
-        payload |= {"logprobs": True} if how.log_probs else {}
-        return "chat/completions", payload | {"messages": messages}
-
     def _answer(self, example: Example, how: Generation, row: int) -> tuple[str, bool, np.ndarray, tuple[int, int]]:
         """The text, whether the model or a stop sequence ended it, the log-probability of each of its tokens where
         `how` asks for them, and the tokens of prompt and answer."""
-        self._require_prefill(how.prefix)
+        require_prefill(self.options, self.name, how.prefix)
         which = quoted(example["messages"][-1]["content"], row)
-        path, payload = self._request(example, how)
+        path, payload = request(self.options, self.name, example, how)
         try:
             answer = self.send(path, payload | self.options.body, doing=f"answering {which}", what=which)
         except Refused as refused:
-            if self.options.refused == "empty":
+            named = unknown(how, str(refused))
+            if self.options.refused == "empty" and not named:
                 return "", False, np.zeros(0, np.float32), (UNKNOWN, UNKNOWN)
-            asked = how.model_dump(exclude_defaults=True).keys() & {*NOT_EVERYWHERE}
-            more = f"does it know {', '.join(sorted(asked))}? " if asked else ""
             raise TeacherError(
                 f"{self.name} refused {which}: {refused}",
-                hint=f"{more}refused: empty drops such prompts; set limit, system and body to what the server supports",
+                hint=f"it does not seem to know {', '.join(named)}: leave it out, or ask another server"
+                if named
+                else "refused: empty drops such prompts; set limit, system and body to what the server supports",
             ) from None
-        text, ended, choice = self._read(answer, which)
-        log_probs = self._log_probs(choice, which) if how.log_probs and text else np.zeros(0, np.float32)
-        if self.options.prefill == "prefix":  # some of these servers repeat it
-            text = text.removeprefix(how.prefix)
-        text, cut = how.cut(text)  # not all servers leave it out
+        try:
+            text, ended, log_probs = text_of(self.options, how, answer)
+        except Malformed as what:
+            message, _ = message_in(answer)
+            instead = f", but: {self.redacted(message)}" if message else ""
+            raise TeacherError(f"{self.name} sent a malformed answer for {which}: {what}{instead}") from None
         usage = answer.get("usage")
         counts = [
             usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
@@ -209,58 +156,7 @@ class OpenAI(Endpoint):
             self.answered += 1
             self.prompt_tokens += max(0, known[0])
             self.completion_tokens += max(0, known[1])
-        return text, ended or cut, log_probs, (known[0], known[1])
-
-    def _log_probs(self, choice: Mapping[str, Any], which: str) -> np.ndarray:
-        """Of each token that the server lists: of the answer, and with some of what ended it.
-
-        Raises:
-            TeacherError: there are none.
-        """
-        given = choice.get("logprobs")
-        try:
-            if self.options.api == "chat":
-                values = [token["logprob"] for token in given["content"]]
-            else:
-                values = given["token_logprobs"]
-            found = np.array(values, np.float32).reshape(len(values))
-        except (AttributeError, TypeError, ValueError, KeyError):
-            found = np.array([np.nan])
-        if not (np.isfinite(found) & (found <= 1e-3)).all():
-            raise TeacherError(
-                f"{self.name} sent no log-probabilities ('logprobs') for {which}",
-                hint="not every server has them: leave out log_probs",
-            )
-        return found
-
-    def _read(self, answer: Any, which: str) -> tuple[str, bool, Mapping[str, Any]]:
-        """The first choice's text, "" where the model said nothing, whether the model ended it, and the choice."""
-
-        def malformed(what: str) -> TeacherError:
-            message, _ = message_in(answer)
-            instead = f", but: {self.redacted(message)}" if message else ""
-            return TeacherError(f"{self.name} sent a malformed answer for {which}: {what}{instead}")
-
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise malformed("it has no list 'choices'")
-        choice = choices[0]
-        if self.options.api == "chat":
-            message = choice.get("message")
-            if not isinstance(message, dict):
-                raise malformed("its choice has no 'message'")
-            text = message.get("content")
-            if isinstance(text, list):  # parts
-                parts = [part.get("text") for part in text if isinstance(part, dict)]
-                text = "".join(parts) if all(isinstance(part, str) for part in parts) else text
-        else:
-            text = choice.get("text", ...)
-        if text is None:  # all tokens were spent on thinking, a tool, or a refusal
-            return "", False, choice
-        if not isinstance(text, str):
-            raise malformed("its text is not a string")
-        # half of a surrogate pair, which JSON allows and files do not
-        return text.encode("utf-8", "replace").decode(), choice.get("finish_reason") in ENDED, choice
+        return text, ended, log_probs, (known[0], known[1])
 
     # -- logits ---------------------------------------------------------------------------------------------------
 

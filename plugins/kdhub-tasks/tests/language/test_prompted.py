@@ -189,6 +189,7 @@ def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int) ->
     monkeypatch.setenv("KDHUB_HOME", str(home))
     code = "import runpy, sys; runpy.run_path(sys.argv[1])['fill'](int(sys.argv[2]))"
     server.delay, rng, known, lost = 0.01, random.Random(0), set(), 0
+    paid = 0  # of those lost, by how many the server had answered in full before the kill
 
     def settled() -> list[str]:
         """The prompts of this stage, none of whose answers were stored before."""
@@ -206,17 +207,19 @@ def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int) ->
         while len(server.answered) < number:
             assert child.poll() is None, child.communicate()
             time.sleep(0.002)
+        done = {body["messages"][-1]["content"] for body in server.answered}
         child.kill()
         child.communicate()
         new, before = settled(), known
         known = answered(home, n)
         assert before <= known and known - before <= set(new) and len(new) - len(known - before) <= CONCURRENCY
         lost += len(new) - len(known - before)
+        paid += len((done & set(new)) - known)
     server.delay = 0.0
     given = fill(n)
     assert sorted(settled()) == sorted({prompt_of(text) for text in texts(n)} - known), "exactly what was missing"
     assert len(asked) == n + lost and answered(home, n) == set(asked)
-    print(f"{n} prompts, {times} kills: {len(asked)} requests, {lost} lost with the kills")
+    print(f"{n} prompts, {times} kills: {len(asked)} requests, {lost} lost with the kills, {paid} of them answered")
     killed = stores(home)
     monkeypatch.setenv("KDHUB_HOME", str(folder / "undisturbed"))
     assert fill(n) == given and stores(folder / "undisturbed") == killed and len(killed) > n

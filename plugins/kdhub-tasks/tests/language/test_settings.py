@@ -237,13 +237,19 @@ def test_a_server_without_log_probabilities_is_refused(server, given):
         return handler.answer(200, {"choices": [choice]})
 
     server.always = without
-    with pytest.raises(TeacherError, match="no log-probabilities") as caught:
+    with pytest.raises(TeacherError, match="text 1 .*no log-probabilities.*leave out log_probs"):
         written(behind(), log_probs=True)
-    assert "log_probs" in caught.value.hint
+
+
+@pytest.mark.parametrize("refused", ["stop", "empty"])
+def test_a_setting_that_a_server_refuses_is_named_whatever_becomes_of_refused_prompts(server, refused):
     server.always = failing(400, "Unrecognized request argument: logprobs")
     with pytest.raises(TeacherError, match="logprobs") as caught:
-        written(behind(), log_probs=True, stop=["a"])
-    assert "does it know log_probs, stop?" in caught.value.hint
+        written(behind(refused=refused), log_probs=True, stop=["a"])
+    assert "does not seem to know log_probs:" in caught.value.hint
+    server.always = failing(400, "not this one")
+    if refused == "empty":
+        assert written(behind(refused=refused), log_probs=True)[0] == ("", False)
 
 
 def test_a_server_goes_on_with_an_answer_only_where_it_is_known_to(server):
