@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -181,13 +182,15 @@ def answered(home: Path, n: int) -> set[str]:
     return found
 
 
-def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int) -> None:
-    """Killed so often while it asks: the bytes of an undisturbed store, and no prompt is asked again whose answer was
+def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int, how: int = signal.SIGKILL) -> None:
+    """Stopped so often while it asks: the bytes of an undisturbed store, and no prompt is asked again whose answer was
     stored. What is lost with a kill are the requests under way, and answers that came but were not stored yet: no more
-    than are in flight at once."""
+    than are in flight at once. An interrupt (Ctrl-C) waits for them, so that nothing is lost."""
     home, asked = folder / "killed", []
     monkeypatch.setenv("KDHUB_HOME", str(home))
-    code = "import runpy, sys; runpy.run_path(sys.argv[1])['fill'](int(sys.argv[2]))"
+    # where tests run in the background, children ignore interrupts
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "runpy.run_path(sys.argv[1])['fill'](int(sys.argv[2]))"
     server.delay, rng, known, lost = 0.01, random.Random(0), set(), 0
     paid = 0  # of those lost, by how many the server had answered in full before the kill
 
@@ -208,7 +211,7 @@ def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int) ->
             assert child.poll() is None, child.communicate()
             time.sleep(0.002)
         done = {body["messages"][-1]["content"] for body in server.answered}
-        child.kill()
+        child.send_signal(how)
         child.communicate()
         new, before = settled(), known
         known = answered(home, n)
@@ -218,6 +221,7 @@ def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int) ->
     server.delay = 0.0
     given = fill(n)
     assert sorted(settled()) == sorted({prompt_of(text) for text in texts(n)} - known), "exactly what was missing"
+    assert not lost or how == signal.SIGKILL
     assert len(asked) == n + lost and answered(home, n) == set(asked)
     print(f"{n} prompts, {times} kills: {len(asked)} requests, {lost} lost with the kills, {paid} of them answered")
     killed = stores(home)
@@ -225,8 +229,9 @@ def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int) ->
     assert fill(n) == given and stores(folder / "undisturbed") == killed and len(killed) > n
 
 
-def test_killed_while_asking_it_asks_only_for_the_rest_and_gives_the_same_bytes(server, tmp_path, monkeypatch):
-    killed_and_resumed(server, tmp_path, monkeypatch, n=40, times=2)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
+def test_stopped_while_asking_it_asks_only_for_the_rest_and_gives_the_same_bytes(server, tmp_path, monkeypatch, how):
+    killed_and_resumed(server, tmp_path, monkeypatch, n=40, times=1, how=how)
 
 
 @pytest.mark.slow
