@@ -114,6 +114,11 @@ class Encoding:
             made.append(example)
         return made
 
+    def unanswered(self, rows: Sequence[Row]) -> list[Example]:
+        """A prompt alone: nothing of it is learnt."""
+        made = self.texts([{"text": row["prompt"]} for row in rows])
+        return [{**example, "at": [], "labels": [], "bytes": 0} for example in made]
+
     def responses(self, rows: Sequence[Row]) -> list[Example]:
         prompts = self.tokens([row["prompt"] for row in rows])["input_ids"]
         responses = self.tokens([row["response"] for row in rows])["input_ids"]
@@ -233,6 +238,7 @@ FORMS: dict[str, Callable[[Encoding, Sequence[Row]], list[Example]]] = {
     "responses": Encoding.responses,
     "preferences": Encoding.responses_in_groups,
     "rankings": Encoding.responses_in_groups,
+    "prompts": Encoding.unanswered,
 }
 """Form of rows -> what prepares them."""
 
