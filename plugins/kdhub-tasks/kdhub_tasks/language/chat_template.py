@@ -62,8 +62,8 @@ def as_prompt(tokenizer: Any, messages: Sequence[Message], prefix: str = "") -> 
         whole = render(tokenizer, [*messages, {"role": "assistant", "content": prefix + MARK}])
     except DataError as error:
         whole, why = "", f": {error.message}"
-    before, _, after = whole.partition(MARK)
-    if not before.endswith(prefix) or MARK in after:
+    before, mark, after = whole.partition(MARK)
+    if not mark or not before.endswith(prefix) or MARK in after:
         raise CompatibilityError(
             f"the tokenizer's chat template cannot leave an answer open after its beginning (prefix={prefix!r}){why}",
             hint="leave out `prefix`, or prompt without the chat template",

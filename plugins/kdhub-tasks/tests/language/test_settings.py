@@ -27,6 +27,7 @@ TRIMMED = CHATML.replace("m.content", "m.content | trim")
 CLOSED = {
     "drops": "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
     "repeats": CHATML + "{{ messages[-1].content }}",
+    "shortens": "{% for m in messages %}{{ m.content[:4] }}{% endfor %}",
     "changes": CHATML.replace("m.content", "m.content | upper"),
     "refuses": "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no answer last') }}{% endif %}" + CHATML,
 }
