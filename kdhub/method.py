@@ -298,16 +298,15 @@ class ObjectiveMethod(Method):
         drawn = sorted(rng.permutation(len(names) - 2)[:2] + 1) if len(names) > 2 else []
         return [*names[:1], *(names[i] for i in drawn), *names[1:][-1:]]
 
-    def ask(
-        self, student: Signals, batch: Mapping[str, Any], teacher: Callable[[Mapping[str, Any]], Signals]
-    ) -> Signals:
+    def ask(self, student: Signals, batch: Mapping[str, Any], teacher: Callable[..., Signals]) -> Signals:
         """What a live teacher gives for a batch: its signals of the batch itself, unless a method has something else to
         ask, such as points that the student's own output leads to.
 
         Args:
             student: the student's outputs for the batch; gradient flows, unless they are detached.
-            teacher: runs the teacher on a batch like that of `collate`, without gradient; each call is counted, with
-                the rows of its first tensor.
+            teacher: runs the teacher on a batch like that of `collate`, without gradient; with `gradient=True` it
+                flows through the teacher, whose weights stay what they are, to what it is asked. Each call is counted,
+                with the rows of its first tensor.
         """
         return teacher(batch)
 

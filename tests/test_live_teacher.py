@@ -51,3 +51,23 @@ def test_a_resumed_run_counts_as_an_undisturbed_one(curious, tmp_path, monkeypat
         assert run.provenance["training"][name] == whole.provenance["training"][name]
     files = [(one.folder / "student" / "model.safetensors").read_bytes() for one in (run, whole)]
     assert files[0] == files[1]
+
+
+def test_gradients_flow_through_it_to_what_it_is_asked_where_a_method_says_so(curious, tmp_path, monkeypatch):
+    import toy
+
+    reached = []
+
+    def ask(self, student, batch, teacher):
+        points = torch.cat([student.vector, batch["x"][:, 3:]], 1)
+        plain, through = teacher({"x": points}), teacher({"x": points}, gradient=True)
+        (slope,) = torch.autograd.grad(through.vector.square().sum(), student.vector, retain_graph=True)
+        reached.append(
+            (plain.vector.requires_grad, slope.abs().sum().item(), torch.equal(plain.vector, through.vector))
+        )
+        return through
+
+    monkeypatch.setattr(toy.Mix, "ask", ask)
+    kdhub.distill({**curious, "options": {**curious["options"], "max_steps": 1}}, out=tmp_path / "run")
+    ((without, size, same),) = reached
+    assert not without and size > 0 and same

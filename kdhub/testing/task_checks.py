@@ -90,11 +90,7 @@ def texts_end_where_the_model_says(bench: Bench) -> None:
 
     def written() -> tuple[Any, list[tuple[str, bool]]]:
         teacher = resolver.teacher(Ref(source=f"path:{folder}"), task.name)
-        given = teacher.signals(
-            examples_of(task, parts, None, teacher, prompts=8), 'text:{"max_new_tokens":8,"temperature":1}'
-        )
-        texts = [bytes(text).decode(errors="replace") for text in given["text"]]
-        return teacher.tokenizer, list(zip(texts, map(bool, given["ended"])))
+        return teacher.tokenizer, _texts(task, parts, teacher)[0]
 
     tokenizer, before = written()
     tokens = {c: tokenizer(c, add_special_tokens=False)["input_ids"] for text, _ in before for c in text if c.isalnum()}
@@ -106,6 +102,33 @@ def texts_end_where_the_model_says(bench: Bench) -> None:
     for (whole, _), (text, ended) in zip(before, written()[1]):
         if letter in whole:
             assert (text, ended) == (whole.partition(letter)[0], True), f"{whole!r} goes on after its end {letter!r}"
+
+
+@check("task")
+def texts_keep_to_their_settings(bench: Bench) -> None:
+    """Where models write texts: a stop sequence ends a text and is no part of it; log-probabilities are those of its
+    tokens, and asking for them changes no text."""
+    if "text" not in bench.spec.writes:
+        raise SkipTest("its models write no texts")
+    resolver, task, recipe, parts = world_of(bench, bench.entry.name)
+    teacher = resolver.teacher(recipe.teacher, task.name)
+    before, _ = _texts(task, parts, teacher)
+    stop = next(c for text, _ in before for c in text[1:] if c.isalnum())
+    for (whole, _), (text, ended) in zip(before, _texts(task, parts, teacher, stop=[stop])[0]):
+        if stop in whole:
+            assert (text, ended) == (whole.partition(stop)[0], True), f"{whole!r} goes on after the stop {stop!r}"
+    again, given = _texts(task, parts, teacher, log_probs=True)
+    assert again == before, "with log-probabilities there are other texts"
+    for (text, _), log_probs in zip(before, given["log_probs"]):
+        assert len(log_probs) >= bool(text) and (np.asarray(log_probs) <= 0).all(), f"{text!r} has {log_probs}"
+
+
+def _texts(task: Any, parts: Any, teacher: Any, **how: Any) -> tuple[list[tuple[str, bool]], dict[str, Any]]:
+    """What a teacher writes to the rows of the tiny recipe, with whether it was ended, and the signal itself."""
+    settings = {"max_new_tokens": 8, "temperature": 1, **how}
+    given = teacher.signals(examples_of(task, parts, None, teacher, prompts=8), f"text:{json.dumps(settings)}")
+    texts = [bytes(text).decode(errors="replace") for text in given["text"]]
+    return list(zip(texts, map(bool, given["ended"]))), given
 
 
 @check("task")

@@ -112,9 +112,9 @@ class _Objective(nn.Module):
         loss = torch.stack([t.float().reshape(()) for t in terms.values()]).sum()
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
 
-    def _ask(self, inputs: Mapping[str, Any]) -> Signals:
+    def _ask(self, inputs: Mapping[str, Any], gradient: bool = False) -> Signals:
         """The live teacher's signals of a batch."""
-        with torch.no_grad(), self._teacher_taps.reading():
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), self._teacher_taps.reading():
             given = self._task.forward(self._teacher[0].module, inputs)
         given.update(self._teacher_taps.signals(inputs))
         rows = next((len(x) for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim()), 0)

@@ -108,6 +108,45 @@ def test_labelling(server, prompts):
     assert len(rows) == len({row["response"] for row in rows}) == 12, "equal answers to a prompt are one"
 
 
+def test_improbable_answers_are_dropped(server, prompts, caplog):
+    """By the sum over their tokens; nothing is asked twice for it."""
+
+    def good(path, body):
+        said = body["messages"][-1]["content"]
+        probable = {"content": [{"logprob": -float(said[-1])}, {"logprob": -1.0}]} if body.get("logprobs") else None
+        choice = {"message": {"content": f"answer to {said}"}, "finish_reason": "stop", "logprobs": probable}
+        return {"choices": [choice]}
+
+    server.good = good
+    rows = rows_of(f"labelling:{prompts}", teacher="openai:teacher", drop_unlikely=0.5)
+    assert {row["prompt"]: row["log_prob"] for row in rows} == {f"task {i}": -1.0 - i for i in range(3)}
+    assert len(server.bodies) == 6 and "3 improbable" in caplog.text
+    all_of_them = rows_of(f"labelling:{prompts}", teacher="openai:teacher", answers={"log_probs": True})
+    assert len(all_of_them) == 6 == len(server.bodies) and all_of_them[5]["log_prob"] == -6.0
+    assert "log_prob" not in rows_of(f"labelling:{prompts}", teacher="openai:teacher")[0]
+    with pytest.raises(UsageError, match=r"drop_unlikely must be a share.*\(drop_unlikely=1\)"):
+        rows_of(f"labelling:{prompts}", teacher="openai:teacher", drop_unlikely=1)
+
+
+def test_made_up_tasks_are_begun_and_stopped(server, prompts):
+    """The reply is the rest of `Input:`, and ends before a second task."""
+
+    def good(path, body):
+        assert body["stop"] == ["Input:"] and body["prompt"].endswith("Input:")
+        number = body["seed"] % 1000
+        text = f" make {number}\nOutput: {number}\n\nInput: another\nOutput: x"
+        return {"choices": [{"text": text, "finish_reason": "stop", "logprobs": {"token_logprobs": [-number, 0]}}]}
+
+    server.good = good
+    options = {"teacher": {"source": "openai:teacher", "api": "completions"}, "asks": 4, "most_alike": 1}
+    options |= {"answers": {"prefix": "Input:", "stop": ["Input:"]}}
+    rows = rows_of(f"expansion:{prompts}", **options)
+    assert len(rows) == 4 and all(row["prompt"] == f"make {row['response']}" for row in rows)
+    kept = rows_of(f"expansion:{prompts}", drop_unlikely=0.25, **options)
+    numbers = sorted(int(row["response"]) for row in rows)
+    assert sorted(-row["log_prob"] for row in kept) == numbers[:3]
+
+
 def test_labelling_of_conversations_asks_by_messages(server, tmp_path):
     path = tmp_path / "chats.jsonl"
     turns = [("user", "hi"), ("assistant", "yo"), ("user", "and?"), ("assistant", "old")]

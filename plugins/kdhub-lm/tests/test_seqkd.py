@@ -37,6 +37,21 @@ def test_what_the_teacher_writes_is_learnt(tmp_path):
     assert run.provenance["signals"][kind]["rows"] == 8
 
 
+def test_answers_are_begun_and_stopped_as_the_recipe_says(tmp_path):
+    made = task.CausalLanguage().tiny_recipe(tmp_path)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"say {c}"}) + "\n" for c in "abcd"))
+    answers = {"max_new_tokens": 6, "temperature": 1.0, "stop": ["q", "z"], "prefix": "so", "log_probs": True}
+    run = kdhub.distill(
+        {**made, "task": "causal-lm", "method": "seqkd", "data": {"train": [f"path:{prompts}"]},
+         "evaluation": {"data": [], "cost": False},
+         "options": {"max_steps": 1, "precision": "float32", "batch_size": 2, "answers": answers}},
+        out=tmp_path / "run")  # fmt: skip
+    (kind,) = [k for k in run.provenance["signals"] if k.startswith("text")]
+    assert json.loads(kind.partition(":")[2]) == answers and run.recipe.options["answers"]["stop"] == ["q", "z"]
+    assert kdhub.distill(resume=run.folder).folder == run.folder
+
+
 def test_a_student_with_a_different_vocabulary_is_scored_with_its_own(tmp_path):
     """The teacher with its own too: bits per byte can be compared, fidelity is a note."""
     recipe = task.CausalLanguage().tiny_recipe(tmp_path)

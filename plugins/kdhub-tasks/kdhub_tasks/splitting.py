@@ -77,11 +77,17 @@ class Split:
             hooks.enter_context(_removed(self.network.register_forward_hook(tell)))
             yield
 
+    @contextmanager
+    def replaced(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """While this is open, the blocks above `lower` see another state: `replace` is given their own and gives one of
+        that shape. Gradients reach what `replace` computes with."""
+        with _removed(self._before(replace)):
+            yield
+
     def onward(self, inputs: Mapping[str, Tensor], replace: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `upper` is when `lower` is replaced: `replace` is given its own and gives another of that shape.
-        Gradients reach what `replace` computes with."""
+        """What `upper` is when `lower` is replaced."""
         kept: list[Tensor] = []
-        with _removed(self._before(replace)), _removed(self._after(kept.append)):
+        with self.replaced(replace), _removed(self._after(kept.append)):
             self.network(inputs)
         return kept[0]
 

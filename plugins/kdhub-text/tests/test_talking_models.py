@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from kdhub_tasks.classification import networks, tiny
@@ -58,6 +60,11 @@ def states(lower=(1.0, 2.0), upper=(1.0, 1.0), teacher=(1.0, 1.0, 1.0), above=(0
 BATCH = {"x": torch.zeros(1, 3)}
 
 
+def talked(method, own, batch=BATCH, **how):
+    """L_I of a conversation."""
+    return method._interaction(own, batch, method._conversation(own, batch, **how))
+
+
 # -- the losses -----------------------------------------------------------------------------------------------
 
 
@@ -66,10 +73,10 @@ def test_an_answer_of_the_specification_and_a_second_round():
     method = talking()
     message = torch.tensor([[[1.0, 2.0]]])
     assert method._answer(message, states(), BATCH).tolist() == [[[0, 3]]]
-    assert method._interaction(states(), BATCH).item() == 2.5
-    assert talking(rounds=2)._interaction(states(), BATCH).item() == (2.5 + 5.0) / 2
+    assert talked(method, states()).item() == 2.5
+    assert talked(talking(rounds=2), states()).item() == (2.5 + 5.0) / 2
     # One way: the teacher's own [0, 1, 2] is [0, 3] in words, whatever the student says.
-    assert talking(one_way=True, rounds=3)._interaction(states(lower=(9.0, 9.0)), BATCH).item() == 2.5
+    assert talked(talking(one_way=True, rounds=3), states(lower=(9.0, 9.0))).item() == 2.5
 
 
 def test_consistency_of_the_specification():
@@ -111,7 +118,7 @@ def test_states_count_alike_whatever_their_size():
     }
     large = {who: {place: 10 * h for place, h in of.items()} for who, of in own.items()}
     batch = {"x": torch.zeros(6, 3)}
-    for talk in (method._interaction, lambda s, _: method._consistency(s, None)["states"]):
+    for talk in (partial(talked, method), lambda s, _: method._consistency(s, None)["states"]):
         assert talk(large, batch).item() == pytest.approx(talk(own, batch).item(), rel=1e-4)
     seen = method._unit(5 + own["student"]["lower"])
     assert seen.mean((0, 1)).abs().max() < 1e-5 and seen.square().mean().item() == pytest.approx(1.0, rel=1e-4)
@@ -146,7 +153,7 @@ def test_padding_behind_the_rows_changes_no_loss(of_texts):
     assert not batch["attention_mask"].all(), "some rows are padded anyway"
     wide = {name: pad(batch[name], (0, 7)) for name in ("input_ids", "attention_mask")}
     a, b = ((method._read(student, one), one) for one in (batch, wide))
-    for talk in (method._interaction, lambda s, one: sum(method._consistency(s, one["attention_mask"]).values())):
+    for talk in (partial(talked, method), lambda s, one: sum(method._consistency(s, one["attention_mask"]).values())):
         assert talk(*b).item() == pytest.approx(talk(*a).item(), rel=1e-5)
     seen = method._unit(b[0]["student"]["upper"], wide["attention_mask"])[wide["attention_mask"].bool()]
     assert seen.mean(0).abs().max() < 1e-5 and seen.square().mean().item() == pytest.approx(1.0, rel=1e-4)
@@ -169,8 +176,8 @@ def test_only_the_first_messages_are_those_of_other_rows():
     own["student"] = {"lower": rows, "upper": torch.tensor([[[1.0, 1.0]], [[0.0, 4.0]]])}
     batch, swap = {"x": torch.zeros(2, 3)}, torch.tensor([1, 0])
     others = {**own, "student": {**own["student"], "lower": rows[swap]}}
-    swapped = method._interaction(own, batch, order=swap)
-    assert swapped == method._interaction(others, batch) != method._interaction(own, batch)
+    swapped = talked(method, own, batch, order=swap)
+    assert swapped == talked(method, others, batch) != talked(method, own, batch)
 
 
 def test_a_frozen_teacher_passes_gradients_on_and_keeps_none():
@@ -178,7 +185,7 @@ def test_a_frozen_teacher_passes_gradients_on_and_keeps_none():
     own = states()
     own["student"]["upper"].requires_grad_()
     before = {name: p.clone() for name, p in method._teacher.network.named_parameters()}
-    method._interaction(own, BATCH).backward()
+    talked(method, own).backward()
     codecs = method.modules["codecs"]
     for part in (codecs["student"]["encoder"]["lower"], codecs["teacher"]["decoder"]["lower"]):
         assert part.weight.grad.abs().sum() > 0
@@ -234,6 +241,8 @@ def test_without_weights_it_is_supervised_training_to_the_bit(teacher, tmp_path)
 def test_what_is_said_matters_and_a_teacher_of_other_classes_is_not_measured(teacher, tmp_path):
     talk = run(teacher, tmp_path / "talk", lr=5e-3)
     found = measured(talk)
+    training, steps = talk.provenance["training"], talk.provenance["training"]["steps"]
+    assert training["live_teacher_calls"] == 2 * steps, "it is asked about the rows, and what the student says of them"
     assert found["permutation-ratio"] > 2 and found["message-dependence"] > 0.05 and found["accuracy"] > 0.7
     assert not [m for m in talk.report["measures"] if m["subject"] == "teacher" and m["metric"] == "accuracy"]
     assert "the teacher was not measured: the student has the classes high, low" in talk.report["notes"][-1]

@@ -25,18 +25,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kdhub_tasks.language.prompting import (
-    SCORE,
     Prompter,
-    ScoringPrompter,
     batches,
     fingerprints,
     prompt_in,
     question_and_answer,
     require,
     source,
+    with_log_probs,
 )
 from kdhub_tasks.language.replies import Tally, distinct, made
 from kdhub_tasks.language.rows import with_answer
+from kdhub_tasks.language.scoring import SCORE, Scorer
 from kdhub_tasks.language.verify import extract, verified
 
 from kdhub.data.dataset import Data
@@ -49,6 +49,7 @@ def labelling(
     teacher: Any = None,
     samples: int = 1,
     template: str = "{prompt}",
+    drop_unlikely: float = 0.0,
     limit: int | None = None,
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
@@ -60,12 +61,15 @@ def labelling(
         argument: the data set, as `--data` takes it.
         samples: answers to each prompt; repeated ones are dropped.
         template: what the teacher is sent, with {prompt} in it; the student learns from the prompt alone.
+        drop_unlikely: the share of each split's answers to drop, those that the teacher found least probable
+            (arXiv:2110.07178); not every server says how probable they are.
         limit: the first prompts of each split only.
         chat: use the teacher's chat template.
         answers: settings of its `Generation`; for several samples the default temperature is 0.7.
         options: of the other data set.
     """
     name = f"labelling:{argument}"
+    answers = with_log_probs(name, answers, drop_unlikely)
     prompter = Prompter(name, teacher, answers, chat, temperature=0.0 if samples == 1 else 0.7)
     require(name, samples, prompter.how, template, "prompt")
     data = source(name, argument, options, limit=limit)
@@ -74,11 +78,12 @@ def labelling(
     def rows(split: str, tally: Tally) -> Iterator[dict[str, Any]]:
         for batch in batches(data.split(split)):
             for row, replies in zip(batch, prompter([prompt_in(row, template) for row in batch], samples)):
-                for n, (text, ended) in distinct(replies, tally):
-                    yield {**with_answer(row, text), "ended": ended, "sample": n, **origin}
+                for n, reply in distinct(replies, tally):
+                    yield {**with_answer(row, reply.text), **reply.about, "sample": n, **origin}
 
     key = {"of": fingerprints(data), "asked": prompter.key, "samples": samples, "template": template}
-    return made(name, {s: lambda t, s=s: rows(s, t) for s in data.splits}, key, licence=data.licence)
+    splits = {s: lambda t, s=s: rows(s, t) for s in data.splits}
+    return made(name, splits, key, drop_unlikely=drop_unlikely, licence=data.licence)
 
 
 def self_knowledge(
@@ -118,7 +123,7 @@ def self_knowledge(
         raise UsageError(f"{name}: keep=majority needs samples of at least 2 (samples={samples})")
     prompter = Prompter(name, teacher, answers, chat, temperature=1.0)
     require(name, samples, prompter.how)
-    scorer = ScoringPrompter(name, teacher, score_template, scale, chat) if keep == "scored" else None
+    scorer = Scorer(name, teacher, score_template, scale, chat) if keep == "scored" else None
     data = source(name, argument, options, limit=limit)
     origin = {"elicitation": "self-knowledge", "teacher": prompter.name}
 
@@ -137,9 +142,9 @@ def self_knowledge(
             found = []
             for row, replies in zip(batch, prompter([prompt_in(row) for row in batch], samples)):
                 passes = filter_of(row, replies)
-                for n, (text, ended) in distinct(replies, tally):
-                    if passes(text):
-                        found.append({**with_answer(row, text), "ended": ended, "sample": n, **origin})
+                for n, reply in distinct(replies, tally):
+                    if passes(reply.text):
+                        found.append({**with_answer(row, reply.text), **reply.about, "sample": n, **origin})
                     else:
                         tally["wrong" if keep == "verified" else "without a majority"] += 1
             yield from found if scorer is None else scorer.kept(found, least_score, tally)

@@ -7,9 +7,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kdhub_tasks.language.prompting import SCORE, Prompter, ScoringPrompter, batches, filled, require, source
+from kdhub_tasks.language.generation import Answer
+from kdhub_tasks.language.prompting import Prompter, batches, filled, require, source, with_log_probs
 from kdhub_tasks.language.replies import Tally, made, read_pairs
 from kdhub_tasks.language.rouge import NovelTexts
+from kdhub_tasks.language.scoring import SCORE, Scorer
 
 from kdhub.data.dataset import Data
 from kdhub.errors import DataError, UsageError
@@ -31,6 +33,7 @@ def expansion(
     split: str = "train",
     template: str = EXPANSION,
     most_alike: float = 0.7,
+    drop_unlikely: float = 0.0,
     seed: int = 0,
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
@@ -47,11 +50,12 @@ def expansion(
         split: of the data set.
         template: what the teacher is sent, with {examples} in it.
         most_alike: a task is new if its ROUGE-L to each given and each kept one is below this.
+        drop_unlikely: see `labelling`; tasks of one reply are dropped together.
         seed: of the draws.
         chat, answers, options: see `labelling`; the default temperature is 0.7.
     """
     name = f"expansion:{argument}"
-    prompter = Prompter(name, teacher, answers, chat, temperature=0.7)
+    prompter = Prompter(name, teacher, with_log_probs(name, answers, drop_unlikely), chat, temperature=0.7)
     require(name, 1, prompter.how, template, "examples")
     if asks < 1 or examples < 1 or not 0 <= most_alike <= 1:
         raise UsageError(
@@ -71,13 +75,13 @@ def expansion(
         for batch in batches(range(asks)):
             shown = [random.Random(f"{seed} {n}").sample(range(len(table)), min(examples, len(table))) for n in batch]
             prompts = [filled(template, examples="\n\n".join(as_pair(table[i]) for i in some)) for some in shown]
-            for some, ((text, _),) in zip(shown, prompter(prompts)):
-                for prompt, response in new_pairs(text, known, tally):
-                    yield {"prompt": prompt, "response": response, "examples": some, **origin}
+            for some, (reply,) in zip(shown, prompter(prompts)):
+                for pair in new_pairs(reply, known, tally):
+                    yield {**pair, "examples": some, **origin}
 
     key = {"of": data.fingerprint(data.pick(split)), "asked": prompter.key, "template": template}
     key |= {"asks": asks, "examples": examples, "most_alike": most_alike, "seed": seed}
-    return made(name, {"train": rows}, key, licence=data.licence)
+    return made(name, {"train": rows}, key, drop_unlikely=drop_unlikely, licence=data.licence)
 
 
 def curation(
@@ -89,6 +93,7 @@ def curation(
     samples: int = 4,
     template: str = CURATION,
     most_alike: float = 0.7,
+    drop_unlikely: float = 0.0,
     least_score: float | None = None,
     score_template: str = SCORE,
     scale: Sequence[float] = (1, 10),
@@ -101,15 +106,15 @@ def curation(
         argument: topics, separated by commas; topics: further ones, which may contain commas.
         samples: replies for each topic at each difficulty.
         template: what the teacher is sent, with {topic} and {difficulty} in it.
-        most_alike: see `expansion`.
+        most_alike, drop_unlikely: see `expansion`.
         least_score: keep only what the teacher itself scores at least this high, on the scale.
         chat, answers: see `labelling`; the default temperature is 0.7.
     """
     name = f"curation:{argument}"
     topics = list(dict.fromkeys([*filter(None, map(str.strip, argument.split(","))), *topics]))
-    prompter = Prompter(name, teacher, answers, chat, temperature=0.7)
+    prompter = Prompter(name, teacher, with_log_probs(name, answers, drop_unlikely), chat, temperature=0.7)
     require(name, samples, prompter.how, template, "topic", "difficulty")
-    scorer = ScoringPrompter(name, teacher, score_template, scale, chat) if least_score is not None else None
+    scorer = Scorer(name, teacher, score_template, scale, chat) if least_score is not None else None
     if not topics or not difficulties:
         raise UsageError(f"{name} needs topics and difficulties", hint="curation:geometry,history")
     origin = {"elicitation": "curation", "teacher": prompter.name}
@@ -122,23 +127,22 @@ def curation(
             found = []
             for (topic, difficulty), replies in zip(batch, prompter(prompts, samples)):
                 about = {"topic": topic, "difficulty": difficulty, **origin}
-                pairs = (pair for text, _ in replies for pair in new_pairs(text, known, tally))
-                found += [{"prompt": prompt, "response": response, **about} for prompt, response in pairs]
+                found += [{**pair, **about} for reply in replies for pair in new_pairs(reply, known, tally)]
             yield from found if scorer is None else scorer.kept(found, least_score, tally)
 
     key = {"asked": prompter.key, "template": template, "topics": topics, "difficulties": list(difficulties)}
     key |= {"samples": samples, "most_alike": most_alike, "judge": scorer and {**scorer.key, "least": least_score}}
-    return made(name, {"train": rows}, key)
+    return made(name, {"train": rows}, key, drop_unlikely=drop_unlikely)
 
 
-def new_pairs(text: str, known: NovelTexts, tally: Tally) -> Iterator[tuple[str, str]]:
-    """The tasks in a reply that are not too similar to known ones."""
-    pairs = read_pairs(text)
+def new_pairs(reply: Answer, known: NovelTexts, tally: Tally) -> Iterator[dict[str, Any]]:
+    """The tasks in a reply that are not too similar to known ones, with the reply's `log_prob` where it is known."""
+    pairs, of_reply = read_pairs(reply.text), {k: v for k, v in reply.about.items() if k == "log_prob"}
     if not pairs:
-        tally["unreadable" if text.strip() else "empty"] += 1
+        tally["unreadable" if reply.text.strip() else "empty"] += 1
     for prompt, response in pairs:
         if known.add(prompt):
-            yield prompt, response
+            yield {"prompt": prompt, "response": response, **of_reply}
         else:
             tally["too similar to another"] += 1
 

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kdhub_tasks.language.prompting import (
-    SCORE,
     Prompter,
-    ScoringPrompter,
     batches,
     filled,
     fingerprints,
@@ -17,6 +15,7 @@ from kdhub_tasks.language.prompting import (
     source,
 )
 from kdhub_tasks.language.replies import Tally, distinct, made
+from kdhub_tasks.language.scoring import SCORE, Scorer
 
 from kdhub.data.dataset import Data
 from kdhub.errors import UsageError
@@ -78,7 +77,7 @@ def feedback(
     writer = Prompter(name, student, answers, temperature=0.0 if samples == 1 else 1.0)
     require(name, samples, writer.how)
     if how == "score":
-        critic = ScoringPrompter(name, teacher, template or SCORE, scale, chat, judging)
+        critic = Scorer(name, teacher, template or SCORE, scale, chat, judging)
     else:
         critic = Prompter(name, teacher, judging, chat, **({} if how == "correct" else {"max_new_tokens": 32}))
         template = template or {"rank": RANK, "correct": CORRECT}[how]

@@ -12,6 +12,8 @@ from typing import Any
 
 from kdhub.errors import CompatibilityError, DataError
 
+MARK = "[the answer goes on here]"
+"""Stands in a template where the model is to go on."""
 Message = Mapping[str, str]
 Spans = list[tuple[int, int]]
 """Parts of a text, each from one character up to another."""
@@ -42,6 +44,31 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # whatever its code runs into
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the tokenizer's chat template does not accept a conversation of {roles}: {error}") from error
+
+
+def as_prompt(tokenizer: Any, messages: Sequence[Message], prefix: str = "") -> str:
+    """A conversation as the prompt of its next answer, which begins with `prefix`: the last thing in the prompt, in a
+    turn that is not closed (`continue_final_message` of the transformers library).
+
+    Raises:
+        DataError: the chat template does not accept such a conversation.
+        CompatibilityError: it accepts it, but leaves no answer open after its beginning.
+    """
+    closed = render(tokenizer, messages, prompt=True)
+    if not prefix:
+        return closed
+    why = ""
+    try:
+        whole = render(tokenizer, [*messages, {"role": "assistant", "content": prefix + MARK}])
+    except DataError as error:
+        whole, why = "", f": {error.message}"
+    before, mark, after = whole.partition(MARK)
+    if not mark or not before.endswith(prefix) or MARK in after:
+        raise CompatibilityError(
+            f"the tokenizer's chat template cannot leave an answer open after its beginning (prefix={prefix!r}){why}",
+            hint="leave out `prefix`, or prompt without the chat template",
+        )
+    return before
 
 
 def text_and_targets(tokenizer: Any, messages: Sequence[Message], *, everything: bool = False) -> tuple[str, Spans]:

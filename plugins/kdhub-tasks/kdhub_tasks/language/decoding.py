@@ -122,6 +122,20 @@ def _changed(logits: Tensor, texts: Sequence[tuple[list[int], Sequence[Scores]]]
     return made
 
 
+def penalised(how: Generation, prompt: int) -> Scores:
+    """z_j - frequency_penalty n_j - presence_penalty [n_j > 0], where n_j is how often an answer has token j.
+
+    Args:
+        prompt: tokens of the prompt, which do not count.
+    """
+
+    def change(so_far: Tensor, z: Tensor) -> Tensor:
+        n = torch.bincount(so_far[0, prompt:], minlength=z.shape[-1])
+        return z - how.frequency_penalty * n - how.presence_penalty * (n > 0)
+
+    return change
+
+
 def drawn(p: Tensor, numbers: Tensor, top_p: float = 1.0) -> Tensor:
     """The token that each number selects: p (rows, tokens) >= 0, of any sum; numbers (rows,) -> (rows,)."""
     if top_p < 1:

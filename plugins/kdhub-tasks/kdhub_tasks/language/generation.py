@@ -11,10 +11,10 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from kdhub import fields
 from kdhub.data.dataset import Data
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kdhub")
 
 SIGNAL = "text"
+FIRST = ("max_new_tokens", "temperature", "top_p", "seed")
+"""Settings that texts had from the beginning."""
 READ = 256
 """Rows whose texts are read at once."""
 
@@ -39,6 +41,10 @@ class Generation(BaseModel):
     """Settings of generation.
 
     Two samples for one prompt are two rows (column `sample`, from 0); the seed is the same for all of them.
+
+    Penalties are those of OpenAI's API: `frequency_penalty` times the number of times that the answer has a token, and
+    `presence_penalty` if it has it at all, are taken from the token's score. Log-probabilities are those of the model's
+    own distribution, before temperature, top_p and penalties.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +54,18 @@ class Generation(BaseModel):
         1.0, gt=0, le=1, description="sample from the most probable tokens with this total probability"
     )
     seed: int = Field(0, ge=0, description="seed of sampling")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="texts that end an answer, and are no part of it"
+    )
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="against tokens that the answer has already")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="against tokens by how often the answer has them")
+    prefix: str = Field("", description="how the answer begins: the model goes on from there, and gives the rest")
+    log_probs: bool = Field(False, description="also keep the log-probability of each token of the answer")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Any) -> dict[str, Any]:
+        """Settings that came later are left out where they are unset: digests of settings stay what they were."""
+        return {k: v for k, v in dump(self).items() if k in FIRST or v != type(self).model_fields[k].default}
 
     @property
     def kind(self) -> str:
@@ -59,33 +77,74 @@ class Generation(BaseModel):
         """The settings in a signal's name."""
         return cls(**json.loads(kind.partition(":")[2] or "{}"))
 
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """Settings by which the task prepares prompts for it (`CausalLanguage.preparer`)."""
+        return {"prompts": self.max_new_tokens} | ({"prefix": self.prefix} if self.prefix else {})
+
+    def cut(self, text: str) -> tuple[str, bool]:
+        """A text up to the first of the stop sequences, and whether it has one."""
+        at = min((n for one in self.stop if (n := text.find(one)) >= 0), default=None)
+        return text[:at], at is not None
+
+
+class _Pair(NamedTuple):
+    text: str
+    ended: bool
+
+
+class Answer(_Pair):
+    """What a model wrote, and whether it was ended, by the model or by a stop sequence.
+
+    Attributes:
+        log_probs: (tokens,) log-probability of each token that was sampled, nats; None where they were not asked for.
+            What ended the text is among them with local models, and with servers that list it.
+    """
+
+    log_probs: np.ndarray | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a row says of its answer: `ended`; where it is known `log_prob`, the sum over its tokens, nats."""
+        known = {} if self.log_probs is None else {"log_prob": float(np.sum(self.log_probs, dtype=np.float64))}
+        return {"ended": self.ended, **known}
+
 
 def is_text(kind: str) -> bool:
     return kind.partition(":")[0] == SIGNAL
 
 
-def layout() -> dict[str, Any]:
-    """Stored fields of one answer: its bytes, and whether the model ended it itself."""
-    return {"text": fields.Field("text", "uint8", ragged=True), "ended": fields.Field("ended", "uint8")}
+def layout(kind: str = SIGNAL) -> dict[str, Any]:
+    """Stored fields of one answer: its bytes, whether it was ended, and what else its settings ask for."""
+    made = {"text": fields.Field("text", "uint8", ragged=True), "ended": fields.Field("ended", "uint8")}
+    if Generation.parse(kind).log_probs:
+        made["log_probs"] = fields.Field("log_probs", "float32", ragged=True)
+    return made
 
 
-def encoded(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, Any]:
+def encoded(
+    texts: Sequence[str], ended: Sequence[bool], log_probs: Sequence[np.ndarray] | None = None
+) -> dict[str, Any]:
     """Answers as the store keeps them."""
     rows = [np.frombuffer(text.encode(), np.uint8) for text in texts]
-    return {"text": rows, "ended": np.asarray(ended, np.uint8)}
+    more = {} if log_probs is None else {"log_probs": list(log_probs)}
+    return {"text": rows, "ended": np.asarray(ended, np.uint8), **more}
 
 
-def decoded(values: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """(text, whether the model ended it) of some rows of a signal."""
+def decoded(values: Mapping[str, Any]) -> list[Answer]:
+    """The answers in some rows of a signal."""
     # a model of bytes may stop in the middle of a character
     texts = [np.asarray(row, np.uint8).tobytes().decode(errors="replace") for row in values["text"]]
-    return list(zip(texts, map(bool, values["ended"])))
+    made = [Answer(text, bool(ended)) for text, ended in zip(texts, values["ended"])]
+    for answer, log_probs in zip(made, values.get("log_probs", ())):
+        answer.log_probs = log_probs
+    return made
 
 
 def answers(
     teacher: Teacher, table: datasets.Dataset, how: Generation, signals: Callable[[Rows, str], Any] | None = None
-) -> Iterator[tuple[str, bool]]:
-    """A teacher's answers to the prompts of a table, row by row, through the store: (text, whether it was ended).
+) -> Iterator[Answer]:
+    """A teacher's answers to the prompts of a table, row by row, through the store.
 
     Args:
         table: rows that the task `causal-lm` reads (`prompt`, `text`, `messages`, ...); `sample` numbers several
@@ -95,7 +154,7 @@ def answers(
     from kdhub.signals.store import distinct, row_key
     from kdhub.signals.stored import stored_signals
 
-    prepare = teacher.task.preparer(None, teacher, prompts=how.max_new_tokens)
+    prepare = teacher.task.preparer(None, teacher, **how.prompting)
     rows = Rows.build(table, prepare, row_key).readable("prompts")
     stored = (signals or partial(stored_signals, teacher))(rows, how.kind)
     once = distinct(rows.keys)
@@ -115,7 +174,7 @@ def answers(
         )  # fmt: skip
 
 
-def sampled(teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> list[list[tuple[str, bool]]]:
+def sampled(teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> list[list[Answer]]:
     """`samples` answers to each prompt of a table."""
     found = list(answers(teacher, repeated(table, samples), how))
     return [found[n :: len(table)] for n in range(len(table))]
@@ -143,7 +202,8 @@ def answered(
     signals: Callable[[Rows, str], Any] | None = None,
 ) -> Data:
     """The rows of a table with a teacher's answers as `response`, or as the last of `messages`; `ended` says whether
-    the model ended an answer, `sample` which answer to its prompt it is. Empty answers are dropped, and counted.
+    an answer was ended, `sample` which answer to its prompt it is, `log_prob` how probable, where `how` asks for it.
+    Empty answers are dropped, and counted.
 
     Args:
         table, signals: see `answers`.
@@ -156,11 +216,11 @@ def answered(
 
     def rows() -> Iterator[dict[str, Any]]:
         empty = 0
-        for n, (text, ended) in enumerate(answers(teacher, repeated(table, samples), how, signals)):
-            if not text.strip():
+        for n, answer in enumerate(answers(teacher, repeated(table, samples), how, signals)):
+            if not answer.text.strip():
                 empty += 1
                 continue
-            yield {**with_answer(table[n % len(table)], text), "ended": ended, "sample": n // len(table)}
+            yield {**with_answer(table[n % len(table)], answer.text), **answer.about, "sample": n // len(table)}
         if empty:
             what = f"{empty} of {samples * len(table)} answers of {teacher.argument} to {name} are empty"
             if empty == samples * len(table):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,33 @@ def slices(logits: np.ndarray) -> Iterator[slice]:
     """Slices of the positions of a row, each small enough to be processed at once."""
     step = max(1, BLOCK // logits.shape[-1])
     return (slice(start, start + step) for start in range(0, len(logits), step))
+
+
+def written_log_probs(
+    model: Any, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """Of each token that follows a prompt its log-probability, nats, by the model's plain distribution: (tokens,)
+    float32 for each prompt.
+
+    Args:
+        model: a `CausalLm`; prompts, written: token ids; at least one of each prompt.
+    """
+    import torch
+
+    where, was, found = model.device, model.module.training, []
+    model.module.eval()
+    for start in range(0, len(prompts), model.batch):
+        pairs = list(zip(prompts, written))[start : start + model.batch]
+        examples = [{"ids": [*p, *w], "at": range(len(p) - 1, len(p) + len(w) - 1)} for p, w in pairs]
+        with torch.no_grad():
+            signals = model.module({name: value.to(where) for name, value in model.collate(examples).items()})
+            logits, at = signals["head"] if "head" in signals else signals["logits"], 0
+            for _, tokens in pairs:  # the logits of all rows together would not fit
+                log_p = logits[at : at + len(tokens)].float().log_softmax(-1)
+                found.append(log_p[range(len(tokens)), list(tokens)].cpu().numpy())
+                at += len(tokens)
+    model.module.train(was)
+    return found
 
 
 def log_probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

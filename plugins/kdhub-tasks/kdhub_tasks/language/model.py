@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.ranks import device
 from kdhub.rows import Example, Signals
-from kdhub_tasks.language.decoding import draws, takes_padding, together, write
+from kdhub_tasks.language.decoding import draws, penalised, takes_padding, together, write
 from kdhub_tasks.language.generation import Generation, encoded, is_text
-from kdhub_tasks.language.own_settings import OwnSettings
+from kdhub_tasks.language.logits import written_log_probs
+from kdhub_tasks.language.own_settings import OwnSettings, Scores
 from kdhub_tasks.language.packing import packed
 from kdhub_tasks.language.rows import LONGEST, vocabulary
 from kdhub_tasks.models import Classifier
@@ -114,13 +116,21 @@ class CausalLm(Classifier):
         if not is_text(kind):
             return super().signals(examples, kind)
         how = Generation.parse(kind)
+        if any(e.get("prefix", "") != how.prefix for e in examples):
+            raise UsageError(
+                f"these prompts do not end with the beginning of the answer (prefix={how.prefix!r})",
+                hint="prepare them with **Generation.prompting",
+            )
         rows = [int.from_bytes(hashlib.sha256(e["content"]).digest()[:8], "big") for e in examples]
-        return encoded(*self.texts(self.generate([e["ids"] for e in examples], how, how.seed, rows)))
+        prompts = [e["ids"] for e in examples]
+        written = self.generate(prompts, how, how.seed, rows)
+        return encoded(*self.texts(written, how), written_log_probs(self, prompts, written) if how.log_probs else None)
 
-    def texts(self, written: Sequence[Sequence[int]]) -> tuple[list[str], list[bool]]:
+    def texts(self, written: Sequence[Sequence[int]], how: Generation | None = None) -> tuple[list[str], list[bool]]:
         """What it wrote as texts, without what ends them, and whether each was ended."""
-        own = self.own_settings
-        return [own.text(ids) for ids in written], [own.ended(ids) for ids in written]
+        own, how = self.own_settings, how or Generation()
+        found = [how.cut(own.text(ids)) for ids in written]
+        return [text for text, _ in found], [cut or own.ended(ids) for ids, (_, cut) in zip(written, found)]
 
     @property
     def own_settings(self) -> OwnSettings:
@@ -147,6 +157,15 @@ class CausalLm(Classifier):
         """
         own = self.own_settings
         ends = [own, *([mixed[0].own_settings] if mixed else [])]
+        penalty, changing = how.presence_penalty or how.frequency_penalty, not trained and own.beyond_ends
+
+        def ended(ids: Sequence[int]) -> bool:
+            return any(one.ended(ids) for one in ends) or bool(how.stop) and how.cut(own.text(ids))[1]
+
+        def changes(n: int) -> list[Scores]:
+            made = own.scores(len(prompts[n]), room[n]) if changing else []
+            return [*made, penalised(how, len(prompts[n]))] if penalty else made
+
         if not self._told:
             own.tell(type(self.module.model).__name__, trained)
             self._told = True
@@ -163,9 +182,8 @@ class CausalLm(Classifier):
             some = [order[n] for n in some]
             numbers = draws(seed, [rows[i] for i in some], max(room[i] for i in some)) if how.temperature else None
             continued = write(
-                models, [prompts[i] for i in some], [room[i] for i in some], numbers, how,
-                lambda ids: any(one.ended(ids) for one in ends), self.pad, [] if trained or not own.beyond_ends else
-                [own.scores(len(prompts[i]), room[i]) for i in some],
+                models, [prompts[i] for i in some], [room[i] for i in some], numbers, how, ended, self.pad,
+                [changes(i) for i in some] if changing or penalty else [],
             )  # fmt: skip
             for i, ids in zip(some, continued):
                 written[i] = ids

@@ -1,22 +1,18 @@
 """`openai:MODEL`: a language model behind any OpenAI-compatible API, as a teacher that writes.
 
-    POST {base_url}/chat/completions {"model", "messages", "max_tokens", "temperature", "top_p", "seed"}
-    POST {base_url}/completions      {"model", "prompt", ...}     for base models
-
 One request is one row, many are in flight, and each answer is committed to the signal store when it arrives, with the
 token counts of the server: nothing is paid for twice after a kill or a failure. For retries and keys see
-`kdhub.teachers.endpoint`.
+`kdhub.teachers.endpoint`, for what is sent and read `wire`.
 
 **Logits.** Some servers return the log-probabilities of a prompt's tokens by token id (`prompt_logprobs` of
 `/completions`, as in vLLM). With the option `tokenizer`, `signals: {keep: top-K}` then works as with a local teacher:
 rows are tokenized here, sent as ids, and returned with the K most probable tokens of each position. Log-probabilities
-by the tokens' texts (`logprobs` of chat) are not read: different tokens can have the same text, and they exist only for
-what the server generated itself.
+by the tokens' texts (`logprobs` of chat) make no logits: different tokens can have the same text, and they exist only
+for what the server generated itself. Of that they are read (`log_probs`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +26,7 @@ from kdhub.fields import Field as Stored
 from kdhub.teachers.endpoint import Endpoint, Refused, message_in, quoted
 from kdhub_tasks.language.generation import Generation, encoded, is_text, layout
 from kdhub_tasks.language.rows import vocabulary
+from kdhub_tasks.language.wire import Malformed, request, require_prefill, text_of, unknown
 
 if TYPE_CHECKING:
     from kdhub.rows import Example
@@ -37,8 +34,6 @@ if TYPE_CHECKING:
 
 UNKNOWN = -1
 """Token count of an answer for which the server gave none."""
-ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
-"""How servers say that a model ended its answer itself, by whichever of its ends."""
 
 
 class OpenAI(Endpoint):
@@ -55,6 +50,11 @@ class OpenAI(Endpoint):
             "max_tokens", description="the server's name for the most tokens of an answer"
         )
         body: dict[str, Any] = Field({}, description="further fields of each request, passed to the server")
+        prefill: Literal["continue_final_message", "prefix"] | None = Field(
+            None,
+            description="how a chat server is told to go on with an answer that was begun: by vLLM's field, or the "
+            "mark on the message of DeepSeek and Mistral; unset where it cannot",
+        )
         refused: Literal["stop", "empty"] = Field(
             "stop", description="what a refused prompt becomes: an error, or an empty answer"
         )
@@ -100,7 +100,8 @@ class OpenAI(Endpoint):
 
     def layout(self, kind: str) -> dict[str, Any]:
         if is_text(kind):
-            return {**layout(), "tokens": Stored("tokens", "int32", (2,))}
+            require_prefill(self.options, self.name, Generation.parse(kind).prefix)
+            return {**layout(kind), "tokens": Stored("tokens", "int32", (2,))}
         field = self._form(kind).field("logits", ragged=True)
         return {field.name: field}
 
@@ -116,41 +117,36 @@ class OpenAI(Endpoint):
             return {form.field("logits", True).name: [self._scored(e, form) for e in examples]}
         how = Generation.parse(kind)
         found = [self._answer(example, how, row) for row, example in enumerate(examples)]
-        texts, ended, tokens = zip(*found) if found else ((), (), ())
-        return {**encoded(texts, ended), "tokens": np.array(tokens, np.int32).reshape(-1, 2)}
+        texts, ended, log_probs, tokens = zip(*found) if found else ((), (), (), ())
+        made = encoded(texts, ended, log_probs if how.log_probs else None)
+        return {**made, "tokens": np.array(tokens, np.int32).reshape(-1, 2)}
 
     # -- texts ----------------------------------------------------------------------------------------------------
 
-    def _answer(self, example: Example, how: Generation, row: int) -> tuple[str, bool, tuple[int, int]]:
-        """The text, whether the model ended it itself, and the tokens of prompt and answer."""
-        payload: dict[str, Any] = {self.options.limit: how.max_new_tokens, "temperature": how.temperature}
-        if how.temperature:
-            # Two samples for one prompt are two rows: their contents differ, and so must their seeds.
-            drawn = int.from_bytes(hashlib.sha256(example["content"]).digest()[:4], "big")
-            payload |= {"top_p": how.top_p, "seed": (drawn + how.seed) % 2**31}
-        messages = example["messages"]
-        said = messages[-1]["content"]
-        if self.options.api == "chat":
-            system = [{"role": "system", "content": self.options.system}] if self.options.system else []
-            path, payload = "chat/completions", payload | {"messages": [*system, *messages]}
-        else:
-            if len(messages) > 1:
-                raise CompatibilityError(
-                    f"{self.name}: with api=completions a prompt must be one message, this one has {len(messages)}",
-                    hint="set api: chat",
-                )
-            path, payload = "completions", payload | {"prompt": said}
-        which = quoted(said, row)
+    def _answer(self, example: Example, how: Generation, row: int) -> tuple[str, bool, np.ndarray, tuple[int, int]]:
+        """The text, whether the model or a stop sequence ended it, the log-probability of each of its tokens where
+        `how` asks for them, and the tokens of prompt and answer."""
+        require_prefill(self.options, self.name, how.prefix)
+        which = quoted(example["messages"][-1]["content"], row)
+        path, payload = request(self.options, self.name, example, how)
         try:
             answer = self.send(path, payload | self.options.body, doing=f"answering {which}", what=which)
         except Refused as refused:
-            if self.options.refused == "empty":
-                return "", False, (UNKNOWN, UNKNOWN)
+            named = unknown(how, str(refused))
+            if self.options.refused == "empty" and not named:
+                return "", False, np.zeros(0, np.float32), (UNKNOWN, UNKNOWN)
             raise TeacherError(
                 f"{self.name} refused {which}: {refused}",
-                hint="refused: empty drops such prompts; set limit, system and body to what the server supports",
+                hint=f"it does not seem to know {', '.join(named)}: leave it out, or ask another server"
+                if named
+                else "refused: empty drops such prompts; set limit, system and body to what the server supports",
             ) from None
-        text, ended = self._read(answer, which)
+        try:
+            text, ended, log_probs = text_of(self.options, how, answer)
+        except Malformed as what:
+            message, _ = message_in(answer)
+            instead = f", but: {self.redacted(message)}" if message else ""
+            raise TeacherError(f"{self.name} sent a malformed answer for {which}: {what}{instead}") from None
         usage = answer.get("usage")
         counts = [
             usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
@@ -160,36 +156,7 @@ class OpenAI(Endpoint):
             self.answered += 1
             self.prompt_tokens += max(0, known[0])
             self.completion_tokens += max(0, known[1])
-        return text, ended, (known[0], known[1])
-
-    def _read(self, answer: Any, which: str) -> tuple[str, bool]:
-        """The first choice's text, "" where the model said nothing, and whether the model ended it."""
-
-        def malformed(what: str) -> TeacherError:
-            message, _ = message_in(answer)
-            instead = f", but: {self.redacted(message)}" if message else ""
-            return TeacherError(f"{self.name} sent a malformed answer for {which}: {what}{instead}")
-
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise malformed("it has no list 'choices'")
-        choice = choices[0]
-        if self.options.api == "chat":
-            message = choice.get("message")
-            if not isinstance(message, dict):
-                raise malformed("its choice has no 'message'")
-            text = message.get("content")
-            if isinstance(text, list):  # parts
-                parts = [part.get("text") for part in text if isinstance(part, dict)]
-                text = "".join(parts) if all(isinstance(part, str) for part in parts) else text
-        else:
-            text = choice.get("text", ...)
-        if text is None:  # all tokens were spent on thinking, a tool, or a refusal
-            return "", False
-        if not isinstance(text, str):
-            raise malformed("its text is not a string")
-        # half of a surrogate pair, which JSON allows and files do not
-        return text.encode("utf-8", "replace").decode(), choice.get("finish_reason") in ENDED
+        return text, ended, log_probs, (known[0], known[1])
 
     # -- logits ---------------------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ VALUES = (
 )
 
 
-Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
+Bound = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
 class Prompted(Teacher):
@@ -164,12 +164,17 @@ class Prompted(Teacher):
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
         self.layout(kind)
+        read = self.values(examples)
+        logits = np.array([np.zeros(len(self.classes)) if value is None else value for value in read], np.float32)
+        return {"logits": logits, ANSWERED: np.array([value is not None for value in read], np.uint8)}
+
+    def values(self, examples: Sequence[Example]) -> list[np.ndarray | None]:
+        """The logits of each example, float64; None where no reply can be read."""
         replies = self.prompter([self._prompt(example) for example in examples], self.options.samples)
         read = [self.read([text for text, _ in row]) for row in replies]
         if bad := [row for row, value in zip(replies, read) if value is None]:
             logger.warning("%d of %d replies cannot be read, such as %r", len(bad), len(read), bad[0][0][0][:80])
-        logits = np.array([np.zeros(len(self.classes)) if value is None else value for value in read], np.float32)
-        return {"logits": logits, ANSWERED: np.array([value is not None for value in read], np.uint8)}
+        return read
 
     def _prompt(self, example: Example) -> Prompt:
         shown = self.task.shown(example)

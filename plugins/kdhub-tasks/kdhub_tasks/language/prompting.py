@@ -12,17 +12,13 @@ from kdhub import open_data, open_teacher
 from kdhub.data.dataset import Data
 from kdhub.errors import DataError, UsageError
 from kdhub.files import canonical_json
-from kdhub_tasks.language.generation import Generation, sampled
-from kdhub_tasks.language.replies import Tally, read_order, read_score
+from kdhub_tasks.language.generation import Answer, Generation, sampled
+from kdhub_tasks.language.replies import read_order
 from kdhub_tasks.language.rows import answer_of, prompt_of
 
 BATCH = 8192
 """Prompts sent at once; no more of a data set is held in memory."""
 
-SCORE = (
-    "How good is the answer to this task, from {low} (useless) to {high} (perfect)?\n\n"
-    "Task: {prompt}\n\nAnswer: {response}\n\nReply with the number alone.\n"
-)
 Prompt = str | list[dict[str, str]]
 
 
@@ -59,8 +55,8 @@ class Prompter:
         digest = hashlib.sha256(canonical_json(self.model.identity)).hexdigest()[:12]
         return f"{self.model.provenance.get('id') or 'model'} {digest}"
 
-    def __call__(self, prompts: Sequence[Prompt], samples: int = 1) -> list[list[tuple[str, bool]]]:
-        """The replies to each prompt, and whether the model ended them."""
+    def __call__(self, prompts: Sequence[Prompt], samples: int = 1) -> list[list[Answer]]:
+        """The replies to each prompt."""
         import datasets
 
         if not prompts:
@@ -72,48 +68,6 @@ class Prompter:
         if isinstance(prompt, str) and not self.chat:
             return {"prompt": prompt}
         return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
-
-
-class ScoringPrompter(Prompter):
-    """A model that is prompted to score answers."""
-
-    def __init__(
-        self,
-        what: str,
-        ref: Any,
-        template: str,
-        scale: Sequence[float],
-        chat: bool = False,
-        given: Mapping[str, Any] | None = None,
-    ):
-        super().__init__(what, ref, given, chat, max_new_tokens=32)
-        require(what, 1, self.how, template, "prompt", "response")
-        if len(scale) != 2 or not scale[0] < scale[1]:
-            raise UsageError(f"{what}: scale must be the lowest and the highest score (scale={list(scale)})")
-        self.template, (self.low, self.high) = template, scale
-
-    @property
-    def key(self) -> dict[str, Any]:
-        return {**super().key, "template": self.template, "scale": [self.low, self.high]}
-
-    def of_groups(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[list[float | None]]:
-        """The score of each response to each prompt."""
-        found = iter(self.scores([(prompt, text) for prompt, texts in pairs for text in texts]))
-        return [[next(found) for _ in texts] for _, texts in pairs]
-
-    def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
-        """The score of each prompt and response; None where the reply has none."""
-        scale = {"low": f"{self.low:g}", "high": f"{self.high:g}"}
-        shown = [filled(self.template, prompt=prompt, response=text, **scale) for prompt, text in pairs]
-        return [read_score(text, self.low, self.high) for ((text, _),) in self(shown)]
-
-    def kept(self, rows: Sequence[dict[str, Any]], least: float, tally: Tally) -> Iterator[dict[str, Any]]:
-        """The rows that score at least `least`, with their `score`."""
-        for row, score in zip(rows, self.scores([question_and_answer(row) for row in rows])):
-            if score is None or score < least:
-                tally["without a readable score" if score is None else f"scored below {least:g}"] += 1
-            else:
-                yield {**row, "score": score}
 
 
 def ranks(
@@ -154,6 +108,17 @@ def source(
 
 def fingerprints(data: Data) -> dict[str, str]:
     return {split: data.fingerprint(split) for split in data.splits}
+
+
+def with_log_probs(what: str, answers: Mapping[str, Any] | None, drop_unlikely: float) -> Mapping[str, Any] | None:
+    """Settings of answers of which the least probable are dropped.
+
+    Raises:
+        UsageError: no share.
+    """
+    if not 0 <= drop_unlikely < 1:
+        raise UsageError(f"{what}: drop_unlikely must be a share, from 0 to below 1 (drop_unlikely={drop_unlikely:g})")
+    return {**(answers or {}), "log_probs": True} if drop_unlikely else answers
 
 
 def require(what: str, samples: int, how: Generation, template: str = "", *placeholders: str) -> None:

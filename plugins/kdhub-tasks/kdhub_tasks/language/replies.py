@@ -7,10 +7,13 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdhub.data.dataset import Data
 from kdhub.errors import TeacherError
+
+if TYPE_CHECKING:
+    from kdhub_tasks.language.generation import Answer
 
 logger = logging.getLogger("kdhub")
 
@@ -31,19 +34,39 @@ class Tally(Counter):
         logger.warning("%s", message)
 
 
+Rows = Callable[[Tally], Iterable[dict[str, Any]]]
+"""Rows that count in a tally which replies they drop."""
+
+
 def made(
-    name: str, splits: Mapping[str, Callable[[Tally], Iterable[dict[str, Any]]]], key: Mapping[str, Any], **about: Any
+    name: str, splits: Mapping[str, Rows], key: Mapping[str, Any], *, drop_unlikely: float = 0.0, **about: Any
 ) -> Data:
-    """A data set whose rows count in a tally which replies they drop."""
+    """A data set of such rows.
+
+    Args:
+        drop_unlikely: the share of each split's rows that is dropped, those with the lowest `log_prob`.
+    """
+    key = {**key, "version": 1} | ({"drop_unlikely": drop_unlikely} if drop_unlikely else {})
 
     def rows(split: str) -> Iterator[dict[str, Any]]:
         tally, kept = Tally(), 0
-        for row in splits[split](tally):
+        for row in likelier(splits[split], drop_unlikely, tally) if drop_unlikely else splits[split](tally):
             kept += 1
             yield row
         tally.report(f"{name}, split {split!r}", kept)
 
-    return Data.from_rows(name, {s: lambda s=s: rows(s) for s in splits}, key={**key, "version": 1}, **about)
+    return Data.from_rows(name, {s: lambda s=s: rows(s) for s in splits}, key=key, **about)
+
+
+def likelier(rows: Rows, share: float, tally: Tally) -> Iterator[dict[str, Any]]:
+    """The rows without the share that has the lowest `log_prob`; of equal ones at the border none is dropped. They are
+    made twice, but replies are stored: nothing is asked twice."""
+    values = sorted(row["log_prob"] for row in rows(Tally()))
+    for row in rows(tally):
+        if row["log_prob"] < values[int(share * len(values))]:
+            tally["improbable"] += 1
+        else:
+            yield row
 
 
 def read_score(text: str, low: float, high: float) -> float | None:
@@ -75,12 +98,12 @@ def read_pairs(text: str) -> list[tuple[str, str]]:
     return [(prompt, response) for prompt, response in found if prompt and response]
 
 
-def distinct(replies: Iterable[tuple[str, bool]], tally: Tally) -> Iterator[tuple[int, tuple[str, bool]]]:
+def distinct(replies: Iterable[Answer], tally: Tally) -> Iterator[tuple[int, Answer]]:
     """Replies with their numbers, without empty and repeated ones."""
     seen = set()
-    for n, (text, ended) in enumerate(replies):
-        if not text.strip() or text in seen:
-            tally["repeated" if text in seen else "empty"] += 1
+    for n, reply in enumerate(replies):
+        if not reply.text.strip() or reply.text in seen:
+            tally["repeated" if reply.text in seen else "empty"] += 1
         else:
-            seen.add(text)
-            yield n, (text, ended)
+            seen.add(reply.text)
+            yield n, reply

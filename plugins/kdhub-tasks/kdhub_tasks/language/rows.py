@@ -44,6 +44,7 @@ class Encoding:
         limit: most tokens of a row; None where it is unknown.
         private: (texts, offsets) -> how private each token is, for plain texts.
         prompts: the most tokens of an answer, and examples are prompts; None for whole rows.
+        prefix: how the answer to a prompt begins: the end of the prompt.
         groups: an example of preferences has all responses, not the best alone.
         teacher_tokenizer: that of a teacher which sees the same rows.
     """
@@ -54,6 +55,7 @@ class Encoding:
     prompts: int | None = None
     groups: bool = False
     teacher_tokenizer: Any = None
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.limit is not None and self.prompts >= self.limit:
@@ -111,6 +113,11 @@ class Encoding:
                 example["private"] = [*([0.0] * len(self.begin)), *private[n]][1 : len(ids)]
             made.append(example)
         return made
+
+    def unanswered(self, rows: Sequence[Row]) -> list[Example]:
+        """A prompt alone: nothing of it is learnt."""
+        made = self.texts([{"text": row["prompt"]} for row in rows])
+        return [{**example, "at": [], "labels": [], "bytes": 0} for example in made]
 
     def responses(self, rows: Sequence[Row]) -> list[Example]:
         prompts = self.tokens([row["prompt"] for row in rows])["input_ids"]
@@ -187,14 +194,14 @@ class Encoding:
         messages, faults = [prompt_of(row) for row in rows], {}
         plain = not rows[0].get("messages")
         if plain:
-            texts = [only["content"] for (only,) in messages]
+            texts = [only["content"] + self.prefix for (only,) in messages]
         elif self.tokenizer is None:
             texts = [json.dumps(each, ensure_ascii=False) for each in messages]
         else:
             texts = []
             for n, each in enumerate(messages):
                 try:
-                    texts.append(chat_template.render(self.tokenizer, each, prompt=True))
+                    texts.append(chat_template.as_prompt(self.tokenizer, each, self.prefix))
                 except DataError as error:
                     faults[n] = error.message
                     texts.append("")
@@ -203,7 +210,7 @@ class Encoding:
         made = []
         for row, prompt, text, tokens in zip(rows, messages, texts, ids):
             content = f"{text}\0{row.get('sample') or 0}".encode()
-            example = {"messages": prompt, "content": content, "labels": []}
+            example = {"messages": prompt, "prefix": self.prefix, "content": content, "labels": []}
             if tokens is None:
                 example |= {"length": len(text), "cut": False}
             else:
@@ -231,6 +238,7 @@ FORMS: dict[str, Callable[[Encoding, Sequence[Row]], list[Example]]] = {
     "responses": Encoding.responses,
     "preferences": Encoding.responses_in_groups,
     "rankings": Encoding.responses_in_groups,
+    "prompts": Encoding.unanswered,
 }
 """Form of rows -> what prepares them."""
 

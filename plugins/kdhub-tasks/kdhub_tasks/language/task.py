@@ -91,7 +91,7 @@ class CausalLanguage(TokenClassification):
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """See `rows`. Settings: max_length, most tokens of a row; private, see `Encoding`; groups, whether rows of
         preferences have all their responses; prompts, the most tokens of an answer: then rows are prompts for the
-        teacher, whose vocabulary may differ from the student's.
+        teacher, whose vocabulary may differ from the student's; prefix, how the answer begins (`Generation.prompting`).
 
         Raises:
             CompatibilityError: student and teacher use different vocabularies; says how many tokens they share.
@@ -108,6 +108,7 @@ class CausalLanguage(TokenClassification):
             prompts,
             bool(settings.get("groups")),
             models[1].tokenizer if len(models) > 1 else None,
+            settings.get("prefix", ""),
         )
 
     def collate(self, examples: Sequence[Example], student: CausalLm) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ class LmTeacher(ModelTeacher):
     kind = "causal-lm"
 
     def layout(self, kind: str) -> dict[str, Any]:
-        return layout() if is_text(kind) else super().layout(kind)
+        return layout(kind) if is_text(kind) else super().layout(kind)
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
         return self.model.signals(examples, kind) if is_text(kind) else super().signals(examples, kind)

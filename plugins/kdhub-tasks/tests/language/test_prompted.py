@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 import kdhub
 from kdhub.errors import TeacherError, UsageError
 from kdhub.rows import Rows
-from kdhub.signals.store import row_key
+from kdhub.signals.store import SignalStore, row_key, row_keys
 from kdhub.signals.stored import stored_signals
 from kdhub.testing.server import serving
 
@@ -167,32 +167,71 @@ def stores(home: Path) -> dict[str, bytes]:
     }
 
 
-def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int) -> None:
-    """Killed so often while it asks: the bytes of an undisturbed store, and nothing is asked again but what was under
-    way, or just answered and not yet committed, when a kill came."""
-    monkeypatch.setenv("KDHUB_HOME", str(folder / "killed"))
-    code = "import runpy, sys; runpy.run_path(sys.argv[1])['fill'](int(sys.argv[2]))"
-    server.delay, rng = 0.01, random.Random(0)
+def prompt_of(text: str) -> str:
+    return f"good or bad? {text}"
+
+
+def answered(home: Path, n: int) -> set[str]:
+    """The prompts whose answers are in the store."""
+    prompts = [prompt_of(text) for text in texts(n)]
+    found = set()
+    for folder in (home / "signals").glob("*"):
+        if (store := SignalStore.load(folder)).key["signal"].startswith("text:"):
+            at = store.locate(row_keys(f"{prompt}\0{0}".encode() for prompt in prompts))
+            found |= {prompt for prompt, position in zip(prompts, at) if position >= 0}
+    return found
+
+
+def killed_and_resumed(server, folder: Path, monkeypatch, n: int, times: int, how: int = signal.SIGKILL) -> None:
+    """Stopped so often while it asks: the bytes of an undisturbed store, and no prompt is asked again whose answer was
+    stored. What is lost with a kill are the requests under way, and answers that came but were not stored yet: no more
+    than are in flight at once. An interrupt (Ctrl-C) waits for them, so that nothing is lost."""
+    home, asked = folder / "killed", []
+    monkeypatch.setenv("KDHUB_HOME", str(home))
+    # where tests run in the background, children ignore interrupts
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "runpy.run_path(sys.argv[1])['fill'](int(sys.argv[2]))"
+    server.delay, rng, known, lost = 0.01, random.Random(0), set(), 0
+    paid = 0  # of those lost, by how many the server had answered in full before the kill
+
+    def settled() -> list[str]:
+        """The prompts of this stage, none of whose answers were stored before."""
+        seen = -1
+        while server.now or seen < len(server.bodies):  # a request of a child that is gone may still come
+            seen = len(server.bodies)
+            time.sleep(0.05)
+        new = [body["messages"][-1]["content"] for body in server.bodies[len(asked) :]]
+        asked.extend(new)
+        assert len(set(new)) == len(new) and not known & set(new), "asked again"
+        return new
+
     for number in sorted(rng.sample(range(1, n - CONCURRENCY), times)):
         child = subprocess.Popen([sys.executable, "-c", code, __file__, str(n)], stderr=subprocess.PIPE, text=True)
         while len(server.answered) < number:
             assert child.poll() is None, child.communicate()
             time.sleep(0.002)
-        child.kill()
+        done = {body["messages"][-1]["content"] for body in server.answered}
+        child.send_signal(how)
         child.communicate()
-        assert len(server.bodies) < n + CONCURRENCY * times
+        new, before = settled(), known
+        known = answered(home, n)
+        assert before <= known and known - before <= set(new) and len(new) - len(known - before) <= CONCURRENCY
+        lost += len(new) - len(known - before)
+        paid += len((done & set(new)) - known)
     server.delay = 0.0
     given = fill(n)
-    counts = Counter(body["messages"][-1]["content"] for body in server.bodies)
-    assert set(counts) == {f"good or bad? {text}" for text in texts(n)}
-    assert len(server.bodies) <= n + CONCURRENCY * times
-    killed = stores(folder / "killed")
+    assert sorted(settled()) == sorted({prompt_of(text) for text in texts(n)} - known), "exactly what was missing"
+    assert not lost or how == signal.SIGKILL
+    assert len(asked) == n + lost and answered(home, n) == set(asked)
+    print(f"{n} prompts, {times} kills: {len(asked)} requests, {lost} lost with the kills, {paid} of them answered")
+    killed = stores(home)
     monkeypatch.setenv("KDHUB_HOME", str(folder / "undisturbed"))
     assert fill(n) == given and stores(folder / "undisturbed") == killed and len(killed) > n
 
 
-def test_killed_while_asking_it_asks_only_for_the_rest_and_gives_the_same_bytes(server, tmp_path, monkeypatch):
-    killed_and_resumed(server, tmp_path, monkeypatch, n=40, times=2)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
+def test_stopped_while_asking_it_asks_only_for_the_rest_and_gives_the_same_bytes(server, tmp_path, monkeypatch, how):
+    killed_and_resumed(server, tmp_path, monkeypatch, n=40, times=1, how=how)
 
 
 @pytest.mark.slow

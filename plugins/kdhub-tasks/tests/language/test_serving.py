@@ -18,6 +18,7 @@ from kdhub_tasks.language.openai import OpenAI
 from kdhub_tasks.language.students import llama
 from kdhub_tasks.language.task import CausalLanguage
 
+from kdhub.errors import TeacherError
 from kdhub.student import BuildContext
 
 SECONDS = 120  # for the server to start; it needs about ten on an idle machine
@@ -95,9 +96,19 @@ def test_it_says_what_the_same_model_says_here(folder, address, saved):
     assert len(data) == 3 and base.prompt_tokens == sum(map(len, prompts[:3]))
 
 
-def test_what_it_refuses_is_reported(folder, address):
-    from kdhub.errors import TeacherError
+def test_it_stops_where_the_same_model_stops_here_and_gives_no_log_probabilities(folder, address, saved):
+    table = datasets.Dataset.from_dict({"messages": [[{"role": "user", "content": f"what is {n}?"}] for n in range(4)]})
+    there, here = openai(folder, base_url=address, retries=0), saved(folder)
+    whole = list(answers(here, table, Generation(max_new_tokens=12)))
+    stop = next(c for c in whole[0].text[2:] if c.isprintable() and c != "\ufffd")
+    how = Generation(max_new_tokens=12, stop=[stop])
+    given = list(answers(there, table, how))
+    assert given == list(answers(here, table, how)) and given[0] == (whole[0].text.partition(stop)[0], True)
+    with pytest.raises(TeacherError, match="no log-probabilities"):
+        list(answers(there, table, Generation(max_new_tokens=2, log_probs=True)))
 
+
+def test_what_it_refuses_is_reported(folder, address):
     there = openai(folder, base_url=address, retries=0, body={"no_such_field": 1})
     with pytest.raises(TeacherError, match="refused text 1 .*422.*no_such_field"):
         list(answers(there, datasets.Dataset.from_dict({"prompt": ["hi"]}), Generation(max_new_tokens=2)))

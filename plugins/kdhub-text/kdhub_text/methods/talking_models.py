@@ -37,8 +37,9 @@ in every round, so the mean over `rounds` is that of one. After training,
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdhub_tasks.losses import ClassifierOptions, label_loss, tokens_in
@@ -193,28 +194,51 @@ class TalkingModels(ObjectiveMethod):
 
     # -- messages ---------------------------------------------------------------------------------------------
 
+    def ask(self, student: Signals, batch: Mapping[str, Any], teacher: Callable[..., Signals]) -> Signals:
+        """The batch itself, then the student's message of each round; `heard` is what it understands of the answers."""
+        given = teacher(batch)
+
+        def onward(replace: Callable[[Tensor], Tensor]) -> Tensor:
+            with self._teacher.replaced(replace):
+                return teacher(batch, gradient=True)["upper"]
+
+        states = {"student": _states(student), "teacher": _states(given)}
+        given["heard"] = self._conversation(states, batch, onward if self.options.freeze_teacher else None)
+        return given
+
     def objective(
         self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Progress
     ) -> dict[str, torch.Tensor]:
         states = {"student": _states(student), "teacher": _states(teacher)}
         terms = {"labels": label_loss(student.logits, batch)}
-        terms["interaction"] = self.options.w_interact * self._interaction(states, batch)
+        terms["interaction"] = self.options.w_interact * self._interaction(states, batch, teacher["heard"])
         return terms | self._consistency(states, _real(batch), _positions(batch))
 
     def _interaction(
-        self, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any], order: Tensor | None = None
+        self, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any], heard: Sequence[Tensor]
     ) -> Tensor:
-        """L_I, the mean over rounds; with `order` the first messages are permuted."""
+        """L_I, the mean over rounds."""
+        real = _real(batch)
+        own = self._unit(states["student"]["upper"], real)
+        apart = (distance(one, own, self.options.distance, real, _positions(batch)) for one in heard)
+        return sum(apart) / len(heard)
+
+    def _conversation(
+        self,
+        states: Mapping[str, Mapping[str, Tensor]],
+        batch: Mapping[str, Any],
+        onward: Callable[..., Tensor] | None = None,
+        order: Tensor | None = None,
+    ) -> list[Tensor]:
+        """What the student understands in each round, standardised; with `order` the first messages are permuted."""
         student, real = self.modules["codecs"]["student"], _real(batch)
-        lower, own = (self._unit(state, real) for state in states["student"].values())
-        message, total = say(student, "lower", lower), 0.0
-        message = message if order is None else message[order]
-        rounds = 1 if self.options.one_way else self.options.rounds
-        for _ in range(rounds):
-            heard = self._heard(self._answer(message, states, batch), own.shape[1])
-            total = total + distance(heard, own, self.options.distance, real, _positions(batch))
-            message = say(student, "upper", heard)
-        return total / rounds
+        lower, own = states["student"].values()
+        message = say(student, "lower", self._unit(lower, real))
+        message, heard = message if order is None else message[order], []
+        for _ in range(1 if self.options.one_way else self.options.rounds):
+            heard.append(self._heard(self._answer(message, states, batch, onward), own.shape[1]))
+            message = say(student, "upper", heard[-1])
+        return heard
 
     def _heard(self, answer: Tensor, positions: int) -> Tensor:
         """Ht_g^u, standardised."""
@@ -222,8 +246,14 @@ class TalkingModels(ObjectiveMethod):
 
         return hear(self.modules["codecs"]["student"], "upper", resized(answer, positions))
 
-    def _answer(self, message: Tensor, states: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Any]) -> Tensor:
-        """The teacher's reply to messages."""
+    def _answer(
+        self,
+        message: Tensor,
+        states: Mapping[str, Mapping[str, Tensor]],
+        batch: Mapping[str, Any],
+        onward: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """The teacher's reply to messages; `onward` runs its upper blocks on other states, see `Split.onward`."""
         from kdhub_tasks.splitting import as_sequence, as_state
 
         codec, real = self.modules["codecs"]["teacher"], _real(batch)
@@ -235,7 +265,8 @@ class TalkingModels(ObjectiveMethod):
             def replace(own: Tensor) -> Tensor:
                 return as_state(hear(codec, "lower", message) * below[1] + below[0], own)
 
-            reached = as_sequence(self._answering.onward(batch, replace)).float()
+            onward = onward or partial(self._answering.onward, batch)
+            reached = as_sequence(onward(replace)).float()
         return say(codec, "upper", (reached - above[0]) / above[1])
 
     def _scale(self, state: Tensor, real: Tensor | None = None) -> tuple[Any, Any]:
@@ -296,14 +327,15 @@ class TalkingModels(ObjectiveMethod):
             message = say(codec, "lower", self._unit(states["student"]["lower"], real))
             both = (self._answer(m, states, inputs) for m in (message, torch.zeros_like(message)))
             answer, without = (among(one, real) for one in both)
-            talk = self._interaction(states, inputs)
+            talk, other = (self._interaction(states, inputs, self._conversation(states, inputs, order=one))
+                           for one in (None, order))  # fmt: skip
             found = {"interaction-loss": talk}
             rest = self._consistency(states, real)
             for name, term, weight in (("message", "messages", o.w_mc), ("state", "states", o.w_sc)):
                 if weight:
                     found[f"{name}-consistency-loss"] = rest[term] / weight
             found["message-dependence"] = (answer - without).square().mean() / answer.square().mean().clamp_min(1e-12)
-            found["permutation-ratio"] = self._interaction(states, inputs, order=order) / talk.clamp_min(1e-12)
+            found["permutation-ratio"] = other / talk.clamp_min(1e-12)
         return len(examples), {name: float(value) for name, value in found.items()}
 
 
