@@ -12,7 +12,6 @@ from kdhub.evaluation.card import (
     LIMITS,
     RESULTS,
     assemble,
-    check_card,
     code,
     fence,
     front_matter,
@@ -20,6 +19,7 @@ from kdhub.evaluation.card import (
     sections,
     text,
 )
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import Report
 from kdhub.hub.trust import split_card as split
 from kdhub.metric import Measure

@@ -21,7 +21,7 @@ from test_pull import contents, student
 
 import kdhub
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError
-from kdhub.evaluation.card import check_card
+from kdhub.evaluation.card_check import check_card
 from kdhub.hub import client, manifest
 from kdhub.hub.files import check_entries, kind_problem, name_problem, parse_commit, parse_tree
 from kdhub.hub.trust import foreign_yaml, split_card

@@ -20,7 +20,7 @@ from fake_hub import TOKEN, Answer, Hub
 import kdhub
 from kdhub.catalogue.catalog import Catalog
 from kdhub.errors import HubError, PublishError, UsageError
-from kdhub.evaluation.card import check_card
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import Report
 from kdhub.hub import client
 from kdhub.hub.client import Hub as Client

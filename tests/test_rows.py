@@ -17,7 +17,7 @@ from huggingface_hub import constants
 import kdhub
 from kdhub.dataset_student import DatasetStudent, splits_in
 from kdhub.errors import CompatibilityError, DataError, PublishError
-from kdhub.evaluation.card import check_card
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import OWN_FILES, Report
 from kdhub.hub.trust import split_card
 from kdhub.recipes import chain as chain_of

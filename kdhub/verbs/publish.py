@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 
 from kdhub.errors import PublishError, RunError, UntrustedError, UsageError
-from kdhub.evaluation.card import UNSTATED, check_card, forbids_derivatives, front_matter
+from kdhub.evaluation.card import UNSTATED, forbids_derivatives, front_matter
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import STUDENT, Report
 from kdhub.files import atomic_write, config_home
 from kdhub.hub import manifest
