@@ -7,6 +7,7 @@ Register it with `plugins.register(toy, "kdhub-toy")`.
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from kdhub.data.dataset import Data
 from kdhub.dataset_student import DatasetStudent, splits_in
 from kdhub.errors import DataError
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
+from kdhub.pictures import Picture
 from kdhub.rows import Signals
 from kdhub.sampler import Sampler
 from kdhub.student import Student
@@ -171,6 +173,15 @@ class Vectors(NetworkTask):
     def sample(self, data, split, n):
         return [{"x": x} for x in data.split(split)[:n]["x"]]
 
+    def to_draw(self, outputs, n):
+        return {"vectors": outputs.vectors[:n]}
+
+    def draw(self, data, split, given):
+        """A column for each subject, a line for each row: its vector as a colour."""
+        columns = [given[name]["vectors"] for name in ("teacher", "student-before", "student") if name in given]
+        pixels = np.stack(columns, axis=1).clip(-1, 1) * 127 + 128
+        yield Picture("vectors.png", f"Vectors as colours: {', '.join(given)}.", png(pixels.astype(np.uint8)))
+
     def tiny_recipe(self, folder):
         return {
             "teacher": "linear:1",
@@ -178,6 +189,14 @@ class Vectors(NetworkTask):
             "data": {"train": "toy-points"},
             "evaluation": {"data": [{"source": "toy-points", "split": "test"}], "cost": False},
         }
+
+
+def png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
 
 
 class Outputs:

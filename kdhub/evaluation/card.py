@@ -305,6 +305,9 @@ def _results_section(facts: _Facts) -> str:
     blocks += [
         f"![{words}](plots/{name})" for name, words in _PLOTS.items() if (facts.folder / "plots" / name).is_file()
     ]
+    for one in facts.pictures:
+        said = text(one["sentence"])
+        blocks.append(f"![{said}]({one['file']})\n\n{said} Shown: {text(one['of'])}.")
     return "\n\n".join(blocks)
 
 
@@ -507,6 +510,11 @@ class _Facts:
     def lineage(self) -> list[Mapping[str, Any]]:
         """Models that data sets name, and those that the students of a chain were made with."""
         return [one for one in self.provenance.get("lineage") or () if isinstance(one, Mapping)]
+
+    @property
+    def pictures(self) -> list[Mapping[str, str]]:
+        """What the task drew of the first rows, as far as it is there."""
+        return [one for one in self.provenance.get("pictures") or () if (self.folder / one["file"]).is_file()]
 
     def data(self, but: str | None = None) -> list[Mapping[str, Any]]:
         """Data sets in use, training first; without those of one use."""

@@ -108,15 +108,22 @@ class Evaluator:
                 self.data[n] = (Data.from_dataset(data.name, chosen, format=form, **own), split)
                 self.unanswered[where] = len(table) - len(kept)
 
-    def measure(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
+    def measure(
+        self,
+        subject: str,
+        encode: Encoder,
+        teacher: Encoder | None = None,
+        seen: Callable[[Any], None] | None = None,
+    ) -> list[Measure]:
         """All numbers of one subject.
 
         Args:
             subject: "teacher", "student", "student-before", "baseline:<name>".
             encode: gives its outputs.
             teacher: gives the teacher's, for fidelity and for student and teacher used together.
+            seen: is given what the task collected of the first data set.
         """
-        return [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher)]
+        return [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher, seen)]
 
     def of_files(self, subject: str, encode: Encoder) -> list[Measure]:
         """What the files of a student that is not run say of it, of each split where it has some."""
@@ -131,16 +138,24 @@ class Evaluator:
                         measures.append(_measure(spec, subject, OWN_FILES, split, value=float(value)))
         return measures
 
-    def of_data(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
+    def of_data(
+        self,
+        subject: str,
+        encode: Encoder,
+        teacher: Encoder | None = None,
+        seen: Callable[[Any], None] | None = None,
+    ) -> list[Measure]:
         """What a subject gives on the evaluation data."""
         measures: list[Measure] = []
         if isinstance(encode.model, Student) and isinstance(self.task, NetworkTask) and not encode.model.answers:
             if self.data and (note := f"the {encode.model.kind} is not run on evaluation data") not in self.notes:
                 self.notes.append(note)
             return measures
-        for data, split in self.data:
+        for n, (data, split) in enumerate(self.data):
             logger.info("evaluating %s on %s %s", subject, data.name, split)
             outputs = self._outputs(encode, data, split)
+            if seen is not None and not n and not self._owners(data, split):
+                seen(outputs)
             given = self._outputs(teacher, data, split) if teacher is not None else None
             measures += self._score(outputs, subject, data, split, given)
             self._settle(subject, encode, data, split)

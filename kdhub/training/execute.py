@@ -30,6 +30,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         page: draw the plots and write the card.
     """
     from kdhub.evaluation.cost import peak_memory
+    from kdhub.training import pictured
     from kdhub.training import saved as saving
     from kdhub.training.session import Session, running
 
@@ -58,6 +59,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         _note_student(run, session, student, saved)
         report = session.method.evaluate(session, student)
         _add_costs(run, session, student, report)
+        pictured.draw(run, session.task, session.evaluator.data)
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
@@ -65,6 +67,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
             write_page(run, resolver)
         run.stage("done", lambda: True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
+        pictured.forget(run)
     return run
 
 

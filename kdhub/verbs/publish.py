@@ -33,6 +33,7 @@ from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, digests, ki
 from kdhub.hub.manifest import RECIPE, RECORD, REPORT
 from kdhub.hub.publish import signature_on, upload
 from kdhub.hub.trust import check_configuration, split_card
+from kdhub.pictures import FORMATS
 from kdhub.recipes.recipe import SECRET, Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
@@ -203,7 +204,7 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
     problems: list[str] = []
     _take_all(run.student_folder, staging, problems)
     own = {RECIPE: run.folder / RECIPE, REPORT: run.folder / REPORT}
-    own |= {f"plots/{path.name}": path for path in sorted((run.folder / "plots").glob("*.png"))}
+    own |= {f"plots/{path.name}": path for path in sorted((run.folder / "plots").glob("*.*")) if path.suffix in FORMATS}
     for name, path in own.items():
         if (staging / name).exists():
             problems.append(f"{name}: the student has a file of that name, and kdhub writes its own")
