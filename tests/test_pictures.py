@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -17,6 +18,7 @@ from kdhub.evaluation.card_check import check_card
 from kdhub.pictures import Picture
 from kdhub.recipes.recipe import Layer, build
 from kdhub.recipes.run import Run
+from kdhub.testing import checks_of
 from kdhub.training import pictured
 from kdhub.verbs import publish as verb
 
@@ -110,6 +112,23 @@ def test_what_a_picture_must_be():
     assert pictures.problems([good] * 2) == ["'a-b.png' stands for several pictures"]
     many = [Picture(f"a{i}.png", "Black.", png) for i in range(pictures.MOST + 1)]
     assert pictures.problems(many) == [f"there are {len(many)} pictures, more than {pictures.MOST}"]
+
+
+def test_the_kit_sees_faults_of_drawing(recipe, monkeypatch):
+    (check,) = [c for c in checks_of("kdhub-toy", kind="task") if c.name == "draws_the_first_rows"]
+    check()
+    made, counter = toy.Vectors.draw, itertools.count()
+    for name, does, said in (
+        ("to_draw", lambda task, outputs, n: {"vectors": outputs.vectors}, "16 rows of vectors, and drawn is 5"),
+        ("to_draw", lambda task, outputs, n: {"vectors": [{}]}, "gives vectors as object"),
+        ("draw", lambda task, data, split, given: made(task, data, split, {"teacher": given["teacher"]}), "teacher"),
+        ("draw", lambda *given: [], "draws nothing of student"),
+        ("draw", lambda *given: [Picture("a.png", "Black.", b"")], "does not hold what its name says"),
+        ("draw", lambda *given: [Picture("a.gif", f"{next(counter)}.", b"GIF89a")], "another one when"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises((AssertionError, KeyError), match=said):
+            patch.setattr(toy.Vectors, name, does)
+            check()
 
 
 def test_a_page_has_the_pictures_of_each_arm(tmp_path):

@@ -111,8 +111,8 @@ class ImageClassification(ArrayClassification):
 
         given = {subject: arrays for subject, arrays in given.items() if arrays}
         if given:
-            table = self._columns(data, split)
-            rows = plain_rows(table, range(min(self.drawn, len(table))))
+            drawn = range(len(next(iter(given.values()))["label"]))
+            rows = plain_rows(self._columns(data, split), drawn)
             yield answers([self.read(row[self.column]) for row in rows], given)
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
