@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from kdhub.rows import Example
 
 
+RELATIONS = ("finetune", "adapter", "quantized", "merge")
+"""What a model may be to the one it was made from, as hubs know it."""
+
+
 class SavedOptions(BaseModel):
     """What a recipe may set next to the source of every student."""
 
@@ -39,7 +43,8 @@ class Student(ABC):
         kind: what it is on a hub: `model`, or `dataset` for a student that is rows.
         problem: which form of its task it is for, where there are several (any number of labels a row, values); "" is
             the usual one, which every method of the task takes. Others are for methods that say so (`MethodSpec`).
-        start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
+        start: where it came from, for the card: `base_model` (an id on a hub, or a list of them), `relation` to it (one
+            of `RELATIONS`, `finetune` unless the builder says otherwise), `revision`, `licence`, `how` it was made.
         precision: in which its weights are saved: that in which they were opened, or what the recipe names.
         layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
     """

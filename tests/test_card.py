@@ -203,6 +203,16 @@ def test_licence_is_carried_over_or_left_to_a_person(make_run, teacher, start, k
     assert said in sections(run)["Licence"] and check_card(render_card(run)) == []
 
 
+def test_a_start_says_what_it_is_to_its_base_models(make_run):
+    start = {"base_model": ["a/b", "a/c"], "relation": "merge", "how": "the mean"}
+    card = render_card(make_run(provenance=changed(student={"start": start})))
+    front, body = split(card)
+    assert front["base_model"] == ["a/b", "a/c"] and front["base_model_relation"] == "merge"
+    assert "It started as the mean of `a/b` and `a/c`." in body and not [p for p in check_card(card) if "base" in p]
+    start["base_model"] = ["a/b", "/home/me/model"]
+    assert "base_model" not in front_matter(make_run(provenance=changed(student={"start": start})))
+
+
 def test_a_start_that_is_on_no_hub_is_no_base_model(make_run):
     run = make_run(provenance=changed(student={"start": {"base_model": "/home/me/model"}}))
     assert "base_model" not in front_matter(run) and "base_model_relation" not in front_matter(run)

@@ -40,6 +40,7 @@ TEETH = [
     ("restless", "identity_is_stable", "the identity changes"),
     ("noisy", "equal_examples_get_equal_signals", "differs between calls"),
     ("narrow", "gives_what_it_declares", "its layout says (4,)"),
+    ("cousin", "exposes_what_it_declares", "relation to the base model is 'cousin'"),
     ("forgetful", "sampler_state_comes_back", "the order is another"),
     ("ragged", "gives_whole_batches_of_rows", "not whole batches"),
     ("moving", "rows_are_there_and_stay_the_same", "other rows each time"),

@@ -13,7 +13,7 @@ import torch
 import toy
 from torch import nn
 
-from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, TeacherSpec, hookimpl
+from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
 from kdhub.data.dataset import Data
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
 from kdhub.metric import Measure
@@ -303,6 +303,17 @@ def kdhub_teachers():
         name = cls.__name__.lower()
         options = {"argument": "SEED", "example": "1", "tasks": toy.TASK, "gives": ("vector",)}
         yield TeacherSpec(name=name, target=f"wrong:{cls.__name__}", summary=name, **options)
+
+
+def cousin(argument, context):
+    student = toy.mlp("6", context)
+    student.start["relation"] = "cousin"
+    return student
+
+
+@hookimpl
+def kdhub_students():
+    yield StudentSpec(name="cousin", target="wrong:cousin", tasks=toy.TASK, exposes=("vector",), summary="a relative")
 
 
 @hookimpl

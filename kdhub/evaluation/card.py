@@ -34,6 +34,7 @@ from kdhub.evaluation.report import (
 )
 from kdhub.recipes.chain import link
 from kdhub.recipes.run import Run
+from kdhub.student import RELATIONS
 
 SCHEMA = 1
 DATASET = "dataset"
@@ -84,12 +85,19 @@ def render_card(run: Any, path: str = "student", licence: str | None = None) -> 
 def assemble(front: Mapping[str, Any], sections: Mapping[str, str]) -> str:
     """Front matter and sections as one text. `About` stands under the title without a heading; empty ones are out."""
     name = (front.get("kdhub") or {}).get("name") or "student"
-    head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True, width=100)
+    head = yaml.dump(dict(front), Dumper=_WithoutAliases, sort_keys=False, allow_unicode=True, width=100)
     parts = [f"# {text(name)}"]
     for title, body in sections.items():
         if body and body.strip():
             parts.append(body.strip() if title == ABOUT else f"## {text(title)}\n\n{body.strip()}")
     return f"---\n{head}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    """A list that stands in two places is written twice: what strangers read has no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 # -- front matter ---------------------------------------------------------------------------------------------
@@ -108,7 +116,7 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
     front["tags"] = facts.tags
     if facts.base_model and not facts.is_rows:
         front["base_model"] = facts.base_model
-        front["base_model_relation"] = "finetune"
+        front["base_model_relation"] = (student.get("start") or {}).get("relation") or RELATIONS[0]
     if datasets := _unique(_hub_id(d) for d in facts.data(but="evaluation")):
         front["source_datasets" if facts.is_rows else "datasets"] = datasets
     if facts.is_rows and (facts.writers or facts.teacher):
@@ -260,7 +268,7 @@ def _about(facts: _Facts) -> str:
         summary = text(facts.recipe["summary"]).rstrip(".") + "."
         more.append(summary[0].upper() + summary[1:])
     if start.get("how") or start.get("base_model"):
-        of = f" of {code(start['base_model'])}" if start.get("base_model") else ""
+        of = f" of {_and([code(base) for base in many(start['base_model'])])}" if start.get("base_model") else ""
         how = text(start["how"]) if start.get("how") else "the weights"
         more.append(f"It started as {how}{of}.")
     if parameters := facts.student.get("parameters"):
@@ -523,9 +531,10 @@ class _Facts:
         return sorted(entries, key=lambda d: d.get("use") == "evaluation")
 
     @property
-    def base_model(self) -> str | None:
+    def base_model(self) -> str | list[str] | None:
+        """One or several, all of them on a hub."""
         base = (self.student.get("start") or {}).get("base_model")
-        return base if isinstance(base, str) and HUB_ID.fullmatch(base) else None
+        return base if base and all(isinstance(one, str) and HUB_ID.fullmatch(one) for one in many(base)) else None
 
     @property
     def tags(self) -> list[str]:
@@ -554,6 +563,11 @@ def _teachers_in(ref: Any) -> list[str]:
     named = ref.get("teacher")
     own = [named["source"] if isinstance(named, Mapping) else named] if named else []
     return [*map(str, own), *(name for value in ref.values() for name in _teachers_in(value))]
+
+
+def many(value: Any) -> list[Any]:
+    """One or several as a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def _hub_id(entry: Mapping[str, Any]) -> str | None:

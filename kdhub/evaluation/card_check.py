@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kdhub.evaluation.card import ABOUT, DATASET, HUB_ID, LICENCES, REQUIRED, SCHEMA
+from kdhub.evaluation.card import ABOUT, DATASET, HUB_ID, LICENCES, REQUIRED, SCHEMA, many
 from kdhub.evaluation.report import ASYMMETRIC, STUDENT, Report, printable
 from kdhub.hub.trust import split_card
 from kdhub.recipes.recipe import SECRET
+from kdhub.student import RELATIONS
 
 
 def check_card(card: str, report: Report | None = None) -> list[str]:
@@ -53,10 +54,10 @@ def _check_front(front: Mapping[str, Any]) -> Iterable[str]:
         yield "front matter: license 'other' needs a license_name"
     base = front.get("base_model")
     if base is not None:
-        for one in base if isinstance(base, list) else [base]:
+        for one in many(base):
             if not isinstance(one, str) or not HUB_ID.fullmatch(one):
                 yield f"front matter: base_model {one!r} is not an id on a hub (org/name)"
-        if front.get("base_model_relation") not in ("adapter", "merge", "quantized", "finetune"):
+        if front.get("base_model_relation") not in RELATIONS:
             yield f"front matter: base_model_relation is {front.get('base_model_relation')!r}, not one that hubs know"
     if isinstance(own, Mapping):
         if own.get("schema") != SCHEMA:

@@ -133,7 +133,8 @@ def lineage(chained: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str,
         facts = Run.open(Path(folder).parent).provenance
         start = facts.get("student", {}).get("start", {})
         own = [part_in("teacher", one) for one in models_of(facts.get("teacher") or {})]
-        own += [part_in("start", {**start, "id": start["base_model"]})] if start.get("base_model") else []
+        bases = start.get("base_model") or []
+        own += [part_in("start", {**start, "id": base}) for base in (bases if isinstance(bases, list) else [bases])]
         own = [one for one in own if not str(one.get("source")).startswith(LINK)]  # in the lineage of that run
         found += [{**one, "via": [link, *one.get("via", [])]} for one in (*own, *facts.get("lineage", ()))]
         spent |= {f"{kind} of {link}": counts for kind, counts in facts.get("spent", {}).items()}
