@@ -29,7 +29,18 @@ from kdhub.files import atomic_write, config_home
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub
 from kdhub.hub.fetch import parse_repo
-from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, digests, kind_problem, name_problem, walk
+from kdhub.hub.files import (
+    CARD,
+    LARGEST_TEXT,
+    MANIFEST,
+    MEDIA,
+    SIGNATURE,
+    digests,
+    kind_problem,
+    name_problem,
+    size_problem,
+    walk,
+)
 from kdhub.hub.manifest import RECIPE, RECORD, REPORT
 from kdhub.hub.publish import signature_on, upload
 from kdhub.hub.trust import check_configuration, split_card
@@ -249,7 +260,8 @@ def _again(folder: Path, staging: Path, licence: str | None) -> tuple[str, list[
 def _take_all(folder: Path, staging: Path, problems: list[str]) -> None:
     try:
         for name, path in walk(folder):
-            if name != RECORD and (problem := name_problem(name) or kind_problem(name)):
+            problem = name_problem(name) or kind_problem(name) or size_problem(name, path.stat().st_size)
+            if name != RECORD and problem:
                 problems.append(f"{name!r} {problem}")
             else:
                 _take(path, staging / name)
@@ -357,12 +369,16 @@ def _secrets(staging: Path) -> list[str]:
 
 
 def _lines(path: Path) -> Any:
-    """Text lines of a file; of weights only the header, which may carry notes; of Parquet each row as text."""
+    """Text lines of a file; of weights and media only the head, which may carry notes; of Parquet each row as text."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         for batch in pq.ParquetFile(path).iter_batches(1000):
             yield from map(str, batch.to_pylist())
+        return
+    if path.suffix.lower() in MEDIA:
+        with open(path, "rb") as file:
+            yield from file.read(2**20).decode(errors="replace").splitlines()
         return
     if path.suffix == ".safetensors":
         with open(path, "rb") as file:
