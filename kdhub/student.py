@@ -30,6 +30,11 @@ class SavedOptions(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="precision of the saved weights; if unset that of the start"
     )
+    withheld: str = Field(
+        "",
+        max_length=200,
+        description="why it should not be published, in a line; `publish` refuses until it is repeated",
+    )
 
 
 class Student(ABC):
@@ -46,6 +51,8 @@ class Student(ABC):
         start: where it came from, for the card: `base_model` (an id on a hub, or a list of them), `relation` to it (one
             of `RELATIONS`, `finetune` unless the builder says otherwise), `revision`, `licence`, `how` it was made.
         precision: in which its weights are saved: that in which they were opened, or what the recipe names.
+        withheld: why it should not be published, in one line (raw harmful text); "" where nothing stands against it.
+            `publish` refuses until somebody repeats it. What contains this student says it too.
         layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
     """
 
@@ -54,6 +61,7 @@ class Student(ABC):
     kind: str = "model"
     problem: str = ""
     precision: str = "float32"
+    withheld: str = ""
     layers: Mapping[str, tuple[int | None, ...]] = {}
 
     def __init__(self, start: Mapping[str, Any] | None = None):

@@ -32,8 +32,7 @@ from kdhub.evaluation.report import (
     percent,
     printable,
 )
-from kdhub.recipes.chain import link
-from kdhub.recipes.run import Run
+from kdhub.recipes.chain import models_of, rows_of, wrote_text
 from kdhub.student import RELATIONS
 
 SCHEMA = 1
@@ -71,15 +70,16 @@ _PLOTS = {
 }
 
 
-def render_card(run: Any, path: str = "student", licence: str | None = None) -> str:
+def render_card(run: Any, path: str = "student", licence: str | None = None, despite: Sequence[str] = ()) -> str:
     """The whole card of a run.
 
     Args:
         run: a `kdhub.Run`; only its folder's files are read.
         path: what the usage lines load: the folder beside the card, or the repository it is published to.
         licence: what its publisher says; by default that of teacher and start, where they have one and the same.
+        despite: the reasons against publishing it that its publisher repeated.
     """
-    return assemble(front_matter(run, licence), sections(run, path, licence))
+    return assemble(front_matter(run, licence, despite), sections(run, path, licence, despite))
 
 
 def assemble(front: Mapping[str, Any], sections: Mapping[str, str]) -> str:
@@ -103,9 +103,9 @@ class _WithoutAliases(yaml.SafeDumper):
 # -- front matter ---------------------------------------------------------------------------------------------
 
 
-def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
+def front_matter(run: Any, licence: str | None = None, despite: Sequence[str] = ()) -> dict[str, Any]:
     """What a hub indexes, as plain values."""
-    facts = _Facts(run, licence)
+    facts = _Facts(run, licence, despite)
     student, teacher, method = facts.student, facts.teacher, facts.method
     front: dict[str, Any] = {} if facts.is_rows else {"library_name": student.get("library") or "kdhub"}
     if student.get("pipeline_tag") and not facts.is_rows:
@@ -134,6 +134,8 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
             "teacher": {k: teacher.get(k) for k in ("source", "id", "revision")},
             "writers": facts.writers if facts.is_rows else None,
             "start": {k: (student.get("start") or {}).get(k) for k in ("source", "base_model", "revision", "how")},
+            "withheld": facts.withheld,
+            "published_despite": facts.despite,
             "seed": facts.seed,
             "recipe_sha256": facts.recipe_digest,
             "cost": {line.metric: line.value(STUDENT) for line in facts.report.costs()},
@@ -238,9 +240,11 @@ def _other_licence(name: str | None) -> dict[str, str]:
 # -- sections -------------------------------------------------------------------------------------------------
 
 
-def sections(run: Any, path: str = "student", licence: str | None = None) -> dict[str, str]:
+def sections(
+    run: Any, path: str = "student", licence: str | None = None, despite: Sequence[str] = ()
+) -> dict[str, str]:
     """The body: title -> Markdown, in the order they are printed."""
-    facts = _Facts(run, licence)
+    facts = _Facts(run, licence, despite)
     return {
         ABOUT: _about(facts),
         RESULTS: _results_section(facts),
@@ -365,6 +369,9 @@ def _made(facts: _Facts) -> str:
 
 def _limits(facts: _Facts) -> str:
     report, items = facts.report, []
+    for reason in facts.withheld:
+        said = " Its publisher repeated this, and published it." if reason in facts.despite else ""
+        items.append(f"Why it should not be published: {text(reason)}.{said}")
     examples: dict[str, int] = {}
     for m in report.measures:
         if m.dataset is not None and not m.variant:
@@ -474,9 +481,11 @@ def fence(content: str, language: str = "") -> str:
 class _Facts:
     """What the run folder says, with every piece optional."""
 
-    def __init__(self, run: Any, licence: str | None = None):
+    def __init__(self, run: Any, licence: str | None = None, despite: Sequence[str] = ()):
         self.folder, self.licence = Path(run.folder), printable(licence) if licence else None
+        self.despite = list(despite)
         self.recipe: dict[str, Any] = run.recipe.to_dict()
+        self._links = rows_of(run.recipe)
         self.recipe_text: str = run.recipe.to_yaml()
         self.recipe_digest = hashlib.sha256(self.recipe_text.encode()).hexdigest()
         self.provenance = run.provenance
@@ -501,18 +510,19 @@ class _Facts:
 
     @property
     def writers(self) -> list[str]:
-        """The models that wrote text in the training rows: the recipe's teacher where its texts were read, those that
-        options of the data name as `teacher`, and those of the recipes whose rows were taken."""
-        read = [kind.partition(":")[0] for kind in self.provenance.get("signals") or {}]
-        found = [self.teacher.get("id") or self.teacher.get("source")] if "text" in read else []
-        uses = self.recipe.get("data") or {}
-        for ref in [ref for refs in uses.values() for ref in (refs if isinstance(refs, list) else [refs])]:
-            found += _teachers_in(ref)
-            source = ref.get("source") if isinstance(ref, Mapping) else ref
-            folder = (self.provenance.get("chained") or {}).get(link(str(source)))
-            if folder and Path(folder).is_dir():
-                found += _Facts(Run.open(Path(folder).parent)).writers
-        return [printable(one) for one in _unique(found)]
+        """The models that wrote text in the training rows: the recipe's teacher where its texts were read, and those
+        behind the data, also behind the rows that other recipes left."""
+        found = models_of(self.teacher) if wrote_text(self.provenance) else []
+        own = [one for one in self.lineage if one.get("as") == "data"]
+        found += [one for one in own if not one.get("via") or one["via"][0] in self._links]
+        return [printable(name) for name in _unique(one.get("id") or one.get("source") for one in found)]
+
+    @property
+    def withheld(self) -> list[str]:
+        """Why it should not be published: what it says itself, and the terms of the models that it was made with."""
+        models = [one for one in (*models_of(self.teacher), *self.lineage) if one.get("terms")]
+        terms = [f"terms of {one.get('id') or one.get('source')}: {one['terms']}" for one in models]
+        return [printable(one).rstrip(".") for one in _unique((*(self.student.get("withheld") or ()), *terms))]
 
     @property
     def lineage(self) -> list[Mapping[str, Any]]:
@@ -552,17 +562,6 @@ class _Facts:
         value = self.provenance.get("language") or self.student.get("language") or []
         value = [value] if isinstance(value, str) else value
         return [v for v in value if isinstance(v, str) and re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual", v)]
-
-
-def _teachers_in(ref: Any) -> list[str]:
-    """Sources of what is named as a `teacher` anywhere in a data set's options."""
-    if isinstance(ref, list):
-        return [name for one in ref for name in _teachers_in(one)]
-    if not isinstance(ref, Mapping):
-        return []
-    named = ref.get("teacher")
-    own = [named["source"] if isinstance(named, Mapping) else named] if named else []
-    return [*map(str, own), *(name for value in ref.values() for name in _teachers_in(value))]
 
 
 def many(value: Any) -> list[Any]:

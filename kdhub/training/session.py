@@ -82,7 +82,7 @@ class Session:
 
     def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
         """What the provenance says of a teacher, and of its members."""
-        facts = {"source": source, **teacher.provenance}
+        facts = {"source": source, **teacher.provenance, **({"terms": teacher.terms} if teacher.terms else {})}
         if made := self._made_by(facts["source"]):  # its folder says nothing to anybody else
             facts |= {"source": made, "id": made}
         if teacher.members:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -100,6 +101,7 @@ def publish(
     tags: Sequence[str] = (),
     sign: str | Path | None = None,
     register: bool = False,
+    despite: Sequence[str] = (),
     endpoint: str | None = None,
     resolver: Resolver | None = None,
 ) -> Publication:
@@ -115,6 +117,7 @@ def publish(
         licence: of the student; by default that of teacher and start, where they have one and the same.
         tags: names for the commit (`v1`).
         sign: a private key; `model.sig` is made with it.
+        despite: the reasons that the student gives against being published (`Student.withheld`), word for word.
         register: write an entry into the user's catalogue (`kdhub list published`).
         endpoint: the hub.
 
@@ -129,9 +132,9 @@ def publish(
     folder = Path(source).expanduser()
     with _staging_folder(folder) as staging:
         if (folder / MANIFEST).is_file():
-            kind, warnings = _again(folder, staging, licence)
+            kind, warnings = _again(folder, staging, licence, despite)
         else:
-            kind, warnings = _assemble(_run(folder), staging, name, resolver, licence)
+            kind, warnings = _assemble(_run(folder), staging, name, resolver, licence, despite)
         if sign is not None:
             _sign(staging, Path(sign).expanduser(), None if dry_run else partial(signature_on, hub, name, kind))
         done = Publication(
@@ -203,7 +206,9 @@ def _run(folder: Path) -> Run:
 # -- what is published ----------------------------------------------------------------------------------------
 
 
-def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: str | None) -> tuple[str, list[str]]:
+def _assemble(
+    run: Run, staging: Path, repo: str, resolver: Resolver, licence: str | None, despite: Sequence[str]
+) -> tuple[str, list[str]]:
     """Put everything into a folder as it will stand on the hub.
 
     Returns:
@@ -224,7 +229,9 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
     report = Report.from_dict(run.report, str(run.folder / REPORT))
     student = run.provenance.get("student") or {}
     kind = student.get("kind") or "model"
-    card = page(run, resolver, repo, licence)
+    reasons = front_matter(run)["kdhub"].get("withheld", [])
+    problems += _withheld_problems(reasons, despite)
+    card = page(run, resolver, repo, licence, reasons if despite else ())
     results = _eval_results(run, report)
     if results:
         _write(staging / RESULTS_FILE, yaml.safe_dump(results, sort_keys=False))
@@ -236,10 +243,10 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
         problems += _usage_problems(run, staging, resolver)
     if problems:
         raise PublishError(str(run.folder), problems)
-    return kind, _warnings(run)
+    return kind, [*(f"it is published despite this: {one}" for one in reasons), *_warnings(run)]
 
 
-def _again(folder: Path, staging: Path, licence: str | None) -> tuple[str, list[str]]:
+def _again(folder: Path, staging: Path, licence: str | None, despite: Sequence[str]) -> tuple[str, list[str]]:
     """A pulled student as it is: nothing in it is rendered or run again."""
     from kdhub.hub.pull import check_folder
 
@@ -252,9 +259,12 @@ def _again(folder: Path, staging: Path, licence: str | None) -> tuple[str, list[
     card = (staging / CARD).read_text(encoding="utf-8") if (staging / CARD).is_file() else ""
     report = Report.from_dict(_json(staging / REPORT), f"{name}/{REPORT}")
     problems += [*_card_problems(card, report), *_file_problems(staging)]
+    facts = manifest.read(staging / MANIFEST, name)
+    reasons = listed if isinstance(listed := facts.get("withheld"), list) else []
+    problems += _withheld_problems(reasons, despite)
     if problems:
         raise PublishError(name, problems)
-    return manifest.read(staging / MANIFEST, name).kind, []
+    return facts.kind, [f"it is published despite this: {one}" for one in reasons]
 
 
 def _take_all(folder: Path, staging: Path, problems: list[str]) -> None:
@@ -283,7 +293,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-_OF_CARD = ("method", "teacher", "start", "seed", "recipe_sha256", "versions")
+_OF_CARD = ("withheld", "method", "teacher", "start", "seed", "recipe_sha256", "versions")
 
 
 def _facts(run: Run, resolver: Resolver, kind: str) -> dict[str, Any]:
@@ -327,6 +337,23 @@ def _eval_results(run: Run, report: Report) -> list[dict[str, Any]]:
 
 
 # -- what stands against it -----------------------------------------------------------------------------------
+
+
+def _withheld_problems(reasons: Sequence[str], despite: Sequence[str]) -> list[str]:
+    """Reasons that nobody repeated, and what was repeated and is none of them."""
+    repeated, given = [_alike(one) for one in despite], [_alike(one) for one in reasons]
+    unknown = [one for one in despite if _alike(one) not in given]
+    said = f"the student says {', '.join(map(repr, reasons))}" if reasons else "nothing stands against publishing it"
+    return [
+        *(f"it should not be published: {one}; to publish it nevertheless, repeat this: --despite {quote(one)}"
+          for one in reasons if _alike(one) not in repeated),
+        *(f"--despite {quote(one)} repeats no reason; {said}" for one in unknown),
+    ]  # fmt: skip
+
+
+def _alike(reason: str) -> str:
+    """A reason without what gets lost when it is repeated."""
+    return " ".join(str(reason).split()).rstrip(".").casefold()
 
 
 def _card_problems(card: str, report: Report) -> list[str]:
