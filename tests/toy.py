@@ -90,6 +90,7 @@ def kdhub_samplers():
 def kdhub_metrics():
     yield MetricSpec(name="toy-error", target="toy:error", tasks=TASK, form="rows", higher_is_better=False)
     yield MetricSpec(name="toy-spread", target="toy:spread", tasks=TASK, files=True)
+    yield MetricSpec(name="toy-calls", target="toy:calls", tasks=TASK, cost=True, higher_is_better=False)
     yield MetricSpec(name="toy-distance", target="toy:distance", tasks=TASK, fidelity=True, higher_is_better=False)
 
 
@@ -211,6 +212,17 @@ def error(outputs: Outputs) -> float:
 def spread(folder: Path) -> dict[str, float]:
     """Of the labels of rows; a network has none."""
     return {name: float(np.std(rows["y"])) for name, rows in splits_in(folder).items()}
+
+
+def calls(costed) -> int | None:
+    """Of the network, for two rows; of rows the bytes of a label."""
+    if costed.answer is None:
+        return OUTPUTS * 8 if isinstance(costed.model, DatasetStudent) else None
+    seen = []
+    handle = costed.model.module.register_forward_hook(lambda *_: seen.append(1))
+    costed.answer(2)
+    handle.remove()
+    return len(seen)
 
 
 def distance(outputs: Outputs, teacher: Outputs) -> float:

@@ -68,7 +68,8 @@ class Evaluator:
         registry, wanted = self.resolver.registry, self.plan.metrics
         first = set(self.task.primary.values())
         entries = sorted(registry.all("metric", self.task.name), key=lambda e: e.name not in first)
-        return [(e.spec, registry.load(e)) for e in entries if wanted is None or e.name in wanted]
+        wanted_here = [e for e in entries if not e.spec.cost and (wanted is None or e.name in wanted)]
+        return [(e.spec, registry.load(e)) for e in wanted_here]
 
     @property
     def data(self) -> list[tuple[Data, str]]:

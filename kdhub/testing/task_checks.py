@@ -121,7 +121,9 @@ def names_decide_classes(bench: Bench) -> None:
     resolver, task, recipe, parts = world_of(bench, bench.entry.name)
     student = start_of(resolver, task, recipe, parts)
     evaluator = Evaluator(task, resolver, recipe.evaluation, resolver.evaluation_options(task, recipe))
-    metrics = [e for e in bench.registry.all("metric", bench.entry.name) if not e.spec.fidelity and not e.spec.rows]
+    metrics = [
+        e for e in bench.registry.all("metric", bench.entry.name) if not (e.spec.fidelity or e.spec.rows or e.spec.cost)
+    ]
     for data, split in evaluator.data:
         rows, known, names = list(named_rows(data.split(split))), set(student.classes), student.classes[::-1]
         column = next((c for c in rows[0] if all(_names(row[c]) <= known for row in rows)), None)

@@ -10,12 +10,6 @@ from kdhub.evaluation.plots import LOOKS, STYLE, new_figure, png
 from kdhub.pictures import Picture
 
 
-def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(n, m) of rows with rows."""
-    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (one, other)]
-    return unit[0] @ unit[1].T
-
-
 def similarities(given: Mapping[str, Mapping[str, np.ndarray]], sides: tuple[str, str]) -> Picture:
     """A panel for each subject, with one scale for all.
 

@@ -202,9 +202,10 @@ class TextEmbedding(NetworkTask):
         return outputs.mixed(student, teacher)
 
     def to_draw(self, out: Any, n: int) -> dict[str, np.ndarray]:
-        from kdhub_tasks.embedding.drawing import cosines
+        from kdhub_tasks.embedding.vectors import unit
 
-        return {"cosines": cosines(*(np.asarray(getattr(out, side)[:n], np.float32) for side in out.sides))}
+        one, other = (unit(getattr(out, side)[:n].astype(np.float64)) for side in out.sides)
+        return {"cosines": one @ other.T}
 
     def draw(self, data: Data, split: str, given: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Picture]:
         from kdhub_tasks.embedding.drawing import similarities
