@@ -45,6 +45,7 @@ TEETH = [
     ("ragged", "gives_whole_batches_of_rows", "not whole batches"),
     ("moving", "rows_are_there_and_stay_the_same", "other rows each time"),
     ("nan", "scores_are_numbers", "it gives nan"),
+    ("nan-cost", "scores_are_numbers", "it gives nan"),
 ]
 
 

@@ -330,3 +330,4 @@ def kdhub_datasets():
 @hookimpl
 def kdhub_metrics():
     yield MetricSpec(name="nan", target="wrong:nan", tasks=toy.TASK, summary="no number")
+    yield MetricSpec(name="nan-cost", target="wrong:nan", tasks=toy.TASK, summary="no number", cost=True)
