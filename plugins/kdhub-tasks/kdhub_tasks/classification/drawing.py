@@ -41,7 +41,7 @@ def answers(images: Sequence[np.ndarray], given: Mapping[str, Mapping[str, np.nd
         for n, image in enumerate(images):
             left, top = n % columns, n // columns * high
             image = image if image.ndim == 2 else image.transpose(1, 2, 0)
-            shown = image if image.shape[2:] in ((3,), (4,)) else image.reshape(image.shape[:2])
+            shown = image if image.shape[2:] in ((), (3,), (4,)) else image[..., 0]
             shown = shown[:: (step := 1 + max(shown.shape[:2]) // PIXELS), ::step]
             tall, wide = (size / max(shown.shape[:2]) for size in shown.shape[:2])
             x, y = left + 0.5, top + 0.55

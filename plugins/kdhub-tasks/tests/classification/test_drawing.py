@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 from kdhub_tasks.classes import MULTI_LABEL
 from kdhub_tasks.classification.arrays import ImageClassification
+from kdhub_tasks.classification.drawing import answers
 from kdhub_tasks.classification.task import Predictions
 from PIL import Image
 
@@ -36,6 +37,8 @@ def test_the_grid_shows_images_labels_and_answers_of_the_first_rows(home):
     np.testing.assert_allclose(student["probability"], 1 / (1 + np.exp([-2, -2, -1.0])))
     (one,) = task.draw(data, "test", {"teacher": given(task, [0, 1, 0, 1]), "student": student})
     assert problems([one]) == [] and "(teacher, student)" in one.sentence
+    colours = [np.zeros(shape, np.uint8) for shape in ((3, 900, 5), (1, 4, 4), (2, 4, 4))]
+    assert problems([answers(colours, {"student": student})]) == []
     (other,) = task.draw(data, "test", {"teacher": student, "student": student})
     pixels, others = (np.asarray(Image.open(io.BytesIO(p.content)).convert("RGB")).astype(int) for p in (one, other))
     orange = lambda p: int((abs(p - [0xD5, 0x5E, 0x00]).max(-1) < 30).sum())  # noqa: E731
