@@ -4,6 +4,8 @@ A metric is a plain function named by a `MetricSpec`:
 
     quality    f(outputs) -> float
     fidelity   f(outputs, teacher_outputs) -> float
+    files      f(folder) -> float
+    cost       f(costed) -> float
 
 where `outputs` is what its task's `outputs` returns for the form named in the spec. Where a metric means nothing (an
 area under the curve of ten classes) it gives None and is left out of the report.
@@ -11,8 +13,26 @@ area under the curve of ten classes) it gives None and is left out of the report
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Costed:
+    """A model whose cost is being measured, as a metric of cost gets it (`MetricSpec.cost`).
+
+    Attributes:
+        model: a student, or a teacher at hand.
+        folder: where its files are, if they are in one.
+        answer: n -> what it gives for n plain rows of the evaluation data, as named fields; None for a student that is
+            not run.
+    """
+
+    model: Any
+    folder: Path | None = None
+    answer: Callable[[int], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,6 +242,9 @@ class MetricSpec(Spec):
         files: True when it reads the files of a student that is not run (rows, a graph), whatever the evaluation data:
             the target is f(folder) -> a number, or {split: number} where there are splits; None or {} where it means
             nothing.
+        cost: True when it is a cost of every model of its tasks, beside what all models cost: the target is
+            f(`kdhub.metric.Costed`) -> a number, or None where it means nothing; it is called in the process that
+            times the model.
         rows: columns of rows that only this metric understands; they are not given to the task.
         outputs: "package.module:function" (encode, table) -> what the metric reads of such rows.
     """
@@ -252,6 +255,7 @@ class MetricSpec(Spec):
     form: str | tuple[str, ...] = ""
     fidelity: bool = False
     files: bool = False
+    cost: bool = False
     rows: tuple[str, ...] = ()
     outputs: str = ""
 

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from kdhub.rows import Example
 
 
+RELATIONS = ("finetune", "adapter", "quantized", "merge")
+"""What a model may be to the one it was made from, as hubs know it."""
+
+
 class SavedOptions(BaseModel):
     """What a recipe may set next to the source of every student."""
 
     model_config = ConfigDict(extra="forbid")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="precision of the saved weights; if unset that of the start"
+    )
+    withheld: str = Field(
+        "",
+        max_length=200,
+        description="why it should not be published, in a line; `publish` refuses until it is repeated",
     )
 
 
@@ -39,8 +48,11 @@ class Student(ABC):
         kind: what it is on a hub: `model`, or `dataset` for a student that is rows.
         problem: which form of its task it is for, where there are several (any number of labels a row, values); "" is
             the usual one, which every method of the task takes. Others are for methods that say so (`MethodSpec`).
-        start: where it came from, for the card (`base_model`, `revision`, `licence`, how it was cut).
+        start: where it came from, for the card: `base_model` (an id on a hub, or a list of them), `relation` to it (one
+            of `RELATIONS`, `finetune` unless the builder says otherwise), `revision`, `licence`, `how` it was made.
         precision: in which its weights are saved: that in which they were opened, or what the recipe names.
+        withheld: why it should not be published, in one line (raw harmful text); "" where nothing stands against it.
+            `publish` refuses until somebody repeats it. What contains this student says it too.
         layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
     """
 
@@ -49,6 +61,7 @@ class Student(ABC):
     kind: str = "model"
     problem: str = ""
     precision: str = "float32"
+    withheld: str = ""
     layers: Mapping[str, tuple[int | None, ...]] = {}
 
     def __init__(self, start: Mapping[str, Any] | None = None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,11 +15,13 @@ from kdhub.teachers.saved import SavedTeacher
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
     import torch
     from torch import nn
 
     from kdhub.data.dataset import Data
     from kdhub.findings import Finding
+    from kdhub.pictures import Picture
     from kdhub.student import BuildContext, Student
 
 
@@ -81,6 +83,7 @@ class Task(ABC):
         EvaluationOptions: what a recipe may set under `evaluation.options` (truncations, precisions, ...).
         StudentOptions: what a recipe may set next to the source of every student (see `configure`).
         Teacher: what a saved model of this task is as a teacher (`path:`, `hf:`).
+        drawn: how many rows of the first evaluation data set `draw` shows, always the first ones; 0: it draws nothing.
     """
 
     name: ClassVar[str]
@@ -89,6 +92,7 @@ class Task(ABC):
     EvaluationOptions: ClassVar[type[BaseModel]] = NoOptions
     StudentOptions: ClassVar[type[BaseModel]] = NoOptions
     Teacher: ClassVar[type[SavedTeacher]] = SavedTeacher
+    drawn: ClassVar[int] = 0
 
     # -- rows -------------------------------------------------------------------------------------------------
 
@@ -174,6 +178,26 @@ class Task(ABC):
     @abstractmethod
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
         """`n` plain rows to measure cost on."""
+
+    # -- pictures ---------------------------------------------------------------------------------------------
+
+    def to_draw(self, outputs: Any, n: int) -> Mapping[str, np.ndarray]:
+        """What `draw` needs of a subject's outputs of the first `n` rows: arrays of numbers or texts, by name. They are
+        kept in the run folder until the run ends, so that the start is drawn beside the student that it became.
+
+        Args:
+            outputs: what `outputs` collected, of all rows.
+        """
+        return {}
+
+    def draw(self, data: Data, split: str, given: Mapping[str, Mapping[str, np.ndarray]]) -> Iterable[Picture]:
+        """Pictures of what the subjects gave on the same rows; the limits are those of `kdhub.pictures`.
+
+        Args:
+            given: subject -> what `to_draw` took of its outputs: `teacher`, `student-before` and `student`, without
+                those that were not measured.
+        """
+        return ()
 
     # -- trying methods ---------------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ class Teacher(ABC):
         module: the network, for methods that run the teacher inside training; None behind an API.
         members: the teachers that it is made of; empty for one that is itself. Their signals are stored as if each were
             alone (`parts`), and what they give together (`joined`) is not.
+        terms: what the terms of its provider say against publishing what was made with it, in one line; "" where they
+            say nothing. A student of such a teacher is withheld (`kdhub.student.Student.withheld`).
         complete: whether it has a signal of every row. One that may have none says so in the field `answered` (uint8)
             of its signals: such rows are bad rows, which stop a run or are left out as its `on_bad_rows` says.
     """
@@ -59,6 +61,7 @@ class Teacher(ABC):
     module: nn.Module | None = None
     members: Sequence[Teacher] = ()
     complete: bool = True
+    terms: str = ""
 
     def __init__(self, argument: str, options: BaseModel | None = None, *, task: Any = None):
         self.argument, self.task = argument, task

@@ -12,7 +12,6 @@ from kdhub.evaluation.card import (
     LIMITS,
     RESULTS,
     assemble,
-    check_card,
     code,
     fence,
     front_matter,
@@ -20,6 +19,7 @@ from kdhub.evaluation.card import (
     sections,
     text,
 )
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import Report
 from kdhub.hub.trust import split_card as split
 from kdhub.metric import Measure
@@ -201,6 +201,16 @@ def test_licence_is_carried_over_or_left_to_a_person(make_run, teacher, start, k
     front = front_matter(run)
     assert {k: front[k] for k in front if k.startswith("license")} == keys
     assert said in sections(run)["Licence"] and check_card(render_card(run)) == []
+
+
+def test_a_start_says_what_it_is_to_its_base_models(make_run):
+    start = {"base_model": ["a/b", "a/c"], "relation": "merge", "how": "the mean"}
+    card = render_card(make_run(provenance=changed(student={"start": start})))
+    front, body = split(card)
+    assert front["base_model"] == ["a/b", "a/c"] and front["base_model_relation"] == "merge"
+    assert "It started as the mean of `a/b` and `a/c`." in body and not [p for p in check_card(card) if "base" in p]
+    start["base_model"] = ["a/b", "/home/me/model"]
+    assert "base_model" not in front_matter(make_run(provenance=changed(student={"start": start})))
 
 
 def test_a_start_that_is_on_no_hub_is_no_base_model(make_run):

@@ -44,10 +44,12 @@ TEETH = [
     ("shared", "members_give_what_the_family_gives", "member h2 shares weights with the family"),
     ("unsorted", "members_give_what_the_family_gives", "not listed from the smallest to the largest: [43, 19]"),
     ("stuck", "members_give_what_the_family_gives", "choose(None) does not undo a choice"),
+    ("cousin", "exposes_what_it_declares", "relation to the base model is 'cousin'"),
     ("forgetful", "sampler_state_comes_back", "the order is another"),
     ("ragged", "gives_whole_batches_of_rows", "not whole batches"),
     ("moving", "rows_are_there_and_stay_the_same", "other rows each time"),
     ("nan", "scores_are_numbers", "it gives nan"),
+    ("nan-cost", "scores_are_numbers", "it gives nan"),
 ]
 
 

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from kdhub.evaluation import cost
 from kdhub.evaluation.report import Report, gain, render
+from kdhub.specs import MetricSpec
 
 # Starting PyTorch takes seconds, and what becomes of a process does not depend on it.
 NO_TORCH = """
@@ -24,7 +26,7 @@ sys.modules["torch"] = torch
 """
 # A process as `python -m kdhub.evaluation.cost` is one, with models that need no plugin.
 CHILD = """
-import os, signal, sys, time
+import os, signal, sys, time, types
 from pathlib import Path
 import torch
 from kdhub.evaluation import cost
@@ -68,7 +70,14 @@ def open_(task, subject):
         raise cost.NotMeasured("it runs behind an API")
     return Task(), Model(how), Path(subject["folder"])
 
+def own(costed):
+    how = costed.model.how
+    if how == "chatty":
+        raise ZeroDivisionError("oh")
+    return None if how == "plain" else len(costed.answer(3)["embedding"])
+
 cost._open = open_
+cost.Registry = lambda: types.SimpleNamespace(find=lambda *a: a, load=lambda found: own)
 cost.main()
 """
 ROWS = [{"text": b"x" * (1 + i % 7)} for i in range(40)]
@@ -106,6 +115,21 @@ def test_two_subjects_side_by_side(measure):
         assert all(m.dataset is None for m in found[name].values())
         assert all(m.note is None for metric, m in found[name].items() if metric not in cost.TIMES)
     assert set(found["plain"]) == set(cost.UNITS) - {"gpu-memory"}
+
+
+def test_a_task_s_own_costs_come_from_the_same_processes(measure, monkeypatch):
+    spec = MetricSpec(name="calls", target="x:y", cost=True, unit="items", higher_is_better=False)
+    monkeypatch.setattr(cost, "own_costs", lambda task: [spec])
+    found = measure("quick", "plain", "chatty", "killed")
+    one = found["quick"]["calls"]
+    assert (one.value, one.unit, one.higher_is_better, one.dataset, one.note) == (3, "items", False, None, None)
+    assert "calls" not in found["plain"], "it means nothing for that one"
+    assert found["chatty"]["calls"].note == "could not be measured: ZeroDivisionError: oh"
+    assert found["chatty"]["latency-p50"].value > 0, "the others go on"
+    assert "killed by signal 9" in found["killed"]["calls"].note
+    own = [replace(m, subject=who) for who in ("teacher", "student") for m in [one]]
+    line = next(iter(Report([own[0], replace(own[1], value=1.5)]).costs()))
+    assert gain(line) == "2.0x less"
 
 
 @pytest.fixture

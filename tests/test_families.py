@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import kdhub
 from kdhub.errors import CompatibilityError, UnknownNameError, UsageError
 from kdhub.evaluation import families
-from kdhub.evaluation.card import check_card
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.counting import counting
 from kdhub.evaluation.report import Report
 from kdhub.families import Sizes, member_in

@@ -21,7 +21,7 @@ from test_pull import contents, student
 
 import kdhub
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError
-from kdhub.evaluation.card import check_card
+from kdhub.evaluation.card_check import check_card
 from kdhub.hub import client, manifest
 from kdhub.hub.files import check_entries, kind_problem, name_problem, parse_commit, parse_tree
 from kdhub.hub.trust import foreign_yaml, split_card
@@ -113,6 +113,9 @@ def test_sizes(hub, refused):
     answers(hub, "/tree/", rows(large))
     error = refused()
     assert "declares 100,000,000,002 bytes, more than 50,000,000,000" in error.message and "--max-size" in error.hint
+    scene = {"path": "scene.ply", "size": 5 * 10**9, "lfs": {"oid": "0" * 64, "size": 5 * 10**9}}
+    answers(hub, "/tree/", rows(scene))
+    assert "'scene.ply' has 5,000,000,000 bytes, and a .ply file may have 4,294,967,296" in refused().message
     answers(hub, "/tree/", rows({"path": "model.safetensors", "size": 10**6}))
     assert "more than 1,000" in refused(max_size="1kB").message
     answers(hub, "/tree/", rows(*({} for _ in range(10_001))))

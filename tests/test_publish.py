@@ -20,10 +20,11 @@ from fake_hub import TOKEN, Answer, Hub
 import kdhub
 from kdhub.catalogue.catalog import Catalog
 from kdhub.errors import HubError, PublishError, UsageError
-from kdhub.evaluation.card import check_card
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import Report
 from kdhub.hub import client
 from kdhub.hub.client import Hub as Client
+from kdhub.hub.files import MEDIA
 from kdhub.hub.publish import upload
 from kdhub.hub.trust import split_card
 from kdhub.verbs import publish as verb
@@ -180,6 +181,24 @@ def test_everything_that_stands_against_it_is_told_at_once(hub, run, monkeypatch
         assert part in told
     assert "words-that" not in told and "A1b2" * 8 not in told and error.value.exit_code == 1
     assert hub.requests == []
+
+
+def test_media_go_along_up_to_a_size(hub, run, monkeypatch):
+    student = run / "student"
+    media = {"turn.gif": b"GIF89a", "mesh.glb": b"glTF", "scene.ply": b"ply\ncomment made by hand\n"}
+    for name, content in media.items():
+        (student / name).write_bytes(content)
+    publish(run, "me/toy", licence="mit")
+    assert {name: hub.files("me/toy")[name] for name in media} == media
+    (student / "scene.ply").write_bytes(b"ply\ncomment hf_" + b"A1b2" * 8 + b"\n")
+    for suffix in (".gif", ".glb"):
+        monkeypatch.setitem(MEDIA, suffix, 5)
+    with pytest.raises(PublishError) as error:
+        publish(run, "me/toy", licence="mit")
+    assert error.value.problems == [
+        "'turn.gif' has 6 bytes, and a .gif file may have 5",
+        "scene.ply, line 2: this looks like a secret (hf_A...)",
+    ]
 
 
 def test_links_are_refused(hub, run, tmp_path):

@@ -70,6 +70,14 @@ def test_get_finds_one_measure_by_all_its_parts(report):
     assert report.get("parameters", "teacher").value == 22_713_216
 
 
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_cost_of_a_task_s_own_is_more_or_less(higher):
+    measures = [cost("calls", n, who, "items", higher) for who, n in (("teacher", 4), ("student", 8))]
+    assert gain(Report(measures).costs()[0]) == "2.0x more"
+    fewer = [cost("calls", n, who, "items", higher) for who, n in (("teacher", 8), ("student", 4))]
+    assert gain(Report(fewer).costs()[0]) == "2.0x less"
+
+
 def test_headline_is_the_primary_metric_of_each_data_set(report):
     assert [(line.dataset, line.metric) for line in report.headline()] == [("pydoc", "ndcg@10"), ("wiki", "perplexity")]
 
@@ -230,7 +238,7 @@ def test_gains_in_words(teacher, own, higher, words):
     found = Report([cost("throughput", teacher, "teacher", "", higher), cost("throughput", own, "student", "", higher)])
     assert gain(found.costs()[0]) == words
     unknown = Report([cost("odd", 1.0, "teacher"), cost("odd", 3.0, "student"), cost("odd", 0.5, "student-before")])
-    assert gain(unknown.costs()[0]) == "3.0x worse" and gain(unknown.costs()[0], "student-before") == "2.0x better"
+    assert gain(unknown.costs()[0]) == "3.0x more" and gain(unknown.costs()[0], "student-before") == "2.0x less"
 
 
 def test_wide_characters_stay_aligned_and_control_characters_do_not_reach_the_terminal():

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 import kdhub
 from kdhub.dataset_student import DatasetStudent, splits_in
 from kdhub.errors import CompatibilityError, DataError, PublishError
-from kdhub.evaluation.card import check_card
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import OWN_FILES, Report
 from kdhub.hub.trust import split_card
 from kdhub.recipes import chain as chain_of
@@ -100,9 +100,11 @@ def test_rows_cost_rows_bytes_and_what_making_them_took(run):
     report = Report.from_dict(kdhub.Run.open(run).report)
     found = {m.metric: m.value for m in report.measures if m.dataset is None}
     assert found["rows"] == 40 and found["disk"] >= (run / "student" / FILE).stat().st_size and found["making"] >= 0
-    assert set(found) == {"rows", "disk", "making"}
+    assert set(found) == {"rows", "disk", "making", "toy-calls"} and found["toy-calls"] == 24
     again = kdhub.evaluate(run, cost=True)
-    assert {m.metric: m.value for m in again.measures if m.dataset is None} == {k: found[k] for k in ("rows", "disk")}
+    assert {m.metric: m.value for m in again.measures if m.dataset is None} == {
+        k: found[k] for k in ("rows", "disk", "toy-calls")
+    }
 
 
 def test_what_servers_were_asked_for_is_a_cost():

@@ -7,6 +7,7 @@ Register it with `plugins.register(toy, "kdhub-toy")`.
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from kdhub.data.dataset import Data
 from kdhub.dataset_student import DatasetStudent, splits_in
 from kdhub.errors import DataError
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
+from kdhub.pictures import Picture
 from kdhub.rows import Signals
 from kdhub.sampler import Sampler
 from kdhub.student import Student
@@ -90,6 +92,7 @@ def kdhub_samplers():
 def kdhub_metrics():
     yield MetricSpec(name="toy-error", target="toy:error", tasks=TASK, form="rows", higher_is_better=False)
     yield MetricSpec(name="toy-spread", target="toy:spread", tasks=TASK, files=True)
+    yield MetricSpec(name="toy-calls", target="toy:calls", tasks=TASK, cost=True, higher_is_better=False)
     yield MetricSpec(name="toy-distance", target="toy:distance", tasks=TASK, fidelity=True, higher_is_better=False)
 
 
@@ -176,6 +179,15 @@ class Vectors(NetworkTask):
     def sample(self, data, split, n):
         return [{"x": x} for x in data.split(split)[:n]["x"]]
 
+    def to_draw(self, outputs, n):
+        return {"vectors": outputs.vectors[:n]}
+
+    def draw(self, data, split, given):
+        """A column for each subject, a line for each row: its vector as a colour."""
+        columns = [given[name]["vectors"] for name in ("teacher", "student-before", "student") if name in given]
+        pixels = np.stack(columns, axis=1).clip(-1, 1) * 127 + 128
+        yield Picture("vectors.png", f"Vectors as colours: {', '.join(given)}.", png(pixels.astype(np.uint8)))
+
     def tiny_recipe(self, folder):
         return {
             "teacher": "linear:1",
@@ -183,6 +195,14 @@ class Vectors(NetworkTask):
             "data": {"train": "toy-points"},
             "evaluation": {"data": [{"source": "toy-points", "split": "test"}], "cost": False},
         }
+
+
+def png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
 
 
 class Outputs:
@@ -197,6 +217,17 @@ def error(outputs: Outputs) -> float:
 def spread(folder: Path) -> dict[str, float]:
     """Of the labels of rows; a network has none."""
     return {name: float(np.std(rows["y"])) for name, rows in splits_in(folder).items()}
+
+
+def calls(costed) -> int | None:
+    """Of the network, for two rows; of rows the bytes of a label."""
+    if costed.answer is None:
+        return OUTPUTS * 8 if isinstance(costed.model, DatasetStudent) else None
+    seen = []
+    handle = costed.model.module.register_forward_hook(lambda *_: seen.append(1))
+    costed.answer(2)
+    handle.remove()
+    return len(seen)
 
 
 def distance(outputs: Outputs, teacher: Outputs) -> float:

@@ -344,9 +344,15 @@ def kdhub_teachers():
         yield TeacherSpec(name=name, target=f"wrong:{cls.__name__}", summary=name, **options)
 
 
+def cousin(argument, context):
+    student = toy.mlp("6", context)
+    student.start["relation"] = "cousin"
+    return student
+
+
 @hookimpl
 def kdhub_students():
-    for name in ("masked", "shared", "unsorted", "stuck"):
+    for name in ("cousin", "masked", "shared", "unsorted", "stuck"):
         yield StudentSpec(name=name, target=f"wrong:{name}", tasks=toy.TASK, exposes=("vector",), summary=name)
 
 
@@ -364,3 +370,4 @@ def kdhub_datasets():
 @hookimpl
 def kdhub_metrics():
     yield MetricSpec(name="nan", target="wrong:nan", tasks=toy.TASK, summary="no number")
+    yield MetricSpec(name="nan-cost", target="wrong:nan", tasks=toy.TASK, summary="no number", cost=True)

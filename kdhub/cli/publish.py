@@ -26,6 +26,9 @@ def publish(
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag for this version.")] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign with this private key.")] = None,
     register: Annotated[bool, typer.Option("--register", help="Add it to `kdhub list published` here.")] = False,
+    despite: Annotated[
+        list[str] | None, typer.Option(metavar="REASON", help="Repeat a reason that stands against publishing it.")
+    ] = None,
     endpoint: Endpoint = None,
     json: Json = False,
 ) -> None:
@@ -44,6 +47,7 @@ def publish(
         tags=tag or (),
         sign=sign,
         register=register,
+        despite=despite or (),
         endpoint=endpoint,
     )
     if json:

@@ -155,6 +155,11 @@ class Budget:
         return max(1, round(self.amount / seconds_a_step))
 
 
+def cell_folder(folder: Path, arm: str, seed: int) -> Path:
+    """The run folder of an arm and a seed, in the folder of a comparison."""
+    return folder / "cells" / arm / f"seed-{seed}"
+
+
 # -- what came out --------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64encode
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from kdhub.comparison.comparison import START, SUBJECTS, Result
+from kdhub.comparison.comparison import START, SUBJECTS, Result, cell_folder
 from kdhub.comparison.plots import interval, look, ranked
 from kdhub.errors import UsageError
 from kdhub.evaluation.report import TEACHER, Table
 from kdhub.files import atomic_write
+from kdhub.recipes.run import Run
 
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "p": "pentagon"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
@@ -34,6 +36,7 @@ th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visi
 th[aria-sort=ascending] button::after { content: " \\25B2" }
 th[aria-sort=descending] button::after { content: " \\25BC" }
 pre { background: var(--soft); padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto; font-size: .85rem }
+figure { margin: 1rem 0 } img { max-width: 100%; background: #fff; border-radius: .4rem }
 .plot { background: #fff; border-radius: .4rem } .note { opacity: .8 } caption { text-align: left; padding: .3rem 0 }
 """
 
@@ -87,6 +90,7 @@ def page(result: Result, plotly: str) -> str:
             parts.append(f"<h2>{title}</h2><p>{said}</p>")
             parts.append(f'<div class="plot" id="{name}" role="img" aria-label="{title}: {said}"></div>')
     parts.append(_values(result))
+    parts += _pictures(result)
     shown = {key: value for key, value in result.plan.items() if key != "claims"}
     parts.append(f"<h2>What was run</h2><pre>{escape(yaml.safe_dump(shown, sort_keys=False, width=90))}</pre>")
     parts.append(f"<h2>Where</h2><pre>{escape(yaml.safe_dump(_environment(result), sort_keys=False))}</pre>")
@@ -138,6 +142,20 @@ def _values(result: Result) -> str:
         found = result.of(arm)
         rows.append([arm, *(f"{found[seed]:.4f}" if seed in found else "–" for seed in seeds)])
     return _table(Table(f"{result.metric} of each seed", ["arm", *(f"seed {seed}" for seed in seeds)], rows))
+
+
+def _pictures(result: Result) -> list[str]:
+    """What the task drew in the cells of the first seed, arm by arm, where they are here."""
+    parts, seed = [], result.plan["seeds"][0]
+    for arm in result.arms if result.folder else ():
+        folder = cell_folder(result.folder, arm, seed)
+        for one in Run.open(folder).provenance.get("pictures", ()) if (folder / "recipe.yaml").is_file() else ():
+            if not (path := folder / one["file"]).is_file():
+                continue
+            source = f"data:image/{path.suffix[1:]};base64,{b64encode(path.read_bytes()).decode()}"
+            said = escape(f"{arm}, seed {seed}: {one['sentence']} Shown: {one['of']}.")
+            parts.append(f'<figure><img src="{source}" alt="{said}"><figcaption>{said}</figcaption></figure>')
+    return ["<h2>On the same rows</h2>", *parts] if parts else []
 
 
 def _environment(result: Result) -> dict[str, Any]:

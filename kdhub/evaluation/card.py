@@ -1,4 +1,4 @@
-"""The card of a student: the README.md made from its run folder, and the check every card must pass.
+"""The card of a student: the README.md made from its run folder.
 
     front matter    what a hub indexes: licence, start, tags, results, and a `kdhub` key with method and teacher
     body            sections (title -> Markdown) that add-ons may change through the hook `kdhub_card`
@@ -33,10 +33,8 @@ from kdhub.evaluation.report import (
     printable,
 )
 from kdhub.families import MEMBER
-from kdhub.hub.trust import split_card
-from kdhub.recipes.chain import link
-from kdhub.recipes.recipe import SECRET
-from kdhub.recipes.run import Run
+from kdhub.recipes.chain import models_of, rows_of, wrote_text
+from kdhub.student import RELATIONS
 
 SCHEMA = 1
 DATASET = "dataset"
@@ -63,7 +61,7 @@ LICENCES = frozenset(
 TOGETHER = "(student queries, teacher documents)"
 """What stands behind the name of a metric that student and teacher got together."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _ARXIV = re.compile(r"(?:arXiv:)?(\d{4}\.\d{4,5}|[a-z-]+/\d{7})", re.IGNORECASE)
 _SAVINGS = {"parameters": "parameters", "latency-p50": "on one example", "throughput": "in batches of 32"}
 _PLOTS = {
@@ -74,21 +72,22 @@ _PLOTS = {
 }
 
 
-def render_card(run: Any, path: str = "student", licence: str | None = None) -> str:
+def render_card(run: Any, path: str = "student", licence: str | None = None, despite: Sequence[str] = ()) -> str:
     """The whole card of a run.
 
     Args:
         run: a `kdhub.Run`; only its folder's files are read.
         path: what the usage lines load: the folder beside the card, or the repository it is published to.
         licence: what its publisher says; by default that of teacher and start, where they have one and the same.
+        despite: the reasons against publishing it that its publisher repeated.
     """
-    return assemble(front_matter(run, licence), sections(run, path, licence))
+    return assemble(front_matter(run, licence, despite), sections(run, path, licence, despite))
 
 
 def assemble(front: Mapping[str, Any], sections: Mapping[str, str]) -> str:
     """Front matter and sections as one text. `About` stands under the title without a heading; empty ones are out."""
     name = (front.get("kdhub") or {}).get("name") or "student"
-    head = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True, width=100)
+    head = yaml.dump(dict(front), Dumper=_WithoutAliases, sort_keys=False, allow_unicode=True, width=100)
     parts = [f"# {text(name)}"]
     for title, body in sections.items():
         if body and body.strip():
@@ -96,12 +95,19 @@ def assemble(front: Mapping[str, Any], sections: Mapping[str, str]) -> str:
     return f"---\n{head}---\n\n" + "\n\n".join(parts) + "\n"
 
 
+class _WithoutAliases(yaml.SafeDumper):
+    """A list that stands in two places is written twice: what strangers read has no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 # -- front matter ---------------------------------------------------------------------------------------------
 
 
-def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
+def front_matter(run: Any, licence: str | None = None, despite: Sequence[str] = ()) -> dict[str, Any]:
     """What a hub indexes, as plain values."""
-    facts = _Facts(run, licence)
+    facts = _Facts(run, licence, despite)
     student, teacher, method = facts.student, facts.teacher, facts.method
     front: dict[str, Any] = {} if facts.is_rows else {"library_name": student.get("library") or "kdhub"}
     if student.get("pipeline_tag") and not facts.is_rows:
@@ -112,7 +118,7 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
     front["tags"] = facts.tags
     if facts.base_model and not facts.is_rows:
         front["base_model"] = facts.base_model
-        front["base_model_relation"] = "finetune"
+        front["base_model_relation"] = (student.get("start") or {}).get("relation") or RELATIONS[0]
     if datasets := _unique(_hub_id(d) for d in facts.data(but="evaluation")):
         front["source_datasets" if facts.is_rows else "datasets"] = datasets
     if facts.is_rows and (facts.writers or facts.teacher):
@@ -130,6 +136,8 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
             "teacher": {k: teacher.get(k) for k in ("source", "id", "revision")},
             "writers": facts.writers if facts.is_rows else None,
             "start": {k: (student.get("start") or {}).get(k) for k in ("source", "base_model", "revision", "how")},
+            "withheld": facts.withheld,
+            "published_despite": facts.despite,
             "seed": facts.seed,
             "recipe_sha256": facts.recipe_digest,
             "cost": {line.metric: line.value(STUDENT) for line in facts.report.costs()},
@@ -247,9 +255,11 @@ def _other_licence(name: str | None) -> dict[str, str]:
 # -- sections -------------------------------------------------------------------------------------------------
 
 
-def sections(run: Any, path: str = "student", licence: str | None = None) -> dict[str, str]:
+def sections(
+    run: Any, path: str = "student", licence: str | None = None, despite: Sequence[str] = ()
+) -> dict[str, str]:
     """The body: title -> Markdown, in the order they are printed."""
-    facts = _Facts(run, licence)
+    facts = _Facts(run, licence, despite)
     return {
         ABOUT: _about(facts),
         RESULTS: _results_section(facts),
@@ -277,7 +287,7 @@ def _about(facts: _Facts) -> str:
         summary = text(facts.recipe["summary"]).rstrip(".") + "."
         more.append(summary[0].upper() + summary[1:])
     if start.get("how") or start.get("base_model"):
-        of = f" of {code(start['base_model'])}" if start.get("base_model") else ""
+        of = f" of {_and([code(base) for base in many(start['base_model'])])}" if start.get("base_model") else ""
         how = text(start["how"]) if start.get("how") else "the weights"
         more.append(f"It started as {how}{of}.")
     if parameters := facts.student.get("parameters"):
@@ -328,6 +338,9 @@ def _results_section(facts: _Facts) -> str:
     blocks += [
         f"![{words}](plots/{name})" for name, words in _PLOTS.items() if (facts.folder / "plots" / name).is_file()
     ]
+    for one in facts.pictures:
+        said = text(one["sentence"])
+        blocks.append(f"![{said}]({one['file']})\n\n{said} Shown: {text(one['of'])}.")
     return "\n\n".join(blocks)
 
 
@@ -377,6 +390,9 @@ def _made(facts: _Facts) -> str:
 
 def _limits(facts: _Facts) -> str:
     report, items = facts.report, []
+    for reason in facts.withheld:
+        said = " Its publisher repeated this, and published it." if reason in facts.despite else ""
+        items.append(f"Why it should not be published: {text(reason)}.{said}")
     examples: dict[str, int] = {}
     for m in report.measures:
         if m.dataset is not None and not m.variant:
@@ -452,140 +468,6 @@ def _versions(facts: _Facts) -> str:
     return "\n\n".join(lines)
 
 
-# -- the check ------------------------------------------------------------------------------------------------
-
-
-def check_card(card: str, report: Report | None = None) -> list[str]:
-    """What is wrong with a card, one sentence each; an empty list when it may be published.
-
-    Args:
-        card: its whole text.
-        report: when given, every result in the front matter must be one of its numbers.
-    """
-    try:
-        front, body = split_card(card)
-    except ValueError as error:
-        return [str(error)]
-    return [*_check_front(front), *_check_results(front, report), *_check_body(body), *_check_secrets(card)]
-
-
-def _check_front(front: Mapping[str, Any]) -> Iterable[str]:
-    own = front.get("kdhub")
-    is_rows = isinstance(own, Mapping) and own.get("kind") == DATASET
-    for key in (*(("configs", "size_categories") if is_rows else ("library_name",)), "license", "tags", "kdhub"):
-        if not front.get(key):
-            yield f"front matter: {key!r} is missing"
-    tags = front.get("tags") if isinstance(front.get("tags"), list) else []
-    if not all(isinstance(tag, str) for tag in tags):
-        yield "front matter: tags must be texts"
-    tags = [str(tag) for tag in tags]
-    for wanted in ("kdhub", "knowledge-distillation"):
-        if wanted not in tags:
-            yield f"front matter: the tag {wanted!r} is missing"
-    for prefix in ("kdhub-method:", "kdhub-task:"):
-        if not any(tag.startswith(prefix) and len(tag) > len(prefix) for tag in tags):
-            yield f"front matter: a tag that begins with {prefix!r} is missing"
-    licence = front.get("license")
-    if licence and licence != "other" and licence not in LICENCES:
-        yield f"front matter: {licence!r} is not a licence identifier; write 'other' and a license_name"
-    if licence == "other" and not front.get("license_name"):
-        yield "front matter: license 'other' needs a license_name"
-    base = front.get("base_model")
-    if base is not None:
-        for one in base if isinstance(base, list) else [base]:
-            if not isinstance(one, str) or not _HUB_ID.fullmatch(one):
-                yield f"front matter: base_model {one!r} is not an id on a hub (org/name)"
-        if front.get("base_model_relation") not in ("adapter", "merge", "quantized", "finetune"):
-            yield f"front matter: base_model_relation is {front.get('base_model_relation')!r}, not one that hubs know"
-    if isinstance(own, Mapping):
-        if own.get("schema") != SCHEMA:
-            yield f"front matter: kdhub.schema is {own.get('schema')!r}, this kdhub reads {SCHEMA}"
-        if not isinstance(own.get("method"), Mapping) or not own["method"].get("name"):
-            yield "front matter: kdhub.method.name is missing"
-        if not own.get("recipe_sha256"):
-            yield "front matter: kdhub.recipe_sha256 is missing"
-    elif own:
-        yield "front matter: kdhub must be a mapping"
-
-
-def _check_results(front: Mapping[str, Any], report: Report | None) -> Iterable[str]:
-    measured = None
-    if report is not None:
-        known = (m for m in report.measures if m.value is not None and m.subject in (STUDENT, ASYMMETRIC))
-        measured = {
-            (m.metric, m.dataset and printable(m.dataset), m.split, m.variant.get(MEMBER), round(float(m.value), 6))
-            for m in known
-        }
-    count = 0
-    try:
-        for model in front.get("model-index") or []:
-            for result in model["results"]:
-                dataset = result["dataset"]
-                if not (result["task"]["type"] and dataset["type"] and dataset["name"]):
-                    yield "front matter: a result of model-index lacks its task, data set type or data set name"
-                for metric in result["metrics"]:
-                    count += 1
-                    value = metric["value"]
-                    name = f"{metric['name' if metric.get('args') else 'type']} on {dataset['name']}"
-                    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                        yield f"front matter: {name} is {value!r}, not a number"
-                    elif measured is not None:
-                        of = (metric.get("args") or {}).get(MEMBER)
-                        if (metric["type"], dataset["name"], dataset.get("split"), of, round(value, 6)) not in measured:
-                            yield f"front matter: {name} is {value}, which is not in the report"
-    except (KeyError, TypeError, AttributeError) as error:
-        yield f"front matter: model-index is malformed ({type(error).__name__}: {error})"
-        return
-    if not count:
-        yield "front matter: model-index has no results; evaluate the student first"
-
-
-def _check_body(body: str) -> Iterable[str]:
-    parts = re.split(r"^## (.+)$", _without_fences(body), flags=re.MULTILINE)
-    titles = [title.strip() for title in parts[1::2]]
-    for title, content in zip(titles, parts[2::2]):
-        # A section that holds only code is left blank by _without_fences, so a mark stands there instead.
-        if not content.strip():
-            yield f"the section {title!r} is empty"
-    if not re.match(r"\s*# \S", parts[0]) or len(parts[0].strip().splitlines()) < 2:
-        yield "the card needs a title and a paragraph that says what the student is for"
-    for title in REQUIRED:
-        if title != ABOUT and title not in titles:
-            yield f"the section {title!r} is missing"
-    prose = _without_code(body)
-    for left in ("{path}", "More Information Needed"):
-        if left in body:
-            yield f"placeholder text: {left}"
-    for left in _unique(re.findall(r"\b(?:TODO|FIXME|TBD)\b|\{\{.*?\}\}", prose)):
-        yield f"placeholder text: {left}"
-    for tag in _unique(re.findall(r"<(?:!|/?)([A-Za-z][\w:-]*)[^>]*>?", prose)):
-        if tag.lower() not in ("details", "summary"):
-            yield f"the text holds raw HTML: <{tag}>"
-    for opening in re.findall(r"<(?:details|summary)\b([^>]*)>", prose, re.IGNORECASE):
-        if opening.strip():
-            yield f"the text holds raw HTML with attributes: {opening.strip()}"
-    for target in _unique(re.findall(r"\]\(\s*<?([^)>\s]*)", prose)):
-        if not re.match(r"https?://|#|plots/[\w.-]+$|[\w-][\w./-]*$", target) or ".." in target:
-            yield f"a link leads to {target!r}: only https and files beside the card are allowed"
-
-
-def _check_secrets(card: str) -> Iterable[str]:
-    if found := SECRET.search(card):
-        yield f"the card holds what looks like a secret: {found[0][:6]}..."
-
-
-def _without_fences(body: str) -> str:
-    """Fenced code replaced by one word a block, so that headings and HTML inside are not taken for the card's."""
-    return re.sub(r"^(`{3,})[^`\n]*\n.*?^\1`*[ \t]*$", "(code)", body, flags=re.MULTILINE | re.DOTALL)
-
-
-def _without_code(body: str) -> str:
-    """Text without code and without escaped characters, read from the left as Markdown does. Only code on one line
-    counts: what spans blocks is no code to Markdown, and could hide something."""
-    prose = _without_fences(body)
-    return re.sub(r"\\[^\w\s]|(?<!`)(`+)(?!`)[^\n]+?(?<!`)\1(?!`)", lambda m: "(code)" if m[1] else "", prose)
-
-
 # -- escaping -------------------------------------------------------------------------------------------------
 
 
@@ -620,9 +502,11 @@ def fence(content: str, language: str = "") -> str:
 class _Facts:
     """What the run folder says, with every piece optional."""
 
-    def __init__(self, run: Any, licence: str | None = None):
+    def __init__(self, run: Any, licence: str | None = None, despite: Sequence[str] = ()):
         self.folder, self.licence = Path(run.folder), printable(licence) if licence else None
+        self.despite = list(despite)
         self.recipe: dict[str, Any] = run.recipe.to_dict()
+        self._links = rows_of(run.recipe)
         self.recipe_text: str = run.recipe.to_yaml()
         self.recipe_digest = hashlib.sha256(self.recipe_text.encode()).hexdigest()
         self.provenance = run.provenance
@@ -647,23 +531,29 @@ class _Facts:
 
     @property
     def writers(self) -> list[str]:
-        """The models that wrote text in the training rows: the recipe's teacher where its texts were read, those that
-        options of the data name as `teacher`, and those of the recipes whose rows were taken."""
-        read = [kind.partition(":")[0] for kind in self.provenance.get("signals") or {}]
-        found = [self.teacher.get("id") or self.teacher.get("source")] if "text" in read else []
-        uses = self.recipe.get("data") or {}
-        for ref in [ref for refs in uses.values() for ref in (refs if isinstance(refs, list) else [refs])]:
-            found += _teachers_in(ref)
-            source = ref.get("source") if isinstance(ref, Mapping) else ref
-            folder = (self.provenance.get("chained") or {}).get(link(str(source)))
-            if folder and Path(folder).is_dir():
-                found += _Facts(Run.open(Path(folder).parent)).writers
-        return [printable(one) for one in _unique(found)]
+        """The models that wrote text in the training rows: the recipe's teacher where its texts were read, and those
+        behind the data, also behind the rows that other recipes left."""
+        found = models_of(self.teacher) if wrote_text(self.provenance) else []
+        own = [one for one in self.lineage if one.get("as") == "data"]
+        found += [one for one in own if not one.get("via") or one["via"][0] in self._links]
+        return [printable(name) for name in _unique(one.get("id") or one.get("source") for one in found)]
+
+    @property
+    def withheld(self) -> list[str]:
+        """Why it should not be published: what it says itself, and the terms of the models that it was made with."""
+        models = [one for one in (*models_of(self.teacher), *self.lineage) if one.get("terms")]
+        terms = [f"terms of {one.get('id') or one.get('source')}: {one['terms']}" for one in models]
+        return [printable(one).rstrip(".") for one in _unique((*(self.student.get("withheld") or ()), *terms))]
 
     @property
     def lineage(self) -> list[Mapping[str, Any]]:
         """Models that data sets name, and those that the students of a chain were made with."""
         return [one for one in self.provenance.get("lineage") or () if isinstance(one, Mapping)]
+
+    @property
+    def pictures(self) -> list[Mapping[str, str]]:
+        """What the task drew of the first rows, as far as it is there."""
+        return [one for one in self.provenance.get("pictures") or () if (self.folder / one["file"]).is_file()]
 
     def data(self, but: str | None = None) -> list[Mapping[str, Any]]:
         """Data sets in use, training first; without those of one use."""
@@ -672,9 +562,10 @@ class _Facts:
         return sorted(entries, key=lambda d: d.get("use") == "evaluation")
 
     @property
-    def base_model(self) -> str | None:
+    def base_model(self) -> str | list[str] | None:
+        """One or several, all of them on a hub."""
         base = (self.student.get("start") or {}).get("base_model")
-        return base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None
+        return base if base and all(isinstance(one, str) and HUB_ID.fullmatch(one) for one in many(base)) else None
 
     @property
     def tags(self) -> list[str]:
@@ -694,22 +585,16 @@ class _Facts:
         return [v for v in value if isinstance(v, str) and re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual", v)]
 
 
-def _teachers_in(ref: Any) -> list[str]:
-    """Sources of what is named as a `teacher` anywhere in a data set's options."""
-    if isinstance(ref, list):
-        return [name for one in ref for name in _teachers_in(one)]
-    if not isinstance(ref, Mapping):
-        return []
-    named = ref.get("teacher")
-    own = [named["source"] if isinstance(named, Mapping) else named] if named else []
-    return [*map(str, own), *(name for value in ref.values() for name in _teachers_in(value))]
+def many(value: Any) -> list[Any]:
+    """One or several as a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def _hub_id(entry: Mapping[str, Any]) -> str | None:
     """The Hub id of a data set in use, when its rows came from there."""
     origin = entry.get("from")
     repo = origin.get("repo") if isinstance(origin, Mapping) and origin.get("kind") == "hub" else None
-    return repo if isinstance(repo, str) and _HUB_ID.fullmatch(repo) else None
+    return repo if isinstance(repo, str) and HUB_ID.fullmatch(repo) else None
 
 
 def _slug(value: Any) -> str:

@@ -35,8 +35,10 @@ from kdhub.errors import KdhubError
 from kdhub.evaluation.counting import flops
 from kdhub.evaluation.report import COSTS, TEACHER
 from kdhub.families import MEMBER
-from kdhub.metric import Measure
+from kdhub.metric import Costed, Measure
+from kdhub.plugins.registry import Registry
 from kdhub.rows import prepared
+from kdhub.specs import MetricSpec
 from kdhub.task import NetworkTask
 
 BATCH = 32
@@ -80,7 +82,14 @@ def of_files(student: Any, folder: Path, provenance: Mapping[str, Any]) -> list[
             spent[name] = spent.get(name, 0) + value
     taken = {"making": (provenance.get("distilled") or {}).get("seconds"), **spent}
     found = {**{name: value for name, value in taken.items() if value is not None}, **student.costs(folder)}
-    return [cost_of("student", name, found[name], MADE[name]) for name in MADE if name in found]
+    known = [cost_of("student", name, found[name], MADE[name]) for name in MADE if name in found]
+    own, asked = own_costs(student.task), Costed(student, folder)
+    return [*known, *_own({"subject": "student"}, own, _measured([spec.name for spec in own], student.task, asked))]
+
+
+def own_costs(task: str) -> list[MetricSpec]:
+    """The metrics of cost that models of a task have beside what all models cost."""
+    return [entry.spec for entry in Registry().all("metric", task) if entry.spec.cost]
 
 
 # -- the parent -----------------------------------------------------------------------------------------------
@@ -113,11 +122,12 @@ def measure(
         is None and the note says why. Times are the median round's, with their range, on others than the teacher their
         ratio to its own, and a note where they were measured on a busy machine.
     """
-    request = {"task": task, "threads": threads or _threads()}
+    own = own_costs(task)
+    request = {"task": task, "threads": threads or _threads(), "own": [spec.name for spec in own]}
     try:
         rows = json.loads(_dumps(list(rows)))
     except (TypeError, ValueError) as error:
-        return [m for s in subjects for m in _measures(s, {}, f"rows that are not JSON values: {error}")]
+        return [m for s in subjects for m in _measures(s, {}, f"rows that are not JSON values: {error}", own)]
     children, said = [_Child(dict(subject), timeout) for subject in subjects], None
     try:
         for child in children:
@@ -141,7 +151,7 @@ def measure(
             if child.alive:
                 child.ask({"end": True})
         nothing = None if rows else "there were no rows to run it on"
-        found = [(c, m) for c in children for m in _measures(c.subject, c.result(), c.problem or nothing)]
+        found = [(c, m) for c in children for m in _measures(c.subject, c.result(), c.problem or nothing, own)]
         return [_of_rounds(m, c, children, said) if m.metric in TIMES and m.value is not None else m for c, m in found]
     finally:
         for child in children:
@@ -286,8 +296,10 @@ def _of_rounds(measure: Measure, child: _Child, children: Sequence[_Child], said
     return replace(measure, low=min(own), high=max(own), ratio=ratio, note=said)
 
 
-def _measures(subject: Mapping[str, Any], result: Mapping[str, float | None], problem: str | None) -> Iterator[Measure]:
-    variant = {MEMBER: subject[MEMBER]} if MEMBER in subject else {}
+def _measures(
+    subject: Mapping[str, Any], result: Mapping[str, Any], problem: str | None, own: Sequence[MetricSpec]
+) -> Iterator[Measure]:
+    variant = _variant(subject)
     for metric, unit in UNITS.items():
         value = result.get(metric)
         if value is None and metric == "gpu-memory":
@@ -296,6 +308,22 @@ def _measures(subject: Mapping[str, Any], result: Mapping[str, float | None], pr
         if value is None:
             note = problem or result.get(f"{metric}?") or "it has no such number"
         yield cost_of(subject["subject"], metric, value, unit, note, variant=variant)
+    yield from _own(subject, own, result, problem)
+
+
+def _own(
+    subject: Mapping[str, Any], own: Sequence[MetricSpec], result: Mapping[str, Any], problem: str | None = None
+) -> Iterator[Measure]:
+    """Costs of a task's own; one that means nothing for the subject is left out."""
+    for spec in own:
+        value, note = result.get(spec.name), result.get(f"{spec.name}?")
+        if value is not None or note or problem:
+            stated = {"unit": spec.unit, "higher_is_better": spec.higher_is_better, "variant": _variant(subject)}
+            yield Measure(metric=spec.name, value=value, subject=subject["subject"], note=note or problem, **stated)
+
+
+def _variant(subject: Mapping[str, Any]) -> dict[str, Any]:
+    return {MEMBER: subject[MEMBER]} if MEMBER in subject else {}
 
 
 def cost_of(subject: str, metric: str, value: float | None, unit: str, note: str | None = None, **more: Any) -> Measure:
@@ -363,6 +391,7 @@ class _Worker:
         self.task, self.model, self.folder = _open(request["task"], request["subject"])
         self.own_folder = "folder" in request["subject"]
         self.rows: list[Any] = []
+        self.task_name, self.own = request["task"], request["own"]
         if isinstance(self.task, NetworkTask):  # of others there is a size, and no pass to time
             rows = [_restore(row) for row in request["rows"]]
             pair = (self.model, None) if self.own_folder else (None, self.model)
@@ -383,7 +412,17 @@ class _Worker:
                 single, batch = self.run([middle]), self.run(some)
             facts.update(self.flops(middle))
         facts.update(self.size())
+        if self.own:
+            facts.update(_measured(self.own, self.task_name, self.asked()))
         return {"facts": facts, "single": single and max(single, 1e-6), "batch": max(batch, 1e-6)}
+
+    def asked(self) -> Costed:
+        """What metrics of cost are given."""
+
+        def answer(n: int) -> Mapping[str, Any]:
+            return self.model.signals(self.prepare(self.rows[:n]), self.signal)
+
+        return Costed(self.model, self.folder, answer if self.rows else None)
 
     def run(self, numbers: Sequence[int]) -> float:
         """Seconds from plain rows to their answers, in one batch."""
@@ -429,6 +468,19 @@ class _Worker:
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
             facts["gpu-memory"] = torch.cuda.max_memory_allocated()
         return facts
+
+
+def _measured(own: Sequence[str], task: str, asked: Costed) -> dict[str, Any]:
+    """Costs of a task's own by their names, or under `NAME?` why one could not be measured."""
+    found: dict[str, Any] = {}
+    registry = Registry()
+    for name in own:
+        try:
+            value = registry.load(registry.find("metric", name, task))(asked)
+            found |= {} if value is None else {name: float(value)}
+        except Exception as error:  # as with FLOPs: the other numbers do not need it
+            found[f"{name}?"] = f"could not be measured: {type(error).__name__}: {error}"
+    return found
 
 
 def _open(task_name: str, subject: Mapping[str, Any]) -> tuple[Any, Any, Path | None]:

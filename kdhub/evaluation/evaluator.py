@@ -69,7 +69,8 @@ class Evaluator:
         registry, wanted = self.resolver.registry, self.plan.metrics
         first = set(self.task.primary.values())
         entries = sorted(registry.all("metric", self.task.name), key=lambda e: e.name not in first)
-        return [(e.spec, registry.load(e)) for e in entries if wanted is None or e.name in wanted]
+        wanted_here = [e for e in entries if not e.spec.cost and (wanted is None or e.name in wanted)]
+        return [(e.spec, registry.load(e)) for e in wanted_here]
 
     @property
     def data(self) -> list[tuple[Data, str]]:
@@ -109,15 +110,22 @@ class Evaluator:
                 self.data[n] = (Data.from_dataset(data.name, chosen, format=form, **own), split)
                 self.unanswered[where] = len(table) - len(kept)
 
-    def measure(self, subject: str, encode: Encoder, teacher: Encoder | None = None) -> list[Measure]:
+    def measure(
+        self,
+        subject: str,
+        encode: Encoder,
+        teacher: Encoder | None = None,
+        seen: Callable[[Any], None] | None = None,
+    ) -> list[Measure]:
         """All numbers of one subject.
 
         Args:
             subject: "teacher", "student", "student-before", "baseline:<name>".
             encode: gives its outputs.
             teacher: gives the teacher's, for fidelity and for student and teacher used together.
+            seen: is given what the task collected of the first data set.
         """
-        found = [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher)]
+        found = [*self.of_files(subject, encode), *self.of_data(subject, encode, teacher, seen=seen)]
         return [*found, *self.of_members(encode, teacher)] if subject == STUDENT else found
 
     def of_members(
@@ -148,12 +156,18 @@ class Evaluator:
         return measures
 
     def of_data(
-        self, subject: str, encode: Encoder, teacher: Encoder | None = None, known: dict[int, Any] | None = None
+        self,
+        subject: str,
+        encode: Encoder,
+        teacher: Encoder | None = None,
+        known: dict[int, Any] | None = None,
+        seen: Callable[[Any], None] | None = None,
     ) -> list[Measure]:
         """What a subject gives on the evaluation data.
 
         Args:
             known: the teacher's outputs on each data set, kept here for other subjects.
+            seen: is given what the task collected of the first data set.
         """
         measures: list[Measure] = []
         if isinstance(encode.model, Student) and isinstance(self.task, NetworkTask) and not encode.model.answers:
@@ -163,6 +177,8 @@ class Evaluator:
         for n, (data, split) in enumerate(self.data):
             logger.info("evaluating %s on %s %s", subject, data.name, split)
             outputs = self._outputs(encode, data, split)
+            if seen is not None and not n and not self._owners(data, split):
+                seen(outputs)
             given = known.get(n) if known else None
             if given is None and teacher is not None:
                 given = self._outputs(teacher, data, split)

@@ -275,15 +275,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    import io
-
     from kdhub.files import atomic_write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, png(figure))
+    return path
+
+
+def png(figure: Figure) -> bytes:
+    import io
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # the same numbers give the same bytes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
 
 
 def _number(value: Any) -> float:

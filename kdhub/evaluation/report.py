@@ -270,7 +270,8 @@ def gain(line: Line, subject: str = STUDENT) -> str:
     better = share if line.any.higher_is_better else 1 / share
     if 0.995 < better < 1.005:
         return "the same"
-    _, good, bad, _ = COSTS.get(line.metric, ("", "better", "worse", False))
+    usual = ("more", "less") if line.any.higher_is_better else ("less", "more")
+    _, good, bad, _ = COSTS.get(line.metric, ("", *usual, False))
     factor, word = (better, good) if better > 1 else (1 / better, bad)
     return f"{factor:.1f}x {word}" if factor >= 1.05 else f"{factor:.2f}x {word}"
 

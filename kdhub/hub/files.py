@@ -16,9 +16,12 @@ from kdhub.hub.trust import PICKLES
 CARD, MANIFEST, SIGNATURE, ATTRIBUTES = "README.md", "kdhub.json", "model.sig", ".gitattributes"
 
 SUFFIXES = frozenset(
-    ".safetensors .json .jsonl .txt .model .md .jinja .yaml .yml .csv .tsv .parquet .arrow .npy .png .ply".split()
+    ".safetensors .json .jsonl .txt .model .md .jinja .yaml .yml .csv .tsv .parquet .arrow .npy .png".split()
 )
 """What a student is made of. None of these runs when it is read (NumPy leaves the pickles in `.npy` off by itself)."""
+
+MEDIA = {".gif": 32 * 2**20, ".glb": 512 * 2**20, ".ply": 4 * 2**30}
+"""What a student shows, scenes and meshes included -> most bytes of one: viewers read them as a whole."""
 
 NAMES = frozenset(("LICENSE", "LICENCE", "NOTICE", SIGNATURE, ATTRIBUTES))
 HIDDEN = frozenset((ATTRIBUTES, ".eval_results"))
@@ -127,9 +130,19 @@ def kind_problem(name: str) -> str | None:
         return "is a pickle, which can run code when loaded"
     if suffix in (".py", ".pyc", ".so", ".sh", ".ipynb"):
         return "is code"
-    if suffix in SUFFIXES or base in NAMES or base.startswith(("LICENSE.", "LICENCE.", "NOTICE.")):
+    if suffix in SUFFIXES or suffix in MEDIA or base in NAMES or base.startswith(("LICENSE.", "LICENCE.", "NOTICE.")):
         return None
     return "is of a type that no student needs"
+
+
+def size_problem(name: str, size: int) -> str | None:
+    """Why a file may not be that large; None when it may."""
+    if name in (CARD, MANIFEST) and size > LARGEST_TEXT:
+        return f"has {size:,} bytes"
+    suffix = Path(name).suffix.lower()
+    if size > (most := MEDIA.get(suffix, size)):
+        return f"has {size:,} bytes, and a {suffix} file may have {most:,}"
+    return None
 
 
 def check_entries(entries: Iterable[Entry], where: str, *, most_bytes: int) -> None:
@@ -148,8 +161,8 @@ def check_entries(entries: Iterable[Entry], where: str, *, most_bytes: int) -> N
         if same in taken:
             faults.append(f"{entry.path!r} and {taken[same]!r} are one name to some file systems")
         taken[same] = entry.path
-        if entry.path in (CARD, MANIFEST) and entry.size > LARGEST_TEXT:
-            faults.append(f"{entry.path!r} has {entry.size:,} bytes")
+        if problem := size_problem(entry.path, entry.size):
+            faults.append(f"{short(entry.path)} {problem}")
     for same in taken:
         parts = same.split("/")
         if inside := next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in taken), None):

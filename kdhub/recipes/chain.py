@@ -126,19 +126,33 @@ def lineage(chained: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str,
         chained: link -> the folder of its student.
 
     Returns:
-        [{"as": "teacher" | "start" | "data", "source", "id", "revision", "licence", "via": [link, ...]}], and counts by
-        link and signal, as a provenance has them in `spent`.
+        [{"as": "teacher" | "start" | "data", "source", "id", "revision", "licence", "terms", "via": [link, ...]}], a
+        teacher whose texts were read being one of the data; and counts by link and signal, as a provenance has them in
+        `spent`.
     """
     found, spent = [], {}
     for link, folder in chained.items():
         facts = Run.open(Path(folder).parent).provenance
         start = facts.get("student", {}).get("start", {})
-        own = [part_in("teacher", one) for one in models_of(facts.get("teacher") or {})]
-        own += [part_in("start", {**start, "id": start["base_model"]})] if start.get("base_model") else []
+        what = "data" if wrote_text(facts) else "teacher"
+        own = [part_in(what, one) for one in models_of(facts.get("teacher") or {})]
+        bases = start.get("base_model") or []
+        own += [part_in("start", {**start, "id": base}) for base in (bases if isinstance(bases, list) else [bases])]
         own = [one for one in own if not str(one.get("source")).startswith(LINK)]  # in the lineage of that run
         found += [{**one, "via": [link, *one.get("via", [])]} for one in (*own, *facts.get("lineage", ()))]
         spent |= {f"{kind} of {link}": counts for kind, counts in facts.get("spent", {}).items()}
     return found, spent
+
+
+def wrote_text(provenance: Mapping[str, Any]) -> bool:
+    """Whether a run read texts of its teacher."""
+    return any(kind.partition(":")[0] == "text" for kind in provenance.get("signals") or {})
+
+
+def rows_of(recipe: Recipe) -> list[str]:
+    """The links whose rows a recipe takes."""
+    refs = chain.from_iterable(recipe.data.values())
+    return list(dict.fromkeys(found for ref in refs if (found := link(ref.source))))
 
 
 def models_of(teacher: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -147,9 +161,21 @@ def models_of(teacher: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return members or ([teacher] if teacher else [])
 
 
+def withheld_in(recipe: Recipe, kind: str, chained: Mapping[str, str]) -> list[str]:
+    """Why the students that one of this recipe contains should not be published: its start, and rows in rows.
+
+    Args:
+        kind: of the student; chained: link -> the folder of its student.
+    """
+    inside = [found] if recipe.student is not None and (found := link(recipe.student.source)) else []
+    inside += rows_of(recipe) if kind == "dataset" else []
+    facts = [Run.open(Path(chained[one]).parent).provenance for one in inside if one in chained]
+    return [reason for each in facts for reason in each.get("student", {}).get("withheld", ())]
+
+
 def part_in(what: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """A model with what it is to a student, as a lineage lists it."""
-    known = {key: model[key] for key in ("source", "id", "revision", "licence") if model.get(key)}
+    known = {key: model[key] for key in ("source", "id", "revision", "licence", "terms") if model.get(key)}
     return {"as": what, **known}
 
 

@@ -143,6 +143,8 @@ class Resolver:
         student = self.registry.load(target.entry)(target.argument, context)
         student = context.task.configure(student, context)
         student.precision = (options.dtype if own else None) or precision_of(student.module)
+        if own and options.withheld:
+            student.withheld = options.withheld
         return student
 
     def sampler(self, ref: Ref, task: str, layers: Sequence[Layer] = ()) -> tuple[type[Sampler], dict[str, Any]]:

@@ -5,6 +5,7 @@ provenance.json   teacher and student revisions and digests, data fingerprints, 
 metrics.jsonl     one line for each logged step
 state.json        finished stages and what they gave
 checkpoints/      training state, each whole or not there
+drawn/            what the models gave on the rows that are drawn; like checkpoints, until the run has ended
 student/          the student, in its ecosystem's own format
 report.json, plots/, README.md
 """

@@ -58,6 +58,7 @@ class Endpoint(Teacher):
         retries: int = Field(6, ge=0, le=20, description="times a failed request is sent again")
         timeout: float = Field(60.0, gt=0, le=3600, description="seconds to wait for an answer")
         revision: str | None = Field(None, description="your label for the model's state; a new one labels again")
+        terms: str = Field("", max_length=200, description="what its provider's terms say against publishing a student")
 
         # These two raise UsageError, not ValueError: recipe errors repeat a wrong value, and it may be a secret.
 
@@ -91,6 +92,10 @@ class Endpoint(Teacher):
         self._slots = threading.BoundedSemaphore(self.options.concurrency)
         self._not_before = 0.0  # monotonic seconds: a rate limit holds for all threads
         self._random = random.Random()  # jitter must not touch the seeded global generator
+
+    @property
+    def terms(self) -> str:
+        return self.options.terms
 
     @property
     def concurrent_groups(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from kdhub.data.dataset import Data, DataOptions
 from kdhub.errors import TeacherError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder
+from kdhub.metric import Costed
 from kdhub.ranks import device
 from kdhub.recipes.recipe import Recipe, Ref
 from kdhub.recipes.resolve import Resolver
@@ -206,3 +207,13 @@ def outputs_of(bench: Bench, task_name: str) -> Iterator[tuple[Any, str]]:
     student = start_of(resolver, task, recipe, parts)
     for data, split in evaluator.data:
         yield task.outputs(student_encoder(task, student), data, split), data.form(split)
+
+
+def costed_of(bench: Bench, task_name: str) -> Iterator[Costed]:
+    """What metrics of cost are given of the tiny recipe's student, with answers and without."""
+    resolver, task, recipe, parts = world_of(bench, task_name)
+    student = start_of(resolver, task, recipe, parts)
+    if isinstance(task, NetworkTask) and student.answers:
+        rows = examples_of(task, parts, student, None)
+        yield Costed(student, None, lambda n: student.signals(rows[:n], task.primary_signal))
+    yield Costed(student)

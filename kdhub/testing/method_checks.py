@@ -312,7 +312,7 @@ def rows_open_without_kdhub(bench: Bench) -> None:
 @check("method")
 def card_is_complete(bench: Bench) -> None:
     """The card passes its own check and cites the paper. (Tiny teachers have no licence; that is for publishing.)"""
-    from kdhub.evaluation.card import check_card
+    from kdhub.evaluation.card_check import check_card
 
     trial = bench.base
     text = (trial.run.folder / "README.md").read_text(encoding="utf-8")

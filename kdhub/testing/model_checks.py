@@ -17,6 +17,7 @@ from kdhub.evaluation.counting import count_costs
 from kdhub.fields import Field
 from kdhub.ranks import device
 from kdhub.rows import Signals
+from kdhub.student import RELATIONS
 from kdhub.teachers.saved import SavedTeacher
 from kdhub.testing._bench import Bench
 from kdhub.testing._register import check, flat
@@ -148,10 +149,13 @@ def student_options_are_documented(bench: Bench) -> None:
 
 @check("student")
 def exposes_what_it_declares(bench: Bench) -> None:
-    """In training its output carries the signals that the spec names, with a gradient."""
+    """In training its output carries the signals that the spec names, with a gradient; what its start says it is to its
+    base model is known to hubs."""
     from accelerate.utils import send_to_device
 
     for student, rows, task, exposed in students_of(bench):
+        relation = student.start.get("relation", RELATIONS[0])
+        assert relation in RELATIONS, f"its relation to the base model is {relation!r}, not {', '.join(RELATIONS)}"
         if student.module is None:
             raise SkipTest("it is not a network")
         batch = send_to_device(task.collate(rows, student), device())

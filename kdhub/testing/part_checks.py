@@ -15,7 +15,7 @@ from kdhub.sampler import Seen
 from kdhub.specs import SPECS
 from kdhub.testing._bench import Bench
 from kdhub.testing._register import check
-from kdhub.testing._tried import LENGTHS, data_of, outputs_of, sampler_of
+from kdhub.testing._tried import LENGTHS, costed_of, data_of, outputs_of, sampler_of
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "datasets", "sklearn", "pandas", "jax")
 """What declaring may not import: `kdhub list` would wait for it."""
@@ -143,6 +143,8 @@ def scores_are_numbers(bench: Bench) -> None:
     spec, found = bench.spec, False
     if spec.files:
         raise SkipTest("it reads a student's files; the check evaluation_is_complete_and_true of methods has them")
+    if spec.cost:
+        return _costs_are_numbers(bench)
     for task in bench.task_names:
         for outputs, form in outputs_of(bench, task) if bench.tiny(task) else ():
             if spec.forms and form not in spec.forms:
@@ -155,3 +157,17 @@ def scores_are_numbers(bench: Bench) -> None:
             assert values[0] == values[1], "it gives another number each time"
     if not found:
         raise SkipTest("no tiny recipe of its tasks has rows that it means something for")
+
+
+def _costs_are_numbers(bench: Bench) -> None:
+    """Of the students of its tasks' tiny recipes."""
+    found = False
+    for task in bench.task_names:
+        for costed in costed_of(bench, task) if bench.tiny(task) else ():
+            values = [bench.target(costed) for _ in range(2)]
+            if values[0] is not None:
+                found = True
+                assert math.isfinite(values[0]) and values[0] >= 0, f"it gives {values[0]}"
+                assert values[0] == values[1], "it gives another number each time"
+    if not found:
+        raise SkipTest("it means nothing for the students of its tasks' tiny recipes")

@@ -14,6 +14,8 @@ from kdhub.data.dataset import Data
 from kdhub.data.prepare import named_rows
 from kdhub.dataset_student import DatasetStudent
 from kdhub.evaluation.evaluator import Evaluator, student_encoder
+from kdhub.evaluation.report import BEFORE, STUDENT, TEACHER
+from kdhub.pictures import problems
 from kdhub.ranks import device
 from kdhub.recipes.folders import tasks_of
 from kdhub.recipes.recipe import Ref
@@ -142,7 +144,9 @@ def names_decide_classes(bench: Bench) -> None:
     resolver, task, recipe, parts = world_of(bench, bench.entry.name)
     student = start_of(resolver, task, recipe, parts)
     evaluator = Evaluator(task, resolver, recipe.evaluation, resolver.evaluation_options(task, recipe))
-    metrics = [e for e in bench.registry.all("metric", bench.entry.name) if not e.spec.fidelity and not e.spec.rows]
+    metrics = [
+        e for e in bench.registry.all("metric", bench.entry.name) if not (e.spec.fidelity or e.spec.rows or e.spec.cost)
+    ]
     for data, split in evaluator.data:
         rows, known, names = list(named_rows(data.split(split))), set(student.classes), student.classes[::-1]
         column = next((c for c in rows[0] if all(_names(row[c]) <= known for row in rows)), None)
@@ -205,6 +209,27 @@ def shows_its_examples(bench: Bench) -> None:
     for example in examples_of(task, parts, start_of(resolver, task, recipe, parts), None):
         texts = task.shown(example)
         assert texts and all(isinstance(text, str) and text for text in texts.values()), f"it shows {texts}"
+
+
+@check("task")
+def draws_the_first_rows(bench: Bench) -> None:
+    """What it draws is the same each time, whichever subjects were measured, within the limits of `kdhub.pictures`, and
+    of no more rows than it says."""
+    if not bench.target.drawn:
+        raise SkipTest("it draws nothing")
+    resolver, task, recipe, parts = world_of(bench, bench.entry.name)
+    evaluator = Evaluator(task, resolver, recipe.evaluation, resolver.evaluation_options(task, recipe))
+    data, split = evaluator.data[0]
+    outputs = task.outputs(student_encoder(task, start_of(resolver, task, recipe, parts)), data, split)
+    taken = {name: np.asarray(values) for name, values in task.to_draw(outputs, task.drawn).items()}
+    for name, values in taken.items():
+        assert values.dtype.kind in "biufSU", f"to_draw gives {name} as {values.dtype}, not as numbers or texts"
+        assert len(values) <= task.drawn, f"to_draw gives {len(values)} rows of {name}, and drawn is {task.drawn}"
+    for subjects in ([STUDENT], [BEFORE, STUDENT], [TEACHER, BEFORE, STUDENT]):
+        once, again = (list(task.draw(data, split, dict.fromkeys(subjects, taken))) for _ in range(2))
+        assert once, f"it draws nothing of {', '.join(subjects)}"
+        assert not (wrong := problems(once)), "; ".join(wrong)
+        assert once == again, f"{once[0].name} is another one when it is drawn again"
 
 
 @check("task")

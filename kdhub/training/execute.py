@@ -6,13 +6,13 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdhub.files import canonical_json
 from kdhub.ranks import barrier, rank
-from kdhub.recipes.chain import folder_of, lineage, replaced, resolved
+from kdhub.recipes.chain import folder_of, lineage, replaced, resolved, withheld_in
 from kdhub.recipes.recipe import Recipe, read_yaml
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run, environment
@@ -30,6 +30,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         page: draw the plots and write the card.
     """
     from kdhub.evaluation.cost import peak_memory
+    from kdhub.training import pictured
     from kdhub.training import saved as saving
     from kdhub.training.session import Session, running
 
@@ -58,6 +59,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         _note_student(run, session, student, saved)
         report = session.method.evaluate(session, student)
         _add_costs(run, session, student, report, saved.precision)
+        pictured.draw(run, session.task, session.evaluator.data)
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
@@ -65,6 +67,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
             write_page(run, resolver)
         run.stage("done", lambda: True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
+        pictured.forget(run)
     return run
 
 
@@ -77,13 +80,15 @@ def write_page(run: Run, resolver: Resolver) -> None:
     run._write("README.md", page(written, resolver))
 
 
-def page(run: Run, resolver: Resolver, path: str = "student", licence: str | None = None) -> str:
+def page(
+    run: Run, resolver: Resolver, path: str = "student", licence: str | None = None, despite: Sequence[str] = ()
+) -> str:
     """The card of a run, add-ons heard (see `card.render_card`)."""
     from kdhub.evaluation import card
 
-    sections = card.sections(run, path, licence)
+    sections = card.sections(run, path, licence, despite)
     resolver.registry.plugins.call("kdhub_card", run=run, sections=sections)
-    return card.assemble(card.front_matter(run, licence), sections)
+    return card.assemble(card.front_matter(run, licence, despite), sections)
 
 
 def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> None:
@@ -121,6 +126,10 @@ def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> Non
 def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
     from kdhub.training.session import parameters
 
+    provenance, recipe = run.provenance, Run.open(run.folder).recipe  # with the links of a chain
+    stated = recipe.student.options.get("withheld") if recipe.student else None
+    withheld = [stated, saved.withheld, student.withheld]
+    withheld += withheld_in(recipe, student.kind, provenance.get("chained", {}))
     run.add_provenance(
         student={
             "parameters": parameters(student),
@@ -131,6 +140,7 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
             "pipeline_tag": session.task.pipeline_tag,
             **({"front_matter": more} if (more := student.front_matter()) else {}),
             **({"members": {name: dict(how) for name, how in student.members.items()}} if student.members else {}),
+            **({"withheld": reasons} if (reasons := list(dict.fromkeys(filter(None, withheld)))) else {}),
         }
     )
 

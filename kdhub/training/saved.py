@@ -45,10 +45,11 @@ class Saved:
     Attributes:
         rows: plain rows, and outputs: what it gave for them; none for a student that is not a network.
         weights: name -> digest of the values.
-        start: of the student (`Student.start`), which is not in its folder.
+        start: of the student (`Student.start`), which is not in its folder; withheld likewise.
     """
 
     start: dict[str, Any]
+    withheld: str = ""
     precision: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     outputs: np.ndarray | None = None
@@ -62,7 +63,7 @@ def save(run: Run, session: Any, student: Student) -> Saved:
     Raises:
         TrainingError: its `finalise` changed what it gives.
     """
-    task, saved = session.task, Saved(student.start)
+    task, saved = session.task, Saved(student.start, student.withheld)
     if student.module is not None:
         saved.precision = student.precision
         saved.rows = _rows(session, student)

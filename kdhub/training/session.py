@@ -35,6 +35,7 @@ from kdhub.signals.store import FillReport, SignalStore, row_key
 from kdhub.signals.stored import Joined, Recomputed, Stored, answered, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.teacher import Teacher
+from kdhub.training import pictured
 from kdhub.training.saved import raw, widen
 
 logger = logging.getLogger("kdhub")
@@ -81,7 +82,7 @@ class Session:
 
     def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
         """What the provenance says of a teacher, and of its members."""
-        facts = {"source": source, **teacher.provenance}
+        facts = {"source": source, **teacher.provenance, **({"terms": teacher.terms} if teacher.terms else {})}
         if made := self._made_by(facts["source"]):  # its folder says nothing to anybody else
             facts |= {"source": made, "id": made}
         if teacher.members:
@@ -377,7 +378,8 @@ class Session:
         return [Measure(**m) for m in self.run.stage(subject, lambda: self._measure_dicts(subject, encode, against))]
 
     def _measure_dicts(self, subject: str, encode: Any, against: Any) -> list[dict[str, Any]]:
-        return [m.to_dict() for m in self.evaluator.measure(subject, encode, against)]
+        seen = partial(pictured.keep, self.run, self.task, subject)
+        return [m.to_dict() for m in self.evaluator.measure(subject, encode, against, seen)]
 
     def _teacher_encoder(self, student: Student) -> Any:
         """None without a teacher, or where it cannot be compared with the student."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from kdhub.comparison.comparison import Budget, Cell, Comparison, Result, read_comparison, values_of
+from kdhub.comparison.comparison import Budget, Cell, Comparison, Result, cell_folder, read_comparison, values_of
 from kdhub.errors import KdhubError, RecipeError, RunError, UsageError
 from kdhub.evaluation.report import STUDENT, Report
 from kdhub.files import atomic_write, write_json
@@ -297,7 +297,7 @@ def _run(
         recipes = {key: _with_steps(recipe, begun["timed"][key[0]]) for key, recipe in recipes.items()}
     # Seed after seed, so that a comparison that is stopped early has compared something.
     todo = sorted(recipes, key=lambda key: plan.seeds.index(key[1]))
-    told = _all_cells(workers, {key: (recipes[key].to_yaml(), _place(folder, *key)) for key in todo})
+    told = _all_cells(workers, {key: (recipes[key].to_yaml(), str(cell_folder(folder, *key))) for key in todo})
     result = _result(plan, {key: told[key] for key in recipes}, recipes, folder, _baseline(plan.recipe, resolver))
     result.environment |= {
         "wall_seconds": round(time.monotonic() - began, 1),
@@ -309,10 +309,6 @@ def _run(
 
     plot_comparison(result, folder)
     return result
-
-
-def _place(folder: Path, arm: str, seed: int) -> str:
-    return str(folder / "cells" / arm / f"seed-{seed}")
 
 
 def _jobs(cells: int) -> int:
@@ -340,9 +336,9 @@ def _steps_in_time(
     for name in plan.arms:
         probe = _with_steps(recipes[name, plan.seeds[0]], PROBE_STEPS).to_dict()
         probe = merge(probe, {"evaluation": {"data": [], "curve": 0}})
-        place = Path(_place(folder, name, plan.seeds[0])).parent / "probe"
-        shutil.rmtree(place, ignore_errors=True)
-        probes[name, -1] = (Recipe.model_validate(probe).to_yaml(), str(place))
+        probed = cell_folder(folder, name, plan.seeds[0]).parent / "probe"
+        shutil.rmtree(probed, ignore_errors=True)
+        probes[name, -1] = (Recipe.model_validate(probe).to_yaml(), str(probed))
     found = _all_cells(workers, probes)
     steps = {}
     for name in plan.arms:

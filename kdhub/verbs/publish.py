@@ -17,21 +17,35 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
 
 from kdhub.errors import PublishError, RunError, UntrustedError, UsageError
-from kdhub.evaluation.card import UNSTATED, check_card, forbids_derivatives, front_matter
+from kdhub.evaluation.card import UNSTATED, forbids_derivatives, front_matter
+from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import STUDENT, Report
 from kdhub.files import atomic_write, config_home
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub
 from kdhub.hub.fetch import parse_repo
-from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, digests, kind_problem, name_problem, walk
+from kdhub.hub.files import (
+    CARD,
+    LARGEST_TEXT,
+    MANIFEST,
+    MEDIA,
+    SIGNATURE,
+    digests,
+    kind_problem,
+    name_problem,
+    size_problem,
+    walk,
+)
 from kdhub.hub.manifest import RECIPE, RECORD, REPORT
 from kdhub.hub.publish import signature_on, upload
 from kdhub.hub.trust import check_configuration, split_card
+from kdhub.pictures import FORMATS
 from kdhub.recipes.recipe import SECRET, Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
@@ -89,6 +103,7 @@ def publish(
     tags: Sequence[str] = (),
     sign: str | Path | None = None,
     register: bool = False,
+    despite: Sequence[str] = (),
     endpoint: str | None = None,
     resolver: Resolver | None = None,
 ) -> Publication:
@@ -105,6 +120,7 @@ def publish(
         licence: of the student; by default that of teacher and start, where they have one and the same.
         tags: names for the commit (`v1`).
         sign: a private key; `model.sig` is made with it.
+        despite: the reasons that the student gives against being published (`Student.withheld`), word for word.
         register: write an entry into the user's catalogue (`kdhub list published`).
         endpoint: the hub.
 
@@ -119,10 +135,10 @@ def publish(
     folder = Path(source).expanduser()
     with _staging_folder(folder) as staging:
         if (folder / MANIFEST).is_file():
-            kind, warnings = _again(folder, staging, licence, member)
+            kind, warnings = _again(folder, staging, licence, member, despite)
         else:
             with run_of_member(_run(folder), member, resolver) as run:
-                kind, warnings = _assemble(run, staging, name, resolver, licence)
+                kind, warnings = _assemble(run, staging, name, resolver, licence, despite)
         if sign is not None:
             _sign(staging, Path(sign).expanduser(), None if dry_run else partial(signature_on, hub, name, kind))
         done = Publication(
@@ -194,7 +210,9 @@ def _run(folder: Path) -> Run:
 # -- what is published ----------------------------------------------------------------------------------------
 
 
-def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: str | None) -> tuple[str, list[str]]:
+def _assemble(
+    run: Run, staging: Path, repo: str, resolver: Resolver, licence: str | None, despite: Sequence[str]
+) -> tuple[str, list[str]]:
     """Put everything into a folder as it will stand on the hub.
 
     Returns:
@@ -206,7 +224,7 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
     problems: list[str] = []
     _take_all(run.student_folder, staging, problems)
     own = {RECIPE: run.folder / RECIPE, REPORT: run.folder / REPORT}
-    own |= {f"plots/{path.name}": path for path in sorted((run.folder / "plots").glob("*.png"))}
+    own |= {f"plots/{path.name}": path for path in sorted((run.folder / "plots").glob("*.*")) if path.suffix in FORMATS}
     for name, path in own.items():
         if (staging / name).exists():
             problems.append(f"{name}: the student has a file of that name, and kdhub writes its own")
@@ -215,7 +233,9 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
     report = Report.from_dict(run.report, str(run.folder / REPORT))
     student = run.provenance.get("student") or {}
     kind = student.get("kind") or "model"
-    card = page(run, resolver, repo, licence)
+    reasons = front_matter(run)["kdhub"].get("withheld", [])
+    problems += _withheld_problems(reasons, despite)
+    card = page(run, resolver, repo, licence, reasons if despite else ())
     results = _eval_results(run, report)
     if results:
         _write(staging / RESULTS_FILE, yaml.safe_dump(results, sort_keys=False))
@@ -227,10 +247,12 @@ def _assemble(run: Run, staging: Path, repo: str, resolver: Resolver, licence: s
         problems += _usage_problems(run, staging, resolver)
     if problems:
         raise PublishError(str(run.folder), problems)
-    return kind, _warnings(run)
+    return kind, [*(f"it is published despite this: {one}" for one in reasons), *_warnings(run)]
 
 
-def _again(folder: Path, staging: Path, licence: str | None, member: str | None) -> tuple[str, list[str]]:
+def _again(
+    folder: Path, staging: Path, licence: str | None, member: str | None, despite: Sequence[str]
+) -> tuple[str, list[str]]:
     """A pulled student as it is: nothing in it is rendered or run again."""
     from kdhub.hub.pull import check_folder
 
@@ -248,15 +270,19 @@ def _again(folder: Path, staging: Path, licence: str | None, member: str | None)
     card = (staging / CARD).read_text(encoding="utf-8") if (staging / CARD).is_file() else ""
     report = Report.from_dict(_json(staging / REPORT), f"{name}/{REPORT}")
     problems += [*_card_problems(card, report), *_file_problems(staging)]
+    facts = manifest.read(staging / MANIFEST, name)
+    reasons = listed if isinstance(listed := facts.get("withheld"), list) else []
+    problems += _withheld_problems(reasons, despite)
     if problems:
         raise PublishError(name, problems)
-    return manifest.read(staging / MANIFEST, name).kind, []
+    return facts.kind, [f"it is published despite this: {one}" for one in reasons]
 
 
 def _take_all(folder: Path, staging: Path, problems: list[str]) -> None:
     try:
         for name, path in walk(folder):
-            if name != RECORD and (problem := name_problem(name) or kind_problem(name)):
+            problem = name_problem(name) or kind_problem(name) or size_problem(name, path.stat().st_size)
+            if name != RECORD and problem:
                 problems.append(f"{name!r} {problem}")
             else:
                 _take(path, staging / name)
@@ -278,7 +304,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-_OF_CARD = ("method", "teacher", "start", "seed", "recipe_sha256", "versions", "members", "member")
+_OF_CARD = ("withheld", "method", "teacher", "start", "seed", "recipe_sha256", "versions", "members", "member")
 
 
 def _facts(run: Run, resolver: Resolver, kind: str) -> dict[str, Any]:
@@ -324,6 +350,23 @@ def _eval_results(run: Run, report: Report) -> list[dict[str, Any]]:
 # -- what stands against it -----------------------------------------------------------------------------------
 
 
+def _withheld_problems(reasons: Sequence[str], despite: Sequence[str]) -> list[str]:
+    """Reasons that nobody repeated, and what was repeated and is none of them."""
+    repeated, given = [_alike(one) for one in despite], [_alike(one) for one in reasons]
+    unknown = [one for one in despite if _alike(one) not in given]
+    said = f"the student says {', '.join(map(repr, reasons))}" if reasons else "nothing stands against publishing it"
+    return [
+        *(f"it should not be published: {one}; to publish it nevertheless, repeat this: --despite {quote(one)}"
+          for one in reasons if _alike(one) not in repeated),
+        *(f"--despite {quote(one)} repeats no reason; {said}" for one in unknown),
+    ]  # fmt: skip
+
+
+def _alike(reason: str) -> str:
+    """A reason without what gets lost when it is repeated."""
+    return " ".join(str(reason).split()).rstrip(".").casefold()
+
+
 def _card_problems(card: str, report: Report) -> list[str]:
     problems = [f"{CARD}: {problem}" for problem in check_card(card, report)]
     try:
@@ -364,12 +407,16 @@ def _secrets(staging: Path) -> list[str]:
 
 
 def _lines(path: Path) -> Any:
-    """Text lines of a file; of weights only the header, which may carry notes; of Parquet each row as text."""
+    """Text lines of a file; of weights and media only the head, which may carry notes; of Parquet each row as text."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         for batch in pq.ParquetFile(path).iter_batches(1000):
             yield from map(str, batch.to_pylist())
+        return
+    if path.suffix.lower() in MEDIA:
+        with open(path, "rb") as file:
+            yield from file.read(2**20).decode(errors="replace").splitlines()
         return
     if path.suffix == ".safetensors":
         with open(path, "rb") as file:

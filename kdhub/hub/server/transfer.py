@@ -214,8 +214,8 @@ def download(store: Store, call: Call, repo: Repo, how: str, revision: str, path
         headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
     kind, name = "application/octet-stream", path.rpartition("/")[2]
     # What a browser would run stays a download; a card's plots may be looked at.
-    if name.endswith(".png"):
-        kind = "image/png"
+    if name.endswith((".png", ".gif")):
+        kind = f"image/{name[-3:]}"
     elif name.endswith((".md", ".txt", ".json", ".yaml", ".csv", ".jsonl")):
         kind = "text/plain; charset=utf-8"
     else:

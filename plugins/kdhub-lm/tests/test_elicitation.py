@@ -346,19 +346,19 @@ def test_what_a_teacher_wrote_is_published_without_code(server, prompts, tmp_pat
     done = kdhub.publish(run.folder, "me/answers", licence="mit", dry_run=True)
     front, body = split_card(done.card)
     assert done.kind == "dataset" and front["language"] == ["en"] and front["task_categories"] == ["text-generation"]
-    assert front["language_creators"] == ["machine-generated"] and front["kdhub"]["writers"] == ["openai:teacher"]
+    assert front["language_creators"] == ["machine-generated"] and front["kdhub"]["writers"] == ["teacher"]
     assert {"synthetic", "kdhub-elicitation:labelling"} <= set(front["tags"])
-    assert "Text in it was written by `openai:teacher`: it is synthetic." in body
+    assert "Text in it was written by `teacher`: it is synthetic." in body
     # Rows that another recipe leaves are no less synthetic.
     monkeypatch.setenv("KDHUB_CATALOG", str(tmp_path / "own"))
     (tmp_path / "own" / "recipes").mkdir(parents=True)
     shutil.copy(run.folder / "recipe.yaml", tmp_path / "own" / "recipes" / "answers.yaml")
     taken = kdhub.distill(method="as-data", data="recipe:answers", out=tmp_path / "taken")
     front, _ = split_card((taken.folder / "README.md").read_text())
-    assert front["kdhub"]["writers"] == ["openai:teacher"] and "synthetic" in front["tags"]
+    assert front["kdhub"]["writers"] == ["teacher"] and "synthetic" in front["tags"]
     chat = kdhub.distill(method="as-data", data="chat:recipe:answers", out=tmp_path / "chat")
     front, _ = split_card((chat.folder / "README.md").read_text())
-    assert front["kdhub"]["writers"] == ["openai:teacher"], "nor are they as the argument of a kind"
+    assert front["kdhub"]["writers"] == ["teacher"], "nor are they as the argument of a kind"
 
 
 LETTERS = "abcdefgh"

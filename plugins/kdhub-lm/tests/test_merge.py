@@ -66,7 +66,20 @@ def test_a_merge_is_a_run_of_its_own(two, tmp_path):
     assert torch.allclose(c[name], mixed(a[name], b[name], 0.25), atol=1e-6) and not torch.equal(c[name], a[name])
     values = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "perplexity"}
     assert values["student"] == pytest.approx(values["student-before"])
-    assert f"slerp of {two[0]['source']} and" in run.provenance["student"]["start"]["how"]
+    start = run.provenance["student"]["start"]
+    assert f"slerp of {two[0]['source']} and" in start["how"] and start["relation"] == "merge"
+
+
+@pytest.mark.parametrize(
+    ("bases", "says"), [(["a/b", "a/b"], "a/b"), (["a/b", "a/c"], ["a/b", "a/c"]), (["a/b", None], None)]
+)
+def test_a_merge_names_the_models_that_it_is_of(two, monkeypatch, bases, says):
+    made = [llama("width=16,layers=1,heads=2,length=64", BuildContext(None, None, seed)) for seed in (1, 2)]
+    for student, base in zip(made, bases):
+        student.start = {"base_model": base}
+    monkeypatch.setattr("kdhub_lm.students.merge.open_student", lambda *a, **k: made.pop(0))
+    context = BuildContext(task.CausalLanguage(), None, 0, MergeOptions(of=two).model_dump())
+    assert merge("", context).start["base_model"] == says
 
 
 def test_what_does_not_fit_is_refused(two, tmp_path):

@@ -16,6 +16,8 @@ from kdhub_tasks.masked import metrics as masked
 from kdhub_tasks.pairs import metrics as pairs
 
 from kdhub.errors import CompatibilityError
+from kdhub.metric import Costed
+from kdhub.student import BuildContext
 
 LOG = np.log
 SCORES = np.array([0.1, 0.4, 0.35, 0.8])
@@ -133,3 +135,14 @@ def test_degradation_is_relative():
     teacher, student = (of(np.eye(2)[c], labels, "ab") for c in ([1, 0, 1, 0, 0], [1, 0, 0, 1, 0]))
     assert pairs.degradation(student, teacher) == pytest.approx(50)
     assert pairs.score_rmse(of([[1.0], [3.0]]), of([[1.0], [1.0]])) == pytest.approx(math.sqrt(2))
+
+
+def test_costs_of_embeddings_and_language_models():
+    from kdhub_tasks.language.students import llama
+
+    vectors = Costed(None, None, lambda n: {"embedding": np.zeros((n, 24), np.float16)})
+    assert embedding.vector_bytes(vectors) == 4 * 24 and embedding.vector_bytes(Costed(None)) is None
+    student = llama("width=16,layers=3,heads=4,length=64", BuildContext(None, None, 0))
+    heads, width = student.module.model.config.num_key_value_heads, 16 // 4
+    assert language.cache_bytes(Costed(student)) == 3 * 2 * heads * width * 4, "layers, keys and values, float32"
+    assert language.cache_bytes(Costed(SimpleNamespace(module=None))) is None

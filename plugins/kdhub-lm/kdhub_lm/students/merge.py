@@ -71,8 +71,9 @@ def merge(argument: str, context: BuildContext) -> CausalLm:
         )
     network.load_state_dict({name: mixed(a[name], b[name], options["t"], options["how"]) for name in a})
     how = f"{options['how']} of {refs[0].source} and {refs[1].source} at {options['t']:g}"
-    bases = {s.start.get("base_model") for s in (one, two)}
-    return one.like(network, {"base_model": bases.pop() if len(bases) == 1 else None, "how": how})
+    bases = list(dict.fromkeys(student.start.get("base_model") for student in (one, two)))
+    base = None if None in bases else bases if len(bases) > 1 else bases[0]
+    return one.like(network, {"base_model": base, "relation": "merge", "how": how})
 
 
 merge.Options = MergeOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from kdhub.errors import DataError
 from kdhub.rows import Example, Prepare, plain_rows
 from kdhub_tasks.classes import listed
-from kdhub_tasks.classification.task import SUBCLASS, Classification
+from kdhub_tasks.classification.task import SUBCLASS, Classification, Predictions
 
 if TYPE_CHECKING:
     import datasets
 
     from kdhub.data.dataset import Data
+    from kdhub.pictures import Picture
 
 SURVEYED = 5000
 """Rows that mean and standard deviation of the inputs are taken from, evenly over the split."""
@@ -85,6 +86,7 @@ class ImageClassification(ArrayClassification):
 
     name = "image-classification"
     column = "image"
+    drawn = 16
     pipeline_tag = "image-classification"
 
     def _columns(self, data: Data, split: str) -> datasets.Dataset:
@@ -96,6 +98,22 @@ class ImageClassification(ArrayClassification):
         from kdhub_tasks.classification.images import read
 
         return read(value)
+
+    def to_draw(self, outputs: Predictions, n: int) -> dict[str, np.ndarray]:
+        if outputs.problem:  # several answers, or none of a list, do not fit below an image
+            return {}
+        names, chosen = np.asarray(outputs.classes), outputs.chosen[:n]
+        sure = outputs.probabilities[np.arange(len(chosen)), chosen]
+        return {"label": names[outputs.labels[:n]], "chosen": names[chosen], "probability": sure}
+
+    def draw(self, data: Data, split: str, given: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Picture]:
+        from kdhub_tasks.classification.drawing import answers
+
+        given = {subject: arrays for subject, arrays in given.items() if arrays}
+        if given:
+            drawn = range(len(next(iter(given.values()))["label"]))
+            rows = plain_rows(self._columns(data, split), drawn)
+            yield answers([self.read(row[self.column]) for row in rows], given)
 
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         network = {"network": "vit", "shape": [8, 8], "patch": 4, "width": 8, "layers": 1, "heads": 2}

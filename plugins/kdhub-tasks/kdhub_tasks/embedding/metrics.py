@@ -15,6 +15,7 @@ from math import ceil, log2
 import numpy as np
 
 from kdhub.errors import DataError, ShapeError
+from kdhub.metric import Costed
 from kdhub_tasks.embedding.outputs import RetrievalOutputs, StsOutputs, check_same_rows
 from kdhub_tasks.embedding.vectors import cosines
 
@@ -138,3 +139,8 @@ def _mean_cosine(student, teacher, *sides: str) -> float:
 
 def _mean(values) -> float:
     return float(np.mean(list(values.values()) if isinstance(values, dict) else values))
+
+
+def vector_bytes(costed: Costed) -> int | None:
+    """Bytes of a vector in float32; None for a student that gives none."""
+    return None if costed.answer is None else 4 * int(np.asarray(costed.answer(1)["embedding"]).shape[-1])

@@ -59,4 +59,12 @@ METRICS = (
     _retrieval(
         "cosine-documents", "alignment_documents", "mean cosine to the teacher's vector, documents only", **_fidelity
     ),
+    _metric(
+        "vector-bytes",
+        "vector_bytes",
+        "room of a text's vector in an index, float32",
+        cost=True,
+        unit="bytes",
+        higher_is_better=False,
+    ),
 )

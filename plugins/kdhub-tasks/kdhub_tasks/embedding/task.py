@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdhub.data.dataset import Data
+    from kdhub.pictures import Picture
     from kdhub.student import BuildContext
     from kdhub_tasks.embedding import encoder
 
@@ -41,6 +42,7 @@ class TextEmbedding(NetworkTask):
     primary = {"retrieval": "ndcg@10", "sts": "spearman"}
     primary_signal = "embedding"
     pipeline_tag = "sentence-similarity"
+    drawn = 16
     Teacher = EncoderTeacher
 
     class EvaluationOptions(BaseModel):
@@ -198,6 +200,18 @@ class TextEmbedding(NetworkTask):
 
     def mixed(self, student: Any, teacher: Any) -> Any | None:
         return outputs.mixed(student, teacher)
+
+    def to_draw(self, out: Any, n: int) -> dict[str, np.ndarray]:
+        from kdhub_tasks.embedding.vectors import unit
+
+        one, other = (unit(getattr(out, side)[:n].astype(np.float64)) for side in out.sides)
+        return {"cosines": one @ other.T}
+
+    def draw(self, data: Data, split: str, given: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Picture]:
+        from kdhub_tasks.embedding.drawing import similarities
+
+        of_pairs = data.form(split) == "sts"
+        yield similarities(given, ("first sentences", "second sentences") if of_pairs else ("queries", "documents"))
 
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
         if data.form(split) == "retrieval":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from kdhub.metric import Costed
 from kdhub_tasks.language.groups import responses_of
 from kdhub_tasks.language.outputs import Outputs
 from kdhub_tasks.language.rouge import rouge_l as of_words
@@ -157,3 +158,23 @@ def _runs(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     edges = np.flatnonzero(np.diff(numbers)) + 1
     return np.append(0, edges), np.append(edges, len(numbers))
+
+
+def cache_bytes(costed: Costed) -> float | None:
+    """Bytes of keys and values that each further token of a context leaves in memory, in the precision that the model
+    runs in; None for what is no transformers model, or keeps none."""
+    import torch
+
+    network = getattr(getattr(costed.model, "module", None), "model", None)
+    if network is None:
+        return None
+
+    def kept(tokens: int) -> int:
+        ids = torch.zeros(1, tokens, dtype=torch.long, device=next(network.parameters()).device)
+        with torch.no_grad():
+            cache = network(input_ids=ids, use_cache=True).past_key_values
+        layers = [part for layer in getattr(cache, "layers", ()) for part in (layer.keys, layer.values)]
+        return sum(part.numel() * part.element_size() for part in layers)
+
+    few, more = 4, 8  # the difference: a state of a fixed size, as recurrent layers have, is not kept for each token
+    return (kept(more) - kept(few)) / (more - few) or None

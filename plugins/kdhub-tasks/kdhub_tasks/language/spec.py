@@ -112,5 +112,13 @@ METRICS = (
         "share of pairs whose better response is the more probable one",
         form=("preferences", "rankings"),
     ),
+    _metric(
+        "cache-bytes",
+        "metrics:cache_bytes",
+        "keys and values kept for each token of a context",
+        cost=True,
+        unit="bytes",
+        **_LOWER,
+    ),
     _written("judge", "judge:rating", "mean rating by a judge model, 1 to 10"),
 )
