@@ -15,6 +15,7 @@ from torch import nn
 
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
 from kdhub.data.dataset import Data
+from kdhub.data.shared import Shared
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
 from kdhub.metric import Measure
 from kdhub.sampler import ShuffledSampler
@@ -316,6 +317,10 @@ class Forgetful(ShuffledSampler):
         yield from rng.integers(0, len(self.lengths), self.batch).tolist()
 
 
+class Blind(ShuffledSampler):
+    """Asks for a column and does not look at it."""
+
+
 class Ragged(ShuffledSampler):
     def epoch(self, number):
         yield from range(len(self.lengths) - 1)
@@ -324,6 +329,12 @@ class Ragged(ShuffledSampler):
 def moving() -> Data:
     stamp = uuid.uuid4().hex
     return Data.from_rows("moving", {"train": lambda: ({"text": f"{stamp} {i}"} for i in range(3))}, key={"k": stamp})
+
+
+def unnamed() -> Data:
+    """Has something for its rows to share, and none of them names it."""
+    graph = Shared({"name": "unnamed"}, lambda: {"edges": np.zeros((2, 2), np.int64)})
+    return Data.from_rows("unnamed", {"train": lambda: [{"node": 1}]}, key={}, shared=[graph])
 
 
 def nan(outputs) -> float:
@@ -353,11 +364,13 @@ def kdhub_students():
 @hookimpl
 def kdhub_samplers():
     yield SamplerSpec(name="forgetful", target="wrong:Forgetful", summary="forgetful")
+    yield SamplerSpec(name="blind", target="wrong:Blind", summary="blind", columns=("label",))
     yield SamplerSpec(name="ragged", target="wrong:Ragged", summary="ragged")
 
 
 @hookimpl
 def kdhub_datasets():
+    yield DatasetSpec(name="unnamed", target="wrong:unnamed", summary="shares what nobody names")
     yield DatasetSpec(name="moving", target="wrong:moving", summary="other rows each time", splits=("train",))
 
 
