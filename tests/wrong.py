@@ -15,7 +15,6 @@ from torch import nn
 
 from kdhub import DatasetSpec, MethodSpec, MetricSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
 from kdhub.data.dataset import Data
-from kdhub.data.shared import Shared
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
 from kdhub.metric import Measure
 from kdhub.sampler import ShuffledSampler
@@ -333,7 +332,7 @@ def moving() -> Data:
 
 def unnamed() -> Data:
     """Has something for its rows to share, and none of them names it."""
-    graph = Shared({"name": "unnamed"}, lambda: {"edges": np.zeros((2, 2), np.int64)})
+    graph = toy.Shared({"name": "unnamed"}, lambda: {"edges": np.zeros((2, 2), np.int64)})
     return Data.from_rows("unnamed", {"train": lambda: [{"node": 1}]}, key={}, shared=[graph])
 
 
