@@ -17,6 +17,7 @@
      |- TeacherError            the teacher gave NaN, a wrong shape, or nothing
      |- TrainingError           the loss is NaN, or training cannot go on
      |- RunError                a run folder in use, damaged, or not a run
+     |- AwaitingError           a run waits for what people have to give it (exit 5)
      '- StoreError              the signal store is damaged, full or not writable
 
 Libraries raise; only `kdhub.cli` prints. A message says what was wrong and where, with both sides;
@@ -38,6 +39,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     PLUGIN = 3
     HUB = 4
+    AWAITING = 5
 
 
 class KdhubError(Exception):
@@ -181,6 +183,12 @@ class TrainingError(KdhubError):
 
 class RunError(KdhubError):
     pass
+
+
+class AwaitingError(KdhubError):
+    """A run stops until people have given it something (labels), and goes on with --resume."""
+
+    exit_code = ExitCode.AWAITING
 
 
 class StoreError(KdhubError):

@@ -7,7 +7,7 @@ from it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -153,6 +153,23 @@ class RunContext(Protocol):
 
     def select(self, name: str) -> Select:
         """A rule of active learning, by the name of its sampler."""
+
+    def ask_people(self, name: str, rows: Mapping[int, Mapping[str, Any]], labels: Collection[str]) -> dict[int, str]:
+        """The labels that people give rows: number of a row -> label.
+
+        The first call writes them into a CSV of the run folder and ends the run, with exit code 5; resumed, it goes on
+        when all have a label. A later call of the same `name` adds its rows to the file. Labels that were read once
+        stay: another one is refused.
+
+        Args:
+            name: of the file ("queries.csv").
+            rows: number of a row -> what people are shown of it, as texts; the same whenever the run is resumed.
+            labels: what they may be.
+
+        Raises:
+            AwaitingError: there are none yet, or not for all rows.
+            DataError: rows that were changed, are gone or new, or labels that are none, with their numbers.
+        """
 
     def log(self, **record: Any) -> None:
         """Add a line to `metrics.jsonl`."""

@@ -31,6 +31,18 @@ length 0. The rest belongs to the task."""
 Prepare = Callable[[list[dict[str, Any]]], list[Example]]
 
 
+class Fault(str):
+    """Why a row cannot be read, in words that other such rows share; `where` says the rest of this one alone: the file
+    that it names, what exactly is wrong with it."""
+
+    where: str
+
+    def __new__(cls, cause: str, where: str = ""):
+        fault = super().__new__(cls, cause)
+        fault.where = where
+        return fault
+
+
 class UnreadableRows(DataError):
     """Raised where rows are prepared of which the models cannot read some.
 
@@ -40,7 +52,8 @@ class UnreadableRows(DataError):
 
     def __init__(self, examples: list[Example]):
         faults = [(n, e["fault"]) for n, e in enumerate(examples, 1) if "fault" in e]
-        super().__init__(faults[0][1], rows=[n for n, _ in faults[:SHOWN]])
+        cause, where = faults[0][1], getattr(faults[0][1], "where", "")
+        super().__init__(f"{cause}: {where}" if where else cause, rows=[n for n, _ in faults[:SHOWN]])
         self.examples = examples
 
 
@@ -86,11 +99,16 @@ class BadRows:
         if len(first) < SHOWN:
             first.append(number)
 
+    def _named(self, number: int) -> str:
+        where = getattr(self.numbers[number], "where", "")
+        return f"{number}: {where}" if where else str(number)
+
     def error(self, label: str, total: int, *, nothing_left: bool) -> DataError:
         bad = sum(self.counts.values())
         parts = []
         for cause, count in sorted(self.counts.items(), key=lambda item: -item[1]):
-            rows = ", ".join(map(str, self.rows[cause]))
+            named = [self._named(number) for number in self.rows[cause]]
+            rows = ("; " if any(":" in one for one in named) else ", ").join(named)
             more = f" and {count - len(self.rows[cause])} more" if count > len(self.rows[cause]) else ""
             parts.append(f"{count} {cause} (row{'s' if count > 1 else ''} {rows}{more})")
         left = "; no row is left" if nothing_left else ""
@@ -218,7 +236,7 @@ def plain_rows(table: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
 
     def read(name: str) -> Any:
         column, names = chosen.column(name).combine_chunks(), class_names(table.features[name])
-        return _dense(column) if names is None else named(column.to_pylist(), names)
+        return dense(column) if names is None else named(column.to_pylist(), names)
 
     columns = [read(name) for name in chosen.column_names]
     return [dict(zip(chosen.column_names, values)) for values in zip(*columns)]
@@ -240,7 +258,7 @@ def named(value: Any, names: Sequence[str]) -> Any:
     return None if value is None or value < 0 else names[value] if value < len(names) else value
 
 
-def _dense(column: Any) -> Any:
+def dense(column: Any) -> Any:
     """An Arrow column as Python values, or as one array where each is a matrix of numbers, or more, of one shape.
 
     Images as Python objects take twenty times as long.

@@ -50,6 +50,7 @@ class Sampler(ABC):
         batch: rows of one optimiser step over all ranks. The order must not depend on the number of ranks.
         seed: the run's seed.
         parts: the data sets that the rows are of, in their order: (source as in the recipe, rows).
+        columns: the values of the columns that its spec asks for, one a row.
         options: what the recipe sets next to the source, checked against `Options`.
     """
 
@@ -63,9 +64,11 @@ class Sampler(ABC):
         seed: int,
         *,
         parts: Sequence[tuple[str, int]] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
         **options: Any,
     ):
         self.lengths, self.batch, self.seed = lengths, batch, seed
+        self.columns = dict(columns or {})
         self.parts = list(parts or [("rows", len(lengths))])
         self.options = self.Options(**options)
 

@@ -224,10 +224,12 @@ class SamplerSpec(Spec):
     Attributes:
         selects: True for a rule of active learning, whose target is a function (`kdhub.sampler.Select`): methods that
             ask for labels find it by its name.
+        columns: of the training rows, whose values it is given (`Sampler.columns`).
     """
 
     kind: ClassVar[str] = "sampler"
     selects: bool = False
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,8 +46,10 @@ TEETH = [
     ("stuck", "members_give_what_the_family_gives", "choose(None) does not undo a choice"),
     ("cousin", "exposes_what_it_declares", "relation to the base model is 'cousin'"),
     ("forgetful", "sampler_state_comes_back", "the order is another"),
+    ("blind", "order_follows_the_columns_it_asks_for", "asks for label and does not use them"),
     ("ragged", "gives_whole_batches_of_rows", "not whole batches"),
     ("moving", "rows_are_there_and_stay_the_same", "other rows each time"),
+    ("unnamed", "what_rows_share_is_named_and_opened_once", "no row of it names"),
     ("nan", "scores_are_numbers", "it gives nan"),
     ("nan-cost", "scores_are_numbers", "it gives nan"),
 ]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from kdhub.errors import DataError, ExitCode, RunError, TrainingError, UsageError
+from kdhub.errors import CompatibilityError, DataError, ExitCode, RunError, TrainingError, UsageError
 from kdhub.method import ObjectiveMethod, TrainingOptions, step_count
 from kdhub.ranks import resolve_precision
 from kdhub.sampler import MixtureSampler, ShuffledSampler
@@ -705,6 +705,41 @@ def test_a_recipe_with_a_mixture_and_one_with_an_option_it_does_not_have(train, 
     assert len(list(run.metrics())) == 5
     with pytest.raises(RecipeError, match="sampler.wieghts"):
         train("wrong", sampler={"source": "mixture", "wieghts": {}})
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_sampler_sees_the_column_that_it_asks_for(toys, tmp_path, monkeypatch, dropped):
+    """Of several data sets, after rows were left out, and where the task has no use for it."""
+    import toy
+
+    place = [[5, 3, 9, 1], [4, 8, 2]]
+    for n, values in enumerate(place):
+        rows = [{"x": [n, i, 0.0, 1.0], "y": [0.0] * 3, "place": v} for i, v in enumerate(values)]
+        (tmp_path / f"{n}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own, prepare, seen = toy.Vectors.training_table, toy.Vectors.preparer, []
+
+    def gone(self, *given, **how):  # nothing is to be learnt of the row in the first place
+        read = prepare(self, *given, **how)
+        return lambda rows: [e | {"length": 0 if e["x"][:2] == [0, 3] else 2} for e in read(rows)]
+
+    monkeypatch.setattr(toy.Vectors, "preparer", gone)
+    if dropped:
+        monkeypatch.setattr(toy.Vectors, "training_table", lambda self, p: own(self, p).select_columns(["x", "y"]))
+    collate = toy.Vectors.collate
+    monkeypatch.setattr(
+        toy.Vectors, "collate", lambda self, e, s: seen.append([x["x"][:2] for x in e]) or collate(self, e, s)
+    )
+    recipe = {
+        "task": "toy-vectors", "method": "toy-plain", "student": "mlp:6", "evaluation": {"cost": False},
+        "data": {"train": [f"path:{tmp_path}/{n}.jsonl" for n in range(2)]}, "sampler": "toy-sorted",
+        "options": {"batch_size": 3, "epochs": 1, "precision": "float32"},
+    }  # fmt: skip
+    distill(recipe, out=tmp_path / "run")
+    assert [place[int(n)][int(i)] for n, i in sum(seen[-2:], [])] == [2, 3, 4, 5, 8, 9]
+    (tmp_path / "1.jsonl").write_text(json.dumps({"x": [0.0] * 4, "y": [0.0] * 3}))
+    if dropped:
+        with pytest.raises(CompatibilityError, match="column 'place', which the rows of 1.jsonl do not have; .* x, y"):
+            distill(recipe, out=tmp_path / "other")
 
 
 def test_every_training_option_has_a_description():

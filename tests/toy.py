@@ -29,6 +29,7 @@ from kdhub import (
     hookimpl,
 )
 from kdhub.data.dataset import Data
+from kdhub.data.shared import Shared, shared
 from kdhub.dataset_student import DatasetStudent, splits_in
 from kdhub.errors import DataError
 from kdhub.method import Method, MethodOptions, ObjectiveMethod, TrainingOptions
@@ -81,11 +82,13 @@ def kdhub_students():
 @hookimpl
 def kdhub_datasets():
     yield DatasetSpec(name="toy-points", target="toy:points", splits=("train", "test"))
+    yield DatasetSpec(name="toy-graph", target="toy:nodes", splits=("train", "test"), summary="nodes of a graph")
 
 
 @hookimpl
 def kdhub_samplers():
     yield SamplerSpec(name="toy-curious", target="toy:Curious", tasks=TASK)
+    yield SamplerSpec(name="toy-sorted", target="toy:Sorted", tasks=TASK, columns=("place",))
 
 
 @hookimpl
@@ -113,6 +116,34 @@ def points(n: int = 40) -> Data:
 
     splits = {"train": lambda: rows(0, n), "test": lambda: rows(1, 16)}
     return Data.from_rows("toy-points", splits, key={"n": n, "version": 1}, licence="cc0-1.0")
+
+
+def ring(n: int) -> dict[str, np.ndarray]:
+    """A graph: each node with its features and its two neighbours."""
+    numbers = np.arange(n)
+    features = np.random.default_rng(0).normal(size=(n, INPUTS))
+    return {"features": features, "neighbours": np.stack([(numbers - 1) % n, (numbers + 1) % n], 1)}
+
+
+def nodes(n: int = 40) -> Data:
+    """Nodes of a ring: a row names its graph and its node, and has a label."""
+    graph = Shared({"name": "ring", "n": n}, lambda: ring(n))
+
+    def rows(start: int):
+        for node in range(start, n, 2):
+            yield {"graph": graph.name, "node": node, "y": [float(node % 3)] * OUTPUTS}
+
+    return Data.from_rows(
+        "toy-graph", {"train": lambda: rows(0), "test": lambda: rows(1)}, key={"n": n}, shared=[graph]
+    )
+
+
+def x_of(example) -> list[float]:
+    """What a network sees of a row: the row's own, or the mean of the neighbours of its node."""
+    if "x" in example:
+        return example["x"]
+    graph = shared(example["graph"])
+    return graph["features"][graph["neighbours"][example["node"]]].mean(0).tolist()
 
 
 # -- models ---------------------------------------------------------------------------------------------------
@@ -143,21 +174,24 @@ class Vectors(NetworkTask):
         from datasets import concatenate_datasets
 
         for data, split in parts:
-            if "x" not in data.split(split).column_names:
+            if not {"x", "node"} & set(data.split(split).column_names):
                 raise DataError(f"{data.name}, split {split!r}, has no column 'x'")
         return concatenate_datasets([data.split(split) for data, split in parts])
 
     def preparer(self, student, teacher, **settings):
         def prepare(rows):
-            return [
-                {**row, "content": np.asarray(row["x"], "<f4").tobytes(), "length": 1 + int(abs(row["x"][0])), "cut": 0}
-                for row in rows
-            ]
+            return [{**row, **seen(row), "cut": 0} for row in rows]
+
+        def seen(row):
+            if "graph" in row:
+                return {"content": f"{row['graph']} {row['node']}".encode(), "length": 1}
+            return {"content": np.asarray(row["x"], "<f4").tobytes(), "length": 1 + int(abs(row["x"][0]))}
 
         return prepare
 
     def collate(self, examples, student):
-        return {name: torch.tensor([e[name] for e in examples]) for name in ("x", "y") if name in examples[0]}
+        batch = {"x": torch.tensor([x_of(e) for e in examples])}
+        return batch | ({"y": torch.tensor([e["y"] for e in examples])} if "y" in examples[0] else {})
 
     def forward(self, module, inputs):
         return Signals(module(inputs["x"]))
@@ -177,7 +211,8 @@ class Vectors(NetworkTask):
         return Outputs(encode(table, "vector")["vector"], np.asarray(table["y"]))
 
     def sample(self, data, split, n):
-        return [{"x": x} for x in data.split(split)[:n]["x"]]
+        rows = data.split(split).remove_columns("y")
+        return rows.select(range(min(n, len(rows)))).to_list()
 
     def to_draw(self, outputs, n):
         return {"vectors": outputs.vectors[:n]}
@@ -236,7 +271,7 @@ def distance(outputs: Outputs, teacher: Outputs) -> float:
 
 def run_net(net: nn.Module, examples) -> np.ndarray:
     with torch.no_grad():
-        return net.eval()(torch.tensor([e["x"] for e in examples]))["vector"].numpy()
+        return net.eval()(torch.tensor([x_of(e) for e in examples]))["vector"].numpy()
 
 
 class NetStudent(Student):
@@ -460,3 +495,11 @@ class Curious(Sampler):
 
     def load_state(self, state):
         self.bias = state["bias"]
+
+
+class Sorted(Sampler):
+    """Rows by their column `place`; the last ones again where they are not whole batches."""
+
+    def epoch(self, number):
+        order = np.argsort(np.asarray(self.columns["place"]), kind="stable")
+        return np.concatenate([order, order[len(order) - -len(order) % self.batch :]])

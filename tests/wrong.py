@@ -316,6 +316,10 @@ class Forgetful(ShuffledSampler):
         yield from rng.integers(0, len(self.lengths), self.batch).tolist()
 
 
+class Blind(ShuffledSampler):
+    """Asks for a column and does not look at it."""
+
+
 class Ragged(ShuffledSampler):
     def epoch(self, number):
         yield from range(len(self.lengths) - 1)
@@ -324,6 +328,12 @@ class Ragged(ShuffledSampler):
 def moving() -> Data:
     stamp = uuid.uuid4().hex
     return Data.from_rows("moving", {"train": lambda: ({"text": f"{stamp} {i}"} for i in range(3))}, key={"k": stamp})
+
+
+def unnamed() -> Data:
+    """Has something for its rows to share, and none of them names it."""
+    graph = toy.Shared({"name": "unnamed"}, lambda: {"edges": np.zeros((2, 2), np.int64)})
+    return Data.from_rows("unnamed", {"train": lambda: [{"node": 1}]}, key={}, shared=[graph])
 
 
 def nan(outputs) -> float:
@@ -359,11 +369,13 @@ def kdhub_students():
 @hookimpl
 def kdhub_samplers():
     yield SamplerSpec(name="forgetful", target="wrong:Forgetful", summary="forgetful")
+    yield SamplerSpec(name="blind", target="wrong:Blind", summary="blind", columns=("label",))
     yield SamplerSpec(name="ragged", target="wrong:Ragged", summary="ragged")
 
 
 @hookimpl
 def kdhub_datasets():
+    yield DatasetSpec(name="unnamed", target="wrong:unnamed", summary="shares what nobody names")
     yield DatasetSpec(name="moving", target="wrong:moving", summary="other rows each time", splits=("train",))
 
 

@@ -30,6 +30,7 @@ from kdhub.data.prepare import (
     TableSource,
     fingerprint_of,
     iterate,
+    named_values,
     names_of,
     prepare,
     rename,
@@ -41,6 +42,8 @@ from kdhub.rows import class_names, named
 
 if TYPE_CHECKING:
     import datasets
+
+    from kdhub.data.shared import Shared
 
 logger = logging.getLogger("kdhub")
 
@@ -126,6 +129,7 @@ class Data:
         ref: the text that names the same rows again, when `name` does not; `made:...` for those that a method makes
             itself, which no text names.
         tags: see `kdhub.specs.Spec`; those of its kind are added where it is opened by name.
+        shared: what rows have in common and name (`kdhub.data.shared`): there before a row is read.
     """
 
     def __init__(
@@ -139,7 +143,9 @@ class Data:
         options: DataOptions | None = None,
         ref: str | None = None,
         tags: Sequence[str] = (),
+        shared: Sequence[Shared] = (),
     ):
+        self.shared = tuple(shared)
         self.name, self.licence, self.ref, self.tags = name, licence, ref or name, tuple(tags)
         self.options = options or DataOptions()
         self._given, self._formats = sources, format
@@ -181,7 +187,7 @@ class Data:
         """A data set whose splits are made of this one's: split -> rows. `key` says what else they depend on."""
         of = {split: self.fingerprint(split) for split in splits}
         made = {split: lambda s=split: rows(s) for split in splits}
-        return Data.from_rows(name, made, key={"of": of, **key}, licence=self.licence)
+        return Data.from_rows(name, made, key={"of": of, **key}, licence=self.licence, shared=self.shared)
 
     @classmethod
     def from_dataset(cls, name: str, splits: Mapping[str, datasets.Dataset], **about: Any) -> Data:
@@ -220,6 +226,7 @@ class Data:
             options=options,
             ref=self.ref,
             tags=self.tags,
+            shared=self.shared,
         )
 
     # ---- what there is
@@ -363,7 +370,9 @@ class Data:
     def source(self, name: str) -> dict[str, Any]:
         """Which source the rows of a split came from: kind, and file with sha256, or repository with commit."""
         prepared = self._open(name)
-        return {**{k: v for k, v in prepared.record.items() if k != "label"}, "rows": prepared.table.num_rows}
+        beside = {"shared": [one.name for one in self.shared]} if self.shared else {}
+        record = {k: v for k, v in prepared.record.items() if k != "label"}
+        return {**record, "rows": prepared.table.num_rows, **beside}
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
@@ -391,6 +400,8 @@ class Data:
                     f"data set {self.name!r} has no split {name!r}; it has {names_of(self.splits)}",
                     hint="name one with `split:`",
                 )
+            for one in self.shared:  # rows that were kept name what may be gone
+                one.name  # noqa: B018
             self._prepared[name] = self._prepare(name)
         return self._prepared[name]
 
@@ -529,12 +540,9 @@ def _matching(table: datasets.Dataset, options: DataOptions, label: str) -> Sequ
     names = {name: class_names(table.features[name]) for name, _, _ in wanted}
     wanted = [(n, [named(v, names[n]) if names[n] and isinstance(v, int) else v for v in vs], i) for n, vs, i in wanted]
 
-    def values_in(name: str) -> Iterator[Any]:
-        return (named(v, names[name]) if names[name] else v for v in values_of(table, name))
-
     seen: list[set] = [set() for _ in wanted]
     chosen = array("q")
-    for number, values in enumerate(zip(*(values_in(name) for name, _, _ in wanted))):
+    for number, values in enumerate(zip(*(named_values(table, name) for name, _, _ in wanted))):
         keep = True
         for value, found, (_, those, inside) in zip(values, seen, wanted):
             found.add(value)

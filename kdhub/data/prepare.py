@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdhub.data import forms
 from kdhub.errors import DataError
 from kdhub.files import canonical_json, home, write_json
-from kdhub.rows import BadRows, class_names, named
+from kdhub.rows import BadRows, class_names, dense, named
 
 if TYPE_CHECKING:
     import datasets
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2  # of the prepared files: raised when checks or layout change, so that old ones are not used
 _BATCH, _BYTES = 1000, 2**18
+_HELD = 2**26  # bytes of files in rows that wait to be written
 _PEEK = 100  # rows looked at to tell the form
 # BEIR's names for our columns; used when nobody maps them.
 _ALIASES = {"id": "_id", "query_id": "query-id", "corpus_id": "corpus-id"}
@@ -455,6 +458,7 @@ class ArrowFile:
         self.schema: pa.Schema | None = None
         self.kinds: dict[str, str] = {}
         self.batch: list[tuple[int, dict[str, Any]]] = []
+        self.held = 0
         self.writer: Any = None
 
     def __enter__(self) -> ArrowFile:
@@ -475,7 +479,8 @@ class ArrowFile:
 
     def add(self, number: int, row: dict[str, Any]) -> None:
         self.batch.append((number, row))
-        if len(self.batch) >= _BATCH:
+        self.held += sum(map(_bytes_in, row.values()))
+        if len(self.batch) >= _BATCH or self.held >= _HELD:
             self._flush()
 
     def _flush(self) -> None:
@@ -492,13 +497,15 @@ class ArrowFile:
             except (pa.ArrowException, TypeError, ValueError) as error:
                 low, high = self.batch[0][0], self.batch[-1][0]
                 raise DataError(f"column {name!r}, rows {low} to {high}, cannot be stored: {error}") from error
-        self.batch = []
+        self.batch, self.held = [], 0
         self.write(pa.Table.from_arrays(arrays, names=names))
 
     def _array(self, name: str, values: list[Any]) -> pa.Array:
         import pyarrow as pa
 
         if name not in self.as_text:
+            if all(isinstance(value, np.ndarray) for value in values) and len({value.shape for value in values}) == 1:
+                return array_column(np.stack(values))
             try:
                 return pa.array(values)
             except OverflowError:
@@ -542,6 +549,25 @@ class ArrowFile:
             old.unlink()
 
 
+def array_column(values: np.ndarray) -> pa.Array:
+    """A NumPy array as an Arrow column: nested fixed-size lists, one list a dimension after the first."""
+    import pyarrow as pa
+
+    if values.dtype.kind not in "USmM" and not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    array = pa.array(values.reshape(-1))
+    for size in reversed(values.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
+
+
+def _bytes_in(value: Any) -> int:
+    """Bytes of a file that stands in a row, by itself or beside its name."""
+    if isinstance(value, bytes):
+        return len(value)
+    return sum(map(_bytes_in, value.values())) if isinstance(value, dict) else getattr(value, "nbytes", 0)
+
+
 def named_columns(features: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a data set that hold the numbers of named classes."""
     return {name: feature for name, feature in features.items() if class_names(feature)}
@@ -575,7 +601,9 @@ def iterate(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
     """
     fit = _BYTES * table.data.num_rows // max(1, table.data.nbytes)
     for batch in table.with_format("arrow").iter(max(1, min(_BATCH, fit))):
-        yield from batch.to_pylist()
+        columns = [dense(column.combine_chunks()) for column in batch.columns]
+        values = [x.tolist() if isinstance(x, np.ndarray) else x for x in columns]  # pixels: in a tenth of the time
+        yield from (dict(zip(batch.column_names, row)) for row in zip(*values))
 
 
 def named_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
@@ -588,6 +616,12 @@ def named_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
 def values_of(table: datasets.Dataset, name: str) -> Iterator[Any]:
     for batch in table.select_columns([name]).with_format("arrow").iter(10 * _BATCH):
         yield from batch[name].to_pylist()
+
+
+def named_values(table: datasets.Dataset, name: str) -> Iterator[Any]:
+    """The values of a column, with the names of classes in place of their numbers."""
+    of = class_names(table.features[name])
+    return (named(value, of) if of else value for value in values_of(table, name))
 
 
 def names_of(names: Iterable[str], most: int = 12) -> str:

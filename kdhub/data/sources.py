@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdhub.data.dataset import Data
-from kdhub.data.prepare import BadRow, Source, iterate, named_columns, names_of, prepare_tables
+from kdhub.data.named_files import NamedFiles
+from kdhub.data.prepare import BadRow, Source, array_column, iterate, named_columns, names_of, prepare_tables
 from kdhub.errors import DataError, UsageError, close_matches
 from kdhub.files import home, sha256_file, write_json
 
@@ -320,20 +321,8 @@ class Npz(FileSource):
                         raise DataError(f"{self.label} is damaged: {name!r}: {error}") from error
                     if len(data) != size:
                         raise DataError(f"{self.label} is cut short: {name!r} ends at row {start}")
-                    columns.append(_arrow(np.frombuffer(data, dtype).reshape(count, *shape[1:])))
+                    columns.append(array_column(np.frombuffer(data, dtype).reshape(count, *shape[1:])))
                 yield pa.Table.from_arrays(columns, names=names)
-
-
-def _arrow(values: Any) -> pa.Array:
-    """A NumPy array as Arrow: nested fixed-size lists, one list a dimension after the first."""
-    import pyarrow as pa
-
-    if values.dtype.kind not in "USmM" and not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
-    array = pa.array(values.reshape(-1))
-    for size in reversed(values.shape[1:]):
-        array = pa.FixedSizeListArray.from_arrays(array, size)
-    return array
 
 
 def digest(path: Path) -> str:
@@ -358,35 +347,38 @@ def digest(path: Path) -> str:
 
 # ---- kinds that name files
 
+Files = str | Sequence[str]
+"""Columns whose values name other files, relative to the folder of the file that they stand in (option `files`)."""
+
 
 def text(argument: str) -> Data:
     return _one(TextFile(_existing(argument), argument), argument)
 
 
-def jsonl(argument: str) -> Data:
-    return _one(JsonLines(_existing(argument), argument), argument)
+def jsonl(argument: str, *, files: Files = ()) -> Data:
+    return _one(JsonLines(_existing(argument), argument), argument, files)
 
 
-def csv(argument: str, *, delimiter: str | None = None) -> Data:
+def csv(argument: str, *, delimiter: str | None = None, files: Files = ()) -> Data:
     path = _existing(argument)
     if delimiter is None:
         delimiter = "\t" if ".tsv" in path.suffixes[-2:] else ","
-    return _one(Table(path, argument, delimiter=delimiter), argument)
+    return _one(Table(path, argument, delimiter=delimiter), argument, files)
 
 
-def tsv(argument: str) -> Data:
-    return csv(argument, delimiter="\t")
+def tsv(argument: str, *, files: Files = ()) -> Data:
+    return csv(argument, delimiter="\t", files=files)
 
 
-def parquet(argument: str) -> Data:
-    return _one(Parquet(_existing(argument), argument), argument)
+def parquet(argument: str, *, files: Files = ()) -> Data:
+    return _one(Parquet(_existing(argument), argument), argument, files)
 
 
 def npz(argument: str, *, arrays: Sequence[str] | None = None) -> Data:
     return _one(Npz(_existing(argument), argument, arrays=arrays), argument)
 
 
-def path(argument: str) -> Data:
+def path(argument: str, *, files: Files = ()) -> Data:
     """A file, its kind told by its ending, or a folder of such files, a split each.
 
     A folder in the BEIR layout works as it is: `corpus`, `queries`, and `qrels_test.tsv` or `qrels/test.tsv`. So does
@@ -394,8 +386,8 @@ def path(argument: str) -> Data:
     """
     file = Path(argument).expanduser()
     if not file.is_dir():
-        return _one(file_source(_existing(argument), argument), argument)
-    sources: dict[str, Source] = dict(shards(file))
+        return _one(file_source(_existing(argument), argument), argument, files)
+    sources: dict[str, Source] = {split: _with_files(shard, files) for split, shard in shards(file).items()}
     if sources:
         return Data(file.resolve().name, sources, ref=f"path:{argument}")
     for found in sorted([*file.iterdir(), *(file / "qrels").glob("*")]):
@@ -403,7 +395,7 @@ def path(argument: str) -> Data:
             split = found.name.split(".")[0].removeprefix("qrels_").removeprefix("qrels-")
             if split in sources:
                 raise UsageError(f"{argument} has two files for split {split!r}: {sources[split].label}, {found.name}")
-            sources[split] = file_source(found, str(found.relative_to(file)))
+            sources[split] = _with_files(file_source(found, str(found.relative_to(file))), files)
     if not sources:
         raise DataError(f"{argument} holds no data file", hint=f"known endings: {', '.join(_ENDINGS)}")
     return Data(file.resolve().name, dict(sorted(sources.items())), ref=f"path:{argument}")
@@ -428,7 +420,7 @@ def shards(folder: Path) -> dict[str, Parquet]:
     return found
 
 
-_ENDINGS: dict[str, Callable[[Path, str], Source]] = {
+_ENDINGS: dict[str, Callable[[Path, str], FileSource]] = {
     ".txt": TextFile,
     ".jsonl": JsonLines,
     ".ndjson": JsonLines,
@@ -440,11 +432,11 @@ _ENDINGS: dict[str, Callable[[Path, str], Source]] = {
 }
 
 
-def _kind_of(file: Path) -> Callable[[Path, str], Source] | None:
+def _kind_of(file: Path) -> Callable[[Path, str], FileSource] | None:
     return _ENDINGS.get(Path(file.name.removesuffix(".gz")).suffix.lower())
 
 
-def file_source(file: Path, given: str) -> Source:
+def file_source(file: Path, given: str) -> FileSource:
     """The reader for a file, told by its ending.
 
     Raises:
@@ -469,8 +461,13 @@ def _existing(argument: str) -> Path:
     raise UsageError(f"no file {argument}", hint=f"there is {names_of(near)}" if near else None)
 
 
-def _one(source: FileSource, argument: str) -> Data:
-    return Data(Path(argument).name, {"train": source}, ref=f"{source.kind}:{argument}")
+def _one(source: FileSource, argument: str, files: Files = ()) -> Data:
+    return Data(Path(argument).name, {"train": _with_files(source, files)}, ref=f"{source.kind}:{argument}")
+
+
+def _with_files(source: FileSource, files: Files) -> Source:
+    """What the files hold that some columns name, in place of their names."""
+    return NamedFiles(source, source.path, [files] if isinstance(files, str) else files) if files else source
 
 
 # ---- standard input

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import SkipTest
 
@@ -22,6 +22,8 @@ from kdhub.testing._bench import Bench
 from kdhub.testing._register import describe_options
 
 LENGTHS = np.asarray([3 + (7 * i) % 11 for i in range(40)], np.int32)
+VALUES = ["a" if i % 8 else "b" for i in range(40)]
+"""Of the columns that a sampler asks for."""
 
 
 def options_documented(bench: Bench) -> None:
@@ -194,10 +196,15 @@ def data_of(bench: Bench, **options: Any) -> Data:
     return Resolver(bench.registry).open_data(text, DataOptions(), options)
 
 
-def sampler_of(bench: Bench, batch: int, seed: int = 0) -> Sampler:
+def sampler_of(bench: Bench, batch: int, seed: int = 0, values: Sequence[str] = VALUES) -> Sampler:
+    """
+    Args:
+        values: of the columns that it asks for.
+    """
     if bench.spec.selects:
         raise SkipTest("it chooses rows to have labelled")
-    return bench.target(LENGTHS, batch, seed)
+    given = {"columns": dict.fromkeys(bench.spec.columns, values)} if bench.spec.columns else {}
+    return bench.target(LENGTHS, batch, seed, **given)
 
 
 def outputs_of(bench: Bench, task_name: str) -> Iterator[tuple[Any, str]]:

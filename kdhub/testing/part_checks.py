@@ -9,13 +9,14 @@ from unittest import SkipTest
 
 import numpy as np
 
+from kdhub.data.shared import shared
 from kdhub.errors import KdhubError
 from kdhub.plugins.discovery import CORE
 from kdhub.sampler import Seen
 from kdhub.specs import SPECS
 from kdhub.testing._bench import Bench
 from kdhub.testing._register import check
-from kdhub.testing._tried import LENGTHS, costed_of, data_of, outputs_of, sampler_of
+from kdhub.testing._tried import LENGTHS, VALUES, costed_of, data_of, outputs_of, sampler_of
 
 HEAVY = ("torch", "transformers", "huggingface_hub", "numpy", "pydantic", "datasets", "sklearn", "pandas", "jax")
 """What declaring may not import: `kdhub list` would wait for it."""
@@ -79,6 +80,22 @@ def rows_are_there_and_stay_the_same(bench: Bench) -> None:
 
 
 @check("dataset")
+def what_rows_share_is_named_and_opened_once(bench: Bench) -> None:
+    """Each thing that rows have in common is named by some of them, and its arrays are opened once, memory-mapped."""
+    data = data_of(bench)
+    if not data.shared:
+        raise SkipTest("its rows share nothing")
+    texts = {
+        value for split in data.splits for row in data.split(split) for value in row.values() if type(value) is str
+    }
+    for one in data.shared:
+        assert one.name in texts, f"no row of it names {one.name}"
+        arrays = shared(one.name)
+        assert arrays is shared(one.name), "it is opened twice"
+        assert not any(array.flags.writeable for array in arrays.values()), "its arrays can be written to"
+
+
+@check("dataset")
 def unknown_data_options_are_refused(bench: Bench) -> None:
     try:
         data_of(bench, no_such_option=1)
@@ -120,6 +137,15 @@ def order_follows_the_seed(bench: Bench) -> None:
         return [int(i) for number in range(3) for i in sampler_of(bench, 8, seed).epoch(number)]
 
     assert order(1) == order(1), "one seed gives two orders"
+
+
+@check("sampler")
+def order_follows_the_columns_it_asks_for(bench: Bench) -> None:
+    """Other values in the columns of its spec give another order."""
+    if bench.spec.selects or not bench.spec.columns:
+        raise SkipTest("it asks for no columns")
+    orders = [[int(i) for i in sampler_of(bench, 8, values=v).epoch(0)] for v in (VALUES, VALUES[3:] + VALUES[:3])]
+    assert orders[0] != orders[1], f"it asks for {', '.join(bench.spec.columns)} and does not use them"
 
 
 @check("sampler")

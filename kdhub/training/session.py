@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from kdhub import named_layers
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import named_values
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.evaluation.evaluator import Evaluator, describe_data, student_encoder, teacher_encoder
 from kdhub.evaluation.report import Report
@@ -35,7 +36,7 @@ from kdhub.signals.store import FillReport, SignalStore, row_key
 from kdhub.signals.stored import Joined, Recomputed, Stored, answered, measured_signals, stored_signals
 from kdhub.student import BuildContext, Student
 from kdhub.teacher import Teacher
-from kdhub.training import pictured
+from kdhub.training import people, pictured
 from kdhub.training.saved import raw, widen
 
 logger = logging.getLogger("kdhub")
@@ -330,6 +331,24 @@ class Session:
     def select(self, name: str) -> Select:
         return self.resolver.select(name, self.task.name)
 
+    def ask_people(self, name: str, rows: Mapping[int, Mapping[str, Any]], labels: Collection[str]) -> dict[int, str]:
+        if not rows:
+            return {}
+        path, what = self.folder / name, f"asked in {name}: from row "
+        stage, held = f"{what}{min(rows)}", people.holds(path, rows)
+        noted = self.run.finished(stage)
+        self.run.stage(stage, lambda: list(rows))
+        if rank() == 0 and not held:
+            people.write(path, rows)
+        barrier()
+        stages = self.run.read_json("state.json")["stages"]
+        known = {number for one, given in stages.items() if one.startswith(what) for number in given}
+        begun_before = held and not noted  # by a version that did not note what it asked
+        resume = f"kdhub distill --resume {self.folder}"
+        told = people.read(path, rows, labels, None if begun_before else known, resume)
+        self.run.same(f"label in {name}, from row {min(rows)}", {f"row {n}": label for n, label in told.items()})
+        return told
+
     def log(self, **record: Any) -> None:
         self.run.log(**record)
 
@@ -419,8 +438,34 @@ class Session:
         counts = [len(self.task.training_table([part])) for part in self.training_data["train"]]
         if rows.kept is not None:
             counts = np.diff(np.searchsorted(rows.kept, [0, *np.cumsum(counts)])).tolist()
-        parts = list(zip(sources, counts))
-        return cls(rows.lengths, method.options.batch_size, self.seed, parts=parts, **options)
+        options["parts"] = list(zip(sources, counts))
+        if asked := self.resolver.target("sampler", self.recipe.sampler.source, self.recipe.task).entry.spec.columns:
+            options["columns"] = {name: self._column(rows, name) for name in asked}
+        return cls(rows.lengths, method.options.batch_size, self.seed, **options)
+
+    def _column(self, rows: Rows, name: str) -> list[Any]:
+        """The values of a column, one for each training row: of the rows themselves, else of the data that they are
+        of, whose other columns a task may have left out.
+
+        Raises:
+            CompatibilityError: there is none.
+        """
+        if name in rows.table.column_names:
+            return list(named_values(rows.table, name))
+        parts = self.training_data["train"]
+        tables = [data.split(split) for data, split in parts]
+        if all(name in table.column_names for table in tables):
+            values = [value for table in tables for value in named_values(table, name)]
+            chosen = values if rows.kept is None else [values[i] for i in rows.kept if i < len(values)]
+            if len(chosen) == len(rows) and len(values) == len(self.task.training_table(parts)):  # one for one
+                return chosen
+        lacking = [data.name for (data, _), table in zip(parts, tables) if name not in table.column_names]
+        known = dict.fromkeys(column for table in (rows.table, *tables) for column in table.column_names)
+        raise CompatibilityError(
+            f"sampler {self.recipe.sampler.source} orders rows by their column {name!r}, which the rows of "
+            f"{', '.join(lacking) or 'this method'} do not have; there are {', '.join(c for c in known if c != name)}",
+            hint=f"map it: columns: {{{name}: THEIRS}}",
+        )
 
     def _prober(self, method: ObjectiveMethod, student: Student, wanted: Probe) -> Callable[[], dict[str, float]]:
         """What a sampler asks for. The teacher's losses are computed once; it does not change.

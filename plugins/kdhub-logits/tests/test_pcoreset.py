@@ -16,7 +16,7 @@ from kdhub_logits.teachers import Prototypes
 
 import kdhub
 from kdhub.data.dataset import DataOptions
-from kdhub.errors import CompatibilityError, DataError, UnknownNameError
+from kdhub.errors import AwaitingError, CompatibilityError, UnknownNameError
 from kdhub.recipes.recipe import Ref
 from kdhub.recipes.resolve import Resolver
 from kdhub.sampler import Seen
@@ -152,8 +152,8 @@ def test_labels_from_a_file_round_by_round(tmp_path):
     for turn in range(3):
         try:
             run = kdhub.distill(recipe, out=folder) if not turn else kdhub.distill(resume=folder)
-        except DataError as error:
-            assert "5 rows wait for a label" in error.message and "--resume" in error.hint
+        except AwaitingError as error:
+            assert error.exit_code == 5 and "5 of 5 rows wait for a label" in error.message and "--resume" in error.hint
             with open(folder / QUERIES, newline="") as file:
                 rows = list(csv.DictReader(file))
             asked.append([int(row["row"]) for row in rows if not row["label"]])

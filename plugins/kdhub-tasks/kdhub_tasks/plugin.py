@@ -53,6 +53,11 @@ def kdhub_metrics():
 
 
 @hookimpl
+def kdhub_samplers():
+    yield from _declared("SAMPLERS")
+
+
+@hookimpl
 def kdhub_networks():
     yield from _declared("NETWORKS")
 

@@ -1,6 +1,6 @@
 """What all tasks share: training by labels alone, and models made from other models."""
 
-from kdhub import MethodSpec, StudentSpec, TeacherSpec
+from kdhub import MethodSpec, SamplerSpec, StudentSpec, TeacherSpec
 
 SURVEY = "arXiv:2402.13116"
 PROBLEMS = ("multi_label_classification", "regression")
@@ -49,5 +49,12 @@ STUDENTS = (
     _student(
         "words", "fresh:words", "a fresh encoder over the words of some rows", argument="layers=N,width=N,heads=N",
         formerly=("kdhub-text",),
+    ),
+)  # fmt: skip
+
+SAMPLERS = (
+    SamplerSpec(
+        name="balanced", target="kdhub_tasks.sampling:BalancedSampler", summary="every class as often as any other",
+        traits=("labels",), columns=("label",),
     ),
 )  # fmt: skip

@@ -16,8 +16,7 @@ that stops, or waits for labels, goes on with --resume.
 from __future__ import annotations
 
 import copy
-import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +28,7 @@ from kdhub.errors import CompatibilityError, DataError, TrainingError
 from kdhub.method import Method, MethodOptions, RunContext
 from kdhub.metric import Measure
 from kdhub.ranks import device
+from kdhub.rows import plain_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kdhub.student import Student
 
 QUERIES = "queries.csv"
-"""In the run folder: row numbers from 0, and the labels that people give them."""
+"""In the run folder: row numbers from 0, files of pictures, and the labels that people give them."""
 ROUNDS = "rounds"
 """In the run folder: weights of the last two rounds, where a student goes on from round to round."""
 
@@ -115,7 +115,7 @@ class PCoreSet(Method):
             self._note(run, number, len(labels), chosen["facts"])
             if not chosen["rows"]:
                 break
-            labels.update(self._ask(run, chosen["rows"], known))
+            labels.update(self._ask(run, rows, chosen["rows"], known))
             if o.teacher_refresh:
                 given = run.teacher.fitted(rows[np.arange(len(rows))], labels)
         student = self._train(run, rows, given, labels, o.rounds, last)
@@ -183,33 +183,15 @@ class PCoreSet(Method):
         picked = self._select(self._seen(student, rows, open_), here, min(asked, len(open_)), rng)
         return {"rows": open_[picked].tolist(), "facts": facts}
 
-    def _ask(self, run: RunContext, wanted: list[int], known: np.ndarray) -> dict[int, int]:
-        """The labels of chosen rows.
-
-        Raises:
-            DataError: people have still to give them.
-        """
-        from kdhub_tasks.classes import label_index
-
+    def _ask(self, run: RunContext, rows: Rows, wanted: list[int], known: np.ndarray) -> dict[int, int]:
+        """The labels of chosen rows, from the data set or from people (`RunContext.ask_people`)."""
         if self.options.oracle == "data":
             return {i: int(known[i]) for i in wanted}
-        path, told = run.folder / QUERIES, {}
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                told = {int(row["row"]): row["label"].strip() for row in csv.DictReader(file)}
-        if new := [i for i in wanted if i not in told]:
-            with open(path, "a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                if not told:
-                    writer.writerow(["row", "label"])
-                writer.writerows([i, ""] for i in new)
-        if empty := [i for i in wanted if not told.get(i)]:
-            raise DataError(
-                f"{len(empty)} rows wait for a label in {path}: {', '.join(map(str, empty[:10]))}",
-                hint=f"write each row's class beside it, then: kdhub distill --resume {run.folder}",
-            )
+        from kdhub_tasks.classes import label_index
+
         classes = run.student.classes
-        return {i: label_index(told[i], classes) for i in wanted}
+        shown = {i: shown_of(row) for i, row in zip(wanted, plain_rows(rows.table, wanted))}
+        return {i: label_index(label, classes) for i, label in run.ask_people(QUERIES, shown, classes).items()}
 
     # -- students ---------------------------------------------------------------------------------------------
 
@@ -299,6 +281,11 @@ class PCoreSet(Method):
             rows = run.rows("validation") if run.has_rows("validation") else []
             self._validation = rows[np.arange(len(rows))] if len(rows) else []
         return self._validation
+
+
+def shown_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """What people see of a row beside its number: the names of the files that it holds, as arrays say nothing."""
+    return {name: value["path"] for name, value in row.items() if isinstance(value, Mapping) and value.get("path")}
 
 
 def save_weights(student: Student, folder: Path, number: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdhub.errors import DataError
-from kdhub.rows import Example, Prepare, plain_rows
+from kdhub.rows import Example, Prepare, UnreadableRows, plain_rows
 from kdhub_tasks.classes import listed
 from kdhub_tasks.classification.task import SUBCLASS, Classification, Predictions
 
@@ -22,27 +23,61 @@ if TYPE_CHECKING:
 
 SURVEYED = 5000
 """Rows that mean and standard deviation of the inputs are taken from, evenly over the split."""
+HELD = 2**27
+"""Bytes of these that are held in memory; where there are more, they are read again."""
 
 
 class ArrayClassification(Classification):
     """Inputs that are arrays of one shape."""
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        targets, column, read = self._known(student, teacher), self.column, self.read
+        targets, blank = self._known(student, teacher), np.zeros((1, 1), np.uint8)
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            nonlocal blank
             made = []
             for row, label in zip(rows, targets(rows)):
-                x = read(row[column])
-                one = {"x": x, "label": label, "subclass": row.get(SUBCLASS)}
-                made.append({**one, "content": x.tobytes(), "length": 1, "cut": False})
+                x, content, faults = blank, b"", {}
+                try:
+                    x, content = self.seen(row[self.column])
+                except DataError as error:
+                    faults = {"fault": self.fault(error, row[self.column])}
+                one = {"x": x, "label": label, "subclass": row.get(SUBCLASS), **faults}
+                made.append({**one, "content": content, "length": 0 if faults else 1, "cut": False})
+            if bad := [e for e in made if "fault" in e]:  # a network is given something of the others' shape
+                blank = next((np.zeros(e["x"].shape, np.uint8) for e in made if "fault" not in e), blank)
+                for e in bad:
+                    e["x"] = blank
+                raise UnreadableRows(made)
+            blank = np.zeros(made[-1]["x"].shape, np.uint8) if made else blank
             return made
 
         return prepare
 
     def read(self, value: Any) -> np.ndarray:
-        """One input as an array."""
+        """One input as an array.
+
+        Raises:
+            DataError: it is none.
+        """
         raise NotImplementedError
+
+    def seen(self, value: Any) -> tuple[Any, bytes]:
+        """An input as it stands in an example, and its content."""
+        x = self.read(value)
+        return x, x.tobytes()
+
+    def fault(self, error: DataError, value: Any) -> str:
+        """What is wrong with an input that is none."""
+        return error.message
+
+    def _read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+        """The inputs of rows that can be read; which cannot is found when rows are prepared."""
+        found = []
+        for row in rows:
+            with suppress(DataError):
+                found.append(self.read(row[self.column]))
+        return found
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
         """`classes`, the `shape` of an input, and `mean` and `std` of channels or features; `sizes` and how many rows
@@ -54,34 +89,54 @@ class ArrayClassification(Classification):
         some = np.unique(np.linspace(0, len(table) - 1, min(SURVEYED, len(table))).astype(int))
         parts = np.array_split(some, -(-len(some) // 100))  # as floats, thousands of images are large
         sizes: Counter[tuple[int, ...]] = Counter()
-        shape = self.read(plain_rows(table, some[:1].tolist())[0][self.column]).shape
+        held: list[list[np.ndarray]] | None = []
 
-        def read(at: np.ndarray) -> np.ndarray:
-            given = [self.read(row[self.column]) for row in plain_rows(table, at.tolist())]
+        def read(number: int) -> list[np.ndarray]:
+            if held is not None and number < len(held):
+                return held[number]
+            return self._read_all(plain_rows(table, parts[number].tolist()))
+
+        for number in range(len(parts)):
+            given = read(number)
             sizes.update(one.shape for one in given)
-            x = np.stack(given) if len(sizes) == 1 else np.zeros((len(given), *shape))
-            return x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
-
+            if held is not None:
+                held = [*held, given] if number * sum(one.nbytes for one in given) < HELD else None
+        if len(shapes := _in_colours(sizes)) != 1:
+            counted = {shape_text(size): many for size, many in shapes.most_common()}
+            return {**facts, "sizes": counted} if counted else facts
+        (shape,) = shapes
         over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3)}[len(shape)]  # by feature, whole image, channel
 
         def mean_of(what: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            return sum(what(read(at)).mean(over, keepdims=len(shape) == 3) * len(at) for at in parts) / len(some)
+            total: Any = 0
+            for given in filter(None, map(read, range(len(parts)))):
+                x = np.stack([np.broadcast_to(one, shape) for one in given])
+                x = x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
+                total = total + what(x).mean(over, keepdims=len(shape) == 3) * len(given)
+            return total / shapes.total()
 
         mean = mean_of(lambda x: x)
-        if len(sizes) > 1:
-            return {**facts, "sizes": {shape_text(size): many for size, many in sizes.most_common()}}
         std = np.sqrt(mean_of(lambda x: (x - mean) ** 2))
         if len(shape) == 3:
             mean, std = mean[0], std[0]
         return {**facts, "shape": list(shape), "mean": mean.tolist(), "std": std.tolist()}
 
 
+def _in_colours(sizes: Counter[tuple[int, ...]]) -> Counter[tuple[int, ...]]:
+    """Shapes of inputs, where grey images among ones in colours have the latter's."""
+    found = Counter(sizes)
+    for grey in [shape for shape in sizes if len(shape) == 2]:
+        if colours := next((shape for shape in sizes if len(shape) == 3 and shape[1:] == grey), None):
+            found[colours] += found.pop(grey)
+    return found
+
+
 class ImageClassification(ArrayClassification):
     """Images as `image`; networks see 0 to 1, channels first.
 
     A row has an array of height x width, with its channels last or first; or an image file, as bytes or as the Hub has
-    them (`{"bytes": ..., "path": ...}`). Whole numbers are 0 to 255; fractions 0 to 1, unless those of the whole split
-    reach higher: then 0 to 255.
+    them (`{"bytes": ..., "path": ...}`; see `images`). Whole numbers are 0 to 255; fractions 0 to 1, unless those of
+    the whole split reach higher: then 0 to 255.
     """
 
     name = "image-classification"
@@ -92,12 +147,29 @@ class ImageClassification(ArrayClassification):
     def _columns(self, data: Data, split: str) -> datasets.Dataset:
         from kdhub_tasks.classification.images import as_bytes
 
-        return as_bytes(super()._columns(data, split), self.column, data, split)
+        table = super()._columns(data, split)
+        if getattr(table.features[self.column], "dtype", "") in ("string", "large_string"):
+            raise DataError(
+                f"{data.name}, split {split!r}, has texts in {self.column!r}, such as "
+                f"{table[0][self.column]!r}, and no images",
+                hint=f"names of files are read with options: {{files: {self.column}}}, by the column's own name",
+            )
+        return as_bytes(table, self.column, data, split)
 
     def read(self, value: Any) -> np.ndarray:
-        from kdhub_tasks.classification.images import read
+        from kdhub_tasks.classification.images import held
 
-        return read(value)
+        return held(value)
+
+    def seen(self, value: Any) -> tuple[Any, bytes]:
+        from kdhub_tasks.classification.images import seen
+
+        return seen(value)
+
+    def fault(self, error: DataError, value: Any) -> str:
+        from kdhub_tasks.classification.images import fault_of
+
+        return fault_of(error, value)
 
     def to_draw(self, outputs: Predictions, n: int) -> dict[str, np.ndarray]:
         if outputs.problem:  # several answers, or none of a list, do not fit below an image

@@ -1,7 +1,13 @@
-"""Images of rows as arrays of bytes: their range and their layout are found here, for training, evaluation and use."""
+"""Images of rows as arrays of bytes: their range and their layout are found here, for training, evaluation and use.
+
+Of image files: turned as their EXIF says; colours of a palette, CMYK, ... become red, green and blue; what is
+transparent is seen before white; of an animation the first picture. One of more than `MOST` pixels is refused before it
+is decoded, and so is what is damaged or cut short.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,7 +17,7 @@ import numpy as np
 
 from kdhub.data.prepare import prepare_tables
 from kdhub.errors import DataError
-from kdhub.rows import plain_rows
+from kdhub.rows import Fault, plain_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -24,6 +30,18 @@ logger = logging.getLogger("kdhub")
 CHANNELS = 4
 """An image has at most so many; a first axis of that size before a longer last one is that of the channels."""
 BATCH = 256
+MOST = 2**26
+"""Pixels: 67 million. A small file may hold so many more that decoding it fills the memory."""
+LARGE = 2**20
+"""Bytes of pixels over which an image file is decoded again where it is used (`Large`)."""
+HELD = 2**28
+"""Bytes of decoded image files that a process holds: small ones are decoded once, not in each pass over the rows."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""Decoders of Pillow's that are used; others run programs, or read what is no picture."""
+BARE = ("L", "RGB")
+"""Modes of Pillow's that need no conversion."""
+_held: dict[bytes, np.ndarray] = {}
+_free = HELD
 _known: dict[str, bool] = {}
 """Kind of numbers and fingerprint of rows -> whether some images must be told from ones of 0 to 1 (see `as_bytes`)."""
 
@@ -39,9 +57,20 @@ def read(value: Any) -> np.ndarray:
     Raises:
         DataError: none of these, or an image that cannot be opened.
     """
-    x = _opened(value) if isinstance(value, bytes | Mapping) or hasattr(value, "getexif") else _array(value)
+    x = _opened(value) if is_file(value) else _array(value)
     if x.ndim not in (2, 3) or not x.size:
         raise DataError(f"an image is height x width (x channels), not an array of shape {x.shape}")
+    if x.dtype != np.uint8:
+        x = _in_bytes(x)
+    return np.ascontiguousarray(x if x.ndim == 2 or channels_first(x.shape) else x.transpose(2, 0, 1))
+
+
+def is_file(value: Any) -> bool:
+    """Whether an image is encoded, or one of Pillow's, and no array."""
+    return isinstance(value, bytes | Mapping) or hasattr(value, "getexif")
+
+
+def _in_bytes(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "buif" or not np.isfinite(x).all() or x.min() < 0 or x.max() > 255:
         raise DataError(
             f"an image has values of 0 to 255, or fractions of 0 to 1, not {_range(x)}",
@@ -49,8 +78,53 @@ def read(value: Any) -> np.ndarray:
         )
     if x.dtype.kind == "b" or (x.dtype.kind == "f" and x.max() <= 1):
         x = x * 255.0
-    x = np.rint(x).astype(np.uint8) if x.dtype.kind == "f" else x.astype(np.uint8)
-    return np.ascontiguousarray(x if x.ndim == 2 or channels_first(x.shape) else x.transpose(2, 0, 1))
+    return np.rint(x).astype(np.uint8) if x.dtype.kind == "f" else x.astype(np.uint8)
+
+
+def held(value: Any) -> np.ndarray:
+    """The same, from what was decoded before; not to be written to."""
+    global _free
+    file = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(file, bytes):
+        return read(value)
+    if (x := _held.get(file)) is None:
+        x = read(value)
+        if x.nbytes <= LARGE and (needed := len(file) + x.nbytes) <= _free:
+            x.flags.writeable = False
+            _held[file], _free = x, _free - needed
+    return x
+
+
+class Large:
+    """An image file of many pixels: they are decoded whenever they are asked for (`numpy.asarray`), so that a group of
+    rows takes what their files take."""
+
+    def __init__(self, value: Any, shape: tuple[int, ...]):
+        self.value, self.shape, self.ndim = value, shape, len(shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        x = read(self.value)
+        return x if dtype is None else x.astype(dtype)
+
+
+def seen(value: Any) -> tuple[np.ndarray | Large, bytes]:
+    """An image as it stands in an example, and its content. That of a file that is no square has its shape: a picture
+    and the same pixels in other lines are two."""
+    if not is_file(value):
+        x = read(value)
+        return x, x.tobytes()
+    x = held(value)
+    shape = b"" if x.shape[-1] == x.shape[-2] else repr(x.shape).encode()
+    if x.nbytes > LARGE:
+        return Large(value, x.shape), hashlib.sha256(x.data).digest() + shape
+    return x, x.tobytes() + shape
+
+
+def fault_of(error: DataError, value: Any) -> Fault:
+    """Why a row's image cannot be read: the kind of fault, and with its file what exactly was wrong."""
+    cause, _, detail = error.message.partition(": ")
+    name = value.get("path") if isinstance(value, Mapping) else None
+    return Fault(cause, ": ".join(filter(None, (name, detail))))
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
@@ -123,15 +197,45 @@ def _opened(value: Any) -> np.ndarray:
 
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if content is None:
-        raise DataError(f"an image is named ({value.get('path')!r}) and not in the row", hint="write its bytes into it")
+        raise DataError(
+            f"an image is named ({value.get('path')!r}) and not in the row",
+            hint="write its bytes into it, or have the files that a column names read: options: {files: COLUMN}",
+        )
     try:
-        image = content if hasattr(content, "getexif") else Image.open(io.BytesIO(content))
-        image = ImageOps.exif_transpose(image)
+        if given := hasattr(content, "getexif"):
+            image = content
+        else:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if (pixels := image.width * image.height) > MOST:
+            raise DataError(f"an image has more than {MOST:,} pixels: {pixels:,}")
+        if given:
+            image = ImageOps.exif_transpose(image)
+        else:
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "F":
+            return np.asarray(image)
         if image.mode.startswith("I"):  # 16 bits a pixel
             return np.rint(np.asarray(image) * (255 / 65535)).clip(0, 255).astype(np.uint8)
-        return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"an image cannot be opened: {error}") from None
+        return np.asarray(image if image.mode in BARE and "transparency" not in image.info else _flat(image))
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(f"an image cannot be opened: it is none of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"an image has more than {MOST:,} pixels: {error}") from None
+    except Exception as error:  # decoders fail in many ways on what was made to, or happened to, break them
+        raise DataError(f"an image cannot be opened: {error or type(error).__name__}") from None
+
+
+def _flat(image: Any) -> Any:
+    """An image as grey or in colours, before white where it is transparent."""
+    from PIL import Image
+
+    grey = image.mode in ("1", "L", "LA", "La")
+    if not image.has_transparency_data:
+        return image.convert("L" if grey else "RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L" if grey else "RGB")
 
 
 def _range(x: np.ndarray) -> str:

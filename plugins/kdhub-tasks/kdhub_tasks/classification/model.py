@@ -23,6 +23,9 @@ from kdhub_tasks.models import ProbedClassifier
 from kdhub_tasks.transformer import TextClassifier, padded
 from kdhub_tasks.wrappers import FORMERLY, KEY, wrappers_in
 
+SIZED = ": resized:{}:DATA"
+"""How a data set's images are brought to a size, in hints."""
+
 
 class NetworkClassifier(ProbedClassifier):
     """One of our small networks: `config.json` and `model.safetensors`.
@@ -84,7 +87,7 @@ class NetworkClassifier(ProbedClassifier):
         return 64 if self.device.type == "cpu" else 1024  # what convolutions give for more leaves a core's cache
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        x = torch.from_numpy(np.stack(self._fitting([e["x"] for e in examples])))
+        x = torch.from_numpy(np.stack(self._fitting([np.asarray(e["x"]) for e in examples])))
         # Colours of a pixel beside each other: convolutions of small images are a fifth faster, forward and backward.
         layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
         scaled = x.to(torch.float32, memory_format=layout)
@@ -106,7 +109,7 @@ class NetworkClassifier(ProbedClassifier):
             counted = ", ".join(f"{' x '.join(map(str, size))} ({many})" for size, many in wrong.most_common(6))
             raise DataError(
                 f"{wrong.total()} of {len(given)} inputs are not {text}, as the network takes them: {counted}",
-                hint="bring them to that size",
+                hint=f"bring them to that size{SIZED.format('x'.join(map(str, shape[-2:]))) * (len(shape) > 1)}",
             )
         return made
 

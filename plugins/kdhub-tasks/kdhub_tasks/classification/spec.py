@@ -70,6 +70,7 @@ STUDENTS = (
 )  # fmt: skip
 
 _data = DatasetSpec.shorthand(f"{HERE}.data:", formerly=FORMERLY)
+_picture = DatasetSpec.shorthand(f"{HERE}.pictures:")
 DATASETS = (
     _data(
         "digits", "digits", "1797 handwritten digits of 8 x 8 pixels, as scikit-learn has them",
@@ -78,6 +79,11 @@ DATASETS = (
     _data(
         "labels", "labels", "another data set with classes joined, a long tail, wrong labels, few labels or none",
         argument="DATA", example="digits",
+    ),
+    _picture("images", "images", "pictures in a folder: one folder a class, or all without classes", argument="FOLDER"),
+    _picture(
+        "resized", "resized", "another data set with its images brought to one size", argument="SIZE:DATA",
+        example="6:digits",
     ),
 )  # fmt: skip
 

@@ -147,7 +147,7 @@ def network(context: BuildContext, config: dict[str, Any], how: str) -> NetworkC
         counted = ", ".join(f"{size} ({many} of {sum(sizes.values())} rows)" for size, many in list(sizes.items())[:6])
         raise DataError(
             f"the inputs are of {len(sizes)} sizes, and a fresh network takes one: {counted}",
-            hint="bring them to one size, or take a model with an image processor of its own (hf:org/name)",
+            hint="bring them to one size (resized:SIZE:DATA), or take a model with an image processor (hf:org/name)",
         )
     if not facts.get("shape"):
         raise UsageError("a fresh network needs training rows to know the shape of its inputs", hint="give --data")

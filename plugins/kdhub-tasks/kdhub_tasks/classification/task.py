@@ -298,8 +298,11 @@ class Classification(NetworkTask):
         if column is None or (column == SCORE and self.targets.problem != REGRESSION):
             raise DataError(f"{data.name}, split {split!r}, has no column 'label' to score against")
         labels = self._truth(table, f"{data.name}, split {split!r}", column, *((SCORE,) if self.problems else ()))
-        given = encode(table, "logits")["logits"]
-        return Predictions(np.asarray(given, np.float32), labels, self.classes, problem=self.targets.problem)
+        given = np.asarray(encode(table, "logits")["logits"], np.float32)
+        if encode.faults:  # rows that cannot be read, which the evaluation counts
+            able = np.setdiff1d(np.arange(len(table)), np.asarray(list(encode.faults)) - 1)
+            given, labels = given[able], labels[able]
+        return Predictions(given, labels, self.classes, problem=self.targets.problem)
 
     def _truth(self, table: datasets.Dataset, where: str, *columns: str) -> np.ndarray:
         """What a model should give for each row.

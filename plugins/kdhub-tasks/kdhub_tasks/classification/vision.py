@@ -92,7 +92,7 @@ class ImageClassifier(ProbedClassifier):
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         many = getattr(self.module.model.config, "num_channels", 3)
         images = []
-        for x in (e["x"] for e in examples):
+        for x in (np.asarray(e["x"]) for e in examples):
             x = x[None] if x.ndim == 2 else x
             if len(x) not in (1, many):
                 raise CompatibilityError(f"images have {len(x)} channels, the network takes {many}")

@@ -7,20 +7,20 @@ row.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import Field, model_serializer
 
 from kdhub import fields
 from kdhub.data.dataset import Data
 from kdhub.data.prepare import fingerprint_of
 from kdhub.errors import TeacherError
 from kdhub.rows import Rows
+from kdhub.signals.settings import SignalSettings
 from kdhub_tasks.language.rows import with_answer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ READ = 256
 """Rows whose texts are read at once."""
 
 
-class Generation(BaseModel):
+class Generation(SignalSettings):
     """Settings of generation.
 
     Two samples for one prompt are two rows (column `sample`, from 0); the seed is the same for all of them.
@@ -47,7 +47,7 @@ class Generation(BaseModel):
     own distribution, before temperature, top_p and penalties.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    signal = SIGNAL
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
     temperature: float = Field(0.0, ge=0, description="sampling temperature; 0 takes the most probable token")
     top_p: float = Field(
@@ -66,16 +66,6 @@ class Generation(BaseModel):
     def _as_before(self, dump: Any) -> dict[str, Any]:
         """Settings that came later are left out where they are unset: digests of settings stay what they were."""
         return {k: v for k, v in dump(self).items() if k in FIRST or v != type(self).model_fields[k].default}
-
-    @property
-    def kind(self) -> str:
-        """The signal's name."""
-        return f"{SIGNAL}:{json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(',', ':'))}"
-
-    @classmethod
-    def parse(cls, kind: str) -> Generation:
-        """The settings in a signal's name."""
-        return cls(**json.loads(kind.partition(":")[2] or "{}"))
 
     @property
     def prompting(self) -> dict[str, Any]:
@@ -111,7 +101,7 @@ class Answer(_Pair):
 
 
 def is_text(kind: str) -> bool:
-    return kind.partition(":")[0] == SIGNAL
+    return Generation.names(kind)
 
 
 def layout(kind: str = SIGNAL) -> dict[str, Any]:
