@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,19 @@ class MethodOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+def _dotted(values: Any, before: str = "") -> Any:
+    """Nested mappings as one with dots in its keys, as `--set options.rates.encoder.layer=0` has them."""
+    if not isinstance(values, Mapping):
+        return values
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _dotted(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingOptions(MethodOptions):
     """Options of everything trained by gradient. A method overrides defaults by declaring a field again."""
 
@@ -40,7 +53,12 @@ class TrainingOptions(MethodOptions):
     batch_size: int = Field(32, ge=1, description="rows of one optimiser step, over all ranks and accumulations")
     epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
+    rates: Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_dotted)] = Field(
+        default_factory=dict, description="factors on lr for named parts of the student or extras; 0 freezes a part"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay, not on biases and norms")
+    adam_betas: tuple[Share, Share] = Field((0.9, 0.999), description="decay of AdamW's means of gradient and square")
+    adam_eps: float = Field(1e-8, gt=0, description="what AdamW adds to the root of the mean square")
     warmup: float = Field(0.0, ge=0, le=1, description="share of the steps with rising learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after warm-up")
     grad_clip: float = Field(1.0, ge=0, description="clip the gradient norm here; 0 for never")

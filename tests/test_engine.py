@@ -218,7 +218,8 @@ def test_what_the_trainer_is_told(built):
     folder = str(made.run.checkpoints)
     assert made.told == {
         "output_dir": folder, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 15,
-        "learning_rate": 0.03, "weight_decay": 0.2, "max_grad_norm": 0.7, "optim": "adamw_torch_fused", "bf16": False,
+        "learning_rate": 0.03, "weight_decay": 0.2, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+        "max_grad_norm": 0.7, "optim": "adamw_torch_fused", "bf16": False,
         "fp16": False, "use_cpu": True, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no",
         "logging_nan_inf_filter": False, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
         "dataloader_pin_memory": False, "seed": 5, "data_seed": 5, "full_determinism": False, "ignore_data_skip": True,

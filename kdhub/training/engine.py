@@ -39,6 +39,7 @@ from kdhub.sampler import Probe, Sampler, ShuffledSampler
 from kdhub.student import Student
 from kdhub.task import Task
 from kdhub.teacher import Teacher
+from kdhub.training.rates import Rates
 
 logger = logging.getLogger("kdhub")
 
@@ -84,9 +85,16 @@ class _Objective(nn.Module):
         self._taps = Taps(student.module, method.uses(student))
         self._teacher_taps: Taps | None = None
         self.asked = {"calls": 0, "rows": 0}  # of the live teacher, by this rank
+        self._rates: Rates | None = None
         self.progress = Progress(0, 1, 0.0)
         on_cpu = not on_gpu() and resolve_precision(method.options.precision) == "bfloat16"
         self._attention = _Float32Attention if on_cpu else nullcontext
+
+    def train(self, mode: bool = True) -> _Objective:
+        super().train(mode)
+        for module in self._rates.resting if self._rates else ():
+            module.eval()
+        return self
 
     def forward(self, inputs: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
         given, each = None if self._teacher else Signals(teacher or {}), []
@@ -213,6 +221,13 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         return self.engine.order
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.engine.rates is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise UsageError("rates by part need whole parameters, which FSDP and DeepSpeed cut into shards")
+            self.engine.rates.spread(super().create_optimizer(model))
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -413,6 +428,7 @@ class Engine:
             self.module._teacher.append(teacher)
             self.module._teacher_taps = Taps(teacher.module, method.needs(teacher))
         method.modules = self.module.extras
+        self.rates = self.module._rates = Rates(self.module, options.rates) if options.rates else None
         self.sampler = sampler or ShuffledSampler(
             rows.lengths, options.batch_size, seed, group_by_length=options.group_by_length
         )
@@ -456,6 +472,9 @@ class Engine:
             max_steps=self.steps,
             learning_rate=options.lr,
             weight_decay=options.weight_decay,
+            adam_beta1=options.adam_betas[0],
+            adam_beta2=options.adam_betas[1],
+            adam_epsilon=options.adam_eps,
             max_grad_norm=options.grad_clip,
             optim="adamw_torch_fused",
             bf16=self.precision == "bfloat16",
@@ -615,7 +634,8 @@ class Engine:
         first = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         if self._probe and not first:
             self._tell_sampler(0)
-        with _without_dropout(self.student.module, self.method.options.dropout):
+        frozen = self.rates.frozen if self.rates else []
+        with _without_dropout(self.student.module, self.method.options.dropout), _without_gradient(frozen):
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - began
         self.trainer.model_wrapped = self.module  # what DDP put around it would keep the process group alive
@@ -666,6 +686,17 @@ def _means(sums: Mapping[str, torch.Tensor], count: int) -> dict[str, float]:
         torch.distributed.all_reduce(values)
         values /= world_size()
     return dict(zip(sums, values.tolist()))
+
+
+@contextmanager
+def _without_gradient(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
