@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from kdhub.specs import MAIN
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -136,6 +138,7 @@ class RunContext(Protocol):
         folder: the run folder, for files of the method's own.
         seed: of everything random.
         task, teacher: opened; the teacher is None for methods without one.
+        teachers: all of them by role; `teacher` is the one that has none.
         student: the start, built on first use.
         data_uses: the keys below `data` in the recipe, in their order.
     """
@@ -145,6 +148,7 @@ class RunContext(Protocol):
     data_uses: tuple[str, ...]
     task: Task
     teacher: Teacher | None
+    teachers: Mapping[str, Teacher]
     student: Student
 
     def has_rows(self, use: str) -> bool:
@@ -156,8 +160,8 @@ class RunContext(Protocol):
     def table(self, use: str) -> Any:
         """The plain rows of one use of data (`datasets.Dataset`)."""
 
-    def signals(self, rows: Rows, kind: str) -> StoredSignals:
-        """The teacher's signals of some rows, through the store."""
+    def signals(self, rows: Rows, kind: str, role: str = MAIN) -> StoredSignals:
+        """A teacher's signals of some rows, through the store. One of another task reads the rows as its task does."""
 
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
         """Train a student by an objective, to the end. Each call of a run has checkpoints of its own; a resumed run
@@ -212,6 +216,8 @@ class ObjectiveMethod(Method):
 
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
     options: TrainingOptions
+    teachers: Mapping[str, Teacher] = {}
+    """By role, once a run has begun."""
 
     @property
     def partial_signals(self) -> tuple[str, ...]:
@@ -229,6 +235,11 @@ class ObjectiveMethod(Method):
     def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
         """The stored signals this run trains on; by default those of the method's spec."""
         return self.spec.needs
+
+    def needs_of(self, role: str, teacher: Teacher) -> tuple[str, ...]:
+        """The signals of the teacher with a role; by default those of its `Role`. In `objective` they have the role in
+        front (`teacher.of(role)`)."""
+        return self.needs(teacher) if role == MAIN else self.spec.teachers[role].needs
 
     def uses(self, student: Student) -> tuple[str, ...]:
         """Layers of the student that the objective reads (`layer:NAME`, see `kdhub.named_layers`): they are signals of
@@ -317,14 +328,15 @@ class ObjectiveMethod(Method):
         return [*names[:1], *(names[i] for i in drawn), *names[1:][-1:]]
 
     def ask(self, student: Signals, batch: Mapping[str, Any], teacher: Callable[..., Signals]) -> Signals:
-        """What a live teacher gives for a batch: its signals of the batch itself, unless a method has something else to
+        """What live teachers give for a batch: their signals of the batch itself, unless a method has something else to
         ask, such as points that the student's own output leads to.
 
         Args:
             student: the student's outputs for the batch; gradient flows, unless they are detached.
-            teacher: runs the teacher on a batch like that of `collate`, without gradient; with `gradient=True` it
-                flows through the teacher, whose weights stay what they are, to what it is asked. Each call is counted,
-                with the rows of its first tensor.
+            teacher: runs all live teachers on a batch like that of `collate`, without gradient; `teacher(batch, role)`
+                one of them, whose signals then have no role in front; with `gradient=True` it flows through the
+                teacher, whose weights stay what they are, to what it is asked. Each call is counted, with the rows of
+                its first tensor.
         """
         return teacher(batch)
 

@@ -355,11 +355,11 @@ def test_who_teaches_and_who_orders(built):
     import toy
 
     live = built(method="toy-mix", group_by_length=False)
-    assert [type(t) for t in live.module._teacher] == [toy.Linear] and not live.stored
+    assert {role: type(t) for role, t in live.module._live.items()} == {"teacher": toy.Linear} and not live.stored
     assert live.sampler.batch == 8 and not live.sampler.options.group_by_length
     assert live.logged({}) is None and (live._probe, live._probe_every) == (None, 0)
     stored = built()
-    assert stored.module._teacher == [] and stored.module.student is stored.student.module and stored.seed == 5
+    assert stored.module._live == {} and stored.module.student is stored.student.module and stored.seed == 5
     assert set(stored.module.extras) == {"projection"} and stored.sampler.options.group_by_length
 
 

@@ -121,8 +121,8 @@ def test_student_and_live_teacher_are_where_the_rank_computes(train, monkeypatch
     def initialise(self, student, inputs, teacher):
         seen["inputs"] = {x.device.type for x in (*inputs.values(), *teacher.values())}
 
-    def engine(run, method, task, student, *, teacher=None, **given):
-        models = filter(None, (student, teacher))
+    def engine(run, method, task, student, *, live, **given):
+        models = (student, *live.values())
         seen["models"] = [{p.device.type for p in model.module.parameters()} for model in models]
         raise Stop
 

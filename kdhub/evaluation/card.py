@@ -37,6 +37,8 @@ from kdhub.hub.trust import split_card
 from kdhub.recipes.chain import link
 from kdhub.recipes.recipe import SECRET
 from kdhub.recipes.run import Run
+from kdhub.signals.stored import of_role
+from kdhub.specs import MAIN
 
 SCHEMA = 1
 DATASET = "dataset"
@@ -128,6 +130,7 @@ def front_matter(run: Any, licence: str | None = None) -> dict[str, Any]:
             "task": facts.recipe.get("task"),
             "method": {k: method.get(k) for k in ("name", "distribution", "version", "paper")},
             "teacher": {k: teacher.get(k) for k in ("source", "id", "revision")},
+            "roles": {one["role"]: {k: one.get(k) for k in ("source", "id", "revision")} for one in facts.roles},
             "writers": facts.writers if facts.is_rows else None,
             "start": {k: (student.get("start") or {}).get(k) for k in ("source", "base_model", "revision", "how")},
             "seed": facts.seed,
@@ -188,8 +191,9 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     start = facts.student.get("start") or {}
     sources = {}
     made = {one["via"][0] for one in facts.lineage if one.get("via")}
-    if facts.recipe.get("teacher") and facts.teacher.get("source") not in made:
-        sources["teacher"] = facts.teacher.get("licence")
+    for one in facts.taught_by:
+        if one.get("source") not in made:
+            sources[" ".join(filter(None, ("teacher", one.get("role"))))] = one.get("licence")
     if start.get("base_model"):
         sources["start"] = start.get("licence")
     if facts.is_rows:
@@ -263,13 +267,14 @@ def sections(run: Any, path: str = "student", licence: str | None = None) -> dic
 
 
 def _about(facts: _Facts) -> str:
-    method, teacher, start = facts.method, facts.teacher, facts.student.get("start") or {}
+    method, start = facts.method, facts.student.get("start") or {}
     task = str(facts.recipe.get("task") or "").replace("-", " ")
     what = "A data set" if facts.is_rows else f"A student for {text(task)}" if task else "A student"
-    if name := teacher.get("id") or teacher.get("source"):
-        what += f", distilled from {code(name)}" + (
-            f" at {code(teacher['revision'])}" if teacher.get("revision") else ""
-        )
+    told = []
+    for one in facts.taught_by:
+        at = f" at {code(one['revision'])}" if one.get("revision") else ""
+        told.append(f"{code(_id(one))}{at}" + (f" ({text(one['role'])})" if one.get("role") else ""))
+    what += f", distilled from {_and(told)}" if told else ""
     what += f" with the method {code(method['name'])}"
     what += f" ({text(method['summary']).rstrip('.')})." if method.get("summary") else "."
     more = []
@@ -650,7 +655,8 @@ class _Facts:
         """The models that wrote text in the training rows: the recipe's teacher where its texts were read, those that
         options of the data name as `teacher`, and those of the recipes whose rows were taken."""
         read = [kind.partition(":")[0] for kind in self.provenance.get("signals") or {}]
-        found = [self.teacher.get("id") or self.teacher.get("source")] if "text" in read else []
+        texts = [(one, of_role(one.get("role", MAIN), "text")) for one in self.taught_by]
+        found = [_id(one) for one, text in texts if text in read]
         uses = self.recipe.get("data") or {}
         for ref in [ref for refs in uses.values() for ref in (refs if isinstance(refs, list) else [refs])]:
             found += _teachers_in(ref)
@@ -659,6 +665,18 @@ class _Facts:
             if folder and Path(folder).is_dir():
                 found += _Facts(Run.open(Path(folder).parent)).writers
         return [printable(one) for one in _unique(found)]
+
+    @property
+    def roles(self) -> list[Mapping[str, Any]]:
+        """The teachers of a method that has several by role."""
+        members = self.teacher.get("members")
+        found = members if isinstance(members, list) else []
+        return [one for one in found if isinstance(one, Mapping) and one.get("role") and _id(one)]
+
+    @property
+    def taught_by(self) -> list[Mapping[str, Any]]:
+        """Its teachers: those with roles, else the one of the recipe, if it has one."""
+        return self.roles or ([self.teacher] if _id(self.teacher) else [])
 
     @property
     def lineage(self) -> list[Mapping[str, Any]]:
@@ -678,9 +696,8 @@ class _Facts:
 
     @property
     def tags(self) -> list[str]:
-        teacher = self.teacher.get("id") or self.teacher.get("source")
         tags = ["kdhub", "knowledge-distillation", f"kdhub-method:{self.method['name']}"]
-        tags += [f"kdhub-teacher:{teacher}"] if teacher else []
+        tags += [f"kdhub-teacher:{_id(one)}" for one in self.taught_by]
         tags += [f"kdhub-teacher:{one['id']}" for one in self.lineage if one.get("id") and one.get("as") != "start"]
         tags += [f"kdhub-task:{self.recipe['task']}"]
         tags += ["synthetic"] if self.is_rows and self.writers else []
@@ -703,6 +720,10 @@ def _teachers_in(ref: Any) -> list[str]:
     named = ref.get("teacher")
     own = [named["source"] if isinstance(named, Mapping) else named] if named else []
     return [*map(str, own), *(name for value in ref.values() for name in _teachers_in(value))]
+
+
+def _id(teacher: Mapping[str, Any]) -> Any:
+    return teacher.get("id") or teacher.get("source")
 
 
 def _hub_id(entry: Mapping[str, Any]) -> str | None:

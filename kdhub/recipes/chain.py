@@ -33,14 +33,17 @@ def check(recipe: Recipe, resolver: Resolver) -> None:
         CompatibilityError: one is for another task. Whatever the recipes' own checks raise.
     """
     made = cache(partial(resolved, resolver=resolver))
-    for ref in (recipe.teacher, recipe.student):
-        source = ref and (link(ref.source) if ref is recipe.student else ref.source)
-        if source and source.startswith(LINK):
-            other = made(source)
-            starts = resolver.registry.find("task", recipe.task).spec.starts if ref is recipe.student else ()
-            if other.task not in (recipe.task, *starts):
-                also = f"; a start may also be one for {', '.join(starts)}" if starts else ""
-                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}{also}")
+    roles = resolver.registry.find("method", recipe.method, recipe.task).spec.teachers
+    for role, ref in recipe.teachers.items():
+        task = ref.task or recipe.task
+        if ref.source.startswith(LINK) and (found := made(ref.source).task) != task:
+            hint = f"write task: {found} beside its source" if found in roles[role].tasks else None
+            raise CompatibilityError(f"{ref.source} makes a student for {found}, not for {task}", hint=hint)
+    if start := link(recipe.student.source):
+        starts, found = resolver.registry.find("task", recipe.task).spec.starts, made(start).task
+        if found not in (recipe.task, *starts):
+            also = f"; a start may also be one for {', '.join(starts)}" if starts else ""
+            raise CompatibilityError(f"{start} makes a student for {found}, not for {recipe.task}{also}")
     for ref in [*chain.from_iterable(recipe.data.values()), *recipe.evaluation.data]:
         if source := link(ref.source):
             _check_rows(source, made(source), resolver)
@@ -179,7 +182,7 @@ def resolve_recipe(
     """The recipe that `distill` would run: method's default, then `recipe`, then flags, then `set`; fully checked."""
     resolver = resolver or Resolver()
     layers = recipe_layers(recipe, set, resolver, overrides)
-    resolved = build(layers)
+    resolved = resolver.with_roles(build(layers))
     resolver.check(resolved, layers)
     check(resolved, resolver)
     return resolver.completed(resolved)

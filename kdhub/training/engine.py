@@ -27,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from kdhub.errors import TrainingError, UsageError
+from kdhub.errors import TrainingError, UnknownNameError, UsageError
 from kdhub.files import write_json
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
@@ -36,6 +36,7 @@ from kdhub.ranks import barrier, of_first, on_gpu, rank, resolve_precision, worl
 from kdhub.recipes.run import Run
 from kdhub.rows import Rows, Signals, as_tensor
 from kdhub.sampler import Probe, Sampler, ShuffledSampler
+from kdhub.specs import MAIN
 from kdhub.student import Student
 from kdhub.task import Task
 from kdhub.teacher import Teacher
@@ -81,10 +82,10 @@ class _Objective(nn.Module):
         self.extras = nn.ModuleDict(dict(extras))
         self._method, self._task, self._student = method, task, student
         self.members: Sequence[str | None] = (None,)  # that learn in this step
-        self._teacher: list[Teacher] = []  # in a list: a live teacher is no submodule, it is neither trained nor saved
+        self._live: dict[str, Teacher] = {}  # by role; no submodules: they are neither trained nor saved
         self._taps = Taps(student.module, method.uses(student))
-        self._teacher_taps: Taps | None = None
-        self.asked = {"calls": 0, "rows": 0}  # of the live teacher, by this rank
+        self._live_taps: dict[str, Taps] = {}
+        self.asked = {"calls": 0, "rows": 0}  # of live teachers, by this rank
         self._rates: Rates | None = None
         self.progress = Progress(0, 1, 0.0)
         on_cpu = not on_gpu() and resolve_precision(method.options.precision) == "bfloat16"
@@ -97,16 +98,17 @@ class _Objective(nn.Module):
         return self
 
     def forward(self, inputs: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        given, each = None if self._teacher else Signals(teacher or {}), []
-        own = type(self._method).ask is not ObjectiveMethod.ask  # else it is asked of the batch, once
+        given, each = None, []
+        own = type(self._method).ask is not ObjectiveMethod.ask  # else live teachers are asked of the batch, once
         for member in self.members:
             if member is not None:
                 self._student.choose(member)
             with self._attention(), self._taps.reading():
                 student = self._task.forward(self.student, inputs)
             student.update(self._taps.signals(inputs))
-            if self._teacher and (given is None or own):
-                given = self._method.ask(student, inputs, self._ask)
+            if given is None or (self._live and own):
+                given = self._method.ask(student, inputs, self._ask) if self._live else Signals()
+                given.update(teacher or {})
             each.append(self._method.objective(student, given, inputs, self.progress))
         if self.members != (None,):
             self._student.choose(None)
@@ -120,11 +122,20 @@ class _Objective(nn.Module):
         loss = torch.stack([t.float().reshape(()) for t in terms.values()]).sum()
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
 
-    def _ask(self, inputs: Mapping[str, Any], gradient: bool = False) -> Signals:
-        """The live teacher's signals of a batch."""
-        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), self._teacher_taps.reading():
-            given = self._task.forward(self._teacher[0].module, inputs)
-        given.update(self._teacher_taps.signals(inputs))
+    def _ask(self, inputs: Mapping[str, Any], role: str | None = None, *, gradient: bool = False) -> Signals:
+        """Signals of a batch: those of one live teacher, or of all with the role in front where there is one."""
+        if role is None:
+            each = {role: self._ask(inputs, role, gradient=gradient) for role in self._live}
+            given = each.pop(MAIN, Signals())
+            for role, own in each.items():
+                given.add(role, own)
+            return given
+        if role not in self._live:
+            raise UnknownNameError("live teacher", role, self._live, where=self._method.spec.name)
+        teacher, taps = self._live[role], self._live_taps[role]
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), taps.reading():
+            given = (teacher.task or self._task).forward(teacher.module, inputs)
+        given.update(taps.signals(inputs))
         rows = next((len(x) for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim()), 0)
         self.asked = {"calls": self.asked["calls"] + 1, "rows": self.asked["rows"] + rows}
         return given
@@ -397,8 +408,8 @@ class Engine:
         student: adapted, ready to train.
         extras: modules trained along.
         rows: training rows.
-        signals: stored teacher signals by kind; empty with a live teacher or none.
-        teacher: a live teacher, or None.
+        signals: stored teacher signals by kind; none of live teachers.
+        live: teachers that run inside training, by role.
         sampler: order of the rows; shuffled when None.
         probe: what the sampler asks for -> a function that measures it now (see `kdhub.sampler.Probe`).
         fit: which training of its run this is, from 1; each has checkpoints and lines of the log of its own.
@@ -414,7 +425,7 @@ class Engine:
         extras: Mapping[str, nn.Module],
         rows: Rows,
         signals: Mapping[str, StoredSignals],
-        teacher: Teacher | None = None,
+        live: Mapping[str, Teacher] | None = None,
         sampler: Sampler | None = None,
         probe: Callable[[Probe], Callable[[], dict[str, float]]] | None = None,
         seed: int = 0,
@@ -424,9 +435,9 @@ class Engine:
         self.run, self.method, self.task, self.student, self.rows = run, method, task, student, rows
         self.stored = bool(signals)
         self.module = _Objective(method, task, student, extras)
-        if teacher is not None:
-            self.module._teacher.append(teacher)
-            self.module._teacher_taps = Taps(teacher.module, method.needs(teacher))
+        for role, teacher in (live or {}).items():
+            self.module._live[role] = teacher
+            self.module._live_taps[role] = Taps(teacher.module, method.needs_of(role, teacher))
         method.modules = self.module.extras
         self.rates = self.module._rates = Rates(self.module, options.rates) if options.rates else None
         self.sampler = sampler or ShuffledSampler(
@@ -648,7 +659,7 @@ class Engine:
             "steps": done,
             "rows_per_second": round(rows / max(seconds, 1e-9), 2),
             "precision": self.precision,
-            **({"asked": {k: n * world_size() for k, n in self.module.asked.items()}} if self.module._teacher else {}),
+            **({"asked": {k: n * world_size() for k, n in self.module.asked.items()}} if self.module._live else {}),
         }
 
 
