@@ -70,8 +70,8 @@ def kdhub_methods():
         "arXiv:2211.03946", traits=("arrays",), live=True, labels=True,
     )  # fmt: skip
     yield method(
-        "trg", "trg:Trg", "soft targets, and the graph of tokens across images", "arXiv:2306.12442", traits=(),
-        tasks=("image-classification",), needs=("logits", "tokens"),
+        "trg", "trg:Trg", "soft targets, and the graph of tokens across images", "arXiv:2306.12442",
+        needs=("logits", "tokens"),
     )  # fmt: skip
     yield method(
         "self-distillation", "self_distillation:SelfDistillation",
