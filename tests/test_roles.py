@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from kdhub import MethodSpec, Role, TaskSpec, TeacherSpec, hookimpl
-from kdhub.errors import CompatibilityError, RecipeError, RunError
+from kdhub.errors import CompatibilityError, PluginError, RecipeError, RunError
 from kdhub.method import ObjectiveMethod
 from kdhub.recipes.chain import resolve_recipe
 from kdhub.testing import checks_of, run_checks
@@ -242,6 +242,17 @@ def test_rows_without_the_columns_of_the_other_task(roles, tmp_path):
     with pytest.raises(CompatibilityError, match="teacher sums is for toy-other, which reads y; the rows have x"):
         teacher = {**NAMED, "sums": {"source": "adder:3", "task": "toy-other"}}
         distill(recipe(teacher, data={"train": f"jsonl:{file}"}, evaluation={"cost": False}), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("role", ["source", "teacher", "Near"])
+def test_a_name_that_no_role_can_have(toys, role):
+    class Wrong:
+        @hookimpl
+        def kdhub_methods(self):
+            yield MethodSpec(name="wrong", target=f"{__name__}:One", tasks=toy.TASK, roles=(Role(name=role),))
+
+    with pytest.raises(PluginError, match=f"'{role}' of 'wrong' is not a name for a role"):
+        toys.register(Wrong(), "kdhub-wrong-role")
 
 
 def test_the_kit_tries_a_method_by_its_roles(roles):

@@ -381,7 +381,8 @@ def _has_signals(task: TaskSpec, spec: Spec) -> bool:
     if not isinstance(spec, MethodSpec):
         return True
     uses = spec.needs if spec.uses is None else spec.uses
-    return {*spec.needs, *uses} <= {*task.signals, *task.writes}
+    named = [kind for role in spec.roles if not (role.tasks or role.optional) for kind in role.needs]
+    return {*spec.needs, *uses, *named} <= {*task.signals, *task.writes}
 
 
 def canonical(distribution: str) -> str:
