@@ -317,7 +317,7 @@ def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch, caplog
     watch = engine._Watch(made)
     assert (watch.logged_step, watch.began) == (0, None)
     made.logged = told.append
-    watch.logged, watch.said, watch.logged_step, watch.began = 100.0, 104.9, 3, (90.0, 1)
+    watch.logged, watch.said, watch.logged_step, watch.timed_step, watch.began = 100.0, 104.9, 3, 3, (90.0, 1)
     made.observe(6, torch.tensor(3.0), {"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
     watch.write(SimpleNamespace(global_step=7), 107.0)
     rate = 0.5 * made.method.learning_rate(6, 15)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+LONGEST = 4.0
+"""Seconds after which a worker is killed at the latest: a long run is killed many times."""
 
 
 def kill(worker: int) -> None:
@@ -27,10 +29,10 @@ def kill(worker: int) -> None:
 class Workers:
     """See `twice.py`."""
 
-    def __init__(self, home: Path):
+    def __init__(self, home: Path, steps: int):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KDHUB_")}
         environment |= {"KDHUB_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-        command = [sys.executable, str(HERE / "twice.py")]
+        command = [sys.executable, str(HERE / "twice.py"), str(steps)]
         self.errors = home.parent / "stderr"
         with open(self.errors, "w") as errors:
             self.process = subprocess.Popen(
@@ -58,9 +60,9 @@ class Workers:
 
 
 @pytest.fixture
-def workers(tmp_path):
+def workers(tmp_path, steps):
     (tmp_path / "home").mkdir()
-    made = Workers(tmp_path / "home")
+    made = Workers(tmp_path / "home", steps)
     yield made
     made.process.kill()
     made.process.wait()
@@ -77,28 +79,28 @@ def left(folder: Path) -> dict[str, object]:
     }
 
 
-def stage_of(folder: Path) -> str:
+def stage_of(folder: Path, steps: int) -> str:
     """How far a killed run had come."""
     log = folder / "metrics.jsonl"
     lines = [line for line in log.read_text().splitlines(True) if line.endswith("\n")] if log.exists() else []
     last = json.loads(lines[-1]) if lines else {"step": 0}
-    return "evaluation" if last["step"] == 30 and "fit" in last else f"training {last.get('fit', 1)}"
+    return "evaluation" if last["step"] == steps and "fit" in last else f"training {last.get('fit', 1)}"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_two_trainings_killed_at_random_moments_end_as_undisturbed(workers, tmp_path, kills):
+@pytest.mark.parametrize(("kills", "steps"), [(3, 30), pytest.param(30, 600, marks=pytest.mark.slow)])
+def test_two_trainings_killed_at_random_moments_end_as_undisturbed(workers, tmp_path, kills, steps):
     began = time.monotonic()
     assert workers.work(tmp_path / "whole")
     seconds, whole = time.monotonic() - began, left(tmp_path / "whole")
-    assert [line.get("fit", 1) for line in whole["log"]] == [1] * 30 + [2] * 30
+    assert [line["step"] for line in whole["log"] if line["step"] == steps] == [steps] * 2, "both train to the end"
 
     rng, runs, done = random.Random(kills), 0, True
     killed_in: Counter[str] = Counter()
     while killed_in.total() < kills or not done:
         folder, last = tmp_path / f"run-{runs}", killed_in.total() == kills
-        if done := workers.work(folder, None if last else rng.uniform(0, seconds)):
+        if done := workers.work(folder, None if last else rng.uniform(0, min(seconds, LONGEST))):
             assert left(folder) == whole
             runs += 1
         else:
-            killed_in[stage_of(folder)] += 1
+            killed_in[stage_of(folder, steps)] += 1
     print(f"{dict(killed_in)} kills, {runs} runs, {seconds:.1f} s each")

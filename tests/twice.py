@@ -1,4 +1,5 @@
-"""A process that trains two students in one run, for `test_kills.py`: started once, it forks a worker for each line.
+"""A process that trains two students in one run, for `test_kills.py`: started once with the number of steps of each
+training, it forks a worker for each line.
 
 A worker goes on with the run folder that the line names, or begins it, and says so by its exit code. Only the workers
 compute: a fork of a process that has trained may hang.
@@ -54,7 +55,7 @@ RECIPE = {
     "student": "mlp:6",
     "data": {"train": "toy-points"},
     "evaluation": {"data": [{"source": "toy-points", "split": "test"}], "cost": False},
-    "options": {"batch_size": 8, "max_steps": 30, "precision": "float32", "lr": 0.01, "checkpoint_steps": 3},
+    "options": {"batch_size": 8, "precision": "float32", "lr": 0.01, "checkpoint_steps": 3},
 }
 
 
@@ -69,7 +70,7 @@ def main() -> None:
         if (worker := os.fork()) == 0:
             torch.set_num_threads(1)
             begun = (folder / "recipe.yaml").exists()
-            distill(resume=folder) if begun else distill(RECIPE, out=folder)
+            distill(resume=folder) if begun else distill(RECIPE, out=folder, set=[f"max_steps={sys.argv[1]}"])
             os._exit(0)
         print(worker, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)

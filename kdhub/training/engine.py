@@ -297,9 +297,10 @@ class _Trainer(Trainer):
         barrier()
         try:
             super()._save_checkpoint(model, trial)
+            unlogged = engine.unlogged()
             barrier()
             if rank() == 0:
-                self._commit(engine)
+                self._commit(engine, unlogged)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch and safetensors have errors of their own for a file that cannot be written.
             if isinstance(error, RuntimeError) and not any(m in str(error) for m in UNWRITTEN):
@@ -311,7 +312,7 @@ class _Trainer(Trainer):
                 hint="the last good checkpoint is kept; free space, then use --resume",
             ) from error
 
-    def _commit(self, engine: Engine) -> None:
+    def _commit(self, engine: Engine, unlogged: Mapping[str, Any]) -> None:
         name = f"checkpoint-{self.state.global_step}"
         made = engine.staging / name
         state = {
@@ -319,6 +320,7 @@ class _Trainer(Trainer):
             "method": engine.method.state(),
             "sampler": engine.order.state(),
             "asked": engine.module.asked,
+            "unlogged": unlogged,
             "generator": engine.generator.get_state().numpy().tobytes().hex(),
             "ranks": world_size(),
         }
@@ -340,14 +342,15 @@ class _Watch(TrainerCallback):
     def __init__(self, engine: Engine):
         self.engine = engine
         self.saved = self.logged = self.said = time.monotonic()
-        self.logged_step = 0
+        self.logged_step = 0  # of the last line of the log; a resumed run has it from its checkpoint
+        self.timed_step = 0  # before `logged`, in this process
         self.began: tuple[float, int] | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         engine, now = self.engine, time.monotonic()
         if self.began is None:
             self.began = (now, state.global_step)
-            self.logged_step = state.global_step - 1
+            self.timed_step = state.global_step - 1
         engine.stepped(state.global_step - 1)
         enough = engine.sampler.enough
         options = engine.method.options
@@ -367,7 +370,7 @@ class _Watch(TrainerCallback):
 
     def write(self, state: Any, now: float) -> None:
         engine = self.engine
-        steps = state.global_step - self.logged_step
+        steps = state.global_step - self.timed_step
         seconds = max(now - self.logged, 1e-9)
         terms = engine.mean_terms()
         trainer = engine.trainer
@@ -395,7 +398,7 @@ class _Watch(TrainerCallback):
                 "step %d/%d  %s  lr %.2e  %.0f rows/s  %s left",
                 state.global_step, engine.steps, parts, record["lr"], record["rows_per_second"], _clock(left),
             )  # fmt: skip
-        self.logged, self.logged_step = now, state.global_step
+        self.logged, self.logged_step, self.timed_step = now, state.global_step, state.global_step
 
 
 class Engine:
@@ -580,6 +583,11 @@ class Engine:
         self._warn_about_scales(terms)
         return terms
 
+    def unlogged(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the line of the log that is under way, the mean over all ranks."""
+        sums = _means(self._sums, 1) if self._sums else {}
+        return {"step": self.watch.logged_step, "sums": sums, "batches": self._count}
+
     def stepped(self, step: int) -> None:
         """An optimiser step is done, the one that began after `step` others."""
         if self._follows:
@@ -634,6 +642,10 @@ class Engine:
             first = int(checkpoint.name.rpartition("-")[2])
             self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
             self.resumed_from = checkpoint
+            unlogged = state.get("unlogged", {"step": first, "batches": 0, "sums": {}})  # none in older checkpoints
+            self.watch.logged_step, self._count = unlogged["step"], unlogged["batches"]
+            device = self.trainer.args.device
+            self._sums = {name: torch.tensor(value, device=device) for name, value in unlogged["sums"].items()}
             self.order.resume(first * self.method.options.batch_size, state["sampler"])
             self.run.rewind_metrics(first, self.fit)
             if rank() == 0:
