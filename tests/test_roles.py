@@ -13,6 +13,8 @@ from kdhub import MethodSpec, Role, TaskSpec, TeacherSpec, hookimpl
 from kdhub.errors import CompatibilityError, PluginError, RecipeError, RunError
 from kdhub.method import ObjectiveMethod
 from kdhub.recipes.chain import resolve_recipe
+from kdhub.recipes.recipe import Layer, build
+from kdhub.recipes.resolve import Resolver
 from kdhub.testing import checks_of, run_checks
 from kdhub.verbs.distill import distill
 
@@ -242,6 +244,13 @@ def test_rows_without_the_columns_of_the_other_task(roles, tmp_path):
     with pytest.raises(CompatibilityError, match="teacher sums is for toy-other, which reads y; the rows have x"):
         teacher = {**NAMED, "sums": {"source": "adder:3", "task": "toy-other"}}
         distill(recipe(teacher, data={"train": f"jsonl:{file}"}, evaluation={"cost": False}), out=tmp_path / "run")
+
+
+def test_another_arm_of_a_comparison_has_the_roles_that_its_method_knows(roles):
+    given = build([Layer("arm", recipe({**NAMED, "teacher": "linear:1"}, "toy-hint"))])
+    assert Resolver().with_roles(given, others=True).to_dict()["teacher"] == "linear:1"
+    alone = build([Layer("arm", recipe(NAMED, "toy-plain"))])
+    assert Resolver().with_roles(alone, others=True).teacher is None
 
 
 @pytest.mark.parametrize("role", ["source", "teacher", "Near"])
