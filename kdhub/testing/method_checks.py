@@ -249,7 +249,7 @@ def uses_the_signals_it_asks_for(bench: Bench) -> None:
     if not asked:
         raise SkipTest("it needs no signals")
     for role, kind in asked:
-        watch = Watch(bench.registry)
+        watch, of = Watch(bench.registry), "" if role == MAIN else f" of its {role}"
 
         def reverse(teacher: Any, role: str = role, kind: str = kind, watch: Watch = watch) -> None:
             if len(watch.teachers) == named.index(role):  # they are made in the order of the recipe
@@ -258,7 +258,7 @@ def uses_the_signals_it_asks_for(bench: Bench) -> None:
         watch.changes["teacher"] = reverse
         other = bench.trial(f"reversed-{role}-{kind}", watch=watch, evaluation={"data": []})
         if other.error is None:
-            assert bench.unscored.difference(other), f"it needs {kind} of its {role} and does not use it"
+            assert bench.unscored.difference(other), f"it needs {kind}{of} and does not use it"
 
 
 @check("method")
