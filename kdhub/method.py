@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from kdhub.specs import MAIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +35,19 @@ class MethodOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+def _dotted(values: Any, before: str = "") -> Any:
+    """Nested mappings as one with dots in its keys, as `--set options.rates.encoder.layer=0` has them."""
+    if not isinstance(values, Mapping):
+        return values
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _dotted(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingOptions(MethodOptions):
     """Options of everything trained by gradient. A method overrides defaults by declaring a field again."""
 
@@ -40,7 +55,12 @@ class TrainingOptions(MethodOptions):
     batch_size: int = Field(32, ge=1, description="rows of one optimiser step, over all ranks and accumulations")
     epochs: float = Field(1.0, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
+    rates: Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_dotted)] = Field(
+        default_factory=dict, description="factors on lr for named parts of the student or extras; 0 freezes a part"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay, not on biases and norms")
+    adam_betas: tuple[Share, Share] = Field((0.9, 0.999), description="decay of AdamW's means of gradient and square")
+    adam_eps: float = Field(1e-8, gt=0, description="what AdamW adds to the root of the mean square")
     warmup: float = Field(0.0, ge=0, le=1, description="share of the steps with rising learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after warm-up")
     grad_clip: float = Field(1.0, ge=0, description="clip the gradient norm here; 0 for never")
@@ -118,6 +138,7 @@ class RunContext(Protocol):
         folder: the run folder, for files of the method's own.
         seed: of everything random.
         task, teacher: opened; the teacher is None for methods without one.
+        teachers: all of them by role; `teacher` is the one that has none.
         student: the start, built on first use.
         data_uses: the keys below `data` in the recipe, in their order.
     """
@@ -127,6 +148,7 @@ class RunContext(Protocol):
     data_uses: tuple[str, ...]
     task: Task
     teacher: Teacher | None
+    teachers: Mapping[str, Teacher]
     student: Student
 
     def has_rows(self, use: str) -> bool:
@@ -138,8 +160,8 @@ class RunContext(Protocol):
     def table(self, use: str) -> Any:
         """The plain rows of one use of data (`datasets.Dataset`)."""
 
-    def signals(self, rows: Rows, kind: str) -> StoredSignals:
-        """The teacher's signals of some rows, through the store."""
+    def signals(self, rows: Rows, kind: str, role: str = MAIN) -> StoredSignals:
+        """A teacher's signals of some rows, through the store. One of another task reads the rows as its task does."""
 
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
         """Train a student by an objective, to the end. Each call of a run has checkpoints of its own; a resumed run
@@ -211,6 +233,8 @@ class ObjectiveMethod(Method):
 
     Options: ClassVar[type[TrainingOptions]] = TrainingOptions
     options: TrainingOptions
+    teachers: Mapping[str, Teacher] = {}
+    """By role, once a run has begun."""
 
     @property
     def partial_signals(self) -> tuple[str, ...]:
@@ -228,6 +252,11 @@ class ObjectiveMethod(Method):
     def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
         """The stored signals this run trains on; by default those of the method's spec."""
         return self.spec.needs
+
+    def needs_of(self, role: str, teacher: Teacher) -> tuple[str, ...]:
+        """The signals of the teacher with a role; by default those of its `Role`. In `objective` they have the role in
+        front (`teacher.of(role)`)."""
+        return self.needs(teacher) if role == MAIN else self.spec.teachers[role].needs
 
     def uses(self, student: Student) -> tuple[str, ...]:
         """Layers of the student that the objective reads (`layer:NAME`, see `kdhub.named_layers`): they are signals of
@@ -316,14 +345,15 @@ class ObjectiveMethod(Method):
         return [*names[:1], *(names[i] for i in drawn), *names[1:][-1:]]
 
     def ask(self, student: Signals, batch: Mapping[str, Any], teacher: Callable[..., Signals]) -> Signals:
-        """What a live teacher gives for a batch: its signals of the batch itself, unless a method has something else to
+        """What live teachers give for a batch: their signals of the batch itself, unless a method has something else to
         ask, such as points that the student's own output leads to.
 
         Args:
             student: the student's outputs for the batch; gradient flows, unless they are detached.
-            teacher: runs the teacher on a batch like that of `collate`, without gradient; with `gradient=True` it
-                flows through the teacher, whose weights stay what they are, to what it is asked. Each call is counted,
-                with the rows of its first tensor.
+            teacher: runs all live teachers on a batch like that of `collate`, without gradient; `teacher(batch, role)`
+                one of them, whose signals then have no role in front; with `gradient=True` it flows through the
+                teacher, whose weights stay what they are, to what it is asked. Each call is counted, with the rows of
+                its first tensor.
         """
         return teacher(batch)
 

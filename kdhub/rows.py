@@ -66,7 +66,19 @@ def prepared(prepare: Prepare, rows: list[dict[str, Any]]) -> list[Example]:
 
 
 class Signals(dict):
-    """Named outputs of a teacher or student; `signals.embedding` is `signals["embedding"]`."""
+    """Named outputs of a teacher or student; `signals.embedding` is `signals["embedding"]`. Those of a teacher with a
+    role have it in front, `view/embedding`, and `signals.of("view")` has them alone."""
+
+    def add(self, role: str, given: Signals) -> None:
+        """Take in the signals of the teacher with a role."""
+        self.update({f"{role}/{name}": value for name, value in given.items()})
+        self.__dict__.setdefault("_by_role", {})[role] = given  # it may know more than its entries (lazy logits)
+
+    def of(self, role: str) -> Signals:
+        """The signals of the teacher with a role; empty where the recipe names none."""
+        if role in self.__dict__.get("_by_role", {}):
+            return self._by_role[role]
+        return Signals({name[len(role) + 1 :]: value for name, value in self.items() if name.startswith(f"{role}/")})
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -66,6 +66,31 @@ class Spec:
         return not self.tasks and not self.traits
 
 
+MAIN = "teacher"
+"""The role of the teacher that a recipe names without a role."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """A teacher that a method knows by name, among others.
+
+    Attributes:
+        name: as recipes have it below `teacher`.
+        summary: what it is for, in a few words.
+        needs: signals of it that are stored for each training row, or that it gives live.
+        tasks: the tasks that it may be of, the usual one first; empty for the student's own.
+        live: True when it must run inside training.
+        optional: True when the method does without it.
+    """
+
+    name: str
+    summary: str = ""
+    needs: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    live: bool = False
+    optional: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec(Spec):
     """An algorithm; the target is a `kdhub.Method` class.
@@ -77,6 +102,8 @@ class MethodSpec(Spec):
         problems: forms of its tasks besides the usual one that it is right for, as their models name them
             (`Student.problem`); a student of another form is refused.
         live: True when the teacher must run inside training (its input is random, so nothing can be stored).
+        roles: further teachers, each with a name of its own. Without `needs` and `live` there is no other teacher, and
+            a recipe that names one without a role means the first of these.
         baseline: True for plain training without a teacher, the arm that `kdhub compare` adds and compares others with.
         paper: "arXiv:..." or another citation key.
         recipe: the catalogue recipe that `--method NAME` alone means.
@@ -88,9 +115,17 @@ class MethodSpec(Spec):
     labels: bool = False
     problems: tuple[str, ...] = ()
     live: bool = False
+    roles: tuple[Role, ...] = ()
     baseline: bool = False
     paper: str = ""
     recipe: str | None = None
+
+    @property
+    def teachers(self) -> dict[str, Role]:
+        """What it asks of each teacher, by role."""
+        needed = bool(self.needs or self.live)
+        main = Role(name=MAIN, needs=self.needs, live=self.live, optional=not needed)
+        return {role.name: role for role in (*([main] if needed or not self.roles else []), *self.roles)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,7 +218,8 @@ def test_what_the_trainer_is_told(built):
     folder = str(made.run.checkpoints)
     assert made.told == {
         "output_dir": folder, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 15,
-        "learning_rate": 0.03, "weight_decay": 0.2, "max_grad_norm": 0.7, "optim": "adamw_torch_fused", "bf16": False,
+        "learning_rate": 0.03, "weight_decay": 0.2, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+        "max_grad_norm": 0.7, "optim": "adamw_torch_fused", "bf16": False,
         "fp16": False, "use_cpu": True, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no",
         "logging_nan_inf_filter": False, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
         "dataloader_pin_memory": False, "seed": 5, "data_seed": 5, "full_determinism": False, "ignore_data_skip": True,
@@ -316,7 +317,7 @@ def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch, caplog
     watch = engine._Watch(made)
     assert (watch.logged_step, watch.began) == (0, None)
     made.logged = told.append
-    watch.logged, watch.said, watch.logged_step, watch.began = 100.0, 104.9, 3, (90.0, 1)
+    watch.logged, watch.said, watch.logged_step, watch.timed_step, watch.began = 100.0, 104.9, 3, 3, (90.0, 1)
     made.observe(6, torch.tensor(3.0), {"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
     watch.write(SimpleNamespace(global_step=7), 107.0)
     rate = 0.5 * made.method.learning_rate(6, 15)
@@ -354,11 +355,11 @@ def test_who_teaches_and_who_orders(built):
     import toy
 
     live = built(method="toy-mix", group_by_length=False)
-    assert [type(t) for t in live.module._teacher] == [toy.Linear] and not live.stored
+    assert {role: type(t) for role, t in live.module._live.items()} == {"teacher": toy.Linear} and not live.stored
     assert live.sampler.batch == 8 and not live.sampler.options.group_by_length
     assert live.logged({}) is None and (live._probe, live._probe_every) == (None, 0)
     stored = built()
-    assert stored.module._teacher == [] and stored.module.student is stored.student.module and stored.seed == 5
+    assert stored.module._live == {} and stored.module.student is stored.student.module and stored.seed == 5
     assert set(stored.module.extras) == {"projection"} and stored.sampler.options.group_by_length
 
 

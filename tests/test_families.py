@@ -235,7 +235,7 @@ def test_a_process_of_a_member_cuts_it_out(family):
     assert [one["member"] for one in asked] == ["h2", "h4", "h8"]
     _, student, folder = cost._open("toy-vectors", asked[1])
     assert student.module.inner.out_features == 4 and folder is None
-    found = list(cost._measures(asked[1], {"parameters": 1, "latency-p50": 2.0}, "why"))
+    found = list(cost._measures(asked[1], {"parameters": 1, "latency-p50": 2.0}, "why", []))
     assert {m.variant["member"] for m in found} == {"h4"}
     assert {m.metric for m in members.by_the_clock(found)} == {"latency-p50", "latency-p95", "throughput", "memory"}
 

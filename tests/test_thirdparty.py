@@ -270,7 +270,7 @@ def test_a_new_task_is_one_folder_and_one_line_for_all_methods_and_verbs(site, t
     results = json.loads(said.stdout.splitlines()[-1])
     assert [r for r in results if r["outcome"] not in ("passed", "skipped")] == []
     fitting = {row["name"] for row in json.loads(site.kdhub("list", "methods", "--task", TASK, "--json").stdout)}
-    assert {"kd", "rank", "dkd", "lelp", "mixkd", "supervised"} <= fitting and "swing" not in fitting
+    assert {"kd", "rank", "dkd", "lelp", "mixkd", "multi-teacher", "supervised"} <= fitting and "swing" not in fitting
 
     shared = {
         "task": TASK,

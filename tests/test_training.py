@@ -121,8 +121,8 @@ def test_student_and_live_teacher_are_where_the_rank_computes(train, monkeypatch
     def initialise(self, student, inputs, teacher):
         seen["inputs"] = {x.device.type for x in (*inputs.values(), *teacher.values())}
 
-    def engine(run, method, task, student, *, teacher=None, **given):
-        models = filter(None, (student, teacher))
+    def engine(run, method, task, student, *, live, **given):
+        models = (student, *live.values())
         seen["models"] = [{p.device.type for p in model.module.parameters()} for model in models]
         raise Stop
 
@@ -384,6 +384,22 @@ def test_a_checkpoint_that_is_not_whole_is_not_used(train, tmp_path, monkeypatch
     (checkpoints / ".staging" / "checkpoint-10").mkdir(parents=True)
     assert newest_checkpoint(checkpoints).name == "checkpoint-8"
     assert weights(distill(resume=tmp_path / "cut")) == weights(whole)
+
+
+def test_a_checkpoint_between_two_lines_of_the_log(train, tmp_path, monkeypatch):
+    """Every second step is logged and told to a sampler that learns from it, and every third has a checkpoint."""
+    import toy
+
+    settings = {"epochs": 20, "checkpoint_steps": 3, "sampler": "toy-curious"}
+    whole = train("whole", **settings)
+    assert [record["step"] for record in whole.metrics()][:3] == [2, 4, 6]
+    monkeypatch.setattr(toy.Hint, "fail_at", 53)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", **settings)
+    monkeypatch.setattr(toy.Hint, "fail_at", None)
+    resumed = distill(resume=tmp_path / "cut")
+    assert [r["terms"] for r in resumed.metrics()] == [r["terms"] for r in whole.metrics()]
+    assert weights(resumed) == weights(whole)
 
 
 def test_a_finished_run_is_not_done_again(train):

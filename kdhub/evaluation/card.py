@@ -33,7 +33,7 @@ from kdhub.evaluation.report import (
     printable,
 )
 from kdhub.families import MEMBER
-from kdhub.recipes.chain import models_of, rows_of, wrote_text
+from kdhub.recipes.chain import models_of, rows_of, writers_in
 from kdhub.student import RELATIONS
 
 SCHEMA = 1
@@ -134,6 +134,7 @@ def front_matter(run: Any, licence: str | None = None, despite: Sequence[str] = 
             "task": facts.recipe.get("task"),
             "method": {k: method.get(k) for k in ("name", "distribution", "version", "paper")},
             "teacher": {k: teacher.get(k) for k in ("source", "id", "revision")},
+            "roles": {one["role"]: {k: one.get(k) for k in ("source", "id", "revision")} for one in facts.roles},
             "writers": facts.writers if facts.is_rows else None,
             "start": {k: (student.get("start") or {}).get(k) for k in ("source", "base_model", "revision", "how")},
             "withheld": facts.withheld,
@@ -196,8 +197,9 @@ def _licence(facts: _Facts) -> tuple[dict[str, Any], str]:
     start = facts.student.get("start") or {}
     sources = {}
     made = {one["via"][0] for one in facts.lineage if one.get("via")}
-    if facts.recipe.get("teacher") and facts.teacher.get("source") not in made:
-        sources["teacher"] = facts.teacher.get("licence")
+    for one in facts.taught_by:
+        if one.get("source") not in made:
+            sources[" ".join(filter(None, ("teacher", one.get("role"))))] = one.get("licence")
     if start.get("base_model"):
         sources["start"] = start.get("licence")
     if facts.is_rows:
@@ -273,13 +275,14 @@ def sections(
 
 
 def _about(facts: _Facts) -> str:
-    method, teacher, start = facts.method, facts.teacher, facts.student.get("start") or {}
+    method, start = facts.method, facts.student.get("start") or {}
     task = str(facts.recipe.get("task") or "").replace("-", " ")
     what = "A data set" if facts.is_rows else f"A student for {text(task)}" if task else "A student"
-    if name := teacher.get("id") or teacher.get("source"):
-        what += f", distilled from {code(name)}" + (
-            f" at {code(teacher['revision'])}" if teacher.get("revision") else ""
-        )
+    told = []
+    for one in facts.taught_by:
+        at = f" at {code(one['revision'])}" if one.get("revision") else ""
+        told.append(f"{code(_id(one))}{at}" + (f" ({text(one['role'])})" if one.get("role") else ""))
+    what += f", distilled from {_and(told)}" if told else ""
     what += f" with the method {code(method['name'])}"
     what += f" ({text(method['summary']).rstrip('.')})." if method.get("summary") else "."
     more = []
@@ -533,17 +536,29 @@ class _Facts:
     def writers(self) -> list[str]:
         """The models that wrote text in the training rows: the recipe's teacher where its texts were read, and those
         behind the data, also behind the rows that other recipes left."""
-        found = models_of(self.teacher) if wrote_text(self.provenance) else []
+        found = writers_in(self.provenance)
         own = [one for one in self.lineage if one.get("as") == "data"]
         found += [one for one in own if not one.get("via") or one["via"][0] in self._links]
-        return [printable(name) for name in _unique(one.get("id") or one.get("source") for one in found)]
+        return [printable(name) for name in _unique(map(_id, found))]
 
     @property
     def withheld(self) -> list[str]:
         """Why it should not be published: what it says itself, and the terms of the models that it was made with."""
         models = [one for one in (*models_of(self.teacher), *self.lineage) if one.get("terms")]
-        terms = [f"terms of {one.get('id') or one.get('source')}: {one['terms']}" for one in models]
+        terms = [f"terms of {_id(one)}: {one['terms']}" for one in models]
         return [printable(one).rstrip(".") for one in _unique((*(self.student.get("withheld") or ()), *terms))]
+
+    @property
+    def roles(self) -> list[Mapping[str, Any]]:
+        """The teachers of a method that has several by role."""
+        members = self.teacher.get("members")
+        found = members if isinstance(members, list) else []
+        return [one for one in found if isinstance(one, Mapping) and one.get("role") and _id(one)]
+
+    @property
+    def taught_by(self) -> list[Mapping[str, Any]]:
+        """Its teachers: those with roles, else the one of the recipe, if it has one."""
+        return self.roles or ([self.teacher] if _id(self.teacher) else [])
 
     @property
     def lineage(self) -> list[Mapping[str, Any]]:
@@ -569,9 +584,8 @@ class _Facts:
 
     @property
     def tags(self) -> list[str]:
-        teacher = self.teacher.get("id") or self.teacher.get("source")
         tags = ["kdhub", "knowledge-distillation", f"kdhub-method:{self.method['name']}"]
-        tags += [f"kdhub-teacher:{teacher}"] if teacher else []
+        tags += [f"kdhub-teacher:{_id(one)}" for one in self.taught_by]
         tags += [f"kdhub-teacher:{one['id']}" for one in self.lineage if one.get("id") and one.get("as") != "start"]
         tags += [f"kdhub-task:{self.recipe['task']}"]
         tags += ["synthetic"] if self.is_rows and self.writers else []
@@ -588,6 +602,10 @@ class _Facts:
 def many(value: Any) -> list[Any]:
     """One or several as a list."""
     return value if isinstance(value, list) else [value]
+
+
+def _id(teacher: Mapping[str, Any]) -> Any:
+    return teacher.get("id") or teacher.get("source")
 
 
 def _hub_id(entry: Mapping[str, Any]) -> str | None:

@@ -31,7 +31,7 @@ import pluggy
 
 from kdhub import hookspecs
 from kdhub.errors import PluginError, UnknownNameError, close_matches
-from kdhub.specs import API_VERSION, SPECS, FolderFormat, MethodSpec, RowForm, Spec, TaskSpec
+from kdhub.specs import API_VERSION, MAIN, SPECS, FolderFormat, MethodSpec, Role, RowForm, Spec, TaskSpec
 
 GROUP = "kdhub"
 CORE = "kdhub"
@@ -48,7 +48,7 @@ _KIND_OF_HOOK = {f"kdhub_{kind}s": kind for kind in SPECS}
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _METRIC_NAME = re.compile(_NAME.pattern + r"(@[0-9]+)?")  # ndcg@10, as everybody writes it
-_ITEMS = {"formats": FolderFormat, "forms": RowForm, "reads": tuple}
+_ITEMS = {"formats": FolderFormat, "forms": RowForm, "reads": tuple, "roles": Role}
 """What a tuple of a spec holds, where it is not text."""
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -381,7 +381,8 @@ def _has_signals(task: TaskSpec, spec: Spec) -> bool:
     if not isinstance(spec, MethodSpec):
         return True
     uses = spec.needs if spec.uses is None else spec.uses
-    return {*spec.needs, *uses} <= {*task.signals, *task.writes}
+    named = [kind for role in spec.roles if not (role.tasks or role.optional) for kind in role.needs]
+    return {*spec.needs, *uses, *named} <= {*task.signals, *task.writes}
 
 
 def canonical(distribution: str) -> str:
@@ -420,6 +421,9 @@ def _check_spec(spec: object, kind: str) -> None:
         if not (isinstance(value, tuple) and all(isinstance(v, of) for v in value)):
             kind = "strings" if of is str else f"{of.__name__}s"
             raise PluginError(f"{item.name} of {spec.name!r} is {value!r}, not a tuple of {kind}")
+    for role in getattr(spec, "roles", ()):
+        if not _NAME.fullmatch(role.name) or role.name in (MAIN, "source", "task"):
+            raise PluginError(f"{role.name!r} of {spec.name!r} is not a name for a role")
 
 
 def _check_requirements(requires: Iterable[str]) -> None:

@@ -33,14 +33,17 @@ def check(recipe: Recipe, resolver: Resolver) -> None:
         CompatibilityError: one is for another task. Whatever the recipes' own checks raise.
     """
     made = cache(partial(resolved, resolver=resolver))
-    for ref in (recipe.teacher, recipe.student):
-        source = ref and (link(ref.source) if ref is recipe.student else ref.source)
-        if source and source.startswith(LINK):
-            other = made(source)
-            starts = resolver.registry.find("task", recipe.task).spec.starts if ref is recipe.student else ()
-            if other.task not in (recipe.task, *starts):
-                also = f"; a start may also be one for {', '.join(starts)}" if starts else ""
-                raise CompatibilityError(f"{ref.source} makes a student for {other.task}, not for {recipe.task}{also}")
+    roles = resolver.registry.find("method", recipe.method, recipe.task).spec.teachers
+    for role, ref in recipe.teachers.items():
+        task = ref.task or recipe.task
+        if ref.source.startswith(LINK) and (found := made(ref.source).task) != task:
+            hint = f"write task: {found} beside its source" if found in roles[role].tasks else None
+            raise CompatibilityError(f"{ref.source} makes a student for {found}, not for {task}", hint=hint)
+    if start := link(recipe.student.source):
+        starts, found = resolver.registry.find("task", recipe.task).spec.starts, made(start).task
+        if found not in (recipe.task, *starts):
+            also = f"; a start may also be one for {', '.join(starts)}" if starts else ""
+            raise CompatibilityError(f"{start} makes a student for {found}, not for {recipe.task}{also}")
     for ref in [*chain.from_iterable(recipe.data.values()), *recipe.evaluation.data]:
         if source := link(ref.source):
             _check_rows(source, made(source), resolver)
@@ -134,8 +137,9 @@ def lineage(chained: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str,
     for link, folder in chained.items():
         facts = Run.open(Path(folder).parent).provenance
         start = facts.get("student", {}).get("start", {})
-        what = "data" if wrote_text(facts) else "teacher"
-        own = [part_in(what, one) for one in models_of(facts.get("teacher") or {})]
+        wrote = writers_in(facts)
+        taught = models_of(facts.get("teacher") or {})
+        own = [part_in("data" if one in wrote else "teacher", one) for one in taught]
         bases = start.get("base_model") or []
         own += [part_in("start", {**start, "id": base}) for base in (bases if isinstance(bases, list) else [bases])]
         own = [one for one in own if not str(one.get("source")).startswith(LINK)]  # in the lineage of that run
@@ -144,9 +148,13 @@ def lineage(chained: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str,
     return found, spent
 
 
-def wrote_text(provenance: Mapping[str, Any]) -> bool:
-    """Whether a run read texts of its teacher."""
-    return any(kind.partition(":")[0] == "text" for kind in provenance.get("signals") or {})
+def writers_in(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The models of a run's teacher whose texts it read: of a method with several by role those of that role."""
+    read = {kind.partition(":")[0] for kind in provenance.get("signals") or {}}
+    teacher = provenance.get("teacher") or {}
+    found = models_of(teacher) if "text" in read else []
+    roles = [one for one in teacher.get("members", ()) if f"{one.get('role')}/text" in read]
+    return found + [model for one in roles for model in models_of(one)]
 
 
 def rows_of(recipe: Recipe) -> list[str]:
@@ -205,7 +213,7 @@ def resolve_recipe(
     """The recipe that `distill` would run: method's default, then `recipe`, then flags, then `set`; fully checked."""
     resolver = resolver or Resolver()
     layers = recipe_layers(recipe, set, resolver, overrides)
-    resolved = build(layers)
+    resolved = resolver.with_roles(build(layers))
     resolver.check(resolved, layers)
     check(resolved, resolver)
     return resolver.completed(resolved)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kdhub.catalogue.catalog import read
 from kdhub.errors import RecipeError, close_matches
+from kdhub.specs import MAIN
 
 SCHEMA = 1
 
@@ -42,6 +43,9 @@ def redact(text: str) -> str:
 
 LINK = "recipe:"
 """In front of the name of a recipe whose student is meant."""
+
+ROLES = "roles"
+"""The source of a `teacher` that names several, each under its role."""
 
 _SUMMARISED = {"teacher", "student", "data"}
 
@@ -113,6 +117,28 @@ def _as_list(value: Any) -> Any:
 TextRef = Annotated[Ref, BeforeValidator(_as_mapping)]
 
 
+class TeacherRef(Ref):
+    """A teacher, or several of one method by role: `{source: roles, view: SOURCE, text: {source: ..., ...}}`."""
+
+    task: str | None = Field(None, description="its task, of those that its role may be of; the usual one if unset")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("source") != ROLES:
+            return values
+        for name, ref in values.items():
+            if not isinstance(ref, str) and not (isinstance(ref, dict) and isinstance(ref.get("source"), str)):
+                raise ValueError(f"role {name} must be a source, or a mapping with source and options ({name}={ref!r})")
+        return {name: ref if name == "source" else linked(_as_mapping(ref)) for name, ref in values.items()}
+
+    @property
+    def by_role(self) -> dict[str, TeacherRef]:
+        if self.source != ROLES:
+            return {MAIN: self}
+        return {name: TeacherRef.model_validate(ref) for name, ref in self.options.items()}
+
+
 class DataRef(_Model):
     """One data set in use: which rows of which split, seen how."""
 
@@ -156,7 +182,9 @@ class Recipe(_Model):
     summary: str = Field("", description="one line for lists")
     task: str = Field(min_length=1, description="what the student is for; kdhub list tasks")
     method: str = Field(min_length=1, description="how it is taught; kdhub list methods")
-    teacher: TextRef | None = Field(None, description="source and options; none for methods without a teacher")
+    teacher: Annotated[TeacherRef, BeforeValidator(_as_mapping)] | None = Field(
+        None, description="source and options, or several by role; none for methods without a teacher"
+    )
     student: TextRef = Field(description="where the student starts: source and options")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     data: dict[str, DataRefs] = Field(default_factory=dict, description="rows by use: train, and what a method names")
@@ -165,6 +193,11 @@ class Recipe(_Model):
     evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured at the end")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     on_bad_rows: Literal["stop", "skip"] = Field("stop", description="skip leaves bad rows out and reports how many")
+
+    @property
+    def teachers(self) -> dict[str, TeacherRef]:
+        """By role; one that is named without a role is `teacher`."""
+        return self.teacher.by_role if self.teacher else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, defaults left out where they say nothing, ready for YAML."""
@@ -247,7 +280,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        if key in ("teacher", "student", "sampler"):
+        if key in ("teacher", "student", "sampler") or (result.get("source") == ROLES != value):
             old, value = _as_mapping(old), _as_mapping(value)
             if isinstance(value, dict) and "source" in value:
                 old = None

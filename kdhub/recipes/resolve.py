@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from kdhub.catalogue.catalog import Catalog, default_catalog
 from kdhub.data.dataset import Data, DataOptions, parse_source
-from kdhub.errors import CompatibilityError, RecipeError, UnknownNameError, UsageError
+from kdhub.errors import CompatibilityError, RecipeError, UnknownNameError, UsageError, close_matches
 from kdhub.method import Method, MethodOptions
 from kdhub.plugins.registry import Entry, Registry
-from kdhub.recipes.recipe import DataRef, Layer, Link, Recipe, Ref, explain
+from kdhub.recipes.recipe import ROLES, DataRef, Layer, Link, Recipe, Ref, TeacherRef, explain
 from kdhub.sampler import Sampler, Select
-from kdhub.specs import TaskSpec
+from kdhub.specs import MAIN, MethodSpec, Role
 from kdhub.student import BuildContext, SavedOptions, Student, precision_of
 from kdhub.task import Task
 from kdhub.teacher import Teacher
@@ -101,6 +101,43 @@ class Resolver:
         traits = self.registry.find("task", recipe.task).spec.traits
         own = {k: v for trait, some in cls.defaults_for.items() if trait in traits for k, v in some.items()}
         return recipe.model_copy(update={"options": {**own, **recipe.options}}) if own else recipe
+
+    def with_roles(self, recipe: Recipe, *, others: bool = False) -> Recipe:
+        """A recipe whose teachers stand under the roles, and with the tasks, that its method knows them by.
+
+        Args:
+            others: leave out roles that the method does not have: the recipe was written for another.
+
+        Raises:
+            CompatibilityError: the method has no such role, or none of its teachers is of such a task.
+        """
+        if recipe.teacher is None:
+            return recipe
+        task = self.registry.find("task", recipe.task).name
+        method = self.registry.find("method", recipe.method, task).spec
+        named, roles = recipe.teachers, method.teachers
+        if recipe.teacher.source != ROLES and MAIN not in roles:
+            named = {next(iter(roles)): recipe.teacher}
+        if others:
+            named = {name: ref for name, ref in named.items() if name in roles}
+        for name, ref in named.items():
+            if name not in roles:
+                near = close_matches(name, roles)
+                raise CompatibilityError(
+                    f"method {method.name} has no teacher with the role {name!r}; it has {', '.join(roles)}",
+                    hint=f"did you mean {near[0]}?" if near else None,
+                )
+            tasks = roles[name].tasks or (recipe.task,)
+            if (task := ref.task or tasks[0]) not in tasks:
+                raise CompatibilityError(
+                    f"teacher {ref.source}: its task must be {' or '.join(tasks)} for {method.name} (task={task})"
+                )
+            if ref.task != (stated := None if task == recipe.task else task):
+                named[name] = ref.model_copy(update={"task": stated})
+        if {*named} <= {MAIN}:
+            return recipe.model_copy(update={"teacher": named.get(MAIN)})
+        refs = {name: ref.model_dump(exclude_defaults=True) for name, ref in named.items()}
+        return recipe.model_copy(update={"teacher": TeacherRef.model_validate({"source": ROLES, **refs})})
 
     def evaluation_options(self, task: Task, recipe: Recipe, layers: Sequence[Layer] = ()) -> Any:
         return _options(task.EvaluationOptions, recipe.evaluation.options, ("evaluation", "options"), layers)
@@ -236,9 +273,9 @@ class Resolver:
         method = self.registry.find("method", recipe.method, recipe.task).spec
         problems: list[str] = []
         checks = [lambda: self.method(recipe, layers), lambda: self._evaluation(recipe, layers)]
-        for kind, ref in (("teacher", recipe.teacher), ("student", recipe.student)):
-            if ref is not None:
-                checks.append(partial(self.model_options, kind, ref, recipe.task, layers))
+        for ref in recipe.teachers.values():
+            checks.append(partial(self.model_options, "teacher", ref, ref.task or recipe.task, layers))
+        checks.append(partial(self.model_options, "student", recipe.student, recipe.task, layers))
         if recipe.sampler is not None:
             checks.append(partial(self.sampler, recipe.sampler, recipe.task, layers))
         for check in checks:
@@ -251,13 +288,8 @@ class Resolver:
         self._check_kept(recipe)
         needs = set(method.needs)
         uses = set(needs if method.uses is None else method.uses)
-        if recipe.teacher is None and needs:
-            raise CompatibilityError(
-                f"method {method.name} needs a teacher that gives {_names(needs)}, the recipe has none",
-                hint=f"name one with --teacher; kdhub list teachers --task {task.name} shows what there is",
-            )
-        if recipe.teacher is not None:
-            self._check_teacher(recipe, method, needs, task.spec)
+        for role in method.teachers.values():
+            self._check_teacher(recipe, method, role)
         student = self.target("student", recipe.student.source, recipe.task).entry.spec
         exposed = student.signals_for(task.spec)
         if missing := uses - exposed:
@@ -289,7 +321,7 @@ class Resolver:
                 raise UnknownNameError("metric", name, known, how_to_list=f"kdhub list metrics --task {recipe.task}")
 
     def _weights_at_hand(self, recipe: Recipe) -> bool:
-        teacher = recipe.teacher
+        teacher = recipe.teachers.get(MAIN)
         return teacher is not None and self.target("teacher", teacher.source, recipe.task).entry.spec.live
 
     def _check_kept(self, recipe: Recipe) -> None:
@@ -301,18 +333,31 @@ class Resolver:
                 hint=f"it takes {', '.join(name if name == 'all' else f'{name}-N' for name in takes)}",
             )
 
-    def _check_teacher(self, recipe: Recipe, method: Any, needs: set[str], task: TaskSpec) -> None:
-        spec = self.target("teacher", recipe.teacher.source, recipe.task).entry.spec
-        fitting = [e.name for e in self.registry.all("teacher", recipe.task) if needs <= e.spec.signals_for(task)]
+    def _check_teacher(self, recipe: Recipe, method: MethodSpec, role: Role) -> None:
+        ref, needs, named = recipe.teachers.get(role.name), set(role.needs), role.name != MAIN
+        if ref is None:
+            if role.optional:
+                return
+            task = (role.tasks or (recipe.task,))[0]
+            raise CompatibilityError(
+                f"method {method.name} needs a teacher {f'with the role {role.name!r} ' if named else ''}that gives "
+                f"{_names(needs)}, the recipe has none" + (f": {role.summary}" if role.summary else ""),
+                hint=(f"teacher: {{source: {ROLES}, {role.name}: SOURCE}}" if named else "name one with --teacher")
+                + f"; kdhub list teachers --task {task} shows what there is",
+            )
+        task = self.registry.find("task", ref.task or recipe.task).spec
+        spec = self.target("teacher", ref.source, task.name).entry.spec
+        kinds = self.registry.all("teacher", task.name)
+        fitting = [e.name for e in kinds if needs <= e.spec.signals_for(task)]
         if missing := needs - (given := spec.signals_for(task)):
             raise CompatibilityError(
-                f"method {method.name} needs {_names(needs)}, teacher {recipe.teacher.source} gives "
-                f"{_names(given)}: {_names(missing)} is missing",
+                f"method {method.name} needs {_names(needs)}{f' of its {role.name!r}' if named else ''}, teacher "
+                f"{ref.source} gives {_names(given)}: {_names(missing)} is missing",
                 hint=f"teachers that fit: {', '.join(fitting) or 'none'}",
             )
-        if method.live and not spec.live:
+        if role.live and not spec.live:
             raise CompatibilityError(
-                f"method {method.name} runs the teacher inside training, and {recipe.teacher.source} cannot be",
+                f"method {method.name} runs the teacher inside training, and {ref.source} cannot be",
                 hint="use a teacher whose weights are local",
             )
 

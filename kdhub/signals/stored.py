@@ -15,6 +15,7 @@ from kdhub.named_layers import is_layer
 from kdhub.ranks import rank, world_size
 from kdhub.rows import Rows
 from kdhub.signals.store import Field, FillReport, SignalStore, item_bytes
+from kdhub.specs import MAIN
 from kdhub.teacher import ANSWERED, Teacher
 
 logger = logging.getLogger("kdhub")
@@ -66,6 +67,24 @@ class Joined:
             damaged,
             sum(one.seconds for one in reports),
         )
+
+
+def of_role(role: str, name: str) -> str:
+    """What a signal is called in training: as the teacher calls it, with the role in front where it has one."""
+    return name if role == MAIN else f"{role}/{name}"
+
+
+class OfRole:
+    """Stored signals of a teacher with a role, under their names in training."""
+
+    def __init__(self, role: str, stored: Stored | Joined):
+        self.role, self.stored = role, stored
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, indices: Any) -> Mapping[str, Any]:
+        return {of_role(self.role, name): values for name, values in self.stored[indices].items()}
 
 
 class Recomputed:

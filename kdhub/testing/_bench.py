@@ -21,8 +21,9 @@ import numpy as np
 from kdhub.errors import KdhubError
 from kdhub.plugins.discovery import PluginRecord, canonical
 from kdhub.plugins.registry import Entry, Registry
-from kdhub.recipes.recipe import Layer, combine
+from kdhub.recipes.recipe import ROLES, Layer, combine
 from kdhub.recipes.resolve import Resolver
+from kdhub.specs import MAIN
 from kdhub.teacher import Teacher
 from kdhub.testing._ranks import pair
 from kdhub.verbs.distill import distill
@@ -158,8 +159,11 @@ class Bench:
         options = {name: value for name, value in TINY_OPTIONS.items() if name in fields}
         base = {**self.tiny(task), "task": task, "method": self.entry.qualified, "options": options}
         own = getattr(self.target, "tiny_recipe", {})
-        # A method without a teacher is not given one.
-        if not self.spec.needs and "teacher" not in own:
+        asked = [role for role in self.spec.teachers.values() if not role.optional]
+        if "teacher" not in own and any(role.name != MAIN for role in asked):
+            each = {role.name: self.tiny((role.tasks or (task,))[0])["teacher"] for role in asked}
+            base["teacher"] = {"source": ROLES, **each}
+        elif "teacher" not in own and not asked:  # a method without a teacher is not given one
             base.pop("teacher", None)
         return combine([Layer("task", base), Layer("method", dict(own))])
 

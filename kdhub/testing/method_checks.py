@@ -17,7 +17,8 @@ from kdhub.evaluation.cost import MADE
 from kdhub.method import ObjectiveMethod, TrainingOptions
 from kdhub.plugins.registry import Entry, Registry
 from kdhub.recipes.chain import resolve_recipe
-from kdhub.specs import TeacherSpec
+from kdhub.recipes.recipe import ROLES
+from kdhub.specs import MAIN, TeacherSpec
 from kdhub.testing._bench import (
     KILLED_AT,
     Bench,
@@ -75,7 +76,9 @@ def asks_a_teacher_that_runs_in_training(bench: Bench) -> None:
     """A method that says itself what its teacher is asked (`ask`) has a live one, and asks it."""
     if not _objective(bench) or bench.target.ask is ObjectiveMethod.ask:
         raise SkipTest("its teacher, if it has one, is asked about the batch")
-    assert bench.spec.live, "it overrides `ask`, which stored signals never call: its spec must say live=True"
+    assert any(role.live for role in bench.spec.teachers.values()), (
+        "it overrides `ask`, which stored signals never call: its spec must say live=True"
+    )
     calls = _ran(bench, bench.trial("base")).run.provenance["training"]["live_teacher_calls"]
     assert calls, "it never asks its teacher"
 
@@ -103,14 +106,38 @@ def unfit_input_is_refused_first(bench: Bench) -> None:
         pass
     else:
         raise AssertionError("an unknown option is accepted")
-    if not bench.spec.needs:
-        return
-    recipe = {**bench.recipe, "teacher": "kdhub-mute:x"}
-    try:
-        resolve_recipe(recipe, resolver=Watch(_WithMute(bench.registry.plugins)))
-    except CompatibilityError:
-        return
-    raise AssertionError(f"a teacher without {', '.join(bench.spec.needs)} is accepted")
+    for role, asked in bench.spec.teachers.items():
+        if not asked.needs or (role != MAIN and not _by_role(bench)):
+            continue
+        given = bench.recipe["teacher"]
+        recipe = {**bench.recipe, "teacher": {**given, role: "kdhub-mute:x"} if _by_role(bench) else "kdhub-mute:x"}
+        try:
+            resolve_recipe(recipe, resolver=Watch(_WithMute(bench.registry.plugins)))
+        except CompatibilityError:
+            continue
+        raise AssertionError(f"a {role} without {', '.join(asked.needs)} is accepted")
+
+
+@check("method")
+def teachers_are_known_by_their_roles(bench: Bench) -> None:
+    """A recipe that lacks a role, or has one that the method does not know, is refused by its name; each teacher stands
+    in the provenance with its role and what it is."""
+    if not _by_role(bench):
+        raise SkipTest("it is tried with one teacher")
+    given = bench.recipe["teacher"]
+    roles = [name for name in given if name != "source"]
+    wrong = {f"{name}x": {**given, f"{name}x": given[name]} for name in roles[:1]}
+    wrong |= {n: {k: v for k, v in given.items() if k != n} for n in roles if not bench.spec.teachers[n].optional}
+    for name, teacher in wrong.items():
+        try:
+            resolve_recipe({**bench.recipe, "teacher": teacher}, resolver=Watch(bench.registry))
+        except CompatibilityError as error:
+            assert name == MAIN or repr(name) in error.message, f"the error does not name the role {name}: {error}"
+        else:
+            raise AssertionError(f"teachers {', '.join(teacher)} are accepted, and {name} is missing or unknown")
+    members = {one["role"]: one for one in bench.base.run.provenance["teacher"]["members"]}
+    for name in roles:
+        assert members.get(name, {}).keys() - {"role"}, f"the provenance does not say what the teacher {name} is"
 
 
 @check("method")
@@ -216,13 +243,22 @@ def a_batch_in_parts_is_the_same_batch(bench: Bench) -> None:
 @check("method")
 def uses_the_signals_it_asks_for(bench: Bench) -> None:
     """With other teacher signals of each kind it needs, another student comes out."""
-    if not bench.spec.needs:
+    roles = bench.spec.teachers
+    named = [n for n in bench.recipe["teacher"] if n != "source"] if _by_role(bench) else [MAIN]
+    asked = [(role, kind) for role in named if role in roles for kind in roles[role].needs]
+    if not asked:
         raise SkipTest("it needs no signals")
-    for kind in bench.spec.needs:
-        watch = Watch(bench.registry, teacher=lambda teacher, kind=kind: reversed_signals(teacher, kind))
-        other = bench.trial(f"reversed-{kind}", watch=watch, evaluation={"data": []})
+    for role, kind in asked:
+        watch, of = Watch(bench.registry), "" if role == MAIN else f" of its {role}"
+
+        def reverse(teacher: Any, role: str = role, kind: str = kind, watch: Watch = watch) -> None:
+            if len(watch.teachers) == named.index(role):  # they are made in the order of the recipe
+                reversed_signals(teacher, kind)
+
+        watch.changes["teacher"] = reverse
+        other = bench.trial(f"reversed-{role}-{kind}", watch=watch, evaluation={"data": []})
         if other.error is None:
-            assert bench.unscored.difference(other), f"it needs {kind} and does not use it"
+            assert bench.unscored.difference(other), f"it needs {kind}{of} and does not use it"
 
 
 @check("method")
@@ -256,7 +292,7 @@ def evaluation_is_complete_and_true(bench: Bench) -> None:
         costs = student.costs(trial.run.student_folder)
         assert costs and costs.keys() <= MADE.keys(), f"its costs are {sorted(costs)}, known are {sorted(MADE)}"
     else:
-        subjects = {"student", "student-before"} | ({"teacher"} if session.recipe.teacher else set())
+        subjects = {"student", "student-before"} | ({*session.recipe.teachers} & {MAIN})
         for subject in sorted(subjects):
             assert any(key[0] == subject and key[3] in primary for key in scores), (
                 f"the report has no score of {subject}"
@@ -371,6 +407,12 @@ class _WithMute(Registry):
 
 def _objective(bench: Bench) -> bool:
     return issubclass(bench.target, ObjectiveMethod) and issubclass(bench.target.Options, TrainingOptions)
+
+
+def _by_role(bench: Bench) -> bool:
+    """Whether it is tried with teachers that have roles."""
+    teacher = bench.recipe.get("teacher")
+    return isinstance(teacher, dict) and teacher["source"] == ROLES
 
 
 def _ran(bench: Bench, trial: Trial, what: str = "") -> Trial:

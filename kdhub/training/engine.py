@@ -27,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from kdhub.errors import TrainingError, UsageError
+from kdhub.errors import TrainingError, UnknownNameError, UsageError
 from kdhub.files import write_json
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
@@ -36,9 +36,11 @@ from kdhub.ranks import barrier, of_first, on_gpu, rank, resolve_precision, worl
 from kdhub.recipes.run import Run
 from kdhub.rows import Rows, Signals, as_tensor
 from kdhub.sampler import Probe, Sampler, ShuffledSampler
+from kdhub.specs import MAIN
 from kdhub.student import Student
 from kdhub.task import Task
 from kdhub.teacher import Teacher
+from kdhub.training.rates import Rates
 
 logger = logging.getLogger("kdhub")
 
@@ -80,25 +82,33 @@ class _Objective(nn.Module):
         self.extras = nn.ModuleDict(dict(extras))
         self._method, self._task, self._student = method, task, student
         self.members: Sequence[str | None] = (None,)  # that learn in this step
-        self._teacher: list[Teacher] = []  # in a list: a live teacher is no submodule, it is neither trained nor saved
+        self._live: dict[str, Teacher] = {}  # by role; no submodules: they are neither trained nor saved
         self._taps = Taps(student.module, method.uses(student))
-        self._teacher_taps: Taps | None = None
-        self.asked = {"calls": 0, "rows": 0}  # of the live teacher, by this rank
+        self._live_taps: dict[str, Taps] = {}
+        self.asked = {"calls": 0, "rows": 0}  # of live teachers, by this rank
+        self._rates: Rates | None = None
         self.progress = Progress(0, 1, 0.0)
         on_cpu = not on_gpu() and resolve_precision(method.options.precision) == "bfloat16"
         self._attention = _Float32Attention if on_cpu else nullcontext
 
+    def train(self, mode: bool = True) -> _Objective:
+        super().train(mode)
+        for module in self._rates.resting if self._rates else ():
+            module.eval()
+        return self
+
     def forward(self, inputs: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        given, each = None if self._teacher else Signals(teacher or {}), []
-        own = type(self._method).ask is not ObjectiveMethod.ask  # else it is asked of the batch, once
+        given, each = None, []
+        own = type(self._method).ask is not ObjectiveMethod.ask  # else live teachers are asked of the batch, once
         for member in self.members:
             if member is not None:
                 self._student.choose(member)
             with self._attention(), self._taps.reading():
                 student = self._task.forward(self.student, inputs)
             student.update(self._taps.signals(inputs))
-            if self._teacher and (given is None or own):
-                given = self._method.ask(student, inputs, self._ask)
+            if given is None or (self._live and own):
+                given = self._method.ask(student, inputs, self._ask) if self._live else Signals()
+                given.update(teacher or {})
             each.append(self._method.objective(student, given, inputs, self.progress))
         if self.members != (None,):
             self._student.choose(None)
@@ -112,11 +122,20 @@ class _Objective(nn.Module):
         loss = torch.stack([t.float().reshape(()) for t in terms.values()]).sum()
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
 
-    def _ask(self, inputs: Mapping[str, Any], gradient: bool = False) -> Signals:
-        """The live teacher's signals of a batch."""
-        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), self._teacher_taps.reading():
-            given = self._task.forward(self._teacher[0].module, inputs)
-        given.update(self._teacher_taps.signals(inputs))
+    def _ask(self, inputs: Mapping[str, Any], role: str | None = None, *, gradient: bool = False) -> Signals:
+        """Signals of a batch: those of one live teacher, or of all with the role in front where there is one."""
+        if role is None:
+            each = {role: self._ask(inputs, role, gradient=gradient) for role in self._live}
+            given = each.pop(MAIN, Signals())
+            for role, own in each.items():
+                given.add(role, own)
+            return given
+        if role not in self._live:
+            raise UnknownNameError("live teacher", role, self._live, where=self._method.spec.name)
+        teacher, taps = self._live[role], self._live_taps[role]
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), taps.reading():
+            given = (teacher.task or self._task).forward(teacher.module, inputs)
+        given.update(taps.signals(inputs))
         rows = next((len(x) for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim()), 0)
         self.asked = {"calls": self.asked["calls"] + 1, "rows": self.asked["rows"] + rows}
         return given
@@ -214,6 +233,13 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         return self.engine.order
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.engine.rates is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise UsageError("rates by part need whole parameters, which FSDP and DeepSpeed cut into shards")
+            self.engine.rates.spread(super().create_optimizer(model))
+        return super().create_optimizer(model)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             method = self.engine.method
@@ -271,9 +297,10 @@ class _Trainer(Trainer):
         barrier()
         try:
             super()._save_checkpoint(model, trial)
+            unlogged = engine.unlogged()
             barrier()
             if rank() == 0:
-                self._commit(engine)
+                self._commit(engine, unlogged)
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch and safetensors have errors of their own for a file that cannot be written.
             if isinstance(error, RuntimeError) and not any(m in str(error) for m in UNWRITTEN):
@@ -285,7 +312,7 @@ class _Trainer(Trainer):
                 hint="the last good checkpoint is kept; free space, then use --resume",
             ) from error
 
-    def _commit(self, engine: Engine) -> None:
+    def _commit(self, engine: Engine, unlogged: Mapping[str, Any]) -> None:
         name = f"checkpoint-{self.state.global_step}"
         made = engine.staging / name
         state = {
@@ -293,6 +320,7 @@ class _Trainer(Trainer):
             "method": engine.method.state(),
             "sampler": engine.order.state(),
             "asked": engine.module.asked,
+            "unlogged": unlogged,
             "generator": engine.generator.get_state().numpy().tobytes().hex(),
             "ranks": world_size(),
         }
@@ -314,14 +342,15 @@ class _Watch(TrainerCallback):
     def __init__(self, engine: Engine):
         self.engine = engine
         self.saved = self.logged = self.said = time.monotonic()
-        self.logged_step = 0
+        self.logged_step = 0  # of the last line of the log; a resumed run has it from its checkpoint
+        self.timed_step = 0  # before `logged`, in this process
         self.began: tuple[float, int] | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         engine, now = self.engine, time.monotonic()
         if self.began is None:
             self.began = (now, state.global_step)
-            self.logged_step = state.global_step - 1
+            self.timed_step = state.global_step - 1
         engine.stepped(state.global_step - 1)
         enough = engine.sampler.enough
         options = engine.method.options
@@ -341,7 +370,7 @@ class _Watch(TrainerCallback):
 
     def write(self, state: Any, now: float) -> None:
         engine = self.engine
-        steps = state.global_step - self.logged_step
+        steps = state.global_step - self.timed_step
         seconds = max(now - self.logged, 1e-9)
         terms = engine.mean_terms()
         trainer = engine.trainer
@@ -369,7 +398,7 @@ class _Watch(TrainerCallback):
                 "step %d/%d  %s  lr %.2e  %.0f rows/s  %s left",
                 state.global_step, engine.steps, parts, record["lr"], record["rows_per_second"], _clock(left),
             )  # fmt: skip
-        self.logged, self.logged_step = now, state.global_step
+        self.logged, self.logged_step, self.timed_step = now, state.global_step, state.global_step
 
 
 class Engine:
@@ -382,8 +411,8 @@ class Engine:
         student: adapted, ready to train.
         extras: modules trained along.
         rows: training rows.
-        signals: stored teacher signals by kind; empty with a live teacher or none.
-        teacher: a live teacher, or None.
+        signals: stored teacher signals by kind; none of live teachers.
+        live: teachers that run inside training, by role.
         sampler: order of the rows; shuffled when None.
         probe: what the sampler asks for -> a function that measures it now (see `kdhub.sampler.Probe`).
         fit: which training of its run this is, from 1; each has checkpoints and lines of the log of its own.
@@ -399,7 +428,7 @@ class Engine:
         extras: Mapping[str, nn.Module],
         rows: Rows,
         signals: Mapping[str, StoredSignals],
-        teacher: Teacher | None = None,
+        live: Mapping[str, Teacher] | None = None,
         sampler: Sampler | None = None,
         probe: Callable[[Probe], Callable[[], dict[str, float]]] | None = None,
         seed: int = 0,
@@ -409,10 +438,11 @@ class Engine:
         self.run, self.method, self.task, self.student, self.rows = run, method, task, student, rows
         self.stored = bool(signals)
         self.module = _Objective(method, task, student, extras)
-        if teacher is not None:
-            self.module._teacher.append(teacher)
-            self.module._teacher_taps = Taps(teacher.module, method.needs(teacher))
+        for role, teacher in (live or {}).items():
+            self.module._live[role] = teacher
+            self.module._live_taps[role] = Taps(teacher.module, method.needs_of(role, teacher))
         method.modules = self.module.extras
+        self.rates = self.module._rates = Rates(self.module, options.rates) if options.rates else None
         self.sampler = sampler or ShuffledSampler(
             rows.lengths, options.batch_size, seed, group_by_length=options.group_by_length
         )
@@ -456,6 +486,9 @@ class Engine:
             max_steps=self.steps,
             learning_rate=options.lr,
             weight_decay=options.weight_decay,
+            adam_beta1=options.adam_betas[0],
+            adam_beta2=options.adam_betas[1],
+            adam_epsilon=options.adam_eps,
             max_grad_norm=options.grad_clip,
             optim="adamw_torch_fused",
             bf16=self.precision == "bfloat16",
@@ -550,6 +583,11 @@ class Engine:
         self._warn_about_scales(terms)
         return terms
 
+    def unlogged(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the line of the log that is under way, the mean over all ranks."""
+        sums = _means(self._sums, 1) if self._sums else {}
+        return {"step": self.watch.logged_step, "sums": sums, "batches": self._count}
+
     def stepped(self, step: int) -> None:
         """An optimiser step is done, the one that began after `step` others."""
         if self._follows:
@@ -604,6 +642,10 @@ class Engine:
             first = int(checkpoint.name.rpartition("-")[2])
             self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
             self.resumed_from = checkpoint
+            unlogged = state.get("unlogged", {"step": first, "batches": 0, "sums": {}})  # none in older checkpoints
+            self.watch.logged_step, self._count = unlogged["step"], unlogged["batches"]
+            device = self.trainer.args.device
+            self._sums = {name: torch.tensor(value, device=device) for name, value in unlogged["sums"].items()}
             self.order.resume(first * self.method.options.batch_size, state["sampler"])
             self.run.rewind_metrics(first, self.fit)
             if rank() == 0:
@@ -615,7 +657,8 @@ class Engine:
         first = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         if self._probe and not first:
             self._tell_sampler(0)
-        with _without_dropout(self.student.module, self.method.options.dropout):
+        frozen = self.rates.frozen if self.rates else []
+        with _without_dropout(self.student.module, self.method.options.dropout), _without_gradient(frozen):
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - began
         self.trainer.model_wrapped = self.module  # what DDP put around it would keep the process group alive
@@ -628,7 +671,7 @@ class Engine:
             "steps": done,
             "rows_per_second": round(rows / max(seconds, 1e-9), 2),
             "precision": self.precision,
-            **({"asked": {k: n * world_size() for k, n in self.module.asked.items()}} if self.module._teacher else {}),
+            **({"asked": {k: n * world_size() for k, n in self.module.asked.items()}} if self.module._live else {}),
         }
 
 
@@ -666,6 +709,17 @@ def _means(sums: Mapping[str, torch.Tensor], count: int) -> dict[str, float]:
         torch.distributed.all_reduce(values)
         values /= world_size()
     return dict(zip(sums, values.tolist()))
+
+
+@contextmanager
+def _without_gradient(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -33,7 +33,17 @@ from kdhub.recipes.starts import LOCAL
 from kdhub.rows import Rows
 from kdhub.sampler import Probe, Select
 from kdhub.signals.store import FillReport, SignalStore, row_key
-from kdhub.signals.stored import Joined, Recomputed, Stored, answered, measured_signals, stored_signals
+from kdhub.signals.stored import (
+    Joined,
+    OfRole,
+    Recomputed,
+    Stored,
+    answered,
+    measured_signals,
+    of_role,
+    stored_signals,
+)
+from kdhub.specs import MAIN
 from kdhub.student import BuildContext, Student
 from kdhub.teacher import Teacher
 from kdhub.training import people, pictured
@@ -73,13 +83,24 @@ class Session:
     # -- what a method sees -----------------------------------------------------------------------------------
 
     @cached_property
+    def teachers(self) -> dict[str, Teacher]:
+        """By role."""
+        refs, found, known = self.recipe.teachers, {}, {}
+        for role, ref in refs.items():
+            found[role] = teacher = self.resolver.teacher(ref, ref.task or self.recipe.task)
+            self.run.same("teacher" if role == MAIN else f"teacher {role}", teacher.identity)
+            known[role] = self._known(teacher, ref.source) | ({"task": ref.task} if ref.task else {})
+        if list(refs) == [MAIN]:
+            self.run.add_provenance(teacher=known[MAIN])
+        elif known:
+            ids = " and ".join(f"{one.get('id') or one['source']} ({role})" for role, one in known.items())
+            members = [{"role": role, **one} for role, one in known.items()]
+            self.run.add_provenance(teacher={"source": self.recipe.teacher.source, "id": ids, "members": members})
+        return found
+
+    @property
     def teacher(self) -> Teacher | None:
-        if self.recipe.teacher is None:
-            return None
-        teacher = self.resolver.teacher(self.recipe.teacher, self.recipe.task)
-        self.run.same("teacher", teacher.identity)
-        self.run.add_provenance(teacher=self._known(teacher, self.recipe.teacher.source))
-        return teacher
+        return self.teachers.get(MAIN)
 
     def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
         """What the provenance says of a teacher, and of its members."""
@@ -182,11 +203,13 @@ class Session:
         whole = " and ".join(f"{data.name} {split}" for data, split in self.training_data[use])
         rows = read.readable(whole, self.recipe.on_bad_rows).learnable()
         facts: dict[str, Any] = {"skipped": read.bad.counts} if read.bad.counts else {}
-        if self.teacher is not None and not self.teacher.complete and signal in self.method.spec.needs:
-            kept = answered(self.signals(rows, signal), self.recipe.on_bad_rows, f"data.{use}")
-            if len(kept) < len(rows):
-                facts["unanswered"] = len(rows) - len(kept)
-            rows = rows.select(kept)
+        for role, asked in self.method.spec.teachers.items():
+            unsure = role in self.teachers and not self.teachers[role].complete
+            for kind in [k for k in asked.needs if unsure and (role != MAIN or k == signal)]:
+                kept = answered(self.signals(rows, kind, role), self.recipe.on_bad_rows, f"data.{use}")
+                if len(kept) < len(rows):
+                    facts["unanswered"] = facts.get("unanswered", 0) + len(rows) - len(kept)
+                rows = rows.select(kept)
         self.run.same(f"{use} rows as the models see them ({', '.join(settings) or 'plain'})", {"digest": rows.digest})
         if rows.truncated:
             logger.info("%d of %d texts are longer than the models take and were cut", rows.truncated, len(rows))
@@ -204,18 +227,19 @@ class Session:
         self._note_data([describe_data(data, split, use) for data, split in parts])
         return self.task.training_table(parts)
 
-    def signals(self, rows: Rows, kind: str) -> Stored | Joined:
-        """Stored teacher signals of these rows; what is missing is computed, by all ranks together."""
-        teacher = self.teacher
+    def signals(self, rows: Rows, kind: str, role: str = MAIN) -> Stored | Joined:
+        """Stored signals of these rows of a teacher; what is missing is computed, by all ranks together."""
+        teacher, own = self.teachers.get(role), "" if role == MAIN else f" {role}"
         if teacher is None:
-            raise UsageError(f"the method asks for {kind!r}, and the recipe has no teacher")
+            raise UsageError(f"the method asks for {kind!r}, and the recipe has no teacher{own}")
         before = dict(teacher.spent)
         try:
-            stored = stored_signals(teacher, rows, kind, dtype=self.recipe.signals.dtype)
+            stored = stored_signals(teacher, self.read_by(role, rows), kind, dtype=self.recipe.signals.dtype)
         finally:
-            self._note_spent(kind, before)
+            self._note_spent(of_role(role, kind), teacher, before)
+        kind = of_role(role, kind)
         for n, part in enumerate(stored.parts, 1):
-            report, which = part.report, f"teacher {n}" if teacher.members else "teacher"
+            report, which = part.report, f"teacher{own} {n}" if teacher.members else f"teacher{own}"
             self.calls += report.calls
             if report.computed:
                 logger.info(
@@ -224,6 +248,25 @@ class Session:
                 )  # fmt: skip
             self._note_signals(f"{kind} of {which}" if teacher.members else kind, part.store, report)
         return stored
+
+    def read_by(self, role: str, rows: Rows) -> Rows:
+        """Rows as a teacher reads them: one of another task by its own task's preparer.
+
+        Raises:
+            CompatibilityError: they lack the columns that its task reads. DataError: it cannot read some.
+        """
+        teacher, task = self.teachers[role], self.recipe.teachers[role].task
+        if task is None:
+            return rows
+        columns, reads = rows.table.column_names, self.resolver.registry.find("task", task).spec.reads
+        if reads and not any({*group} <= {*columns} for group in reads):
+            wanted = " or ".join(", ".join(group) for group in reads)
+            raise CompatibilityError(
+                f"teacher {role} is for {task}, which reads {wanted}; the rows have {', '.join(columns)}",
+                hint="name the columns of the data after what they hold: columns: {OURS: THEIRS}",
+            )
+        read = Rows.build(rows.table, teacher.task.preparer(None, teacher), row_key)
+        return read.readable(f"rows as teacher {role} reads them")
 
     def measured_signals(self, rows: Rows, kind: str) -> Stored | Joined | Recomputed:
         """Those of rows that are only measured on: heavy ones of a local teacher are computed again, not stored."""
@@ -244,19 +287,26 @@ class Session:
         from kdhub.rows import Signals, as_tensor
         from kdhub.training.engine import Engine
 
+        method.teachers = self.teachers
         method.check(student, self.teacher)
         rows = method.rows(self)
-        live = self.teacher if method.spec.live else None
+        roles = method.spec.teachers
+        named = {role: one for role, one in self.teachers.items() if role in roles}
+        live = {role: one for role, one in named.items() if roles[role].live}
         student.layers = named_layers.shapes(self.task, student, rows[[0]], method.uses(student))
-        for kind in filter(named_layers.is_layer, method.needs(live) if live else ()):
-            live.look(kind, rows[[0]])
+        for role, one in live.items():
+            for kind in filter(named_layers.is_layer, method.needs_of(role, one)):
+                one.look(kind, self.read_by(role, rows)[[0]])
         keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
-        given = {} if live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
+        given = {} if MAIN in live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
+        for role, one in named.items():
+            for kind in method.needs_of(role, one) if role not in (MAIN, *live) else ():
+                given[of_role(role, kind)] = OfRole(role, self.signals(rows, kind, role))
         # A teacher whose outputs are stored is not built and draws nothing; what is made again must not depend on it.
         set_seed(self.seed)
         method.adapt(student, self.teacher)
         self._widen(student.module)
-        for model in filter(None, (student, live)):
+        for model in (student, *live.values()):
             model.module.to(device())
         if type(method).initialise is not ObjectiveMethod.initialise:
             some = rows.some(1024)
@@ -279,7 +329,7 @@ class Session:
             extras=extras,
             rows=rows,
             signals=given,
-            teacher=live,
+            live=live,
             sampler=self._sampler(rows, method),
             probe=partial(self._prober, method, student),
             seed=self.seed,
@@ -288,7 +338,7 @@ class Session:
         engine.logged = self._logged(student, engine.steps)
         facts = engine.train()
         facts["seconds"] = round(facts["seconds"] - self._looking, 2)
-        if live is not None:
+        if live:
             asked, own = facts.pop("asked"), type(method).ask is not ObjectiveMethod.ask
             facts["live_teacher_calls"] = asked["calls"]
             facts["live_teacher_rows"] = asked["rows"] if own else facts["steps"] * method.options.batch_size
@@ -314,10 +364,15 @@ class Session:
         return report
 
     def _measure_members(self, student: Student) -> list[Measure]:
-        """Of a teacher with members: each of them, and the student's fidelity to each."""
+        """Each member of a teacher, and each teacher with a role, and the student's fidelity to each."""
         fidelity = {e.name for e in self.resolver.registry.all("metric", self.task.name) if e.spec.fidelity}
         encode, found = self._student_encoder(student), []
-        for n, member in enumerate(self.teacher.members if self.teacher is not None else (), 1):
+        others = {n: one for n, one in enumerate(self.teacher.members if self.teacher is not None else (), 1)}
+        others |= {role: one for role, one in self.teachers.items() if role != MAIN}
+        for n, member in others.items():
+            if task := self.recipe.teachers[n].task if n in self.teachers else None:
+                self.evaluator.notes.append(f"teacher {n} is for {task}: it was not measured")
+                continue
             if self.task.mismatch(student, member):
                 continue
             theirs = teacher_encoder(
@@ -540,11 +595,11 @@ class Session:
         kept = [d for d in known if (d["use"], d["source"], d["split"]) not in names]
         self.run.add_provenance(data={"use": kept + used})
 
-    def _note_spent(self, kind: str, before: Mapping[str, float]) -> None:
+    def _note_spent(self, kind: str, teacher: Teacher, before: Mapping[str, float]) -> None:
         """What somebody else's server was asked for, whether all went well or not; the sum over the processes of a run,
         but for what one had asked when it was killed."""
         known = self.run.provenance.get("spent", {}).get(kind, {})
-        now = {name: value - before[name] + known.get(name, 0) for name, value in self.teacher.spent.items()}
+        now = {name: value - before[name] + known.get(name, 0) for name, value in teacher.spent.items()}
         if any(now.values()):
             self.run.add_provenance(spent={kind: {name: round(value, 6) for name, value in now.items()}})
 
@@ -613,7 +668,9 @@ def running(run: Run, plugins: Any):
 
 def cost_subjects(recipe: Recipe, student: Path) -> list[dict[str, Any]]:
     """What `kdhub.evaluation.cost.measure` is asked to measure: the recipe's teacher, and a student folder."""
-    subjects = [{"subject": "student", "folder": str(student)}]
-    if recipe.teacher is not None:
-        subjects.insert(0, {"subject": "teacher", "source": recipe.teacher.source, **recipe.teacher.options})
-    return subjects
+    teachers = [
+        {"subject": "teacher" if role == MAIN else f"teacher {role}", "source": ref.source, **ref.options}
+        for role, ref in recipe.teachers.items()
+        if ref.task is None  # one of another task reads other rows
+    ]
+    return [*teachers, {"subject": "student", "folder": str(student)}]

@@ -221,7 +221,7 @@ def _cell_recipe(plan: Comparison, name: str, change: Mapping[str, Any], seed: i
         if budget.unit != "s":
             steps = budget.steps(method_options.batch_size)
             layers.append(Layer("budget", {"options": {**options, "max_steps": steps}}))
-    recipe = build(layers)
+    recipe = resolver.with_roles(build(layers), others=method != plan.recipe.get("method", method))
     resolver.check(recipe, layers)
     chain.check(recipe, resolver)
     return resolver.completed(recipe)

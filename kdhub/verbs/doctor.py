@@ -75,7 +75,7 @@ def _recipe(name: Any, set: Sequence[str] | Mapping[str, Any], resolver: Resolve
         recipe = resolve_recipe(name, set=set, resolver=resolver)
     except KdhubError as error:
         return [Finding("fail", "recipe", error.message, error.hint or "")]
-    teacher = recipe.teacher.source if recipe.teacher else "no teacher"
+    teacher = ", ".join(ref.source for ref in recipe.teachers.values()) or "no teacher"
     found = [Finding("ok", "recipe", f"{recipe.name or recipe.method}: {recipe.method}, {teacher}")]
     uses = [(use, ref) for use, refs in recipe.data.items() for ref in refs]
     for use, ref in [*uses, *(("evaluation", ref) for ref in recipe.evaluation.data)]:

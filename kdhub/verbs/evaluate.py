@@ -19,6 +19,7 @@ from kdhub.recipes.recipe import DataRef, Layer, Recipe, build, parse_sets
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
 from kdhub.signals.stored import measured_signals
+from kdhub.specs import MAIN
 from kdhub.student import BuildContext, Student
 from kdhub.training.execute import COST_ROWS, unchained
 from kdhub.training.session import cost_subjects
@@ -67,7 +68,8 @@ def evaluate(
     if not recipe.evaluation.data and not evaluator.reads_files:
         raise nothing
     report, against = Report(), None
-    model = resolver.teacher(recipe.teacher, recipe.task) if recipe.teacher is not None else None
+    ref = recipe.teachers.get(MAIN)
+    model = resolver.teacher(ref, recipe.task) if ref is not None else None
     loaded = student(model)
     if member is not None:
         loaded, folder = loaded.cut(member_in(loaded, folder or Path(), member, str(subject))), None

@@ -62,7 +62,8 @@ def rows(what: str, *, task: str | None = None, teacher: str | None = None) -> l
         kind = KINDS[what]
         entries = registry.all(kind, task)
         if teacher is not None and kind == "method":
-            entries = [e for e in entries if set(e.spec.needs) <= _gives(registry, teacher, task)]
+            gives = _gives(registry, teacher, task)
+            entries = [e for e in entries if any({*role.needs} <= gives for role in e.spec.teachers.values())]
         found += [_entry(e) for e in entries]
     if what != "methods":
         found += _catalogued(what, task)

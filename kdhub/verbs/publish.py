@@ -46,6 +46,7 @@ from kdhub.hub.manifest import RECIPE, RECORD, REPORT
 from kdhub.hub.publish import signature_on, upload
 from kdhub.hub.trust import check_configuration, split_card
 from kdhub.pictures import FORMATS
+from kdhub.recipes.chain import models_of
 from kdhub.recipes.recipe import SECRET, Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
@@ -463,7 +464,8 @@ def _warnings(run: Run) -> list[str]:
     warnings = []
     provenance = run.provenance
     start = (provenance.get("student") or {}).get("start") or {}
-    for who, made_from in (("teacher", provenance.get("teacher") or {}), ("start", start)):
+    teachers = [("teacher", one) for one in models_of(provenance.get("teacher") or {})]
+    for who, made_from in (*teachers, ("start", start)):
         licence = made_from.get("licence")
         if forbids_derivatives(licence):
             warnings.append(f"the licence of the {who} ({licence}) forbids derivatives; a student may be one")
@@ -475,12 +477,12 @@ def _warnings(run: Run) -> list[str]:
 
 def _sources(recipe: Recipe) -> list[str]:
     refs = [
-        recipe.teacher,
+        *recipe.teachers.values(),
         recipe.student,
         *(r for refs in recipe.data.values() for r in refs),
         *recipe.evaluation.data,
     ]
-    return [ref.source for ref in refs if ref is not None]
+    return [ref.source for ref in refs]
 
 
 # -- the catalogue --------------------------------------------------------------------------------------------

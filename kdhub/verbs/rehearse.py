@@ -27,6 +27,8 @@ from kdhub.recipes.recipe import Link, Recipe, merge
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
 from kdhub.rows import Rows, plain_rows
+from kdhub.signals.stored import of_role
+from kdhub.specs import MAIN
 from kdhub.student import Student
 from kdhub.training.execute import unchained
 from kdhub.training.session import Session, in_order
@@ -125,15 +127,15 @@ class _Trial(Session):
         self.seconds["reading"] = (time.monotonic() - began) / len(rows)
         return rows
 
-    def signals(self, rows: Rows, kind: str) -> Any:
+    def signals(self, rows: Rows, kind: str, role: str = MAIN) -> Any:
         """The first quarter apart: what a teacher needs to get going does not count."""
         some = max(1, len(rows) // 4)
         quarter = Rows(rows.table.select(range(some)), rows.prepare, rows.keys[:some], rows.lengths[:some])
-        first = super().signals(quarter, kind)
-        stored = super().signals(rows, kind)
+        first = super().signals(quarter, kind, role)
+        stored = super().signals(rows, kind, role)
         lacked = first.report.computed + stored.report.computed
         each = stored.report.seconds / stored.report.computed if stored.report.computed else 0.0
-        self.asked.setdefault(kind, (lacked / len(rows), each))
+        self.asked.setdefault(of_role(role, kind), (lacked / len(rows), each))
         self._filled += first.report.seconds + stored.report.seconds
         return stored
 

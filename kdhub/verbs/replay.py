@@ -33,18 +33,20 @@ def verify_run(
     session = Session(run, resolver)
     session.run.read_only = True
     method, stores = session.method, []
+    method.teachers = session.teachers
     settings = method.settings() if hasattr(method, "settings") else {}
     rows = session.rows("train", **settings)
 
     def live(store: SignalStore) -> Any:
-        asked = [session.teacher, *session.teacher.members]
-        key = canonical_json(store.key["teacher"])
-        teacher = next((one for one in asked if canonical_json(one.identity_of(store.key["signal"])) == key), asked[0])
+        key, signal = canonical_json(store.key["teacher"]), store.key["signal"]
+        asked = [(role, one) for role, each in session.teachers.items() for one in (each, *each.members)]
+        role, teacher = next((one for one in asked if canonical_json(one[1].identity_of(signal)) == key), asked[0])
+        read = session.read_by(role, rows)
 
         def compute(indices: np.ndarray) -> Any:
-            return teacher.signals(rows[indices], store.key["signal"])
+            return teacher.signals(read[indices], signal)
 
-        return rows.keys, compute
+        return read.keys, compute
 
     for facts in session.run.provenance.get("signals", {}).values():
         found = cache.verify(

@@ -30,6 +30,7 @@ from kdhub.metric import Measure
 from kdhub.recipes.recipe import DataRef, Layer, Recipe, Ref, build
 from kdhub.recipes.resolve import Resolver
 from kdhub.signals.stored import measured_signals
+from kdhub.specs import MAIN
 from kdhub.verbs.load import load
 
 RELATIVE, ABSOLUTE = 0.01, 0.002
@@ -332,12 +333,12 @@ def _fingerprints(facts: Manifest) -> dict[tuple[str, str], Any]:
 
 def _teacher(recipe: Recipe, task: Any, student: Any, resolver: Resolver) -> tuple[Any, str]:
     """An encoder of the recipe's teacher, or None and why there is none."""
-    if recipe.teacher is None:
+    if (ref := recipe.teachers.get(MAIN)) is None:
         return None, "the recipe has no teacher"
-    if reason := _closed(recipe.teacher, local=False):
+    if reason := _closed(ref, local=False):
         return None, reason
     try:
-        model = resolver.teacher(recipe.teacher, recipe.task)
+        model = resolver.teacher(ref, recipe.task)
     except KdhubError as error:
         return None, f"the teacher is not available: {error.message}"
     if why := task.mismatch(student, model):

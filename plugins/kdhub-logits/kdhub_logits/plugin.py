@@ -2,11 +2,27 @@
 
 from pathlib import Path
 
-from kdhub import DatasetSpec, MethodSpec, MetricSpec, NetworkSpec, SamplerSpec, StudentSpec, TeacherSpec, hookimpl
+from kdhub import (
+    DatasetSpec,
+    MethodSpec,
+    MetricSpec,
+    NetworkSpec,
+    Role,
+    SamplerSpec,
+    StudentSpec,
+    TeacherSpec,
+    hookimpl,
+)
 
 SURVEY = "arXiv:2402.13116"
 LABELS, VALUES = "multi_label_classification", "regression"
 """Forms of classification besides one class a row (`kdhub_tasks.classes`)."""
+
+
+TAGGER = Role(
+    name="tagger", summary="a classifier of words; one is private as far as it is not O",
+    tasks=("token-classification",), optional=True,
+)  # fmt: skip
 
 
 def algorithm(name):
@@ -54,8 +70,8 @@ def kdhub_methods():
         "arXiv:2211.03946", traits=("arrays",), live=True, labels=True,
     )  # fmt: skip
     yield method(
-        "trg", "trg:Trg", "soft targets, and the graph of tokens across images", "arXiv:2306.12442", traits=(),
-        tasks=("image-classification",), needs=("logits", "tokens"),
+        "trg", "trg:Trg", "soft targets, and the graph of tokens across images", "arXiv:2306.12442",
+        needs=("logits", "tokens"),
     )  # fmt: skip
     yield method(
         "self-distillation", "self_distillation:SelfDistillation",
@@ -69,7 +85,7 @@ def kdhub_methods():
     )  # fmt: skip
     yield method(
         "swing", "swing:Swing", "soft targets whose temperature rises with privacy risk", "arXiv:2212.08349",
-        traits=("words",), live=True,
+        traits=("words",), live=True, roles=(TAGGER,),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from kdhub_logits.methods.swing import Swing, laplace, renormalised, temperature
 from kdhub_logits.privacy import PATTERN, Ngrams, any_of, by_pattern, by_tagger, marked
 from pydantic import ValidationError
 
-from kdhub.errors import CompatibilityError
+from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import Progress
 from kdhub.rows import Signals
 
@@ -252,7 +252,33 @@ def test_options_that_do_not_fit():
     for wrong, words in (
         ({"t_max": 0.5}, "t_max must be at least t_min .t_min=1, t_max=0.5"),
         ({"noise": "laplace_prob"}, "eps must be set"),
-        ({"privacy_scorer": "tagger"}, "tagger must be a source"),
     ):
         with pytest.raises(ValidationError, match=words):
             Swing.Options(**wrong)
+
+
+def test_a_tagger_is_a_teacher_of_another_task_by_its_role(tmp_path, monkeypatch):
+    """It stands in provenance and card beside the model that gives the logits."""
+    from kdhub import open_task
+    from kdhub.verbs.distill import distill
+
+    monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "home"))
+    for name in ("language", "words"):
+        (tmp_path / name).mkdir()
+    language = open_task("causal-lm").tiny_recipe(tmp_path / "language")
+    words = open_task("token-classification").tiny_recipe(tmp_path / "words")
+    with pytest.raises(UsageError, match="a teacher must have the role tagger"):
+        swing(privacy_scorer="tagger").settings()
+    recipe = {
+        **language, "task": "causal-lm", "method": "swing",
+        "teacher": {"source": "roles", "teacher": language["teacher"], "tagger": words["teacher"]},
+        "options": {"privacy_scorer": "tagger", "max_steps": 1, "batch_size": 8, "precision": "float32"},
+        "evaluation": {"data": [], "cost": False},
+    }  # fmt: skip
+    run = distill(recipe, out=tmp_path / "run")
+    members = run.provenance["teacher"]["members"]
+    assert [(one["role"], one.get("task")) for one in members] == [
+        ("teacher", None), ("tagger", "token-classification")
+    ]  # fmt: skip
+    assert "(tagger)" in (run.folder / "README.md").read_text()
+    assert run.provenance["training"]["live_teacher_calls"] == 1, "the tagger reads rows, it is not run in training"

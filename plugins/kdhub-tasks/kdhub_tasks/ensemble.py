@@ -103,21 +103,16 @@ class Ensemble(Teacher):
             raise TeacherError(f"init_from is {self.options.init_from}, the ensemble has {len(self.members)} members")
         return self.members[self.options.init_from - 1]
 
-    @property
-    def model(self) -> Any:
-        return self.first.model
+    def __getattr__(self, name: str) -> Any:
+        """What a task asks of its teachers besides: its tokens, its model, how it reads a text."""
+        if name.startswith("_") or "options" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.first, name)
 
     @property
-    def reads(self) -> Any:
-        return self.first.reads
-
-    @property
-    def known(self) -> Mapping[str, Any]:
-        return self.first.known
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.first.tokenizer
+    def max_length(self) -> int | None:
+        """The shortest of the members'."""
+        return min((n for member in self.members if (n := member.max_length)), default=None)
 
     @property
     def classes(self) -> list[str]:

@@ -24,11 +24,7 @@ _teacher = TeacherSpec.shorthand("kdhub_tasks.", live=True)
 TEACHERS = (
     _teacher(
         "ensemble", "ensemble:Ensemble", "several teachers combined: its `members`", gives=("logits",),
-        tasks=(
-            "image-classification", "tabular-classification", "text-classification", "token-classification",
-            "text-pairs", "fill-mask",
-        ),
-        formerly=("kdhub-logits",),
+        traits=("labels",), formerly=("kdhub-logits",),
     ),
     _teacher(
         "packaged", "packaged:teacher", "an encoder that an installed Python package carries",

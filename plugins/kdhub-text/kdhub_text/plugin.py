@@ -43,7 +43,7 @@ def kdhub_methods():
     yield method(
         "multi-teacher", "multi_teacher:MultiTeacher",
         "soft targets, labels and states of several teachers at once, whatever their vocabularies", "arXiv:2112.12650",
-        tasks=(FILL, "text-classification", "token-classification", PAIRS), needs=("logits",),
+        tasks=(FILL, PAIRS), traits=("named-classes",), needs=("logits",),
     )  # fmt: skip
     yield method(
         "lelp", "lelp:Lelp", "a few classes, each split along projections of the teacher's embeddings",

@@ -228,3 +228,27 @@ def test_one_teacher_twice_teaches_the_same(masked, tmp_path):
     assert a == pytest.approx(b, rel=1e-4)
     with pytest.raises(UsageError, match="for 1 teachers"):
         run(recipe, one, tmp_path / "wrong", weights=[0.5, 0.5])
+
+
+def test_a_link_with_another_key_is_the_recipe_that_was_written_out():
+    """The teachers of the shipped recipe: `masked-pieces` is `masked-words` with a smaller vocabulary."""
+    from kdhub.recipes.chain import resolve_recipe, resolved, unmade
+    from kdhub.recipes.resolve import Resolver
+
+    resolver = Resolver()
+    first, second = unmade(resolve_recipe("multi-teacher", resolver=resolver), resolver)
+    assert (first, second) == ("recipe:masked-words", 'recipe:masked-words?{"student.vocabulary":60}')
+    link, written = (resolved(s, resolver).to_dict() for s in (second, "recipe:masked-pieces"))
+    assert {k: v for k, v in link.items() if k not in ("name", "summary")} == {
+        k: v for k, v in written.items() if k not in ("name", "summary")
+    }
+
+
+def test_a_start_of_another_task_in_a_shipped_recipe():
+    from kdhub.recipes.chain import resolve_recipe, resolved
+    from kdhub.recipes.resolve import Resolver
+
+    resolver = Resolver()
+    recipe = resolve_recipe("scenes-two-layers", resolver=resolver)
+    start = resolved(recipe.student.source, resolver)
+    assert (recipe.task, start.task, start.data["train"][0].sample) == ("text-pairs", "text-embedding", 4000)

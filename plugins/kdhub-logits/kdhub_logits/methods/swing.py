@@ -52,7 +52,8 @@ class Swing(ObjectiveMethod):
         )
         pattern: str | None = Field(None, description="what is private; numbers and addresses if unset")
         tagger: TextRef | None = Field(
-            None, description="a classifier of words, as a teacher is named; a word is private as far as it is not O"
+            None,
+            description="a classifier of words; below `teacher`, with the role tagger, the card names it too",
         )
         public: str | None = Field(None, description="texts without secrets, as --data takes them, for memorisation")
         t_min: float = Field(1.0, gt=0, description="temperature where nothing is private")
@@ -75,8 +76,6 @@ class Swing(ObjectiveMethod):
                 raise ValueError(f"t_max must be at least t_min (t_min={self.t_min:g}, t_max={self.t_max:g})")
             if self.noise == "laplace_prob" and self.eps is None:
                 raise ValueError("eps must be set where noise is laplace_prob (eps=null)")
-            if self.privacy_scorer == "tagger" and self.tagger is None:
-                raise ValueError("tagger must be a source where privacy_scorer is tagger (tagger=null)")
             return self
 
     options: Options
@@ -91,11 +90,18 @@ class Swing(ObjectiveMethod):
         from kdhub import open_teacher
         from kdhub_logits import privacy
 
-        o, scorers = self.options, []
+        o, scorers, tagger = self.options, [], self.teachers.get("tagger")
+        if tagger is None and o.tagger is not None:
+            tagger = open_teacher(o.tagger, "token-classification")
+        if tagger is None and o.privacy_scorer == "tagger":
+            raise UsageError(
+                "a teacher must have the role tagger where privacy_scorer is tagger",
+                hint="teacher: {source: roles, teacher: SOURCE, tagger: SOURCE}",
+            )
         if o.privacy_scorer in ("pattern", "combined"):
             scorers.append(privacy.by_pattern(o.pattern or privacy.PATTERN))
-        if o.tagger is not None and o.privacy_scorer in ("tagger", "combined"):
-            scorers.append(privacy.by_tagger(open_teacher(o.tagger, "token-classification")))
+        if tagger is not None and o.privacy_scorer in ("tagger", "combined"):
+            scorers.append(privacy.by_tagger(tagger))
         return privacy.any_of(scorers) if scorers else None
 
     def adapt(self, student: Student, teacher: Teacher | None) -> None:
