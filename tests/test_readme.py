@@ -17,6 +17,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What a reader has, and what stands for it here; no test uses the network, and catalogue data may not be at hand.
 STAND_INS = {
     "leaf-<date>": "leaf-date",
+    "kd-<date>": "kd-date",
     "hf:sentence-transformers/all-MiniLM-L6-v2": "path:./my-model",
     "--data stsb": "--data ./my-pairs.csv",
     "--data scifact": "--data ./my-set",
@@ -79,6 +80,9 @@ def desk(tmp_path_factory) -> Path:
         patch.chdir(folder)
         run = kdhub.distill(method="leaf", data="./texts.txt", out=folder / "runs" / "leaf-date", set=TINY)
         (folder / "mine.yaml").write_text(run.recipe.to_yaml())
+        family = {"task": "image-classification", "method": "supervised", "student": "slimmable-mlp:64,32"}
+        short = {"max_steps": 1, "evaluation.data": [], "evaluation.cost": False}
+        kdhub.distill({**family, "data": {"train": "digits"}}, out=folder / "runs" / "kd-date", set=short)
     return folder
 
 
