@@ -292,7 +292,8 @@ def evaluation_is_complete_and_true(bench: Bench) -> None:
         costs = student.costs(trial.run.student_folder)
         assert costs and costs.keys() <= MADE.keys(), f"its costs are {sorted(costs)}, known are {sorted(MADE)}"
     else:
-        subjects = {"student", "student-before"} | ({*session.recipe.teachers} & {MAIN})
+        measured = MAIN in session.recipe.teachers and not session.task.mismatch(student, session.teacher)
+        subjects = {"student", "student-before", *(["teacher"] if measured else [])}
         for subject in sorted(subjects):
             assert any(key[0] == subject and key[3] in primary for key in scores), (
                 f"the report has no score of {subject}"
