@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -83,6 +85,19 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(hub.app, name="hub")
 
 
+def _named(words: Sequence[str]) -> typer.Typer:
+    """The application with no command but the one that is named, where one is: Typer reads the signatures of all, which
+    takes as long as to import it."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    commands = [command for command in app.registered_commands if command.name == name]
+    groups = [group for group in app.registered_groups if group.name == name]
+    if not (commands or groups):
+        return app
+    small = copy.copy(app)
+    small.registered_commands, small.registered_groups = commands, groups
+    return small
+
+
 def run() -> None:
     """Run the command line and exit with its code."""
     from kdhub.plugins.discovery import get_plugins
@@ -91,7 +106,7 @@ def run() -> None:
     try:
         if "--no-plugins" not in sys.argv:
             get_plugins().call("kdhub_commands", app=app)
-        code = app(standalone_mode=False) or 0
+        code = _named(sys.argv[1:])(standalone_mode=False) or 0
         sys.stdout.flush()  # here, where a reader that went away is noticed
         sys.exit(code)
     except _UsageFault as error:

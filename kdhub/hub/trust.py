@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*", "*.jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack")
 
-_CONFIGURATIONS = (
-    "config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
-    "image_processor_config.json", "video_preprocessor_config.json", "feature_extractor_config.json",
-    "generation_config.json", "adapter_config.json",
-)  # fmt: skip
+_DATA = ("tokenizer.json", "vocab.json", "*.index.json", "kdhub.json", "report.json")
+"""JSON that no library takes settings from: vocabularies, where a word may be anything, indices, and kdhub's own."""
+
+_RUN = ("auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels", "kernel_config")
+"""Keys by which a configuration has Python or a kernel fetched and run."""
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+"""Ways to compute attention that come with the libraries; the name of a repository is code from there."""
 
 _LARGEST = 64 * 2**20
 _LONGEST_YAML = 2**19
@@ -121,13 +125,32 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
                         f"{name}: modules.json asks for the class {kind!r}, which is code of its own",
                         hint="only sentence_transformers modules are loaded; trust_remote_code: true if you trust it",
                     )
-        elif path.name in _CONFIGURATIONS and not allow_remote_code:
-            config = _read(path, name)
-            if isinstance(config, dict) and config.get("auto_map"):
-                raise UntrustedError(
-                    f"{name}: {path.name} has auto_map, which runs Python from the repository",
-                    hint="set trust_remote_code: true on the teacher or student if you have read that code",
-                )
+        elif not allow_remote_code and not any(path.match(pattern) for pattern in _DATA):
+            for key, value in _settings(_read(path, name)):
+                if key.rpartition(".")[2] in _RUN and value:
+                    raise UntrustedError(
+                        f"{name}: {path.name} has {key}, which runs Python from a repository",
+                        hint="set trust_remote_code: true on the teacher or student if you have read that code",
+                    )
+                if key.rpartition(".")[2] in _ATTENTION and isinstance(value, str) and value not in _PLAIN_ATTENTION:
+                    raise UntrustedError(
+                        f"{name}: {path.name} has {key}={value[:60]!r}, which may be a kernel from a repository",
+                        hint=f"expected one of {', '.join(_PLAIN_ATTENTION)}; trust_remote_code: true if you trust it",
+                    )
+
+
+def _settings(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration at any depth, with the keys above it, and its value. Each entry of a mapping for
+    parts of a model stands also below the mapping's own key."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield f"{at}{key}", inner
+            if key in _ATTENTION and isinstance(inner, dict):  # one for each part
+                yield from ((f"{at}{key}.{part}.{key}", one) for part, one in inner.items())
+            yield from _settings(inner, f"{at}{key}.")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _settings(inner, at)
 
 
 def _modules(path: Path, name: str) -> list[dict]:

@@ -227,11 +227,30 @@ def half_of_the_weights(folder):
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def arguments(folder, **given):
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"model_args": given}))
+
+
 REFUSED = {
     "half-of-the-weights": (half_of_the_weights, "has no weights for"),
     "only-pickles": (only_pickles, "only as pickles"),
     "a-pickled-part": (a_pickled_part, "pickle"),
     "auto-map": (lambda f: edit(f / "config.json", lambda c: c.update(auto_map={"AutoModel": "x.Y"})), "auto_map"),
+    "a-kernel": (lambda f: edit(f / "config.json", lambda c: c.update(_attn_implementation="evil/kernel")), "kernel"),
+    "a-kernel-of-a-part": (
+        lambda f: edit(f / "config.json", lambda c: c.update(text_config={"attn_implementation": {"": "evil/k@v1"}})),
+        "text_config.attn_implementation",
+    ),
+    "a-kernel-in-arguments": (
+        lambda f: (f / "sentence_bert_config.json").write_text(
+            '{"model_args": {"attn_implementation": "evil/kernel"}}'
+        ),
+        "sentence_bert_config.json has model_args.attn_implementation='evil/kernel'",
+    ),
+    "trusts-itself": (
+        lambda f: arguments(f, trust_remote_code=True),
+        "model_args.trust_remote_code, which runs Python",
+    ),
     "foreign-class": (lambda f: edit(f / "modules.json", lambda m: m[1].update(type="evil.Pooling")), "'evil.Pooling'"),
     "no-weights": (lambda f: (f / "model.safetensors").unlink(), "no safetensors"),
     "broken-json": (lambda f: (f / "modules.json").write_text("[{"), "not readable JSON"),
