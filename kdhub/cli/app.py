@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -85,17 +85,30 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(hub.app, name="hub")
 
 
-def _named(words: Sequence[str]) -> typer.Typer:
-    """The application with no command but the one that is named, where one is: Typer reads the signatures of all, which
-    takes as long as to import it."""
+def _asked(words: Sequence[str]) -> typer.Typer:
+    """The application with no more than a command line needs: Typer reads the signatures of all commands, which takes
+    as long as to import it. Of the one that is named its own; of none, where only their list is shown."""
     name = next((word for word in words if not word.startswith("-")), None)
-    commands = [command for command in app.registered_commands if command.name == name]
-    groups = [group for group in app.registered_groups if group.name == name]
+    commands = [copy.copy(info) for info in app.registered_commands if name in (None, info.name)]
+    groups = [copy.copy(info) for info in app.registered_groups if name in (None, info.name)]
     if not (commands or groups):
         return app
     small = copy.copy(app)
     small.registered_commands, small.registered_groups = commands, groups
+    if name is None:
+        for info in commands:
+            info.callback = _described(info.callback)
+        for info in groups:
+            info.typer_instance = copy.copy(info.typer_instance)
+            info.typer_instance.registered_commands = []
     return small
+
+
+def _described(command: Callable[..., Any]) -> Callable[[], None]:
+    def nothing() -> None: ...
+
+    nothing.__doc__ = command.__doc__
+    return nothing
 
 
 def run() -> None:
@@ -106,7 +119,7 @@ def run() -> None:
     try:
         if "--no-plugins" not in sys.argv:
             get_plugins().call("kdhub_commands", app=app)
-        code = _named(sys.argv[1:])(standalone_mode=False) or 0
+        code = _asked(sys.argv[1:])(standalone_mode=False) or 0
         sys.stdout.flush()  # here, where a reader that went away is noticed
         sys.exit(code)
     except _UsageFault as error:
