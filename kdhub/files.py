@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """JSON with sorted keys, two spaces and a last newline, written by rename."""
     atomic_write(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+
+
+def given_or_shared(argument: str, fits: Callable[[Path], bool] = Path.is_file) -> Path | None:
+    """A file as it is named, else below `KDHUB_DATA`; None where neither `fits`."""
+    data = os.environ.get("KDHUB_DATA")
+    places = (Path(argument).expanduser(), *([Path(data) / argument] if data else []))
+    return next(filter(fits, places), None)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -100,30 +100,38 @@ def make_distribution() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def toy_run(tmp_path_factory) -> Path:
-    """The folder of a finished run of the toy family; copy it to change it."""
+def distil_toys() -> Callable[..., Path]:
+    """Distil a recipe with kdhub's own plugins and the toy family alone: `distil_toys(recipe, folder)` -> the run's
+    folder. For fixtures that outlive a test; copy what it gives to change it."""
     import toy
 
     import kdhub
     from kdhub.plugins import builtin
     from kdhub.plugins.discovery import Plugins, set_plugins
 
-    folder, plugins = tmp_path_factory.mktemp("toy-run"), Plugins()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KDHUB_HOME", str(tmp_path_factory.mktemp("toy-home")))
-        set_plugins(plugins)
-        plugins.register(builtin, "kdhub")
-        plugins.register(toy, "kdhub-toy")
-        recipe = {
-            "name": "toy-student",
-            "task": "toy-vectors",
-            "method": "toy-hint",
-            **toy.Vectors().tiny_recipe(folder),
-        }
-        recipe["options"] = {"batch_size": 8, "epochs": 1, "precision": "float32"}
-        kdhub.distill(recipe, out=folder / "run")
-        set_plugins(None)
-    return folder / "run"
+    def distil(recipe: dict, folder: Path) -> Path:
+        plugins = Plugins()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KDHUB_HOME", str(folder / "home"))
+            set_plugins(plugins)
+            plugins.register(builtin, "kdhub")
+            plugins.register(toy, "kdhub-toy")
+            kdhub.distill(recipe, out=folder / "run")
+            set_plugins(None)
+        return folder / "run"
+
+    return distil
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory, distil_toys) -> Path:
+    """The folder of a finished run of the toy family; copy it to change it."""
+    import toy
+
+    folder = tmp_path_factory.mktemp("toy-run")
+    recipe = {"name": "toy-student", "task": "toy-vectors", "method": "toy-hint", **toy.Vectors().tiny_recipe(folder)}
+    recipe["options"] = {"batch_size": 8, "epochs": 1, "precision": "float32"}
+    return distil_toys(recipe, folder)
 
 
 _told: list[str] = []

@@ -42,20 +42,9 @@ ROWS = [{"x": [0.1, -0.2, 0.3, 0.4]}, {"x": [1.0, 0.0, -1.0, 0.5]}]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, distil_toys):
     """A finished run of a family; copied, so that a test may change it."""
-    from kdhub.plugins import builtin
-    from kdhub.plugins.discovery import Plugins, set_plugins
-
-    folder, plugins = tmp_path_factory.mktemp("families"), Plugins()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KDHUB_HOME", str(folder / "home"))
-        set_plugins(plugins)
-        plugins.register(builtin, "kdhub")
-        plugins.register(toy, "kdhub-toy")
-        kdhub.distill(FAMILY, out=folder / "run")
-        set_plugins(None)
-    return folder / "run"
+    return distil_toys(FAMILY, tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture

@@ -38,22 +38,9 @@ FILE = "data/train-00000-of-00001.parquet"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, distil_toys):
     """A finished run whose student is rows; copy it to change it."""
-    import toy
-
-    from kdhub.plugins import builtin
-    from kdhub.plugins.discovery import Plugins, set_plugins
-
-    folder, plugins = tmp_path_factory.mktemp("rows"), Plugins()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KDHUB_HOME", str(folder / "home"))
-        set_plugins(plugins)
-        plugins.register(builtin, "kdhub")
-        plugins.register(toy, "kdhub-toy")
-        kdhub.distill(RECIPE, out=folder / "run")
-        set_plugins(None)
-    return folder / "run"
+    return distil_toys(RECIPE, tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ there is no answer, or none that can be read.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -35,7 +34,7 @@ from kdhub import open_data
 from kdhub.data.prepare import iterate
 from kdhub.errors import DataError, TeacherError, UsageError
 from kdhub.fields import Field as Stored
-from kdhub.files import sha256_file
+from kdhub.files import given_or_shared, sha256_file
 from kdhub.recipes.recipe import TextRef
 from kdhub.rows import Example
 from kdhub.teacher import Teacher
@@ -203,11 +202,11 @@ class StoredExperts(Experts):
     @property
     def _file(self) -> Path:
         """As it is named, else below `KDHUB_DATA`."""
-        below = os.environ.get("KDHUB_DATA")
-        found = [Path(self.argument).expanduser(), *([Path(below) / self.argument] if below else [])]
-        if (file := next((path for path in found if path.is_file()), None)) is None:
-            hint = "also searched below KDHUB_DATA" if below else "KDHUB_DATA, where it is also searched, is not set"
-            raise UsageError(f"experts: there is no file {self.argument}", hint=hint)
+        file = given_or_shared(self.argument)
+        if file is None:
+            raise UsageError(
+                f"experts: there is no file {self.argument}", hint="also searched below KDHUB_DATA, where that is set"
+            )
         return file
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:

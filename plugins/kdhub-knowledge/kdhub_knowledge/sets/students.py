@@ -148,13 +148,13 @@ class Belief(Student):
         student = cls(config["items"], config["classes"])
         arrays = load_file(folder / "model.safetensors")
         try:
-            table = {name: Table(arrays[f"{name}.keys"], arrays[f"{name}.masses"]) for name in ("fused",)}
-            student.sources = {
-                name: Table(arrays[f"source.{name}.keys"], arrays[f"source.{name}.masses"])
-                for name in config["sources"]
-            }
+            fused, *sources = (
+                Table(arrays[f"{name}.keys"], arrays[f"{name}.masses"])
+                for name in ("fused", *(f"source.{name}" for name in config["sources"]))
+            )
             student.sets, student.labels = arrays["sets"].astype(bool), arrays["labels"]
-            student.fused, student.options, student.trust = table["fused"], config["options"], config["trust"]
+            student.fused, student.sources = fused, dict(zip(config["sources"], sources))
+            student.options, student.trust = config["options"], config["trust"]
         except KeyError as error:
             raise DataError(f"{folder}: model.safetensors has no {error}, which config.json names") from error
         return student

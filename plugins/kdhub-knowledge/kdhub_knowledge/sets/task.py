@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,13 @@ from kdhub_tasks.classification.task import Classification, Predictions
 from kdhub.data.prepare import iterate
 from kdhub.errors import DataError, UntrustedError
 from kdhub.rows import Example, Prepare
-from kdhub.task import Encoder
+from kdhub.task import Encoder, Task
 from kdhub_knowledge.sets.students import Belief, SetClassifier
 
 if TYPE_CHECKING:
     from kdhub_tasks.models import Classifier
 
     from kdhub.data.dataset import Data
-    from kdhub.student import BuildContext, Student
 
 SEPARATORS = "|;,"
 
@@ -78,12 +77,7 @@ class ItemSets(Classification):
             raise UntrustedError(f"{name or folder} is not a student for {self.name} that kdhub saved") from error
         return kind.load(folder, config)
 
-    def open(
-        self, folder: Path, context: BuildContext, start: Mapping[str, Any], *, name: str | None = None
-    ) -> Student:
-        student = self.load(folder, name=name)
-        student.start = dict(start)
-        return student
+    open = Task.open  # as it is: no fresh head is put on what another task made
 
     def mismatch(self, student: Any, teacher: Any) -> str:
         """Experts are asked about pairs of items, and have no label for a set."""

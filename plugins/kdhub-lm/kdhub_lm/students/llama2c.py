@@ -13,7 +13,6 @@ A folder is converted once, into a transformers folder below kdhub's home, and r
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import struct
 import tempfile
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kdhub.errors import UsageError
-from kdhub.files import home
+from kdhub.files import given_or_shared, home
 from kdhub.student import BuildContext
 
 if TYPE_CHECKING:
@@ -189,8 +188,7 @@ def found(argument: str) -> tuple[Path, Path, Header]:
     Raises:
         UsageError: there is no such folder, or not exactly one model and one tokenizer in it.
     """
-    given, data = Path(argument).expanduser(), os.environ.get("KDHUB_DATA")
-    folder = next((p for p in (given, *([Path(data) / argument] if data else [])) if p.is_dir()), None)
+    folder = given_or_shared(argument, Path.is_dir)
     if folder is None:
         raise UsageError(
             f"llama2c:{argument}: the folder does not exist",

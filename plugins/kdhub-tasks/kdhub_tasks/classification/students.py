@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import DataError, UsageError
+from kdhub.files import given_or_shared
 from kdhub.student import BuildContext, sizes
 from kdhub_tasks.classes import classes_for, problem_for
 
@@ -65,7 +65,6 @@ def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier
     Raises:
         UsageError: no such file, or no such network in it.
     """
-    import os
     import pickle
 
     import torch
@@ -73,9 +72,7 @@ def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier
     from kdhub_tasks.classification.model import NetworkClassifier
     from kdhub_tasks.classification.networks import timm_scale
 
-    given = Path(argument).expanduser()
-    below = Path(os.environ["KDHUB_DATA"]) / argument if os.environ.get("KDHUB_DATA") else given
-    file = next((p for p in (given, below) if p.is_file()), None)
+    file = given_or_shared(argument)
     if file is None:
         raise UsageError(f"there is no file {argument}", hint="also searched below KDHUB_DATA, where that is set")
     try:
