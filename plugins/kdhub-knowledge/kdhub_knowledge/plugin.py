@@ -1,47 +1,63 @@
-"""What kdhub-knowledge provides. No torch, no transformers here."""
+"""What kdhub-knowledge provides: each room declares its own in `spec.py`. No torch, no transformers here."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from kdhub import MethodSpec, hookimpl
+from kdhub import hookimpl
+from kdhub.specs import Spec
+from kdhub_knowledge.commonsense import spec as commonsense
+from kdhub_knowledge.guards import spec as guards
+from kdhub_knowledge.items import spec as items
+from kdhub_knowledge.relations import spec as relations
 from kdhub_knowledge.sets import spec as sets
 
-METHODS = (
-    MethodSpec(
-        name="evidence-fusion", target="kdhub_knowledge.methods.evidence_fusion:EvidenceFusion", tasks=(sets.NAME,),
-        uses=(), labels=True, recipe="evidence-fusion", paper="arXiv:2502.14631",
-        summary="labelled sets and experts as belief about which items can replace each other, fused",
-    ),
-)  # fmt: skip
+ROOMS = (
+    commonsense,
+    guards,
+    items,
+    relations,
+    sets,
+)
+
+
+def _declared(what: str) -> Iterable[Spec]:
+    for room in ROOMS:
+        yield from getattr(room, what, ())
 
 
 @hookimpl
 def kdhub_tasks():
-    yield from sets.TASKS
+    yield from _declared("TASKS")
 
 
 @hookimpl
 def kdhub_methods():
-    yield from METHODS
+    yield from _declared("METHODS")
 
 
 @hookimpl
 def kdhub_teachers():
-    yield from sets.TEACHERS
+    yield from _declared("TEACHERS")
 
 
 @hookimpl
 def kdhub_students():
-    yield from sets.STUDENTS
+    yield from _declared("STUDENTS")
 
 
 @hookimpl
 def kdhub_datasets():
-    yield from sets.DATASETS
+    yield from _declared("DATASETS")
 
 
 @hookimpl
 def kdhub_metrics():
-    yield from sets.METRICS
+    yield from _declared("METRICS")
+
+
+@hookimpl
+def kdhub_samplers():
+    yield from _declared("SAMPLERS")
 
 
 @hookimpl

@@ -1,6 +1,6 @@
 """Sets of items: the task, and what is provided for it."""
 
-from kdhub import DatasetSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec
+from kdhub import DatasetSpec, MethodSpec, MetricSpec, StudentSpec, TaskSpec, TeacherSpec
 
 NAME = "item-sets"
 HERE = "kdhub_knowledge.sets"
@@ -9,6 +9,14 @@ TASKS = (
         name=NAME, target=f"{HERE}.task:ItemSets", traits=("classes", "labels", "named-classes", "single-label"),
         signals=("logits", "features", "belief", "substitution"), reads=(("items",),),
         summary="sets of items to one class of a list",
+    ),
+)  # fmt: skip
+
+METHODS = (
+    MethodSpec(
+        name="evidence-fusion", target="kdhub_knowledge.methods.evidence_fusion:EvidenceFusion", tasks=(NAME,),
+        uses=(), labels=True, recipe="evidence-fusion", paper="arXiv:2502.14631",
+        summary="labelled sets and experts as belief about which items can replace each other, fused",
     ),
 )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Nodes of graphs: the task, and what is provided for it."""

@@ -1,0 +1,1 @@
+"""Commonsense graphs: what language models write about everyday events."""

@@ -1,0 +1,1 @@
+"""Guards: pairs of a prompt and a response that may do harm."""

@@ -1,0 +1,1 @@
+"""Relations between things that a sentence names."""

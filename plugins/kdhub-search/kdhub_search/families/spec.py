@@ -1,0 +1,1 @@
+"""Families of students of many sizes from one training."""

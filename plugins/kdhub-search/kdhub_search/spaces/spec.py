@@ -1,0 +1,1 @@
+"""Spaces of students: what can be chosen, and searched."""
