@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from kdhub.data.dataset import parse_source
 from kdhub.errors import KdhubError
-from kdhub.evaluation.report import printable
+from kdhub.hub.files import short
 from kdhub.recipes.recipe import DataRef, Ref
 from kdhub.recipes.resolve import Resolver
 
@@ -35,7 +35,7 @@ _WORD = re.compile(r"[\w.-]{1,200}")
 def refused_data(ref: DataRef) -> str:
     """Why a data set that the recipe names is not opened; "" when it is."""
     kind, argument = parse_source(ref.source)
-    named = printable(ref.source)
+    named = short(ref.source)
     if kind not in (None, "hf"):
         return f"{named} exists only on its maker's machine ({FLAG} opens it)"
     if kind == "hf" and not _HUB.fullmatch(argument):
@@ -51,7 +51,7 @@ def refused_data(ref: DataRef) -> str:
 def refused_teacher(ref: Ref, task: str, resolver: Resolver) -> str:
     """Why the teacher is not asked, even where that is wanted; "" when it is."""
     kind, argument = parse_source(ref.source)
-    named = printable(ref.source)
+    named = short(ref.source)
     if kind == "hf":
         if not _HUB.fullmatch(argument):
             return f"{named} is not ORG/NAME of a hub"
@@ -66,7 +66,7 @@ def refused_teacher(ref: Ref, task: str, resolver: Resolver) -> str:
         asked = _asked(resolver.model_options("teacher", ref, task))
         told = [name for name, _ in asked if name in ref.options]  # what the catalogue sets is this user's own
     except KdhubError as error:
-        return printable(error.message)
+        return short(error.message)
     return f"{named} asks for {_names(told)} ({FLAG} does it)" if told else ""
 
 
@@ -82,7 +82,7 @@ def bounded(options: BaseModel) -> tuple[BaseModel, str]:
     if not told:
         return options, ""
     defaults = {name: type(options).model_fields[name].get_default(call_default_factory=True) for name in told}
-    shown = ", ".join(f"{name}={printable(str(value))}" for name, value in told.items())
+    shown = ", ".join(f"{name}={short(str(value))}" for name, value in told.items())
     return options.model_copy(update=defaults), f"its recipe asks for {shown} ({FLAG} does it)"
 
 
@@ -124,4 +124,4 @@ def _choices(annotation: Any) -> Iterator[Any]:
 
 
 def _names(keys: list[str]) -> str:
-    return ", ".join(map(printable, keys))
+    return ", ".join(map(short, keys))
