@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from kdhub.errors import UntrustedError
+from kdhub.plain_yaml import plain_yaml
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*", "*.jinja")
@@ -25,34 +25,9 @@ _PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "fla
 """Ways to compute attention that come with the libraries; the name of a repository is code from there."""
 
 _LARGEST = 64 * 2**20
-_LONGEST_YAML = 2**19
-_DEEPEST_YAML = 100
 
 ALLOW_PATTERNS = [*WEIGHTS, *CONFIGURATION]
 """What is fetched from a model repository: never pickles, never Python."""
-
-
-def foreign_yaml(text: str) -> Any:
-    """YAML of somebody else, as plain values.
-
-    Raises:
-        ValueError: it is none, is too long, or has aliases, by which a few lines become gigabytes, or lists in lists in
-            lists, which take their readers the square of their depth.
-    """
-    import yaml
-
-    # Not the C loader: deep nesting makes it overflow its stack, which ends the process.
-    if len(text) > _LONGEST_YAML:
-        raise ValueError(f"{len(text):,} characters of YAML, more than {_LONGEST_YAML:,}")
-    depth = accumulate((c in "[{") - (c in "]}") for c in text)
-    if max(depth, default=0) > _DEEPEST_YAML:
-        raise ValueError(f"YAML nested more than {_DEEPEST_YAML} deep")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("YAML with aliases")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
@@ -65,9 +40,9 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     if not found:
         raise ValueError("the card does not begin with front matter between two lines of ---")
     try:
-        front = foreign_yaml(found[1])
+        front = plain_yaml(found[1], stranger=True)
     except ValueError as error:
-        raise ValueError(f"the front matter is unreadable: {error}") from error
+        raise ValueError(f"the front matter is not valid YAML: {error}") from error
     if not isinstance(front, dict):
         raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
     return front, card[found.end() :]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kdhub.catalogue.catalog import read
 from kdhub.errors import RecipeError, close_matches
+from kdhub.plain_yaml import NotPlain, plain_yaml
 from kdhub.specs import MAIN
 
 SCHEMA = 1
@@ -247,9 +248,9 @@ def parse_set(text: str) -> Layer:
     if not equals or not all(parts):
         raise RecipeError([f"{label}: expected key=value, for example --set options.lr=1e-4"])
     try:
-        # YAML 1.1 reads 1e-4, which has no dot, as text.
-        values: Any = float(value) if _NUMBER.fullmatch(value.strip()) else yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        # `plain_yaml` reads 1e-4, which has no point, as text.
+        values: Any = float(value) if _NUMBER.fullmatch(value.strip()) else plain_yaml(value)
+    except NotPlain as error:
         raise RecipeError([f"{label}: the value is not valid YAML"]) from error
     for part in reversed(parts):
         values = {part: values}

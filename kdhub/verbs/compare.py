@@ -27,6 +27,7 @@ from kdhub.errors import KdhubError, RecipeError, RunError, UsageError
 from kdhub.evaluation.report import STUDENT, Report
 from kdhub.files import atomic_write, write_json
 from kdhub.method import TrainingOptions
+from kdhub.plain_yaml import plain_yaml
 from kdhub.recipes import chain
 from kdhub.recipes.layers import recipe_layer
 from kdhub.recipes.recipe import Layer, Recipe, build, combine, merge, parse_set, parse_sets, read_yaml
@@ -452,7 +453,7 @@ def run_cell(recipe: str, place: str) -> dict[str, Any]:
         from kdhub.evaluation.cost import reset_peak_memory
 
         reset_peak_memory()
-        wanted = build([Layer(place, yaml.safe_load(recipe))])
+        wanted = build([Layer(place, plain_yaml(recipe))])
         if (folder / "recipe.yaml").is_file():
             run = Run.open(folder)
             if run.recipe.to_dict() != wanted.to_dict():

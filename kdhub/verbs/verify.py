@@ -24,8 +24,9 @@ from kdhub.families import MEMBER, member_in
 from kdhub.hub import manifest
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, short
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
-from kdhub.hub.trust import foreign_yaml, split_card
+from kdhub.hub.trust import split_card
 from kdhub.metric import Measure
+from kdhub.plain_yaml import plain_yaml
 from kdhub.recipes import strangers
 from kdhub.recipes.recipe import Layer, Recipe, build
 from kdhub.recipes.resolve import Resolver
@@ -172,7 +173,7 @@ def _report(folder: Path, name: str) -> Report:
 
 def _recipe(folder: Path, name: str) -> Recipe:
     try:
-        values = foreign_yaml(_text(folder / RECIPE))
+        values = plain_yaml(_text(folder / RECIPE), stranger=True)
         if not isinstance(values, dict):
             raise ValueError(f"it is a {type(values).__name__}, not a mapping")
         return build([Layer(f"{name}/{RECIPE}", values)])
