@@ -38,6 +38,7 @@ ANSWER_IN = 60.0
 SLOWEST = 1024
 """The least bytes a second, over `HEADERS_IN` seconds, at which a file may arrive."""
 LARGEST_ANSWER = 32 * 2**20
+MOST_PAGES = 1000
 PROGRESS = 2**20
 """A try that brings this many bytes does not count as one of the `TRIES`."""
 
@@ -108,6 +109,8 @@ class Hub:
         that host's business."""
         following, seen = path, set()
         while following and following not in seen:
+            if len(seen) == MOST_PAGES:
+                raise UntrustedError(f"{doing}: the hub has more than {MOST_PAGES:,} pages of answers")
             seen.add(following)
             answer, following = self.json(following, doing)
             yield answer

@@ -31,7 +31,7 @@ def withheld(endpoint: str | None = None) -> str:
     if _origin(endpoint or own) != _origin(own):
         where = _shown(endpoint)
         return f"your token is for {_shown(own)} and was not sent; HF_ENDPOINT={where} says that it is for this hub"
-    if urlsplit(own).scheme != "https" and not _here(urlsplit(own).hostname or ""):
+    if urlsplit(own).scheme != "https" and not is_here(urlsplit(own).hostname or ""):
         return f"your token was not sent: {_shown(own)} is not https, so others could read it on the way"
     return ""
 
@@ -47,7 +47,8 @@ def _shown(address: str) -> str:
     return f"{scheme}://{host}" + ("" if port == _PORTS.get(scheme) else f":{port}")
 
 
-def _here(host: str) -> bool:
+def is_here(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
     if host == "localhost":
         return True
     try:

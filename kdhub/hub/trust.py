@@ -36,16 +36,22 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     Raises:
         ValueError: there is no front matter, or it is not a YAML mapping.
     """
-    found = re.match(r"---\r?\n(.*?\n)---\r?\n", card, re.DOTALL)
-    if not found:
+    text, body = front_and_body(card)
+    if text is None:
         raise ValueError("the card does not begin with front matter between two lines of ---")
     try:
-        front = plain_yaml(found[1], stranger=True)
+        front = plain_yaml(text, stranger=True)
     except ValueError as error:
         raise ValueError(f"the front matter is not valid YAML: {error}") from error
     if not isinstance(front, dict):
         raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
-    return front, card[found.end() :]
+    return front, body
+
+
+def front_and_body(card: str) -> tuple[str | None, str]:
+    """The text of the front matter, None where a card has none, and what comes after it."""
+    found = re.match(r"---\r?\n(.*?\n)---\r?\n", card, re.DOTALL)
+    return (found[1], card[found.end() :]) if found else (None, card)
 
 
 def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_code: bool = False) -> None:
