@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,53 @@ def sha256_file(path: Path | str) -> str:
 def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Digest of each named file below a folder, by its name with forward slashes."""
     return {name: sha256_file(folder / name) for name in sorted(names)}
+
+
+def known_sha256(path: Path | str) -> str:
+    """As `sha256_file`, remembered as long as the file is the same one by size, times and inode: a large one is not
+    read for every run."""
+    import hashlib
+
+    path = Path(path)
+    status = path.stat()
+    identity = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    note = home() / "data" / "files" / (hashlib.sha256(identity[0].encode()).hexdigest()[:32] + ".json")
+    try:
+        known = json.loads(note.read_text())
+        if known["identity"] == identity[1:]:
+            return known["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    value = sha256_file(path)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"identity": identity[1:], "sha256": value})
+    except OSError:
+        pass  # only a saving of time
+    return value
+
+
+def sealed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of every file below a folder, by which `changed` finds what was changed since."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": known_sha256(path)}
+        for path in files
+    }
+
+
+def changed(folder: Path, seals: Mapping[str, Any]) -> list[str]:
+    """The files that are not what they were when they were sealed, by name: missing, or of other bytes. Free when
+    nobody touched them."""
+
+    def same(name: str, seal: Any) -> bool:
+        path = folder / name
+        try:
+            return path.stat().st_size == seal["size"] and known_sha256(path) == seal["sha256"]
+        except (OSError, KeyError, TypeError):
+            return False
+
+    return [name for name, seal in seals.items() if not same(name, seal)]
 
 
 def size_text(count: float) -> str:

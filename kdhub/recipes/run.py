@@ -7,6 +7,7 @@ state.json        finished stages and what they gave
 checkpoints/      training state, each whole or not there
 drawn/            what the models gave on the rows that are drawn; like checkpoints, until the run has ended
 student/          the student, in its ecosystem's own format
+student.json      size and digest of each of its files, by which a change is noticed when it is used
 report.json, plots/, README.md
 """
 
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.errors import RecipeError, RunError
-from kdhub.files import atomic_write, is_leftover, write_json
+from kdhub.files import atomic_write, changed, is_leftover, sealed, write_json
 from kdhub.ranks import rank, world_size
 from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml, redact
 
 SCHEMA = 1
+_SEALS = "student.json"
 
 
 class Run:
@@ -127,6 +129,30 @@ class Run:
     @property
     def student_folder(self) -> Path:
         return self.folder / "student"
+
+    def seal_student(self) -> None:
+        """Note what the student's files are, now that they are whole."""
+        self.write_json(_SEALS, {"schema": SCHEMA, "files": sealed(self.student_folder)})
+
+    def damage(self) -> list[str]:
+        """The student's files that are no longer what the run saved. Runs from before seals have none."""
+        found = self.read_json(_SEALS, {})
+        return changed(self.student_folder, found.get("files", {})) if isinstance(found, dict) else [_SEALS]
+
+    def whole_student(self) -> Path:
+        """The folder of the student.
+
+        Raises:
+            RunError: there is none yet, or it is no longer what the run saved.
+        """
+        if not self.student_folder.is_dir():
+            raise RunError(f"{self.folder} has no student yet", hint=f"kdhub distill --resume {self.folder}")
+        if damage := self.damage():
+            raise RunError(
+                f"{self.student_folder} is not what the run saved: {', '.join(damage[:3])} changed since",
+                hint="distil it again, or copy it elsewhere and open that folder if the change is meant",
+            )
+        return self.student_folder
 
     @property
     def checkpoints(self) -> Path:
