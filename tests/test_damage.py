@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import kdhub
 from kdhub.errors import RunError, UntrustedError
-from kdhub.files import changed, known_sha256, sealed
+from kdhub.files import changed, known_sha256, read_sealed, sealed, write_sealed
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +58,7 @@ def test_a_student_that_was_changed_is_not_used(toys, toy_run, tmp_path, suffix)
     flip(damaged, at=damaged.stat().st_size // 2)
     for use in (kdhub.load, kdhub.evaluate, lambda place: kdhub.publish(place, "me/x", dry_run=True)):
         for place in (folder, folder / "student"):
-            with pytest.raises(RunError, match=f"is not what the run saved: {damaged.name} changed since"):
+            with pytest.raises(RunError, match=f"is not what was saved: student/{damaged.name} changed since"):
                 use(place)
 
 
@@ -88,3 +92,39 @@ def test_a_moved_tag_is_told(toys, toy_run, hub, caplog):
     assert f"v1 of me/toy named commit {first.commit[:12]} when it was pulled before" in caplog.text
 
 
+@given(st.data())
+def test_a_sealed_file_is_read_as_it_was_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("sealed") / "x.json"
+    value = {"a": 1.5, "b": [float("inf"), None, "ä"], "c": {"d": 2**70}}
+    write_sealed(path, value)
+    assert read_sealed(path) == value
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with suppress(ValueError):
+        read = read_sealed(path)
+        assert {key: read.get(key) for key in value} == value
+
+
+def test_a_report_that_was_changed_is_not_published(toys, toy_run, tmp_path):
+    folder = shutil.copytree(toy_run, tmp_path / "run")
+    text = (folder / "report.json").read_text()
+    value = re.search(r'"value": 0.(\d+)', text)
+    (folder / "report.json").write_text(text.replace(value[0], value[0][:-1] + "7" if value[0][-1] != "7" else "3", 1))
+    assert kdhub.load(folder) is not None
+    with pytest.raises(RunError, match="is not what was saved: report.json changed since"):
+        kdhub.publish(folder, "me/x", dry_run=True)
+
+
+def test_prepared_rows_that_were_changed_are_made_again(isolated, tmp_path, caplog):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "row {n}"}}\n' for n in range(20)))
+    before = [row["text"] for row in kdhub.open_data(str(tmp_path / "rows.jsonl")).split("train")]
+    for name, at in (("rows.arrow", -400), ("meta.json", 40)):
+        (damaged,) = (isolated / "data" / "prepared").glob(f"*/{name}")
+        content = bytearray(damaged.read_bytes())
+        at = content.index(b"row 1") + 4 if name == "rows.arrow" else at
+        content[at] ^= 1
+        damaged.write_bytes(content)
+        caplog.clear()
+        data = kdhub.open_data(str(tmp_path / "rows.jsonl"))
+        assert [row["text"] for row in data.split("train")] == before and "damaged, and are made again" in caplog.text

@@ -303,7 +303,10 @@ def test_a_made_teacher_that_was_changed_is_made_again(chain, isolated, tmp_path
     before = damaged.read_bytes()
     damaged.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
     distill("last", out=tmp_path / "two")
-    assert damaged.read_bytes() == before and f"recipe:assistant: {damaged.name} changed since it was made" in caplog.text
+    assert (
+        damaged.read_bytes() == before
+        and f"recipe:assistant: student/{damaged.name} changed since it was made" in caplog.text
+    )
 
 
 def test_a_student_of_another_seed_is_another_one(chain, isolated, tmp_path):

@@ -9,7 +9,6 @@ refs/<rev>.txt      the commit that a revision named when it was last pulled
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError, UsageError
-from kdhub.files import atomic_write, changed, home, write_json
+from kdhub.files import atomic_write, changed, home, read_sealed, write_sealed
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub, writing
 from kdhub.hub.files import (
@@ -132,10 +131,10 @@ def cached(
 def read_record(folder: Path) -> dict | None:
     """What `pull` wrote beside a student; None when the folder was not pulled."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_sealed(folder / RECORD)
+    except (OSError, ValueError):
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("files"), dict) and isinstance(record.get("bytes"), int)
+    whole = isinstance(record.get("files"), dict) and isinstance(record.get("bytes"), int)
     return record if whole else None
 
 
@@ -216,6 +215,8 @@ def _fetch(
         found = _download(hub, repo, kind, commit, entries, staging)
         _check(staging, found, f"{repo} at {commit[:12]}")
         _record(staging, pulled, revision, found)
+        if to is None:
+            shutil.rmtree(target, ignore_errors=True)  # without a record it is nobody's
         _move(staging, target)
     if to is None:
         _remember(pulled, revision)
@@ -303,7 +304,7 @@ def _record(staging: Path, pulled: Pulled, revision: str | None, found: Mapping[
         "bytes": pulled.bytes,
         "files": files,
     }
-    write_json(staging / RECORD, value)
+    write_sealed(staging / RECORD, value)
 
 
 def _entries(record: Mapping) -> Iterator[Entry]:

@@ -7,8 +7,8 @@ state.json        finished stages and what they gave
 checkpoints/      training state, each whole or not there
 drawn/            what the models gave on the rows that are drawn; like checkpoints, until the run has ended
 student/          the student, in its ecosystem's own format
-student.json      size and digest of each of its files, by which a change is noticed when it is used
 report.json, plots/, README.md
+seals.json        size and digest of the files, by which a change is noticed when they are used
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.errors import RecipeError, RunError
-from kdhub.files import atomic_write, changed, is_leftover, sealed, write_json
+from kdhub.files import atomic_write, changed, is_leftover, read_sealed, sealed, write_json, write_sealed
 from kdhub.ranks import rank, world_size
 from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml, redact
 
 SCHEMA = 1
-_SEALS = "student.json"
+_SEALS = "seals.json"
+_SEALED = ("state.json", _SEALS)
 
 
 class Run:
@@ -132,24 +133,37 @@ class Run:
 
     def seal_student(self) -> None:
         """Note what the student's files are, now that they are whole."""
-        self.write_json(_SEALS, {"schema": SCHEMA, "files": sealed(self.student_folder)})
+        self.write_json(_SEALS, {"schema": SCHEMA, "files": sealed(self.folder, self.student_folder.rglob("*"))})
 
-    def damage(self) -> list[str]:
-        """The student's files that are no longer what the run saved. Runs from before seals have none."""
-        found = self.read_json(_SEALS, {})
-        return changed(self.student_folder, found.get("files", {})) if isinstance(found, dict) else [_SEALS]
+    def seal(self) -> None:
+        """Note also what is told of the student, now that nothing more is to come."""
+        told = [self.folder / name for name in ("recipe.yaml", "provenance.json", "report.json", "metrics.jsonl")]
+        known = self.read_json(_SEALS, {"schema": SCHEMA, "files": {}})
+        self.write_json(_SEALS, {**known, "files": {**known["files"], **sealed(self.folder, told)}})
 
-    def whole_student(self) -> Path:
+    def damage(self, below: str = "") -> list[str]:
+        """The files that are no longer what the run saved, all or those below a name. Runs from before seals have no
+        such list."""
+        try:
+            known = self.read_json(_SEALS, {"files": {}})["files"]
+            return changed(self.folder, {name: seal for name, seal in known.items() if name.startswith(below)})
+        except (RunError, KeyError, AttributeError):
+            return [_SEALS]
+
+    def whole_student(self, told: bool = False) -> Path:
         """The folder of the student.
+
+        Args:
+            told: what is told of it, report and provenance, must be what was saved too.
 
         Raises:
             RunError: there is none yet, or it is no longer what the run saved.
         """
         if not self.student_folder.is_dir():
             raise RunError(f"{self.folder} has no student yet", hint=f"kdhub distill --resume {self.folder}")
-        if damage := self.damage():
+        if damage := self.damage("" if told else "student/"):
             raise RunError(
-                f"{self.student_folder} is not what the run saved: {', '.join(damage[:3])} changed since",
+                f"{self.folder} is not what was saved: {', '.join(damage[:3])} changed since",
                 hint="distil it again, or copy it elsewhere and open that folder if the change is meant",
             )
         return self.student_folder
@@ -165,13 +179,14 @@ class Run:
     def read_json(self, name: str, default: Any = None) -> Any:
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+            return read_sealed(path) if path.exists() else default
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}", hint="every file is written whole; was it edited?") from error
 
     def write_json(self, name: str, value: Any) -> None:
         if rank() == 0 and not self.read_only:
-            self._guard(lambda: write_json(self.folder / name, value), name)
+            write = write_sealed if name in _SEALED else write_json
+            self._guard(lambda: write(self.folder / name, value), name)
 
     def _write(self, name: str, text: str) -> None:
         self._guard(lambda: atomic_write(self.folder / name, text), name)

@@ -65,6 +65,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
         if page:
             write_page(run, resolver)
+        run.seal()
         run.stage("done", lambda: True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         pictured.forget(run)

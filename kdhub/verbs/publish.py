@@ -205,7 +205,7 @@ def _run(folder: Path) -> Run:
     run = Run.open(folder.parent if inside else folder)
     if not run.finished("done") or run.report is None or not run.student_folder.is_dir():
         raise RunError(f"{run.folder} is not finished", hint=f"kdhub distill --resume {run.folder}")
-    run.whole_student()
+    run.whole_student(told=True)
     return run
 
 
