@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ _RUN = ("auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", 
 _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 """Ways to compute attention that come with the libraries; the name of a repository is code from there."""
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
+_CLASSES = re.compile(
+    r"sentence_transformers(?:\.\w+)*\.(?:models|modules)(?:\.\w+)*\.(?:Asym|BoW|CLIPModel|CNN|Dense|Dropout|LSTM|LayerNorm"
+    r"|LogitScore|Normalize|Pooling|Router|StaticEmbedding|Transformer|WeightedLayerPooling|WordEmbeddings|WordWeights"
+    r"|[A-Z][A-Za-z]*Tokenizer)"
+    r"|torch\.nn(?:\.modules\.(?:activation|linear))?\.[A-Z][A-Za-z0-9]*|torch\.[a-z]+[0-9]+[a-z0-9_]*",
+    re.ASCII,
+)
+"""What a configuration may name by its place in a Python package: parts of a SentenceTransformer,
+activations, number types."""
 
 _LARGEST = 64 * 2**20
 
@@ -101,11 +113,17 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
                 if allow_remote_code:
                     continue
                 kind = str(module.get("type", ""))
-                if not kind.startswith("sentence_transformers."):
+                if not _CLASSES.fullmatch(kind):
                     raise UntrustedError(
-                        f"{name}: modules.json asks for the class {kind!r}, which is code of its own",
-                        hint="only sentence_transformers modules are loaded; trust_remote_code: true if you trust it",
+                        f"{name}: modules.json asks for the class {kind[:200]!r}, which is code of its own",
+                        hint="only known modules are loaded; trust_remote_code: true if you trust it",
                     )
+        elif path.name.endswith(".index.json"):
+            index = _read(path, name)
+            shards = index.get("weight_map") if isinstance(index, dict) else None
+            for shard in set(map(str, shards.values())) if isinstance(shards, dict) else ():
+                if not (path.parent / shard).resolve().is_relative_to(folder.resolve()):
+                    raise UntrustedError(f"{name}: {path.name} leads outside the folder ({shard[:200]!r})")
         elif not allow_remote_code and not any(path.match(pattern) for pattern in _DATA):
             for key, value in _settings(_read(path, name)):
                 if key.rpartition(".")[2] in _RUN and value:
@@ -113,11 +131,25 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
                         f"{name}: {path.name} has {key}, which runs Python from a repository",
                         hint="set trust_remote_code: true on the teacher or student if you have read that code",
                     )
+                said = "id2label" in key or key.endswith(".content")  # names of classes, and tokens
+                if not said and _names_code(value):
+                    raise UntrustedError(
+                        f"{name}: {path.name} has {key}={value[:200]!r}, which is code of an installed package",
+                        hint="no known part of a model is named so; trust_remote_code: true if you trust it",
+                    )
                 if key.rpartition(".")[2] in _ATTENTION and isinstance(value, str) and value not in _PLAIN_ATTENTION:
                     raise UntrustedError(
                         f"{name}: {path.name} has {key}={value[:60]!r}, which may be a kernel from a repository",
                         hint=f"expected one of {', '.join(_PLAIN_ATTENTION)}; trust_remote_code: true if you trust it",
                     )
+
+
+def _names_code(value: Any) -> bool:
+    """Whether it is the name of something in a package that is installed here, other than the parts of models that
+    configurations name so: a library may import and call what it reads."""
+    if not isinstance(value, str) or len(value) > 500 or not _DOTTED.fullmatch(value) or _CLASSES.fullmatch(value):
+        return False
+    return find_spec(value.partition(".")[0]) is not None
 
 
 def _settings(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
@@ -131,6 +163,7 @@ def _settings(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _settings(inner, f"{at}{key}.")
     elif isinstance(value, list):
         for inner in value:
+            yield at.rstrip("."), inner
             yield from _settings(inner, at)
 
 

@@ -252,6 +252,22 @@ REFUSED = {
         "model_args.trust_remote_code, which runs Python",
     ),
     "foreign-class": (lambda f: edit(f / "modules.json", lambda m: m[1].update(type="evil.Pooling")), "'evil.Pooling'"),
+    "a-function-of-a-module": (
+        lambda f: edit(f / "modules.json", lambda m: m[1].update(type="sentence_transformers.util.http_get")),
+        "'sentence_transformers.util.http_get', which is code",
+    ),
+    "an-installed-class": (
+        lambda f: edit(f / "config.json", lambda c: c.update(activation_function="subprocess.Popen")),
+        "config.json has activation_function='subprocess.Popen', which is code",
+    ),
+    "a-class-in-a-list": (
+        lambda f: edit(f / "config.json", lambda c: c.update(x=[{"types": ["os.system"]}])),
+        "x.types='os.system', which is code",
+    ),
+    "weights-elsewhere": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/x.safetensors"}}'),
+        "model.safetensors.index.json leads outside",
+    ),
     "no-weights": (lambda f: (f / "model.safetensors").unlink(), "no safetensors"),
     "broken-json": (lambda f: (f / "modules.json").write_text("[{"), "not readable JSON"),
     "outside": (lambda f: edit(f / "modules.json", lambda m: m[1].update(path="../1_Pooling")), "outside"),
