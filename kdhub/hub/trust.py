@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.errors import UntrustedError
+from kdhub.hub.weights import check_weights
 from kdhub.plain_yaml import plain_yaml
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -96,6 +97,7 @@ def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_co
                     hint="convert them to safetensors; kdhub does not load pickles",
                 )
     check_configuration(folder, name=name, allow_remote_code=allow_remote_code)
+    check_weights(folder, name)
 
 
 def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = False) -> None:
