@@ -41,7 +41,7 @@ def serve(
     """Serve models and data sets to kdhub, `hf` and every other client of the Hugging Face Hub."""
     from kdhub.verbs import hub
 
-    hub.serve(folder, host=host, port=port, anonymous=anonymous, tell=print, address=address)
+    hub.serve(folder, host=host, port=port, anonymous=anonymous, tell=_output.tell_once, address=address)
 
 
 @app.command("gc")
@@ -70,7 +70,7 @@ def create(
     """Make a token. It is printed this once; the hub keeps only its digest."""
     from kdhub.verbs import hub
 
-    print(hub.add_token(folder, name, role.value))
+    _output.tell_once(hub.add_token(folder, name, role.value))
 
 
 @token_app.command("list")

@@ -27,7 +27,8 @@ from typing import Any
 from kdhub.errors import RecipeError, RunError
 from kdhub.files import atomic_write, changed, is_leftover, read_sealed, sealed, write_json, write_sealed
 from kdhub.ranks import rank, world_size
-from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml, redact
+from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml
+from kdhub.secrets import redact
 
 SCHEMA = 1
 _SEALS = "seals.json"

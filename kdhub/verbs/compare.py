@@ -33,6 +33,7 @@ from kdhub.recipes.layers import recipe_layer
 from kdhub.recipes.recipe import Layer, Recipe, build, combine, merge, parse_set, parse_sets, read_yaml
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run, environment
+from kdhub.secrets import Formatter
 from kdhub.training.execute import execute, unchained
 
 logger = logging.getLogger("kdhub")
@@ -446,7 +447,7 @@ def run_cell(recipe: str, place: str) -> dict[str, Any]:
     folder = Path(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = logging.FileHandler(folder.parent / f"{folder.name}.log", encoding="utf-8")
-    log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.setFormatter(Formatter("%(asctime)s %(message)s"))
     logger.handlers[:], logger.propagate = [log], False
     logger.setLevel(logging.INFO)
     try:
