@@ -30,6 +30,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
+from kdhub.secrets import redact
+
 
 class ExitCode(IntEnum):
     """Exit codes of the command line."""
@@ -53,9 +55,9 @@ class KdhubError(Exception):
     exit_code = ExitCode.FAILED
 
     def __init__(self, message: str, *, hint: str | None = None):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redact(message)
+        self.hint = hint and redact(hint)
+        super().__init__(self.message)
 
     def to_dict(self) -> dict:
         """The error as one JSON object, for `--json`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,39 @@ def write_json(path: Path | str, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n")
 
 
+_SEAL = "seal"
+
+
+def write_sealed(path: Path | str, value: Mapping[str, Any]) -> None:
+    """As `write_json`, with a digest of the values among them, by which `read_sealed` notices a changed one."""
+    value = json.loads(json.dumps(value, default=str))
+    write_json(path, {**value, _SEAL: _seal_of(value)})
+
+
+def read_sealed(path: Path | str) -> dict[str, Any]:
+    """The values of a file that `write_sealed` or, before there were seals, `write_json` wrote.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no JSON object, or was changed since it was written.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"it is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it is a {type(value).__name__}, not an object")
+    seal = value.pop(_SEAL, None)
+    if seal is not None and seal != _seal_of(value):
+        raise ValueError("it was changed since it was written")
+    return value
+
+
+def _seal_of(value: Any) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
 def given_or_shared(argument: str, fits: Callable[[Path], bool] = Path.is_file) -> Path | None:
     """A file as it is named, else below `KDHUB_DATA`; None where neither `fits`."""
     data = os.environ.get("KDHUB_DATA")
@@ -96,6 +129,63 @@ def sha256_file(path: Path | str) -> str:
 def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Digest of each named file below a folder, by its name with forward slashes."""
     return {name: sha256_file(folder / name) for name in sorted(names)}
+
+
+def known_sha256(path: Path | str) -> str:
+    """As `sha256_file`, remembered as long as the file is the same one by size, times and inode: a large one is not
+    read for every run."""
+    note, identity = _identity(Path(path))
+    try:
+        known = read_sealed(note)
+        if known["identity"] == identity:
+            return known["sha256"]
+    except (OSError, ValueError, KeyError):
+        pass
+    value = sha256_file(path)
+    remember_sha256(path, value)
+    return value
+
+
+def remember_sha256(path: Path | str, value: str) -> None:
+    """Tell `known_sha256` the digest of a file that was just written."""
+    note, identity = _identity(Path(path))
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(note, {"identity": identity, "sha256": value})
+    except OSError:
+        pass  # only a saving of time
+
+
+def _identity(path: Path) -> tuple[Path, list[int]]:
+    import hashlib
+
+    status = path.stat()
+    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return home() / "data" / "files" / f"{name}.json", identity
+
+
+def sealed(folder: Path, paths: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Size and digest of every file below a folder, or of some, by which `changed` finds what was changed since."""
+    files = sorted(path for path in (folder.rglob("*") if paths is None else paths) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": known_sha256(path)}
+        for path in files
+    }
+
+
+def changed(folder: Path, seals: Mapping[str, Any]) -> list[str]:
+    """The files that are not what they were when they were sealed, by name: missing, or of other bytes. Free when
+    nobody touched them."""
+
+    def same(name: str, seal: Any) -> bool:
+        path = folder / name
+        try:
+            return path.stat().st_size == seal["size"] and known_sha256(path) == seal["sha256"]
+        except (OSError, KeyError, TypeError):
+            return False
+
+    return [name for name, seal in seals.items() if not same(name, seal)]
 
 
 def size_text(count: float) -> str:

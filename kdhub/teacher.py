@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from kdhub.files import canonical_json, home, write_json
+from kdhub.files import canonical_json, home, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,11 +113,9 @@ class Teacher(ABC):
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """`probe`, measured once for each identity and kept on disk, so that a second run calls nothing."""
-        import json
-
         path = facts_path(self.identity)
-        if path.exists():
-            return json.loads(path.read_text())["facts"]
+        with suppress(OSError, ValueError, KeyError):  # not there, or damaged: asked again
+            return read_sealed(path)["facts"]
         facts = dict(self.probe())
         self._keep_facts(facts)
         return facts
@@ -125,7 +124,7 @@ class Teacher(ABC):
         path = facts_path(self.identity)
         path.parent.mkdir(parents=True, exist_ok=True)
         name = self.provenance.get("id") or self.argument
-        write_json(path, {"schema": 1, "name": name, "identity": self.identity, "facts": facts})
+        write_sealed(path, {"schema": 1, "name": name, "identity": self.identity, "facts": facts})
 
     def look(self, kind: str, examples: Sequence[Example]) -> None:
         """Shown an example before `layout` of a signal whose shape only running it tells (`layer:NAME`)."""

@@ -23,6 +23,7 @@ from kdhub.data import pydoc as pydoc_data
 from kdhub.data import sources
 from kdhub.data.dataset import BadRow, Data, DataOptions, RowSource, parse_source
 from kdhub.errors import DataError, HubError, RecipeError, UsageError
+from kdhub.files import known_sha256
 from kdhub.rows import plain_rows
 
 SHARED = os.environ.get("KDHUB_DATA")
@@ -470,7 +471,7 @@ def test_rows_are_read_once_and_the_file_hashed_once(write, monkeypatch):
         raise AssertionError("read again")
 
     monkeypatch.setattr(sources.JsonLines, "rows", never)
-    monkeypatch.setattr(sources, "sha256_file", never)
+    monkeypatch.setattr("kdhub.files.sha256_file", never)
     again = sources.jsonl(name)
     assert again.fingerprint("train") == first.fingerprint("train")
     Path(name).write_bytes(jsonl(TEXTS[:1]))
@@ -632,7 +633,7 @@ def test_no_network_and_offline(run_python, tmp_path):
 def entry(write, tmp_path, **changes) -> dict:
     write("texts/a.jsonl", jsonl(TEXTS))
     fingerprint = sources.jsonl(write("plain.jsonl", jsonl([{"text": r["text"]} for r in TEXTS]))).fingerprint("train")
-    source = {"file": "texts/a.jsonl", "sha256": sources.digest(tmp_path / "texts/a.jsonl")}
+    source = {"file": "texts/a.jsonl", "sha256": known_sha256(tmp_path / "texts/a.jsonl")}
     split = {"columns": {"text": "text"}, "fingerprint": fingerprint, "sources": [source]}
     return {"format": "texts", "splits": {"train": {**split, **changes}}}
 

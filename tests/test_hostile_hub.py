@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import TOKEN, Answer, git_sha1
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_pull import contents, student
@@ -22,9 +23,10 @@ from test_pull import contents, student
 import kdhub
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError
 from kdhub.evaluation.card_check import check_card
-from kdhub.hub import client, manifest
+from kdhub.hub import client, manifest, tokens
 from kdhub.hub.files import check_entries, kind_problem, name_problem, parse_commit, parse_tree
-from kdhub.hub.trust import foreign_yaml, split_card
+from kdhub.hub.trust import split_card
+from kdhub.plain_yaml import plain_yaml
 from kdhub.verbs.search import parse_row
 
 
@@ -310,6 +312,43 @@ def test_a_bad_token_is_told_apart_from_a_missing_repository(hub, refused):
     assert "refused the token" in refused(HubError).message
 
 
+def test_a_token_goes_to_the_hub_that_it_is_for(hub, refused, monkeypatch):
+    sent = []
+
+    def tamper(request):
+        sent.append(request.headers.get("Authorization"))
+        raise Answer(401, {})
+
+    hub.tamper = tamper
+    refused(HubError)
+    assert sent and all(TOKEN in (told or "") for told in sent)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://mine.example")
+    sent.clear()
+    error = refused(NotFoundError, endpoint=hub.endpoint)
+    assert sent and not any(sent) and "your token is for https://mine.example and was not sent" in error.hint
+
+
+@pytest.mark.parametrize(
+    "own, asked, kept",
+    [
+        ("https://huggingface.co", None, ""),
+        ("https://huggingface.co", "https://HuggingFace.co:443/", ""),
+        ("https://huggingface.co", "http://huggingface.co", "HF_ENDPOINT=http://huggingface.co"),
+        ("https://huggingface.co", "https://huggingface.co.evil.example", "was not sent"),
+        ("http://127.0.0.1:8787", "http://127.0.0.1:8787/", ""),
+        ("http://127.0.0.1:8787", "http://127.0.0.1:8788", "was not sent"),
+        ("http://[::1]:8787", None, ""),
+        ("http://hub.example", None, "is not https"),
+        ("http://127.0.0.1.evil.example", None, "is not https"),
+        ("https://me:secret@hub.example", "https://other.example", "is for https://hub.example and"),
+    ],
+)
+def test_whose_token_it_is(hub, monkeypatch, own, asked, kept):
+    monkeypatch.setattr(constants, "ENDPOINT", own)
+    assert kept in tokens.withheld(asked) and bool(tokens.withheld(asked)) == bool(kept)
+    assert tokens.token_for(asked) == (False if kept else TOKEN)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[" * 100_000, b'{"sha": 1}', b'{"sha": "main"}', b"[1]", b"null", b"7"]
 )
@@ -373,7 +412,7 @@ BOMB = "---\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         "no front matter",
         "---\n- a\n---\n",
         "---\na: \x00\n---\n",
-        "---\na: 2001-99-99\n---\n",
+        "---\na: 1\na: 2\n---\n",
     ],
 )
 def test_front_matter_that_means_harm(hub, tmp_path, card):
@@ -454,7 +493,7 @@ def of_manifest(value) -> None:
 
 def of_card(value) -> None:
     check_card(f"---\n{value}\n---\n# x\n\ny\n")
-    foreign_yaml(value)
+    plain_yaml(value, stranger=True)
 
 
 def of_search(value) -> None:

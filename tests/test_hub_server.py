@@ -38,7 +38,8 @@ from starlette.datastructures import Headers, QueryParams
 from kdhub.hub.server.access import Access, Caller
 from kdhub.hub.server.api import answer
 from kdhub.hub.server.call import Call
-from kdhub.hub.server.store import LFS_OVER, Change, Refused, Store, check_paths, derived_tags, is_lfs
+from kdhub.hub.server.rules import LFS_OVER, Refused, check_paths, derived_tags, is_lfs
+from kdhub.hub.server.store import Change, Store
 
 ROOT = Path(__file__).parents[1]
 CARD = """---

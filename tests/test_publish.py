@@ -121,6 +121,7 @@ def test_results_on_data_of_the_hub_go_into_eval_results(hub, run):
     for use in facts["data"]["use"]:
         use["from"] = {"kind": "hub", "repo": "org/points", "revision": "a" * 40, "split": "test"}
     (run / "provenance.json").write_text(json.dumps(facts))
+    kdhub.Run.open(run).seal()
     publish(run, "me/toy", licence="mit")
     (entry,) = yaml.safe_load(hub.files("me/toy")[".eval_results/kdhub.yaml"])
     value = next(m["value"] for m in kdhub.Run.open(run).report["measures"]
@@ -197,7 +198,7 @@ def test_media_go_along_up_to_a_size(hub, run, monkeypatch):
         publish(run, "me/toy", licence="mit")
     assert error.value.problems == [
         "'turn.gif' has 6 bytes, and a .gif file may have 5",
-        "scene.ply, line 2: this looks like a secret (hf_A...)",
+        "scene.ply, line 2: this looks like a secret (hf_A...); if it is none, --allow-secret scene.ply:2",
     ]
 
 
@@ -212,6 +213,7 @@ def test_a_licence_that_forbids_derivatives_is_a_warning(hub, run):
     facts = json.loads((run / "provenance.json").read_text())
     facts["teacher"]["licence"] = "cc-by-nc-nd-4.0"
     (run / "provenance.json").write_text(json.dumps(facts))
+    kdhub.Run.open(run).seal()
     found = publish(run, "me/toy", dry_run=True)
     assert ["forbids derivatives" in w for w in found.warnings] == [True]
     assert "forbids derivatives" in found.card and split_card(found.card)[0]["license"] == "cc-by-nc-nd-4.0"

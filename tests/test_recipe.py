@@ -294,6 +294,21 @@ def test_a_chain_is_made_once_and_reused(chain, isolated, tmp_path):
     assert names == ["assistant", "assistant", "labelled"], "a changed recipe is made again, what it stands on is not"
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_made_teacher_that_was_changed_is_made_again(chain, isolated, tmp_path, caplog, suffix):
+    chain("assistant", method="toy-plain", teacher=None)
+    chain("last", teacher="recipe:assistant")
+    distill("last", out=tmp_path / "one")
+    damaged = next(p for p in (isolated / "recipes").rglob("student/*") if p.suffix == suffix)
+    before = damaged.read_bytes()
+    damaged.write_bytes(before[:-3] + bytes([before[-3] ^ 1]) + before[-2:])
+    distill("last", out=tmp_path / "two")
+    assert (
+        damaged.read_bytes() == before
+        and f"recipe:assistant: student/{damaged.name} changed since it was made" in caplog.text
+    )
+
+
 def test_a_student_of_another_seed_is_another_one(chain, isolated, tmp_path):
     chain("assistant", method="toy-plain", teacher=None, seed=1)
     chain("last", teacher="recipe:assistant")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from kdhub.errors import CompatibilityError, DataError, ExitCode, RunError, TrainingError, UsageError
+from kdhub.files import read_sealed, write_sealed
 from kdhub.method import ObjectiveMethod, TrainingOptions, step_count
 from kdhub.ranks import resolve_precision
 from kdhub.sampler import MixtureSampler, ShuffledSampler
@@ -294,6 +295,27 @@ def test_a_run_goes_on_with_the_teacher_and_the_start_it_began_with(broken, monk
         distill(resume=broken[0])
 
 
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", STATE])
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_damaged_checkpoint_is_passed_over(train, tmp_path, monkeypatch, caplog, damaged, all_of_them):
+    import toy
+
+    whole = train("whole", epochs=2, checkpoint_steps=2)
+    monkeypatch.setattr(toy.Hint, "fail_at", 7)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", epochs=2, checkpoint_steps=2)
+    monkeypatch.setattr(toy.Hint, "fail_at", None)
+    made = list_checkpoints(tmp_path / "cut" / "checkpoints")
+    for checkpoint in made if all_of_them else made[-1:]:
+        content = bytearray((checkpoint / damaged).read_bytes())
+        content[len(content) // 2] ^= 1
+        (checkpoint / damaged).write_bytes(content)
+    with caplog.at_level("INFO", logger="kdhub"):
+        resumed = distill(resume=tmp_path / "cut")
+    assert weights(resumed) == weights(whole) and f"{made[-1]} was changed since it was written" in caplog.text
+    assert (f"resuming from {made[0].name}" in caplog.text) == (not all_of_them)
+
+
 @pytest.mark.parametrize("in_a_stage", [False, True])
 def test_each_training_of_a_run_has_checkpoints_of_its_own(train, tmp_path, monkeypatch, in_a_stage):
     """A run that trains twice, perhaps first in a stage: broken off in the second, it ends as an undisturbed one."""
@@ -417,7 +439,7 @@ def test_the_number_of_ranks_may_not_change(train, tmp_path, monkeypatch):
         train(checkpoint_steps=2)
     monkeypatch.setattr(toy.Hint, "fail_at", None)
     state = tmp_path / "run" / "checkpoints" / "checkpoint-4" / STATE
-    state.write_text(json.dumps({**json.loads(state.read_text()), "ranks": 2}))
+    write_sealed(state, {**read_sealed(state), "ranks": 2})
     with pytest.raises(UsageError, match="was written by 2 ranks, this job has 1"):
         distill(resume=tmp_path / "run")
 
@@ -429,7 +451,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(train, tmp_path, monkeypatch
     from kdhub.training import engine as training
 
     whole = train("whole", epochs=2, checkpoint_steps=2)
-    real = {"model": safetensors.torch.save_model, "commit": training.write_json}[failing]
+    real = {"model": safetensors.torch.save_model, "commit": training.write_sealed}[failing]
     calls = []
 
     def full(*arguments):
@@ -441,7 +463,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(train, tmp_path, monkeypatch
     if failing == "model":
         monkeypatch.setattr(safetensors.torch, "save_model", full)
     else:
-        monkeypatch.setattr(training, "write_json", full)
+        monkeypatch.setattr(training, "write_sealed", full)
     with pytest.raises(TrainingError, match="cannot write a checkpoint at step 6: No space left on device") as error:
         train("cut", epochs=2, checkpoint_steps=2)
     assert "--resume" in error.value.hint

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
+from pydantic import BaseModel, Field
 
 import kdhub
 from kdhub.errors import UntrustedError
 from kdhub.hub.files import digests
+from kdhub.recipes import strangers
 from kdhub.verbs import publish as verb
 
 
@@ -139,7 +142,45 @@ def test_a_stranger_s_teacher_gets_no_key(pulled, monkeypatch):
     seal(pulled)
     monkeypatch.setattr("kdhub.recipes.resolve.Resolver.teacher", lambda *a: pytest.fail("opened"))
     figure = kdhub.verify(pulled, with_teacher=True).figures[1]
-    assert figure.verdict == "not checked" and "asks for api_key_env, base_url" in figure.note
+    assert figure.verdict == "not checked" and "unknown key 'teacher.api_key_env'" in figure.note
+
+
+@pytest.mark.parametrize(
+    "source", ["openai:great", "hf:../../etc", "zero-shot:path:/x", "experts:/etc/passwd", {"source": "ensemble"}]
+)
+def test_a_stranger_s_teacher_is_one_that_anybody_has(pulled, monkeypatch, source):
+    recipe = yaml.safe_load((pulled / "recipe.yaml").read_text())
+    recipe["teacher"] = source
+    (pulled / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    seal(pulled)
+    monkeypatch.setattr("kdhub.recipes.resolve.Resolver.teacher", lambda *a: pytest.fail("opened"))
+    assert kdhub.verify(pulled, with_teacher=True).figures[1].verdict == "not checked"
+
+
+class Measured(BaseModel):
+    judge: str | None = None
+    samples: int = Field(1, ge=1)
+    generate: int = 0
+    noise: list[float] | Literal["off"] = "off"
+    precision: Literal["int8", "off"] = "off"
+    seed: int = 0
+    trust_remote_code: bool = False
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ({"judge": "openai:great", "generate": 5}, {"judge"}),
+        ({"generate": 10**9}, {"generate"}),
+        ({"samples": 10**6, "generate": 500}, {"samples", "generate"}),
+        ({"trust_remote_code": True}, {"trust_remote_code"}),
+        ({"samples": 8, "generate": 500, "noise": [0.1], "precision": "int8", "seed": 2**31}, set()),
+    ],
+)
+def test_what_an_evaluation_may_ask_for(asked, told):
+    options, why = strangers.bounded(Measured(**asked))
+    assert options == Measured(**{name: value for name, value in asked.items() if name not in told})
+    assert {name for name in asked if f"{name}=" in why} == told and bool(why) == bool(told)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
 from kdhub.files import config_home, home
+from kdhub.plain_yaml import NotPlain, plain_yaml
 
 if TYPE_CHECKING:
     from kdhub.catalogue.index import Index
@@ -227,19 +228,13 @@ def read(file: Path, what: str = "an entry") -> dict[str, Any]:
     Raises:
         RecipeError: it cannot be read, is not YAML, or is no mapping; names file and line.
     """
-    import yaml
-
-    # The C loader is ten times faster; builds without it exist.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        with open(file, "rb") as stream:
-            values = yaml.load(stream, Loader=loader)
+        values = plain_yaml(file.read_bytes())
     except OSError as error:
         raise RecipeError([f"{file}: {error.strerror or error}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError([f"{file}{place}: not valid YAML ({getattr(error, 'problem', None) or error})"]) from error
+    except NotPlain as error:
+        place = f", line {error.line}, column {error.column}" if error.line else ""
+        raise RecipeError([f"{file}{place}: not valid YAML ({error})"]) from error
     if not isinstance(values, dict):
         raise RecipeError([f"{file}: {what} is a mapping of keys, this is a {type(values).__name__}"])
     return values

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from kdhub.data.dataset import Data
 from kdhub.data.hub_rows import HubSource
 from kdhub.data.prepare import BadRow, Source, rename, rename_table
-from kdhub.data.sources import digest, file_source
+from kdhub.data.sources import file_source
 from kdhub.errors import DataError, HubError, UnavailableError
+from kdhub.files import known_sha256
 
 if TYPE_CHECKING:
     import datasets
@@ -192,7 +193,7 @@ def _candidate(
         file = data_dir / source["file"]
         if not file.is_file():
             raise _Unavailable("not below KDHUB_DATA")
-        if (found := digest(file)) != source["sha256"]:
+        if (found := known_sha256(file)) != source["sha256"]:
             raise DataError(
                 f"{source['file']} below KDHUB_DATA has sha256 {found}, the catalogue says {source['sha256']}",
                 hint="get the file again; other rows are another entry",

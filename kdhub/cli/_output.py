@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from kdhub.errors import KdhubError, UsageError
 from kdhub.ranks import rank
+from kdhub.secrets import Formatter, redact
 
 _traceback = False
 
@@ -35,10 +37,40 @@ def set_up(*, quiet: bool, verbose: bool, traceback: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
-class _Formatter(logging.Formatter):
+class _Formatter(Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return f"warning: {text}" if record.levelno >= logging.WARNING else text
+
+
+class _Redacted:
+    """A stream without secrets: tables, JSON, tracebacks and what libraries print all go through here."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(redact(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def redacted() -> Iterator[None]:
+    """Nothing that is written to stdout or stderr tells a secret, but what `tell_once` writes."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Redacted, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def tell_once(text: str) -> None:
+    """A line on stdout as it is: a new token is shown this one time."""
+    print(text, file=getattr(sys.stdout, "stream", sys.stdout))
 
 
 def emit(value: Any) -> None:

@@ -113,6 +113,11 @@ def _described(command: Callable[..., Any]) -> Callable[[], None]:
 
 def run() -> None:
     """Run the command line and exit with its code."""
+    with _output.redacted():
+        _run()
+
+
+def _run() -> None:
     from kdhub.plugins.discovery import get_plugins
 
     as_json = "--json" in sys.argv

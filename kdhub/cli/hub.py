@@ -31,6 +31,9 @@ def serve(
     folder: Folder = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 8787,
+    address: Annotated[
+        str | None, typer.Option(help="What clients call it, behind a server with TLS: https://hub.example.")
+    ] = None,
     anonymous: Annotated[
         bool, typer.Option("--anonymous/--no-anonymous", help="Let anyone read what is not private.")
     ] = True,
@@ -38,7 +41,7 @@ def serve(
     """Serve models and data sets to kdhub, `hf` and every other client of the Hugging Face Hub."""
     from kdhub.verbs import hub
 
-    hub.serve(folder, host=host, port=port, anonymous=anonymous, tell=print)
+    hub.serve(folder, host=host, port=port, anonymous=anonymous, tell=_output.tell_once, address=address)
 
 
 @app.command("gc")
@@ -67,7 +70,7 @@ def create(
     """Make a token. It is printed this once; the hub keeps only its digest."""
     from kdhub.verbs import hub
 
-    print(hub.add_token(folder, name, role.value))
+    _output.tell_once(hub.add_token(folder, name, role.value))
 
 
 @token_app.command("list")

@@ -29,6 +29,9 @@ def publish(
     despite: Annotated[
         list[str] | None, typer.Option(metavar="REASON", help="Repeat a reason that stands against publishing it.")
     ] = None,
+    allow_secret: Annotated[
+        list[str] | None, typer.Option(metavar="PATH:LINE", help="What looks like a secret there is none.")
+    ] = None,
     endpoint: Endpoint = None,
     json: Json = False,
 ) -> None:
@@ -48,6 +51,7 @@ def publish(
         sign=sign,
         register=register,
         despite=despite or (),
+        allow_secrets=allow_secret or (),
         endpoint=endpoint,
     )
     if json:

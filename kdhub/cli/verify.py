@@ -17,6 +17,9 @@ def verify(
     member: Member = None,
     key: Annotated[Path | None, typer.Option(metavar="KEY", help="Also its signature, with this public key.")] = None,
     with_teacher: Annotated[bool, typer.Option("--with-teacher", help="Also what needs the teacher.")] = False,
+    trust_recipe: Annotated[
+        bool, typer.Option("--trust-recipe", help="Open and ask whatever its recipe names, also what costs money.")
+    ] = False,
     tolerance: Annotated[float, typer.Option(min=0, help="Relative difference allowed.")] = 0.01,
     endpoint: Endpoint = None,
     json: Json = False,
@@ -25,7 +28,13 @@ def verify(
     from kdhub.verbs import verify as verb
 
     found = verb.verify(
-        target, member=member, key=key, with_teacher=with_teacher, tolerance=tolerance, endpoint=endpoint
+        target,
+        member=member,
+        key=key,
+        with_teacher=with_teacher,
+        trust_recipe=trust_recipe,
+        tolerance=tolerance,
+        endpoint=endpoint,
     )
     if json:
         _output.emit(found.to_dict())

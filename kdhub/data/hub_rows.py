@@ -14,6 +14,7 @@ from kdhub.data.dataset import Data
 from kdhub.data.prepare import BadRow, Source, iterate, names_of
 from kdhub.errors import DataError, HubError, UsageError
 from kdhub.files import home
+from kdhub.hub.tokens import token_for
 
 if TYPE_CHECKING:
     import datasets
@@ -92,9 +93,9 @@ def load_hub(repo: str, revision: str | None, config: str | None) -> tuple[Mappi
         try:
             commit = revision or ""
             if not _COMMIT.fullmatch(commit) and not constants.HF_HUB_OFFLINE:
-                commit = HfApi().dataset_info(repo, revision=revision).sha or ""
+                commit = HfApi(token=token_for()).dataset_info(repo, revision=revision).sha or ""
             found = datasets.load_dataset(
-                repo, config, revision=commit or revision, cache_dir=str(home() / "data" / "hub")
+                repo, config, revision=commit or revision, cache_dir=str(home() / "data" / "hub"), token=token_for()
             )
             break
         except Exception as error:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import shutil
@@ -19,12 +20,14 @@ import numpy as np
 
 from kdhub.data import forms
 from kdhub.errors import DataError
-from kdhub.files import canonical_json, home, write_json
+from kdhub.files import canonical_json, home, known_sha256, read_sealed, remember_sha256, sha256_file, write_sealed
 from kdhub.rows import BadRows, class_names, dense, named
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+logger = logging.getLogger("kdhub")
 
 SCHEMA = 2  # of the prepared files: raised when checks or layout change, so that old ones are not used
 _BATCH, _BYTES = 1000, 2**18
@@ -177,8 +180,10 @@ def _once(key: Mapping[str, Any], write: Callable[[Path], dict[str, Any]]) -> tu
                 staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}."))
                 try:
                     meta = write(staging / "rows.arrow")
-                    write_json(staging / "meta.json", meta)
+                    meta["sha256"] = sha256_file(staging / "rows.arrow")
+                    write_sealed(staging / "meta.json", meta)
                     os.replace(staging, folder)
+                    remember_sha256(folder / "rows.arrow", meta["sha256"])
                 finally:
                     shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
@@ -194,10 +199,15 @@ def _once(key: Mapping[str, Any], write: Callable[[Path], dict[str, Any]]) -> tu
 def _read_meta(folder: Path) -> dict[str, Any] | None:
     """What `_write_rows` said, if the file beside it is whole."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        return meta if (folder / "rows.arrow").stat().st_size == meta["bytes"] else None
-    except (OSError, ValueError, KeyError):
+        meta, rows = read_sealed(folder / "meta.json"), folder / "rows.arrow"
+        if rows.stat().st_size == meta["bytes"] and meta.get("sha256") in (None, known_sha256(rows)):
+            return meta
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError):
+        pass
+    logger.warning("prepared rows in %s were damaged, and are made again", folder)
+    return None
 
 
 def _write_rows(path: Path, source: Source, plan: Plan) -> dict[str, Any]:
@@ -428,7 +438,7 @@ def fingerprint_of(table: datasets.Dataset, key: Mapping[str, Any]) -> str:
     """sha256 over the rows of a table, kept under the key so that it is not computed for every run."""
     path = home() / "data" / "fingerprints" / (hashlib.sha256(canonical_json(key)).hexdigest()[:32] + ".json")
     try:
-        return json.loads(path.read_text())["fingerprint"]
+        return read_sealed(path)["fingerprint"]
     except (OSError, ValueError, KeyError):
         pass
     digest = hashlib.sha256()
@@ -436,7 +446,7 @@ def fingerprint_of(table: datasets.Dataset, key: Mapping[str, Any]) -> str:
         digest.update(_canonical(row))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"fingerprint": digest.hexdigest(), "rows": table.num_rows})
+        write_sealed(path, {"fingerprint": digest.hexdigest(), "rows": table.num_rows})
     except OSError:
         pass  # only a saving of time
     return digest.hexdigest()

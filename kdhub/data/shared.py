@@ -13,7 +13,6 @@ name is a digest of their content: rows of another graph have another fingerprin
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -27,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from kdhub.errors import DataError
-from kdhub.files import canonical_json, home, write_json
+from kdhub.files import canonical_json, changed, home, read_sealed, sealed, write_sealed
 
 NAME = re.compile(r"[0-9a-f]{32}")
+_SEALS = "seals.json"
 FIELD = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -53,13 +53,13 @@ class Shared:
         known.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(known.with_suffix(".lock")):  # ranks and parallel runs ask for the same: one makes it
             try:
-                name = json.loads(known.read_text())["name"]
+                name = read_sealed(known)["name"]
                 if (_root() / name).is_dir():
                     return name
             except (OSError, ValueError, KeyError):
                 pass
             name = _keep({field: np.ascontiguousarray(values) for field, values in self.arrays().items()})
-            write_json(known, {"name": name, "key": self.key})
+            write_sealed(known, {"name": name, "key": self.key})
         return name
 
 
@@ -76,6 +76,8 @@ def shared(name: str) -> Mapping[str, np.ndarray]:
 def _opened(root: Path, name: str) -> Mapping[str, np.ndarray]:
     files = sorted((root / name).glob("*.npy")) if NAME.fullmatch(name) else []
     try:
+        if (root / name / _SEALS).is_file() and (damage := changed(root / name, read_sealed(root / name / _SEALS))):
+            raise ValueError(f"{damage[0]} was changed since it was written")
         found = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
     except (OSError, ValueError) as error:
         raise DataError(
@@ -107,6 +109,7 @@ def _keep(arrays: Mapping[str, np.ndarray]) -> str:
         try:
             for field, values in arrays.items():
                 np.save(staging / f"{field}.npy", values)
+            write_sealed(staging / _SEALS, sealed(staging))
             os.replace(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

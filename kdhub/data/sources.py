@@ -24,7 +24,7 @@ from kdhub.data.dataset import Data
 from kdhub.data.named_files import NamedFiles
 from kdhub.data.prepare import BadRow, Source, array_column, iterate, named_columns, names_of, prepare_tables
 from kdhub.errors import DataError, UsageError, close_matches
-from kdhub.files import home, sha256_file, write_json
+from kdhub.files import home, known_sha256
 
 if TYPE_CHECKING:
     import datasets
@@ -48,10 +48,10 @@ class FileSource(Source):
         self.path, self.label = path, given or str(path)
 
     def record(self) -> dict[str, Any]:
-        return {"kind": self.via or self.kind, "file": self.label, "sha256": digest(self.path)}
+        return {"kind": self.via or self.kind, "file": self.label, "sha256": known_sha256(self.path)}
 
     def key(self) -> dict[str, Any]:
-        return {"kind": self.kind, "sha256": digest(self.path)}
+        return {"kind": self.kind, "sha256": known_sha256(self.path)}
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Line number and line without its end."""
@@ -323,26 +323,6 @@ class Npz(FileSource):
                         raise DataError(f"{self.label} is cut short: {name!r} ends at row {start}")
                     columns.append(array_column(np.frombuffer(data, dtype).reshape(count, *shape[1:])))
                 yield pa.Table.from_arrays(columns, names=names)
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, remembered as long as the file is the same one: a large one is not read for every run."""
-    status = path.stat()
-    identity = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    note = home() / "data" / "files" / (hashlib.sha256(identity[0].encode()).hexdigest()[:32] + ".json")
-    try:
-        known = json.loads(note.read_text())
-        if known["identity"] == identity[1:]:
-            return known["sha256"]
-    except (OSError, ValueError, KeyError):
-        pass
-    value = sha256_file(path)
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"identity": identity[1:], "sha256": value})
-    except OSError:
-        pass  # only a saving of time
-    return value
 
 
 # ---- kinds that name files

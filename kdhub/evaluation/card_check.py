@@ -14,7 +14,7 @@ from kdhub.evaluation.card import ABOUT, DATASET, HUB_ID, LICENCES, REQUIRED, SC
 from kdhub.evaluation.report import ASYMMETRIC, STUDENT, Report, printable
 from kdhub.families import MEMBER
 from kdhub.hub.trust import split_card
-from kdhub.recipes.recipe import SECRET
+from kdhub.secrets import SECRET
 from kdhub.student import RELATIONS
 
 

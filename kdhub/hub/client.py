@@ -22,6 +22,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from kdhub.errors import HubError, KdhubError, UnreachableError, UntrustedError, UsageError
 from kdhub.hub.fetch import is_network_fault, refused
 from kdhub.hub.files import MOST_FILES, Entry, parse_commit, parse_tree
+from kdhub.hub.tokens import token_for
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ ANSWER_IN = 60.0
 SLOWEST = 1024
 """The least bytes a second, over `HEADERS_IN` seconds, at which a file may arrive."""
 LARGEST_ANSWER = 32 * 2**20
+MOST_PAGES = 1000
 PROGRESS = 2**20
 """A try that brings this many bytes does not count as one of the `TRIES`."""
 
@@ -55,7 +57,7 @@ class _Passing(HubError):
 
 
 class Hub:
-    """One hub, read with the token the user has for it.
+    """One hub, read with the token the user has for it (`kdhub.hub.tokens`).
 
     Args:
         endpoint: its address; that of the client library (`HF_ENDPOINT`) by default.
@@ -107,6 +109,8 @@ class Hub:
         that host's business."""
         following, seen = path, set()
         while following and following not in seen:
+            if len(seen) == MOST_PAGES:
+                raise UntrustedError(f"{doing}: the hub has more than {MOST_PAGES:,} pages of answers")
             seen.add(following)
             answer, following = self.json(following, doing)
             yield answer
@@ -182,7 +186,11 @@ class Hub:
         import huggingface_hub
         from huggingface_hub.utils import build_hf_headers
 
-        sent = {**build_hf_headers(library_name="kdhub"), "Accept-Encoding": "identity", **headers}
+        sent = {
+            **build_hf_headers(token=token_for(self.endpoint), library_name="kdhub"),
+            "Accept-Encoding": "identity",
+            **headers,
+        }
         with self._guarded(doing):
             streamed = huggingface_hub.get_session().stream(
                 "GET", self.endpoint + path, headers=sent, timeout=HEADERS_IN, follow_redirects=True

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from kdhub.errors import HubError, NotFoundError, UnreachableError, UsageError
+from kdhub.hub.tokens import token_for, withheld
 from kdhub.hub.trust import ALLOW_PATTERNS, split_card
 
 _NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
@@ -37,7 +38,10 @@ def fetch_model(text: str, *, endpoint: str | None = None) -> tuple[Path, str, s
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOW_PATTERNS, endpoint=endpoint))
+        fetched = snapshot_download(
+            repo, revision=revision, allow_patterns=ALLOW_PATTERNS, endpoint=endpoint, token=token_for(endpoint)
+        )
+        folder = Path(fetched)
     except Exception as error:
         raise explain(error, f"fetching {repo}" + (f" at {revision}" if revision else ""), endpoint) from error
     return folder, repo, folder.name
@@ -98,18 +102,21 @@ def refused(status: int, code: str, message: str, doing: str, where: str) -> Hub
         doing: what was being done.
         where: the hub's address.
     """
+    kept = withheld(where)
     if code == "GatedRepo":
-        return HubError(f"{doing}: the repository is gated on {where}", hint="ask for access on its page, then log in")
+        hint = kept or "ask for access on its page, then log in"
+        return HubError(f"{doing}: the repository is gated on {where}", hint=hint)
     if code in _CODES:
         told, hint = _CODES[code]
-        return NotFoundError(f"{doing}: {told.format(where=where)}", hint=hint)
+        return NotFoundError(f"{doing}: {told.format(where=where)}", hint="; ".join(filter(None, (hint, kept))))
     # Without a code, hubs say 401 for what is private or missing; only this text says that the token itself is bad.
     if status == 404 or (status == 401 and "Invalid credentials" not in message):
         return NotFoundError(
-            f"{doing}: not found on {where} ({status}), or not for this token", hint=_CODES["RepoNotFound"][1]
+            f"{doing}: not found on {where} ({status}), or not for this token", hint=kept or _CODES["RepoNotFound"][1]
         )
     if status in (401, 403):
-        return HubError(f"{doing}: {where} refused the token ({status})", hint="log in again; retrying does not help")
+        hint = kept or "log in again; retrying does not help"
+        return HubError(f"{doing}: {where} refused {'without a' if kept else 'the'} token ({status})", hint=hint)
     again = "try again later" if status in (408, 429) or status >= 500 else "retrying does not help"
     return HubError(f"{doing}: {where} answered {status}", hint=again)
 

@@ -15,6 +15,7 @@ from kdhub.errors import HubError, NotFoundError, PublishError, UsageError
 from kdhub.hub.client import TRIES, Hub
 from kdhub.hub.fetch import explain
 from kdhub.hub.files import ATTRIBUTES, CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, Digests, Entry, digests, walk
+from kdhub.hub.tokens import token_for
 
 logger = logging.getLogger("kdhub")
 
@@ -68,7 +69,7 @@ def upload(
     import huggingface_hub
 
     files = {name: (path, digests(path)) for name, path in walk(folder)}
-    api = huggingface_hub.HfApi(endpoint=hub.endpoint, library_name="kdhub")
+    api = huggingface_hub.HfApi(endpoint=hub.endpoint, token=token_for(hub.endpoint), library_name="kdhub")
     _ensure(hub, api, repo, kind, private, create_pr)
     settled, fault = False, None
     for attempt in range(TRIES):

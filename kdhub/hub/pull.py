@@ -9,7 +9,6 @@ refs/<rev>.txt      the commit that a revision named when it was last pulled
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -22,10 +21,11 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError, UsageError
-from kdhub.files import atomic_write, home, write_json
+from kdhub.files import atomic_write, changed, home, read_sealed, write_sealed
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub, writing
 from kdhub.hub.files import (
+    CARD,
     MANIFEST,
     Digests,
     Entry,
@@ -36,6 +36,7 @@ from kdhub.hub.files import (
 )
 from kdhub.hub.manifest import RECORD
 from kdhub.hub.trust import check_configuration
+from kdhub.hub.weights import check_weights
 
 logger = logging.getLogger("kdhub")
 
@@ -93,6 +94,11 @@ def pull(
     if to is not None and (to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir())))):
         raise UsageError(f"{to} is not empty", hint="choose a new folder with --to")
     found = cached(repo, revision, kind=kind, endpoint=hub.endpoint)
+    if found and (damage := _damage(found.folder)):
+        logger.warning("%s was changed since it was pulled (%s): fetching it again", found.folder, damage[0])
+        with _alone(found.folder):
+            shutil.rmtree(found.folder)
+        found = None
     if found is None or not is_commit(revision):
         try:
             kind, commit = _look_up(hub, repo, revision, kind)
@@ -126,11 +132,29 @@ def cached(
 def read_record(folder: Path) -> dict | None:
     """What `pull` wrote beside a student; None when the folder was not pulled."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_sealed(folder / RECORD)
+    except (OSError, ValueError):
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("files"), dict) and isinstance(record.get("bytes"), int)
+    whole = isinstance(record.get("files"), dict) and isinstance(record.get("bytes"), int)
     return record if whole else None
+
+
+def check_pulled(folder: Path) -> None:
+    """See that a pulled student is still what it was; free when nobody touched it. People may better its card.
+
+    Raises:
+        UntrustedError: files were changed since.
+    """
+    if damage := _damage(folder):
+        raise UntrustedError(
+            f"{folder} is not what was pulled: {', '.join(damage[:3])} changed since",
+            hint="pull it again; a changed student belongs into a folder of its own, without " + RECORD,
+        )
+
+
+def _damage(folder: Path) -> list[str]:
+    record = read_record(folder)
+    return changed(folder, {n: f for n, f in record["files"].items() if n != CARD}) if record else []
 
 
 def check_folder(folder: Path, name: str) -> list[str]:
@@ -192,6 +216,8 @@ def _fetch(
         found = _download(hub, repo, kind, commit, entries, staging)
         _check(staging, found, f"{repo} at {commit[:12]}")
         _record(staging, pulled, revision, found)
+        if to is None:
+            shutil.rmtree(target, ignore_errors=True)  # without a record it is nobody's
         _move(staging, target)
     if to is None:
         _remember(pulled, revision)
@@ -210,7 +236,12 @@ def _staging(target: Path, commit: str, entries: list[Entry]) -> Path:
         folder.mkdir(exist_ok=True)
         for path in sorted(folder.rglob("*"), reverse=True):
             name = path.relative_to(folder).as_posix()
-            if path.is_symlink() or (name not in wanted and not path.is_dir()):
+            other = (
+                path.is_symlink()
+                or not (path.is_dir() or path.is_file())
+                or (path.is_file() and (name not in wanted or path.stat().st_nlink > 1))
+            )
+            if other:  # also what has another name somewhere, which would be written to as well
                 path.unlink()
         for name in wanted:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -260,6 +291,7 @@ def _check(folder: Path, found: Mapping[str, Digests], name: str) -> None:
     else:
         logger.warning("%s has no %s: kdhub did not publish it, so its figures cannot be verified", name, MANIFEST)
     check_configuration(folder, name=name)
+    check_weights(folder, name)
 
 
 def _record(staging: Path, pulled: Pulled, revision: str | None, found: Mapping[str, Digests]) -> None:
@@ -274,7 +306,7 @@ def _record(staging: Path, pulled: Pulled, revision: str | None, found: Mapping[
         "bytes": pulled.bytes,
         "files": files,
     }
-    write_json(staging / RECORD, value)
+    write_sealed(staging / RECORD, value)
 
 
 def _entries(record: Mapping) -> Iterator[Entry]:
@@ -310,7 +342,12 @@ def _remember(pulled: Pulled, revision: str | None) -> None:
     if not is_commit(revision):
         refs = _place(pulled.endpoint, pulled.kind, pulled.repo) / "refs"
         refs.mkdir(parents=True, exist_ok=True)
-        atomic_write(refs / _ref(revision), pulled.commit + "\n")
+        before = refs / _ref(revision)
+        known = before.read_text().strip() if before.is_file() else pulled.commit
+        if revision and known != pulled.commit:
+            told = "%s of %s named commit %s when it was pulled before, and names %s now"
+            logger.warning(told, revision, pulled.repo, known[:12], pulled.commit[:12])
+        atomic_write(before, pulled.commit + "\n")
 
 
 @contextmanager

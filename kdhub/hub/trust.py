@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from itertools import accumulate
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kdhub.errors import UntrustedError
+from kdhub.hub.weights import check_weights
+from kdhub.plain_yaml import plain_yaml
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*", "*.jinja")
@@ -24,35 +26,21 @@ _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementati
 _PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 """Ways to compute attention that come with the libraries; the name of a repository is code from there."""
 
+_DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
+_CLASSES = re.compile(
+    r"sentence_transformers(?:\.\w+)*\.(?:models|modules)(?:\.\w+)*\.(?:Asym|BoW|CLIPModel|CNN|Dense|Dropout|LSTM|LayerNorm"
+    r"|LogitScore|Normalize|Pooling|Router|StaticEmbedding|Transformer|WeightedLayerPooling|WordEmbeddings|WordWeights"
+    r"|[A-Z][A-Za-z]*Tokenizer)"
+    r"|torch\.nn(?:\.modules\.(?:activation|linear))?\.[A-Z][A-Za-z0-9]*|torch\.[a-z]+[0-9]+[a-z0-9_]*",
+    re.ASCII,
+)
+"""What a configuration may name by its place in a Python package: parts of a SentenceTransformer,
+activations, number types."""
+
 _LARGEST = 64 * 2**20
-_LONGEST_YAML = 2**19
-_DEEPEST_YAML = 100
 
 ALLOW_PATTERNS = [*WEIGHTS, *CONFIGURATION]
 """What is fetched from a model repository: never pickles, never Python."""
-
-
-def foreign_yaml(text: str) -> Any:
-    """YAML of somebody else, as plain values.
-
-    Raises:
-        ValueError: it is none, is too long, or has aliases, by which a few lines become gigabytes, or lists in lists in
-            lists, which take their readers the square of their depth.
-    """
-    import yaml
-
-    # Not the C loader: deep nesting makes it overflow its stack, which ends the process.
-    if len(text) > _LONGEST_YAML:
-        raise ValueError(f"{len(text):,} characters of YAML, more than {_LONGEST_YAML:,}")
-    depth = accumulate((c in "[{") - (c in "]}") for c in text)
-    if max(depth, default=0) > _DEEPEST_YAML:
-        raise ValueError(f"YAML nested more than {_DEEPEST_YAML} deep")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("YAML with aliases")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
@@ -61,16 +49,22 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     Raises:
         ValueError: there is no front matter, or it is not a YAML mapping.
     """
-    found = re.match(r"---\r?\n(.*?\n)---\r?\n", card, re.DOTALL)
-    if not found:
+    text, body = front_and_body(card)
+    if text is None:
         raise ValueError("the card does not begin with front matter between two lines of ---")
     try:
-        front = foreign_yaml(found[1])
+        front = plain_yaml(text, stranger=True)
     except ValueError as error:
-        raise ValueError(f"the front matter is unreadable: {error}") from error
+        raise ValueError(f"the front matter is not valid YAML: {error}") from error
     if not isinstance(front, dict):
         raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
-    return front, card[found.end() :]
+    return front, body
+
+
+def front_and_body(card: str) -> tuple[str | None, str]:
+    """The text of the front matter, None where a card has none, and what comes after it."""
+    found = re.match(r"---\r?\n(.*?\n)---\r?\n", card, re.DOTALL)
+    return (found[1], card[found.end() :]) if found else (None, card)
 
 
 def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_code: bool = False) -> None:
@@ -103,6 +97,7 @@ def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_co
                     hint="convert them to safetensors; kdhub does not load pickles",
                 )
     check_configuration(folder, name=name, allow_remote_code=allow_remote_code)
+    check_weights(folder, name)
 
 
 def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = False) -> None:
@@ -120,11 +115,17 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
                 if allow_remote_code:
                     continue
                 kind = str(module.get("type", ""))
-                if not kind.startswith("sentence_transformers."):
+                if not _CLASSES.fullmatch(kind):
                     raise UntrustedError(
-                        f"{name}: modules.json asks for the class {kind!r}, which is code of its own",
-                        hint="only sentence_transformers modules are loaded; trust_remote_code: true if you trust it",
+                        f"{name}: modules.json asks for the class {kind[:200]!r}, which is code of its own",
+                        hint="only known modules are loaded; trust_remote_code: true if you trust it",
                     )
+        elif path.name.endswith(".index.json"):
+            index = _read(path, name)
+            shards = index.get("weight_map") if isinstance(index, dict) else None
+            for shard in set(map(str, shards.values())) if isinstance(shards, dict) else ():
+                if not (path.parent / shard).resolve().is_relative_to(folder.resolve()):
+                    raise UntrustedError(f"{name}: {path.name} leads outside the folder ({shard[:200]!r})")
         elif not allow_remote_code and not any(path.match(pattern) for pattern in _DATA):
             for key, value in _settings(_read(path, name)):
                 if key.rpartition(".")[2] in _RUN and value:
@@ -132,11 +133,25 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
                         f"{name}: {path.name} has {key}, which runs Python from a repository",
                         hint="set trust_remote_code: true on the teacher or student if you have read that code",
                     )
+                said = "id2label" in key or key.endswith(".content")  # names of classes, and tokens
+                if not said and _names_code(value):
+                    raise UntrustedError(
+                        f"{name}: {path.name} has {key}={value[:200]!r}, which is code of an installed package",
+                        hint="no known part of a model is named so; trust_remote_code: true if you trust it",
+                    )
                 if key.rpartition(".")[2] in _ATTENTION and isinstance(value, str) and value not in _PLAIN_ATTENTION:
                     raise UntrustedError(
                         f"{name}: {path.name} has {key}={value[:60]!r}, which may be a kernel from a repository",
                         hint=f"expected one of {', '.join(_PLAIN_ATTENTION)}; trust_remote_code: true if you trust it",
                     )
+
+
+def _names_code(value: Any) -> bool:
+    """Whether it is the name of something in a package that is installed here, other than the parts of models that
+    configurations name so: a library may import and call what it reads."""
+    if not isinstance(value, str) or len(value) > 500 or not _DOTTED.fullmatch(value) or _CLASSES.fullmatch(value):
+        return False
+    return find_spec(value.partition(".")[0]) is not None
 
 
 def _settings(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,6 +165,7 @@ def _settings(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _settings(inner, f"{at}{key}.")
     elif isinstance(value, list):
         for inner in value:
+            yield at.rstrip("."), inner
             yield from _settings(inner, at)
 
 

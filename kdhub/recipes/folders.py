@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdhub.errors import CompatibilityError, RunError, UnknownNameError, UsageError
+from kdhub.errors import CompatibilityError, UnknownNameError, UsageError
 from kdhub.hub.files import MANIFEST
+from kdhub.hub.pull import check_pulled
 from kdhub.plugins.registry import Registry
 from kdhub.specs import FolderFormat, TaskSpec
 
@@ -25,20 +26,21 @@ def opened(folder: Path, task: str | None, resolver: Resolver) -> tuple[Task, Pa
         task: needed where the folder does not say.
 
     Raises:
-        RunError: the run has no student yet. UsageError: the task is unknown.
+        RunError: the run has no student yet, or one that was changed since. UsageError: the task is unknown.
+        UntrustedError: a pulled student was changed since.
         CompatibilityError: no plugin here provides it.
     """
     from kdhub.recipes.run import Run
 
     if (folder / MANIFEST).is_file():
+        check_pulled(folder)
         return published_task(folder, task, resolver), folder
     if (folder / "recipe.yaml").is_file():
         run = Run.open(folder)
-        task, folder = task or run.recipe.task, run.student_folder
-        if not folder.is_dir():
-            raise RunError(f"{run.folder} has no student yet", hint=f"kdhub distill --resume {run.folder}")
-    elif task is None and (folder.parent / "recipe.yaml").is_file():
-        task = Run.open(folder.parent).recipe.task
+        task, folder = task or run.recipe.task, run.whole_student()
+    elif (folder.parent / "recipe.yaml").is_file() and folder.name == "student":
+        run = Run.open(folder.parent)
+        task, folder = task or run.recipe.task, run.whole_student()
     return resolver.task(task or guess_task(folder, resolver.registry)), folder
 
 

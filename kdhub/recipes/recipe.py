@@ -15,30 +15,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kdhub.catalogue.catalog import read
 from kdhub.errors import RecipeError, close_matches
+from kdhub.plain_yaml import NotPlain, plain_yaml
+from kdhub.secrets import find, redact
 from kdhub.specs import MAIN
 
 SCHEMA = 1
 
-_TOKEN = (
-    r"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
-    r"|github_pat_\w{22,}|glpat-[\w-]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
-)
-
-SECRET = re.compile(
-    rf"\b(?:{_TOKEN})|://[^/\s:@]{{1,256}}:[^/\s@]{{1,256}}@|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----"
-)
-"""A token, a private key, or a password in an address, with few mistakes: what holds one is refused."""
-
-# What is only shown may be cut generously.
-_SECRET = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[A-Za-z0-9_-]{8,}")
-
-
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-
-
-def redact(text: str) -> str:
-    """The text without what looks like a token: one pasted in the wrong place must not end up in a log or a file."""
-    return _SECRET.sub("***", text)
 
 
 LINK = "recipe:"
@@ -247,9 +230,9 @@ def parse_set(text: str) -> Layer:
     if not equals or not all(parts):
         raise RecipeError([f"{label}: expected key=value, for example --set options.lr=1e-4"])
     try:
-        # YAML 1.1 reads 1e-4, which has no dot, as text.
-        values: Any = float(value) if _NUMBER.fullmatch(value.strip()) else yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        # `plain_yaml` reads 1e-4, which has no point, as text.
+        values: Any = float(value) if _NUMBER.fullmatch(value.strip()) else plain_yaml(value)
+    except NotPlain as error:
         raise RecipeError([f"{label}: the value is not valid YAML"]) from error
     for part in reversed(parts):
         values = {part: values}
@@ -334,7 +317,7 @@ def build(layers: Sequence[Layer]) -> Recipe:
         f"{_who_set(loc, layers)}: {'.'.join(loc)!r} holds what looks like a secret; "
         "put it in an environment variable and name that"
         for loc, text in _texts(values)
-        if SECRET.search(text)
+        if find(text) is not None
     ]
     try:
         recipe = Recipe.model_validate(values)
@@ -351,6 +334,7 @@ def _texts(value: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield loc, value
     elif isinstance(value, (Mapping, list)):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from ([(loc, key)] if isinstance(key, str) else ())
             yield from _texts(item, (*loc, str(key)))
 
 

@@ -8,6 +8,7 @@ checkpoints/      training state, each whole or not there
 drawn/            what the models gave on the rows that are drawn; like checkpoints, until the run has ended
 student/          the student, in its ecosystem's own format
 report.json, plots/, README.md
+seals.json        size and digest of the files, by which a change is noticed when they are used
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.errors import RecipeError, RunError
-from kdhub.files import atomic_write, is_leftover, write_json
+from kdhub.files import atomic_write, changed, is_leftover, read_sealed, sealed, write_json, write_sealed
 from kdhub.ranks import rank, world_size
-from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml, redact
+from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml
+from kdhub.secrets import redact
 
 SCHEMA = 1
+_SEALS = "seals.json"
+_SEALED = ("state.json", _SEALS)
 
 
 class Run:
@@ -128,6 +132,43 @@ class Run:
     def student_folder(self) -> Path:
         return self.folder / "student"
 
+    def seal_student(self) -> None:
+        """Note what the student's files are, now that they are whole."""
+        self.write_json(_SEALS, {"schema": SCHEMA, "files": sealed(self.folder, self.student_folder.rglob("*"))})
+
+    def seal(self) -> None:
+        """Note also what is told of the student, now that nothing more is to come."""
+        told = [self.folder / name for name in ("recipe.yaml", "provenance.json", "report.json", "metrics.jsonl")]
+        known = self.read_json(_SEALS, {"schema": SCHEMA, "files": {}})
+        self.write_json(_SEALS, {**known, "files": {**known["files"], **sealed(self.folder, told)}})
+
+    def damage(self, below: str = "") -> list[str]:
+        """The files that are no longer what the run saved, all or those below a name. Runs from before seals have no
+        such list."""
+        try:
+            known = self.read_json(_SEALS, {"files": {}})["files"]
+            return changed(self.folder, {name: seal for name, seal in known.items() if name.startswith(below)})
+        except (RunError, KeyError, AttributeError):
+            return [_SEALS]
+
+    def whole_student(self, told: bool = False) -> Path:
+        """The folder of the student.
+
+        Args:
+            told: what is told of it, report and provenance, must be what was saved too.
+
+        Raises:
+            RunError: there is none yet, or it is no longer what the run saved.
+        """
+        if not self.student_folder.is_dir():
+            raise RunError(f"{self.folder} has no student yet", hint=f"kdhub distill --resume {self.folder}")
+        if damage := self.damage("" if told else "student/"):
+            raise RunError(
+                f"{self.folder} is not what was saved: {', '.join(damage[:3])} changed since",
+                hint="distil it again, or copy it elsewhere and open that folder if the change is meant",
+            )
+        return self.student_folder
+
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
@@ -139,13 +180,14 @@ class Run:
     def read_json(self, name: str, default: Any = None) -> Any:
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+            return read_sealed(path) if path.exists() else default
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}", hint="every file is written whole; was it edited?") from error
 
     def write_json(self, name: str, value: Any) -> None:
         if rank() == 0 and not self.read_only:
-            self._guard(lambda: write_json(self.folder / name, value), name)
+            write = write_sealed if name in _SEALED else write_json
+            self._guard(lambda: write(self.folder / name, value), name)
 
     def _write(self, name: str, text: str) -> None:
         self._guard(lambda: atomic_write(self.folder / name, text), name)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import time
@@ -39,7 +38,7 @@ import numpy as np
 
 from kdhub.errors import StoreError
 from kdhub.fields import Field
-from kdhub.files import canonical_json, is_leftover, sync_folder, write_json
+from kdhub.files import canonical_json, is_leftover, read_sealed, sync_folder, write_sealed
 from kdhub.signals.chunks import (
     KEY_BYTES,
     SCHEMA,
@@ -150,7 +149,7 @@ class SignalStore:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / META).exists():
                 try:
-                    write_json(folder / META, {"schema": SCHEMA, **meta, "group_rows": int(group_rows)})
+                    write_sealed(folder / META, {"schema": SCHEMA, **meta, "group_rows": int(group_rows)})
                 except FileNotFoundError:  # swept by a process that wrote its own meanwhile
                     if not (folder / META).exists():
                         raise
@@ -519,7 +518,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         StoreError: not a store, or one of another schema version.
     """
     try:
-        meta = json.loads((folder / META).read_bytes())
+        meta = read_sealed(folder / META)
         schema = meta["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is not a signal store: {error}") from error

@@ -7,7 +7,6 @@ stored loads no weights.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kdhub import named_layers
 from kdhub.errors import TeacherError, UsageError
 from kdhub.files import sha256_files
+from kdhub.hub.weights import read_header
 from kdhub.rows import Example
 from kdhub.teacher import Teacher
 
@@ -77,11 +77,9 @@ class SavedTeacher(Teacher):
         """In which most of its weights are stored (`bfloat16`), and so computed with; None without safetensors."""
         counts: Counter[str] = Counter()
         for file in (self.folder / name for name in self.identity["files"] if name.endswith(".safetensors")):
-            with open(file, "rb") as opened:
-                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-            for name, tensor in header.items():
-                if name != "__metadata__" and tensor["dtype"] in PRECISIONS:
-                    counts[PRECISIONS[tensor["dtype"]]] += prod(tensor["shape"])
+            for dtype, shape in read_header(file).tensors.values():
+                if dtype in PRECISIONS:
+                    counts[PRECISIONS[dtype]] += prod(shape)
         return counts.most_common(1)[0][0] if counts else None
 
     @cached_property

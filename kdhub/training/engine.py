@@ -8,7 +8,6 @@ not there, and a stop at the first loss that is not a number.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -28,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from kdhub.errors import TrainingError, UnknownNameError, UsageError
-from kdhub.files import write_json
+from kdhub.files import changed, read_sealed, sealed, write_sealed
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
 from kdhub.named_layers import Taps
@@ -324,7 +323,7 @@ class _Trainer(Trainer):
             "generator": engine.generator.get_state().numpy().tobytes().hex(),
             "ranks": world_size(),
         }
-        write_json(made / STATE, state)
+        write_sealed(made / STATE, {**state, "files": sealed(made)})
         target = engine.checkpoints / name
         shutil.rmtree(target, ignore_errors=True)
         for path in made.rglob("*"):
@@ -631,7 +630,7 @@ class Engine:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint = newest_checkpoint(self.checkpoints)
         if checkpoint is not None:
-            state = json.loads((checkpoint / STATE).read_text())
+            state = read_sealed(checkpoint / STATE)
             if state["ranks"] != world_size():
                 raise UsageError(
                     f"{checkpoint} was written by {state['ranks']} ranks, this job has {world_size()}",
@@ -698,8 +697,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    found = list_checkpoints(folder)
-    return found[-1] if found else None
+    """The newest that is what was written; one that was damaged since is told, and passed over."""
+    for found in reversed(list_checkpoints(folder)):
+        try:
+            damage = changed(found, read_sealed(found / STATE).get("files", {}))
+        except (OSError, ValueError) as error:
+            damage = [f"{STATE}: {error}"]
+        if not damage:
+            return found
+        if rank() == 0:
+            logger.warning("%s was changed since it was written (%s), and is not used", found, ", ".join(damage[:3]))
+    return None
 
 
 def _means(sums: Mapping[str, torch.Tensor], count: int) -> dict[str, float]:

@@ -65,6 +65,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
         if page:
             write_page(run, resolver)
+        run.seal()
         run.stage("done", lambda: True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         pictured.forget(run)
@@ -183,6 +184,10 @@ def _made_once(source: str, resolver: Resolver) -> Path:
     """The student folder of a recipe, distilled now if it never was; an interrupted one is continued."""
     recipe = resolved(source, resolver)
     folder = folder_of(recipe, resolver)
+    if rank() == 0 and (folder / "recipe.yaml").exists() and (damage := Run.open(folder).damage()):
+        logger.warning("%s: %s changed since it was made; made again", source, ", ".join(damage[:3]))
+        shutil.rmtree(folder)
+    barrier()
     if not (folder / "recipe.yaml").exists():
         execute(Run.create(folder, recipe), resolver)
     elif not (run := Run.open(folder)).finished("done"):

@@ -75,6 +75,7 @@ def save(run: Run, session: Any, student: Student) -> Saved:
     student.save(staging)
     shutil.rmtree(run.student_folder, ignore_errors=True)
     staging.rename(run.student_folder)
+    run.seal_student()
     if student.module is not None:
         with in_float32(student.module):
             saved.weights, saved.outputs = weights(student.module), outputs(task, student, saved.rows)

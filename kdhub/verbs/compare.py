@@ -27,11 +27,13 @@ from kdhub.errors import KdhubError, RecipeError, RunError, UsageError
 from kdhub.evaluation.report import STUDENT, Report
 from kdhub.files import atomic_write, write_json
 from kdhub.method import TrainingOptions
+from kdhub.plain_yaml import plain_yaml
 from kdhub.recipes import chain
 from kdhub.recipes.layers import recipe_layer
 from kdhub.recipes.recipe import Layer, Recipe, build, combine, merge, parse_set, parse_sets, read_yaml
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run, environment
+from kdhub.secrets import Formatter
 from kdhub.training.execute import execute, unchained
 
 logger = logging.getLogger("kdhub")
@@ -445,14 +447,14 @@ def run_cell(recipe: str, place: str) -> dict[str, Any]:
     folder = Path(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = logging.FileHandler(folder.parent / f"{folder.name}.log", encoding="utf-8")
-    log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.setFormatter(Formatter("%(asctime)s %(message)s"))
     logger.handlers[:], logger.propagate = [log], False
     logger.setLevel(logging.INFO)
     try:
         from kdhub.evaluation.cost import reset_peak_memory
 
         reset_peak_memory()
-        wanted = build([Layer(place, yaml.safe_load(recipe))])
+        wanted = build([Layer(place, plain_yaml(recipe))])
         if (folder / "recipe.yaml").is_file():
             run = Run.open(folder)
             if run.recipe.to_dict() != wanted.to_dict():

@@ -19,13 +19,22 @@ FIRST = "owner"
 """Name of the token that a new hub begins with."""
 
 
-def serve(folder: Path | None, *, host: str, port: int, anonymous: bool, tell: Callable[[str], None]) -> None:
+def serve(
+    folder: Path | None,
+    *,
+    host: str,
+    port: int,
+    anonymous: bool,
+    tell: Callable[[str], None],
+    address: str | None = None,
+) -> None:
     """Answer until interrupted.
 
     Args:
         folder: where the hub keeps everything; None: `hub/` in the user's data folder.
         port: 0 for any free one.
         tell: is given each line for the user, with the settings that clients need.
+        address: what clients call it, where a server with TLS stands in front (`https://hub.example`).
 
     Raises:
         HubError: the server's packages are missing, or the address cannot be had.
@@ -34,6 +43,8 @@ def serve(folder: Path | None, *, host: str, port: int, anonymous: bool, tell: C
         import uvicorn
 
         from kdhub.hub.server.app import Hub
+        from kdhub.hub.server.connections import timed_protocol
+        from kdhub.hub.tokens import is_here
 
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -43,7 +54,9 @@ def serve(folder: Path | None, *, host: str, port: int, anonymous: bool, tell: C
             raise HubError(f"cannot listen on {host}:{port}: {error.strerror or error}", hint=hint) from error
         # Connections inherit it. asyncio sets it on its own sockets alone; without it each answer waits for 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        known = address.rstrip("/") if address else None
+        address = known or f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        _many_files()
         token, note = "<a token of this hub>", "to make one: kdhub hub token create NAME --role write"
         if not store.tokens():
             token, note = store.add_token(FIRST, "write"), "a write token; shown only once"
@@ -60,7 +73,8 @@ def serve(folder: Path | None, *, host: str, port: int, anonymous: bool, tell: C
             tell(line)
         sys.stdout.flush()
         config = uvicorn.Config(
-            Hub(store, anonymous=anonymous),
+            Hub(store, anonymous=anonymous, address=known, local=is_here(host)),
+            http=timed_protocol(),
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -72,6 +86,16 @@ def serve(folder: Path | None, *, host: str, port: int, anonymous: bool, tell: C
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
             pass
+
+
+def _many_files() -> None:
+    """Each connection is an open file, and a process may have 1,024 of them unless it asks for more."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))
 
 
 def collect(folder: Path | None, *, hours: float) -> tuple[int, int]:
@@ -109,7 +133,8 @@ def _store(folder: Path | None) -> Iterator[Store]:
         raise HubError(f"running a hub needs the package {error.name}", hint=hint) from error
     import sqlite3
 
-    from kdhub.hub.server.store import Refused, Store
+    from kdhub.hub.server.rules import Refused
+    from kdhub.hub.server.store import Store
 
     folder = folder or data_home() / "hub"
     try:

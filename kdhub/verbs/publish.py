@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,9 +47,10 @@ from kdhub.hub.publish import signature_on, upload
 from kdhub.hub.trust import check_configuration, split_card
 from kdhub.pictures import FORMATS
 from kdhub.recipes.chain import models_of
-from kdhub.recipes.recipe import SECRET, Recipe
+from kdhub.recipes.recipe import Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
+from kdhub.secrets import find
 from kdhub.training.execute import page
 from kdhub.training.members import run_of_member
 from kdhub.verbs.search import COSTS_OF
@@ -105,6 +106,7 @@ def publish(
     sign: str | Path | None = None,
     register: bool = False,
     despite: Sequence[str] = (),
+    allow_secrets: Collection[str] = (),
     endpoint: str | None = None,
     resolver: Resolver | None = None,
 ) -> Publication:
@@ -122,6 +124,7 @@ def publish(
         tags: names for the commit (`v1`).
         sign: a private key; `model.sig` is made with it.
         despite: the reasons that the student gives against being published (`Student.withheld`), word for word.
+        allow_secrets: `PATH:LINE` of what looks like a secret and is none.
         register: write an entry into the user's catalogue (`kdhub list published`).
         endpoint: the hub.
 
@@ -136,10 +139,10 @@ def publish(
     folder = Path(source).expanduser()
     with _staging_folder(folder) as staging:
         if (folder / MANIFEST).is_file():
-            kind, warnings = _again(folder, staging, licence, member, despite)
+            kind, warnings = _again(folder, staging, licence, member, despite, allow_secrets)
         else:
             with run_of_member(_run(folder), member, resolver) as run:
-                kind, warnings = _assemble(run, staging, name, resolver, licence, despite)
+                kind, warnings = _assemble(run, staging, name, resolver, licence, despite, allow_secrets)
         if sign is not None:
             _sign(staging, Path(sign).expanduser(), None if dry_run else partial(signature_on, hub, name, kind))
         done = Publication(
@@ -205,6 +208,7 @@ def _run(folder: Path) -> Run:
     run = Run.open(folder.parent if inside else folder)
     if not run.finished("done") or run.report is None or not run.student_folder.is_dir():
         raise RunError(f"{run.folder} is not finished", hint=f"kdhub distill --resume {run.folder}")
+    run.whole_student(told=True)
     return run
 
 
@@ -212,7 +216,13 @@ def _run(folder: Path) -> Run:
 
 
 def _assemble(
-    run: Run, staging: Path, repo: str, resolver: Resolver, licence: str | None, despite: Sequence[str]
+    run: Run,
+    staging: Path,
+    repo: str,
+    resolver: Resolver,
+    licence: str | None,
+    despite: Sequence[str],
+    allowed: Collection[str],
 ) -> tuple[str, list[str]]:
     """Put everything into a folder as it will stand on the hub.
 
@@ -243,7 +253,7 @@ def _assemble(
     _write(staging / CARD, card)
     _write(staging / MANIFEST, manifest.make(_facts(run, resolver, kind), {n: digests(p) for n, p in walk(staging)}))
     problems += _card_problems(card, report)
-    problems += _file_problems(staging)
+    problems += _file_problems(staging, allowed)
     if not problems:  # it runs the student, which must be fit for that
         problems += _usage_problems(run, staging, resolver)
     if problems:
@@ -252,7 +262,12 @@ def _assemble(
 
 
 def _again(
-    folder: Path, staging: Path, licence: str | None, member: str | None, despite: Sequence[str]
+    folder: Path,
+    staging: Path,
+    licence: str | None,
+    member: str | None,
+    despite: Sequence[str],
+    allowed: Collection[str],
 ) -> tuple[str, list[str]]:
     """A pulled student as it is: nothing in it is rendered or run again."""
     from kdhub.hub.pull import check_folder
@@ -270,7 +285,7 @@ def _again(
     (staging / RECORD).unlink(missing_ok=True)
     card = (staging / CARD).read_text(encoding="utf-8") if (staging / CARD).is_file() else ""
     report = Report.from_dict(_json(staging / REPORT), f"{name}/{REPORT}")
-    problems += [*_card_problems(card, report), *_file_problems(staging)]
+    problems += [*_card_problems(card, report), *_file_problems(staging, allowed)]
     facts = manifest.read(staging / MANIFEST, name)
     reasons = listed if isinstance(listed := facts.get("withheld"), list) else []
     problems += _withheld_problems(reasons, despite)
@@ -379,7 +394,7 @@ def _card_problems(card: str, report: Report) -> list[str]:
     return problems
 
 
-def _file_problems(staging: Path) -> list[str]:
+def _file_problems(staging: Path, allowed: Collection[str]) -> list[str]:
     problems = []
     if not any(name not in (CARD, MANIFEST, RECIPE, REPORT, RESULTS_FILE, SIGNATURE) for name, _ in walk(staging)):
         problems.append("there is no student: its folder is empty")
@@ -387,24 +402,35 @@ def _file_problems(staging: Path) -> list[str]:
         check_configuration(staging, name="the student")
     except UntrustedError as error:
         problems.append(error.message)
-    return problems + _secrets(staging)
+    return problems + _secrets(staging, allowed)
 
 
-def _secrets(staging: Path) -> list[str]:
-    """Where something looks like a token, and where the tokens of this very user stand."""
+def _secrets(staging: Path, allowed: Collection[str]) -> list[str]:
+    """Where something looks like a secret, where those of this very user stand, and where somebody's home is told.
+
+    Args:
+        allowed: `PATH:LINE` of false alarms, as people repeat them.
+    """
     from huggingface_hub import get_token
 
-    mine = [v for k, v in os.environ.items() if k.endswith(("_TOKEN", "_API_KEY")) and len(v) >= 8]
-    mine += [token] if (token := get_token()) else []
-    found = []
+    stored, found = get_token(), []
     for name, path in walk(staging):
         for at, line in enumerate(_lines(path), 1):
-            if (secret := SECRET.search(line)) or any(token in line for token in mine):
-                shown = f" ({secret[0][:4]}...)" if secret else ""
-                place = "row" if path.suffix == ".parquet" else "line"
-                found.append(f"{name}, {place} {at}: this looks like a secret{shown}")
-                break
+            secret = find(line)
+            if stored and secret is None and stored in line:
+                secret = ""
+            home = None if secret is not None else _HOME.search(line)
+            if (secret is None and home is None) or f"{name}:{at}" in allowed:
+                continue
+            what = f"tells a home folder ({home[0]})" if home else "looks like a secret"
+            shown = f" ({secret[:4]}...)" if secret else ""
+            place = "row" if path.suffix == ".parquet" else "line"
+            found.append(f"{name}, {place} {at}: this {what}{shown}; if it is none, --allow-secret {quote(name)}:{at}")
+            break
     return found
+
+
+_HOME = re.compile(r"(?:/home/|/Users/|[A-Z]:\\\\?Users\\\\?)[A-Za-z0-9._-]+(?=[/\\])")
 
 
 def _lines(path: Path) -> Any:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdhub.data.dataset import parse_source
 from kdhub.data.prepare import names_of
 from kdhub.errors import KdhubError, RecipeError, UntrustedError
 from kdhub.evaluation.card import TOGETHER
@@ -25,9 +24,11 @@ from kdhub.families import MEMBER, member_in
 from kdhub.hub import manifest
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, short
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
-from kdhub.hub.trust import foreign_yaml, split_card
+from kdhub.hub.trust import split_card
 from kdhub.metric import Measure
-from kdhub.recipes.recipe import DataRef, Layer, Recipe, Ref, build
+from kdhub.plain_yaml import plain_yaml
+from kdhub.recipes import strangers
+from kdhub.recipes.recipe import Layer, Recipe, build
 from kdhub.recipes.resolve import Resolver
 from kdhub.signals.stored import measured_signals
 from kdhub.specs import MAIN
@@ -98,6 +99,7 @@ def verify(
     member: str | None = None,
     key: str | Path | None = None,
     with_teacher: bool = False,
+    trust_recipe: bool = False,
     tolerance: float = RELATIVE,
     endpoint: str | None = None,
     resolver: Resolver | None = None,
@@ -109,6 +111,8 @@ def verify(
         member: of a family of sizes: the figures of this one alone.
         key: public key of its signature.
         with_teacher: also the figures that need the teacher, which is loaded for it.
+        trust_recipe: whatever the recipe in the repository names is opened and asked: files of this machine, models of
+            other repositories, endpoints that cost money (`kdhub.recipes.strangers`).
         tolerance: relative; the absolute one is 0.002.
 
     Raises:
@@ -139,7 +143,7 @@ def verify(
         if member is not None:
             member_in(student, folder, member, name)
         found.problems += [*_other_files(folder, student), *_other_members(folder, student)]
-        _evaluate(found, recipe, facts, student, folder, with_teacher, resolver)
+        _evaluate(found, recipe, facts, student, folder, with_teacher, trust_recipe, resolver)
     found.problems += _other_costs(folder, report, member)
     _judge(found)
     return found
@@ -169,7 +173,7 @@ def _report(folder: Path, name: str) -> Report:
 
 def _recipe(folder: Path, name: str) -> Recipe:
     try:
-        values = foreign_yaml(_text(folder / RECIPE))
+        values = plain_yaml(_text(folder / RECIPE), stranger=True)
         if not isinstance(values, dict):
             raise ValueError(f"it is a {type(values).__name__}, not a mapping")
         return build([Layer(f"{name}/{RECIPE}", values)])
@@ -277,20 +281,23 @@ def _evaluate(
     student: Any,
     folder: Path,
     with_teacher: bool,
+    trusted: bool,
     resolver: Resolver,
 ) -> None:
     """Score the student by its own files and on each data set of the recipe that has figures, and note what cannot be
     had."""
     task = resolver.task(facts.task)
-    options = resolver.evaluation_options(task, recipe)
+    options, unasked = resolver.evaluation_options(task, recipe), ""
+    if not trusted:
+        options, unasked = strangers.bounded(options)
     encode = student_encoder(task, student, folder)
-    against, why = _teacher(recipe, task, student, resolver) if with_teacher else (None, WITHOUT)
+    against, why = _teacher(recipe, task, student, trusted, resolver) if with_teacher else (None, WITHOUT)
     scored = _fingerprints(facts)
     reasons = []
     if own := [f for f in found.figures if f.dataset == OWN_FILES]:
         _compare(own, Evaluator(task, resolver, recipe.evaluation, options).of_files(STUDENT, encode))
     for ref in recipe.evaluation.data:
-        if reason := _closed(ref):
+        if not trusted and (reason := strangers.refused_data(ref)):
             reasons.append(reason)
             continue
         plan = recipe.evaluation.model_copy(update={"data": [ref.model_copy(update={"optional": False})]})
@@ -309,7 +316,7 @@ def _evaluate(
         except KdhubError as error:
             reasons.append(f"{ref.source} is not available: {error.message.splitlines()[0]}")
             continue
-        _compare(asked, measures, why)
+        _compare(asked, measures, "; ".join(filter(None, (unasked, why))))
     _note(
         [f for f in found.figures if f.now is None and not f.note], "; ".join(reasons) or "the recipe has no such data"
     )
@@ -331,11 +338,11 @@ def _fingerprints(facts: Manifest) -> dict[tuple[str, str], Any]:
     return {(str(d.get("name")), str(d.get("split"))): d.get("fingerprint") for d in known}
 
 
-def _teacher(recipe: Recipe, task: Any, student: Any, resolver: Resolver) -> tuple[Any, str]:
+def _teacher(recipe: Recipe, task: Any, student: Any, trusted: bool, resolver: Resolver) -> tuple[Any, str]:
     """An encoder of the recipe's teacher, or None and why there is none."""
     if (ref := recipe.teachers.get(MAIN)) is None:
         return None, "the recipe has no teacher"
-    if reason := _closed(ref, local=False):
+    if not trusted and (reason := strangers.refused_teacher(ref, recipe.task, resolver)):
         return None, reason
     try:
         model = resolver.teacher(ref, recipe.task)
@@ -345,16 +352,6 @@ def _teacher(recipe: Recipe, task: Any, student: Any, resolver: Resolver) -> tup
         return None, why
     signals = partial(measured_signals, model, dtype=recipe.signals.dtype)
     return teacher_encoder(task, model, signals), ""
-
-
-def _closed(ref: DataRef | Ref, local: bool = True) -> str | None:
-    """Why something that a stranger's recipe names is not opened here; None when it is."""
-    kind, _ = parse_source(ref.source)
-    if kind == "recipe" or kind in ("path", "stdin") or (local and kind not in (None, "hf")):
-        return f"{printable(ref.source)} exists only on its maker's machine"
-    # A recipe of a stranger must not send this user's keys anywhere, nor run code.
-    telling = [k for k in ref.options if any(word in k for word in ("url", "key", "trust", "token"))]
-    return f"{printable(ref.source)} asks for {', '.join(map(printable, telling))}" if telling else None
 
 
 def _note(figures: list[Figure], note: str) -> None:

@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from kdhub.hub.server.store import Refused, Store
+from kdhub.hub.server.rules import Refused
+from kdhub.hub.server.store import Store
 
 LASTS = 6 * 3600
 """Seconds for which a link to upload holds."""
@@ -65,23 +66,28 @@ class Access:
             raise Refused(401, _INVALID)
         return Caller(*found)
 
-    def link(self, oid: str, size: int) -> str:
-        """The query by which one content may be uploaded, for a while, without a token."""
-        expires = int(time.time()) + LASTS
-        signed = {"size": size, "expires": expires, "signature": self._signature(oid, str(size), str(expires))}
-        return urlencode(signed)
+    def link(self, oid: str, size: int, name: str) -> str:
+        """The query by which one content may be uploaded without a token, for a while, and as long as the token of
+        that name may write."""
+        expires = str(int(time.time()) + LASTS)
+        signature = self._signature(oid, str(size), expires, name)
+        return urlencode({"size": size, "expires": expires, "name": name, "signature": signature})
 
-    def check_link(self, oid: str, size: str, expires: str, signature: str) -> int:
+    def check_link(self, oid: str, size: str, expires: str, name: str, signature: str) -> int:
         """The size a link was made for.
 
         Raises:
-            Refused: 403, the link is not ours, was made for something else, or is over.
+            Refused: 403, the link is not ours, was made for something else, or is over; its token was revoked.
         """
-        if not hmac.compare_digest(self._signature(oid, size, expires).encode(), signature.encode()):
+        own = self._signature(oid, size, expires, name)
+        if not hmac.compare_digest(own.encode(), signature.encode("utf-8", "replace")):
             raise Refused(403, "this upload link was not issued by this hub for this content")
         if int(expires) < time.time():
             raise Refused(403, "this upload link has expired; ask for another one")
+        if not any(token["name"] == name and token["role"] == "write" for token in self.store.tokens()):
+            raise Refused(403, "the token that this upload link was made for was revoked")
         return int(size)
 
-    def _signature(self, oid: str, size: str, expires: str) -> str:
-        return hmac.new(self.store.key, f"upload\n{oid}\n{size}\n{expires}".encode(), hashlib.sha256).hexdigest()
+    def _signature(self, *signed: str) -> str:
+        told = "\n".join(("upload", *signed)).encode("utf-8", "replace")
+        return hmac.new(self.store.key, told, hashlib.sha256).hexdigest()

@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from kdhub.hub.server import pages, transfer
 from kdhub.hub.server.access import Access
 from kdhub.hub.server.call import Call, number
+from kdhub.hub.server.rules import Refused
 from kdhub.hub.server.store import (
     MAIN,
     Commit,
     File,
-    Refused,
     Repo,
     Store,
     comment,
@@ -150,6 +150,7 @@ def _whoami(call: Call) -> Response:
 
 
 def _validate(call: Call) -> Response:
+    call.write()  # reading YAML takes time
     content = call.value("content")
     if content.startswith("---"):
         try:

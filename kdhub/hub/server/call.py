@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse
 
 from kdhub.hub.server.access import Caller
-from kdhub.hub.server.store import Refused
+from kdhub.hub.server.rules import Refused
 
 
 @dataclass(frozen=True)

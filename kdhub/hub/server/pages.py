@@ -15,7 +15,7 @@ from markdown_it.token import Token
 
 from kdhub.files import size_text
 from kdhub.hub.server.store import Commit, Repo
-from kdhub.hub.trust import split_card
+from kdhub.hub.trust import front_and_body
 
 SHOWN = 50
 """Repositories on one page."""
@@ -120,10 +120,7 @@ def _how_to_get(repo: Repo, base: str) -> str:
 def _card(card: str, resolve: str) -> str:
     if not card:
         return "<p>There is no card.</p>"
-    try:
-        card = split_card(card)[1]
-    except ValueError:
-        pass  # a card without front matter, or with an unreadable one, is shown as it is
+    card = front_and_body(card)[1]
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = reader.parse(card)
     _point(tokens, resolve)

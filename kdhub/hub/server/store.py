@@ -11,19 +11,16 @@ or the new one, and at worst content that `collect` removes.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
-import re
 import secrets
 import sqlite3
 import tempfile
 import threading
 import time
-import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,13 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.files import sync_folder
-from kdhub.hub.files import git_digest, path_problem
+from kdhub.hub.files import git_digest
+from kdhub.hub.server.rules import Refused, check_paths, check_ref_name, check_repo_name, derived_tags, is_oid, sendable
 from kdhub.hub.trust import split_card
 
 MAIN = "refs/heads/main"
-LFS_OVER = 10 * 2**20
-"""Bytes beyond which a file is LFS whatever its name, as on the Hugging Face Hub."""
-
 TEXT_LIMIT = 2**20
 """Bytes beyond which neither a card nor `.gitattributes` is read."""
 
@@ -56,6 +51,7 @@ CREATE TABLE IF NOT EXISTS repos (
     id INTEGER PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL COLLATE NOCASE, private INTEGER NOT NULL,
     created TEXT NOT NULL, updated TEXT NOT NULL, card TEXT NOT NULL DEFAULT '{}', UNIQUE (kind, name));
 CREATE INDEX IF NOT EXISTS repos_by_age ON repos (kind, updated, id);
+CREATE TABLE IF NOT EXISTS ids (one INTEGER PRIMARY KEY CHECK (one = 1), last INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS tags (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, tag TEXT NOT NULL, PRIMARY KEY (tag, repo)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commits (
@@ -72,15 +68,6 @@ CREATE TABLE IF NOT EXISTS tokens (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL, digest TEXT NOT NULL UNIQUE,
     created TEXT NOT NULL);
 """
-
-
-class Refused(Exception):
-    """Something the hub does not do: a status of HTTP, a sentence, and the code that clients know it by
-    (`X-Error-Code`)."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **more: Any):
-        super().__init__(message)
-        self.status, self.message, self.code, self.more = status, message, code, more
 
 
 @dataclass(frozen=True)
@@ -187,10 +174,13 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
-            except BaseException:
-                db.execute("ROLLBACK")
+                db.execute("COMMIT")
+            except BaseException as error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.IntegrityError) and "FOREIGN KEY" in str(error):
+                    raise Refused(404, "the repository was deleted meanwhile", "RepoNotFound") from error
                 raise
-            db.execute("COMMIT")
 
     # -- content ----------------------------------------------------------------------------------------------
 
@@ -238,10 +228,13 @@ class Store:
                 for row in json.loads(zlib.decompress(tree)).values()
             }
             for path in [*self.blobs.glob("*/*"), *self.incoming.iterdir()]:
-                found = path.stat()
-                if path.name not in named and found.st_mtime < before:
-                    path.unlink()
-                    files, freed = files + 1, freed + found.st_size
+                try:
+                    found = path.stat()
+                    if path.name not in named and found.st_mtime < before:
+                        path.unlink()
+                        files, freed = files + 1, freed + found.st_size
+                except FileNotFoundError:  # received meanwhile, and now a blob
+                    pass
         return files, freed
 
     # -- repositories -----------------------------------------------------------------------------------------
@@ -264,12 +257,14 @@ class Store:
         with self.writing() as db:
             if db.execute("SELECT 1 FROM repos WHERE kind = ? AND name = ?", (kind, name)).fetchone():
                 raise Refused(409, f"{kind} {name} exists already")
-            now = _now()
-            made = db.execute(
-                "INSERT INTO repos (kind, name, private, created, updated) VALUES (?, ?, ?, ?, ?)",
-                (kind, name, private, now, now),
+            # A number is given once: what is still under way for a repository that was deleted ends up in no other.
+            known = "SELECT max(coalesce((SELECT max(id) FROM repos), 0), coalesce((SELECT last FROM ids), 0)) + 1"
+            repo = Repo(db.execute(known).fetchone()[0], kind, name, private, now := _now(), now, {})
+            db.execute("REPLACE INTO ids VALUES (1, ?)", (repo.id,))
+            db.execute(
+                "INSERT INTO repos (id, kind, name, private, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
+                (repo.id, kind, name, private, now, now),
             )
-            repo = Repo(made.lastrowid, kind, name, private, now, now, {})
             self._add_commit(db, repo, MAIN, None, "initial commit", "", author, attributes)
         return repo
 
@@ -336,12 +331,12 @@ class Store:
         """The commit that a branch, a tag, a whole ref, `HEAD` or a commit's 40 digits name now."""
         names = [MAIN] if revision == "HEAD" else [f"refs/heads/{revision}", f"refs/tags/{revision}", revision]
         with self.reading() as db:
+            if is_oid(revision) and self._has_commit(db, repo, revision):  # whatever else has its name
+                return revision
             for name in names:
                 row = db.execute("SELECT oid FROM refs WHERE repo = ? AND name = ?", (repo.id, name)).fetchone()
                 if row:
                     return row[0]
-            if db.execute("SELECT 1 FROM commits WHERE repo = ? AND oid = ?", (repo.id, revision)).fetchone():
-                return revision
         raise Refused(404, f"{repo.name} has no revision {revision!r}", "RevisionNotFound")
 
     def commit_of(self, repo: Repo, revision: str) -> Commit:
@@ -397,6 +392,9 @@ class Store:
         check_paths(files)
         return files
 
+    def _has_commit(self, db: sqlite3.Connection, repo: Repo, oid: str) -> bool:
+        return db.execute("SELECT 1 FROM commits WHERE repo = ? AND oid = ?", (repo.id, oid)).fetchone() is not None
+
     def _ref(self, db: sqlite3.Connection, repo: Repo, name: str) -> str | None:
         row = db.execute("SELECT oid FROM refs WHERE repo = ? AND name = ?", (repo.id, name)).fetchone()
         return row and row[0]
@@ -422,7 +420,7 @@ class Store:
         db.execute("INSERT OR REPLACE INTO refs VALUES (?, ?, ?)", (repo.id, ref, oid))
         if ref == MAIN:
             card, body = self._card(files)
-            known = (now, json.dumps(card, default=str), repo.id)
+            known = (now, json.dumps(sendable(card)), repo.id)
             db.execute("UPDATE repos SET updated = ?, card = ? WHERE id = ?", known)
             db.execute("DELETE FROM tags WHERE repo = ?", (repo.id,))
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(repo.id, tag) for tag in derived_tags(card, body)])
@@ -443,8 +441,7 @@ class Store:
 
     def add_ref(self, repo: Repo, name: str, oid: str, *, replace: bool = False) -> None:
         short = name.split("/", 2)[2]
-        if path_problem(short) or any(c in short for c in " ~^?*[") or ".." in short or short.endswith(".lock"):
-            raise Refused(400, f"{short!r} cannot be the name of a branch or a tag")
+        check_ref_name(short)
         with self.writing() as db:
             if self._ref(db, repo, name) and not replace:
                 raise Refused(409, f"{short!r} exists already in {repo.name}")
@@ -463,7 +460,8 @@ class Store:
         """A pull request that changes nothing yet. Returns its number; its ref is `refs/pr/N`."""
         with self.writing() as db:
             num = db.execute("SELECT coalesce(max(num), 0) + 1 FROM pulls WHERE repo = ?", (repo.id,)).fetchone()[0]
-            base = self._ref(db, repo, MAIN)
+            if (base := self._ref(db, repo, MAIN)) is None:
+                raise no_repo(repo.kind, repo.name)
             events = [event("comment", author, **_comment(text))] if text else []
             row = (repo.id, num, title, author, _now(), status, base, None, json.dumps(events))
             db.execute("INSERT INTO pulls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -596,65 +594,6 @@ def no_entry(repo: Repo, commit: Commit, path: str) -> Refused:
     return Refused(404, f"{repo.name} has no {path!r} at {commit.oid}", "EntryNotFound", commit=commit.oid)
 
 
-def check_repo_name(name: str) -> None:
-    if not _REPO.fullmatch(name) or "--" in name or ".." in name or name.split("/")[0].lower() in _RESERVED:
-        expected = "owner/name of letters, digits, '.', '_' and '-'"
-        raise Refused(400, f"{name!r} cannot be a repository's name: expected {expected}")
-
-
-def check_paths(paths: Iterable[str]) -> None:
-    """Refuse a tree that cannot be put into a folder of every system.
-
-    Raises:
-        Refused: names that lead elsewhere, or two names that are one on some systems.
-    """
-    taken: dict[str, str] = {}
-    for path in paths:
-        problem = path_problem(path)
-        if not problem and any(part.lower() in (".git", ".cache") for part in path.split("/")):
-            problem = "belongs to git or to a cache"
-        if problem:
-            raise Refused(400, f"the file name {path!r} {problem}")
-        same = unicodedata.normalize("NFC", path).casefold()
-        if same in taken:
-            raise Refused(400, f"{path!r} and {taken[same]!r} are one name to some file systems")
-        taken[same] = path
-    for same in taken:
-        parts = same.split("/")
-        for n in range(1, len(parts)):
-            if (above := "/".join(parts[:n])) in taken:
-                raise Refused(400, f"{taken[above]!r} is a file and a folder")
-
-
-def is_lfs(path: str, size: int, sample: bytes, attributes: str) -> bool:
-    """Whether a file goes through LFS: a pattern of `.gitattributes`, more than 10 MB, or not text."""
-    if not size:
-        return False
-    name, by_name = path.rpartition("/")[2], False
-    for line in attributes.splitlines():
-        pattern, *rest = line.split() or [""]
-        if fnmatch.fnmatchcase(path if "/" in pattern else name, pattern.lstrip("/")):
-            by_name = "filter=lfs" in rest or by_name and not {"-filter", "!filter"} & set(rest)
-    return by_name or size > LFS_OVER or b"\0" in sample
-
-
-def derived_tags(card: Mapping[str, Any], body: str = "") -> list[str]:
-    """The tags a hub makes of a card: section 8 of what clients expect."""
-
-    def of(key: str) -> list[str]:
-        value = card.get(key)
-        found = value if isinstance(value, list) else [value]
-        return [v for v in found if isinstance(v, str) and v]
-
-    tags = [*of("tags"), *of("language"), *of("library_name"), *of("pipeline_tag")]
-    for key, prefix in (("license", "license"), ("datasets", "dataset"), ("base_model", "base_model")):
-        tags += [f"{prefix}:{value}" for value in of(key)]
-    for relation in of("base_model_relation")[:1]:
-        tags += [f"base_model:{relation}:{value}" for value in of("base_model")]
-    tags += [f"arxiv:{paper}" for paper in _ARXIV.findall(body)]
-    return list(dict.fromkeys(tag[:300] for tag in tags))
-
-
 def event(kind: str, author: str, **data: Any) -> dict[str, Any]:
     """One line of a pull request's story, as clients read it."""
     told = {"id": secrets.token_hex(12), "type": kind, "createdAt": _now(), "author": {"name": author}}
@@ -681,10 +620,6 @@ def pointer(sha256: str, size: int) -> bytes:
 
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-_REPO = re.compile(r"(?:[A-Za-z0-9](?:[\w.-]{0,94}[\w])?/)[A-Za-z0-9](?:[\w.-]{0,94}[\w])?(?<!\.git)", re.ASCII)
-_ARXIV = re.compile(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})", re.ASCII)
-_RESERVED = {"api", "datasets", "models", "spaces", "login"}
-"""Owners whose repositories would have another page's address."""
 
 
 def _comment(text: str) -> dict[str, Any]:
@@ -692,7 +627,7 @@ def _comment(text: str) -> dict[str, Any]:
 
 
 def _repo(row: sqlite3.Row) -> Repo:
-    private, card = bool(row["private"]), json.loads(row["card"])
+    private, card = bool(row["private"]), sendable(json.loads(row["card"]))
     return Repo(row["id"], row["kind"], row["name"], private, row["created"], row["updated"], card)
 
 

@@ -13,14 +13,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from kdhub.hub.server.access import Access
 from kdhub.hub.server.call import Call
+from kdhub.hub.server.rules import LFS_OVER, Refused, check_paths, is_lfs
 from kdhub.hub.server.store import (
-    LFS_OVER,
     Change,
-    Refused,
     Repo,
     Store,
-    check_paths,
-    is_lfs,
     lfs_file,
     no_entry,
     pointer,
@@ -69,7 +66,7 @@ def batch(store: Store, access: Access, call: Call, repo: Repo) -> Response:
         row: dict[str, Any] = {"oid": oid, "size": size}
         if operation == "upload":
             if not store.has(oid, size):
-                upload = {"href": f"{call.base}/api/lfs/{oid}?{access.link(oid, size)}"}
+                upload = {"href": f"{call.base}/api/lfs/{oid}?{access.link(oid, size, call.caller.name)}"}
                 row["actions"] = {"upload": upload, "verify": {"href": f"{place}.git/info/lfs/verify"}}
         elif oid in known:
             row["actions"] = {"download": {"href": f"{place}/resolve/main/{quote(known[oid])}"}}

@@ -252,6 +252,38 @@ REFUSED = {
         "model_args.trust_remote_code, which runs Python",
     ),
     "foreign-class": (lambda f: edit(f / "modules.json", lambda m: m[1].update(type="evil.Pooling")), "'evil.Pooling'"),
+    "a-function-of-a-module": (
+        lambda f: edit(f / "modules.json", lambda m: m[1].update(type="sentence_transformers.util.http_get")),
+        "'sentence_transformers.util.http_get', which is code",
+    ),
+    "an-installed-class": (
+        lambda f: edit(f / "config.json", lambda c: c.update(activation_function="subprocess.Popen")),
+        "config.json has activation_function='subprocess.Popen', which is code",
+    ),
+    "a-class-in-a-list": (
+        lambda f: edit(f / "config.json", lambda c: c.update(x=[{"types": ["os.system"]}])),
+        "x.types='os.system', which is code",
+    ),
+    "weights-elsewhere": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/x.safetensors"}}'),
+        "model.safetensors.index.json leads outside",
+    ),
+    "ten-million-layers": (
+        lambda f: edit(f / "config.json", lambda c: c.update(num_hidden_layers=10**7)),
+        "config.json says num_hidden_layers=10,000,000, and its weights are",
+    ),
+    "a-vast-vocabulary": (
+        lambda f: edit(f / "config.json", lambda c: c.update(vocab_size=10**12)),
+        "says vocab_size=1,000,000,000,000",
+    ),
+    "bytes-behind-the-end": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes() + b"PK"),
+        "model.safetensors is damaged: it has",
+    ),
+    "half-a-file": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]),
+        "model.safetensors is damaged: it has",
+    ),
     "no-weights": (lambda f: (f / "model.safetensors").unlink(), "no safetensors"),
     "broken-json": (lambda f: (f / "modules.json").write_text("[{"), "not readable JSON"),
     "outside": (lambda f: edit(f / "modules.json", lambda m: m[1].update(path="../1_Pooling")), "outside"),

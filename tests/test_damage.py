@@ -1,0 +1,130 @@
+"""One changed byte in what outlives a run is noticed where it is used; what can be made again is."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kdhub
+from kdhub.errors import RunError, UntrustedError
+from kdhub.files import changed, known_sha256, read_sealed, sealed, write_sealed
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("kdhub.verbs.publish._usage_problems", lambda *a: [])
+
+
+def flip(path: Path, at: int = -1) -> None:
+    """Change one byte, and nothing else that a careless look would see."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_seals(isolated, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.txt").write_text("one")
+    (tmp_path / "c").write_text("two")
+    seals = sealed(tmp_path)
+    assert set(seals) == {"a/b.txt", "c"} and changed(tmp_path, seals) == []
+    flip(tmp_path / "c")
+    (tmp_path / "a" / "b.txt").unlink()
+    assert changed(tmp_path, seals) == ["a/b.txt", "c"] and changed(tmp_path, {"c": None}) == ["c"]
+
+
+def test_a_digest_is_remembered_for_the_same_file_only(isolated, tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_text("one")
+    first = known_sha256(path)
+    with monkeypatch.context() as patched:
+        patched.setattr("kdhub.files.sha256_file", lambda path: pytest.fail("read again"))
+        assert known_sha256(path) == first
+    flip(path)
+    assert known_sha256(path) != first
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_student_that_was_changed_is_not_used(toys, toy_run, tmp_path, suffix):
+    folder = shutil.copytree(toy_run, tmp_path / "run")
+    damaged = next(path for path in (folder / "student").iterdir() if path.suffix == suffix)
+    flip(damaged, at=damaged.stat().st_size // 2)
+    for use in (kdhub.load, kdhub.evaluate, lambda place: kdhub.publish(place, "me/x", dry_run=True)):
+        for place in (folder, folder / "student"):
+            with pytest.raises(RunError, match=f"is not what was saved: student/{damaged.name} changed since"):
+                use(place)
+
+
+def test_a_pulled_student_that_was_changed_is_fetched_again(toys, toy_run, hub, tmp_path, caplog):
+    kdhub.publish(toy_run, "me/toy", licence="mit")
+    pulled = kdhub.pull("me/toy")
+    damaged = next(pulled.folder.glob("*.safetensors"))
+    before = damaged.read_bytes()
+    flip(damaged)
+    with pytest.raises(UntrustedError, match=f"is not what was pulled: {damaged.name} changed since"):
+        kdhub.load(pulled.folder)
+    with caplog.at_level(logging.WARNING, logger="kdhub"):
+        assert kdhub.load("me/toy") is not None
+    assert damaged.read_bytes() == before and "was changed since it was pulled" in caplog.text
+    (pulled.folder / "README.md").write_text("a better card")
+    assert kdhub.load(pulled.folder) is not None
+
+
+def test_a_moved_tag_is_told(toys, toy_run, hub, caplog):
+    kdhub.publish(toy_run, "me/toy", licence="mit", tags=["v1"])
+    first = kdhub.pull("me/toy@v1")
+    kdhub.pull("me/toy@v1")
+    assert "named commit" not in caplog.text
+    repo = hub.repos["model", "me/toy"]
+    repo.commit({**repo.commits[repo.head], "more.txt": (b"more", False)}, "v1")
+    with pytest.raises(UntrustedError, match=r"more.txt is not in kdhub.json"):
+        kdhub.pull("me/toy@v1")
+    hub.put("me/toy", {**hub.files("me/toy"), "README.md": hub.files("me/toy")["README.md"] + b"better"})
+    repo.refs["v1"] = repo.head
+    kdhub.pull("me/toy@v1")
+    assert f"v1 of me/toy named commit {first.commit[:12]} when it was pulled before" in caplog.text
+
+
+@given(st.data())
+def test_a_sealed_file_is_read_as_it_was_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("sealed") / "x.json"
+    value = {"a": 1.5, "b": [float("inf"), None, "ä"], "c": {"d": 2**70}}
+    write_sealed(path, value)
+    assert read_sealed(path) == value
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with suppress(ValueError):
+        read = read_sealed(path)
+        assert {key: read.get(key) for key in value} == value
+
+
+def test_a_report_that_was_changed_is_not_published(toys, toy_run, tmp_path):
+    folder = shutil.copytree(toy_run, tmp_path / "run")
+    text = (folder / "report.json").read_text()
+    value = re.search(r'"value": 0.(\d+)', text)
+    (folder / "report.json").write_text(text.replace(value[0], value[0][:-1] + "7" if value[0][-1] != "7" else "3", 1))
+    assert kdhub.load(folder) is not None
+    with pytest.raises(RunError, match="is not what was saved: report.json changed since"):
+        kdhub.publish(folder, "me/x", dry_run=True)
+
+
+def test_prepared_rows_that_were_changed_are_made_again(isolated, tmp_path, caplog):
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "row {n}"}}\n' for n in range(20)))
+    before = [row["text"] for row in kdhub.open_data(str(tmp_path / "rows.jsonl")).split("train")]
+    for name, at in (("rows.arrow", -400), ("meta.json", 40)):
+        (damaged,) = (isolated / "data" / "prepared").glob(f"*/{name}")
+        content = bytearray(damaged.read_bytes())
+        at = content.index(b"row 1") + 4 if name == "rows.arrow" else at
+        content[at] ^= 1
+        damaged.write_bytes(content)
+        caplog.clear()
+        data = kdhub.open_data(str(tmp_path / "rows.jsonl"))
+        assert [row["text"] for row in data.split("train")] == before and "damaged, and are made again" in caplog.text
