@@ -23,11 +23,22 @@ class ThoughtSpaceNetwork(nn.Module):
         feature: whether rationales are a plain feature of the user instead of points of the space: the ablation.
 
     Attributes:
-        tau: temperature of the logits; mix: share of the rationale in what ranks.
+        tau: temperature of the logits; mix: share of the rationale in what ranks; nearest: whether that is the one
+            nearest to the user, or else the first.
     """
 
     def __init__(
-        self, items: int, width: int, *, dim: int, ids: bool, encoder: str, feature: bool, tau: float, mix: float
+        self,
+        items: int,
+        width: int,
+        *,
+        dim: int,
+        ids: bool,
+        encoder: str,
+        feature: bool,
+        tau: float,
+        mix: float,
+        nearest: bool,
     ):
         super().__init__()
         self.ids = nn.Embedding(items, dim) if ids else None
@@ -35,7 +46,7 @@ class ThoughtSpaceNetwork(nn.Module):
         self.thought = nn.Linear(width, dim) if width else None
         self.user = nn.GRU(dim, dim, batch_first=True) if encoder == "gru" else nn.Linear(dim, dim)
         self.register_buffer("texts", torch.zeros(items, width))
-        self.feature, self.tau, self.mix = feature, tau, mix
+        self.feature, self.tau, self.mix, self.nearest = feature, tau, mix, nearest
 
     def items(self) -> Tensor:
         """(items, dim)"""
@@ -50,7 +61,7 @@ class ThoughtSpaceNetwork(nn.Module):
 
         Returns:
             `user` (rows, dim), `item` (items, dim), `rationale` (rows, n, dim) or None, `chosen` (rows,) the rationale
-            nearest to the user, -1 where there is none, and `logits` (rows, items).
+            that ranks, -1 where there is none, and `logits` (rows, items).
         """
         v, history = self.items(), batch["history"]
         real = history >= 0
@@ -66,7 +77,8 @@ class ThoughtSpaceNetwork(nn.Module):
         else:
             u, r = normalize(u, dim=-1), normalize(self.thought(given), dim=-1)
             some = batch["written"].any(1)
-            best = selection({"user": u, "rationale": r}, batch["written"]).argmax(1)
+            near = selection({"user": u, "rationale": r}, batch["written"])
+            best = near.argmax(1) if self.nearest else torch.zeros_like(history[:, 0])
             chosen = torch.where(some, best, chosen)
             mix = self.mix * some[:, None]
             mixed = (1 - mix) * u + mix * r[torch.arange(len(r), device=r.device), best]

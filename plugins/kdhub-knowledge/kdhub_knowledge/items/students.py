@@ -114,13 +114,13 @@ class ThoughtSpace(Ranker):
     by_item = ("ids.weight",)
 
     def __init__(self, config: Mapping[str, Any], reads: TextEncoder | None, start: Mapping[str, Any] | None = None):
-        settings = {name: config[name] for name in ("dim", "ids", "encoder", "feature", "tau", "mix")}
+        settings = {name: config[name] for name in ("dim", "ids", "encoder", "feature", "tau", "mix", "nearest")}
         module = ThoughtSpaceNetwork(len(config["items"]), reads.width if reads else 0, **settings)
         super().__init__({**config, "text": reads and reads.settings()}, module, start)
         self.reads = module.reads = reads
 
     def set(self, **settings: float) -> None:
-        """`tau`, `mix`: from here on and in what is saved."""
+        """`tau`, `mix`, `nearest`: from here on and in what is saved."""
         for name, value in settings.items():
             setattr(self.module, name, value)
             self.config[name] = value
@@ -257,7 +257,8 @@ class Builder(ThoughtSpace):
             )
         torch.manual_seed(context.seed)
         config = {"items": known.items, "ids": o.items != "text", "encoder": o.encoder, "dim": o.dim}
-        config |= {"history_len": o.history_len, "feature": o.rationales == "feature", "tau": 0.1, "mix": 0.0}
+        config |= {"history_len": o.history_len, "feature": o.rationales == "feature"}
+        config |= {"tau": 0.1, "mix": 0.0, "nearest": True}
         reads = None if o.items == "id" else TextEncoder.fresh(o.text_encoder, known.texts, o.text_width)
         super().__init__(config, reads, {"how": f"fresh thought space, items by {o.items}"})
         if reads:

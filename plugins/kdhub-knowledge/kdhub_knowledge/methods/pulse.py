@@ -57,6 +57,9 @@ class Pulse(ObjectiveMethod):
         random_epochs: float = Field(
             3.0, ge=0, description="passes with a random rationale before the learned selection"
         )
+        ranks_with: Literal["nearest", "first"] = Field(
+            "nearest", description="which rationale ranks: the nearest to the user; the first is the ablation"
+        )
         mix: float | None = Field(
             None, ge=0, le=1, description="w: share of the rationale in the ranking; by the validation rows if unset"
         )
@@ -76,7 +79,7 @@ class Pulse(ObjectiveMethod):
         self.items = len(student.classes)
 
     def adapt(self, student: Any, teacher: Any) -> None:
-        student.set(tau=self.options.tau, mix=0.0)
+        student.set(tau=self.options.tau, mix=0.0, nearest=self.options.ranks_with == "nearest")
 
     def rows(self, run: RunContext) -> Rows:
         if "rationales" not in (names := run.table("train").column_names):
