@@ -280,7 +280,7 @@ def test_the_template_names_nobody_and_draws_the_same_again():
             assert len(set(row["rationales"])) == 4 and 0 <= row["noise"] < 4
             held = known.titles[known.at[row["item"]]]
             assert not any(names(text, held) for text in row["rationales"])
-            assert known.at[row["item"]] not in shown(dict(row), known, 20)
+            assert known.at[row["item"]] not in shown(row, known, 20)
             tags = {known.tags[known.at[item]][0] for item in row["history"]}
             for n, text in enumerate(row["rationales"]):
                 said = {tag for tag in set(itertools.chain(*known.tags)) if re.search(rf"\b{tag}\b", text)}
@@ -374,6 +374,18 @@ def test_refined_rationales_fit_better_and_leak_nothing(trained):
         assert not any(names(text, known.titles[known.at[row["item"]]]) for text in row["rationales"])
     with pytest.raises(UsageError, match=r"branch 1 to 3 \(depth=2, beam=2, branch=4\)"):
         kdhub.open_data({"source": "refined:tastes", "options": {"branch": 4}})
+
+
+def test_a_language_model_is_tuned_on_the_chosen_rationale_and_the_next_title(trained):
+    options = {"student": f"path:{trained.student_folder}", "options": small()["options"]}
+    rows = list(kdhub.open_data({"source": "recommendations:rationales:tastes", "options": options}).split("train"))
+    of = list(kdhub.open_data(small()).split("train"))
+    known, wrong = Catalogue.of(kdhub.open_data(small())), 0
+    for row, made in zip(of, rows):
+        text, _, title = made["response"].rpartition(" Next: ")
+        assert title == known.titles[known.at[row["item"]]] and title not in made["prompt"]
+        wrong += row["rationales"].index(text) == row["noise"]
+    assert len(rows) == len(of) == SMALL["users"] and wrong < 0.05 * len(rows)
 
 
 def test_an_embedding_model_reads_the_texts_and_is_saved_with_the_student(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -97,8 +97,13 @@ def names(text: str, title: str, others: Sequence[str] = ()) -> bool:
     return bool(wanted) and f" {wanted} " in read
 
 
-def shown(row: dict[str, Any], known: Catalogue, most: int) -> list[int]:
+def held_out(row: Mapping[str, Any], known: Catalogue) -> str:
+    """The title of a row's next item; of a row without one nothing."""
+    return "" if row.get("item") is None else known.titles[known.at[str(row["item"])]]
+
+
+def shown(row: Mapping[str, Any], known: Catalogue, most: int) -> list[int]:
     """The last items of a row's history that may be shown, by number: without any of the held-out title."""
-    held = plain_title(known.titles[known.at[str(row["item"])]])
+    held = plain_title(held_out(row, known))
     history = [known.at[str(item)] for item in listed(row["history"])]
     return [n for n in history if not held or plain_title(known.titles[n]) != held][-most:]

@@ -113,4 +113,4 @@ class PopularityNetwork(nn.Module):
         self.bias = nn.Parameter(torch.zeros(items))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {"logits": self.bias.expand(len(batch["history"]), -1)}
+        return {"logits": self.bias + torch.zeros_like(batch["history"][:, :1], dtype=self.bias.dtype)}

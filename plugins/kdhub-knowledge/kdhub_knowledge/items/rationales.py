@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from kdhub_tasks.classes import listed
 from kdhub_tasks.language.prompting import Prompter, batches, filled, fingerprints, require
 from kdhub_tasks.language.replies import Tally, distinct, made
 
@@ -25,7 +26,7 @@ from kdhub.data.dataset import Data
 from kdhub.data.prepare import named_rows
 from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.rows import prepared
-from kdhub_knowledge.items.catalogue import ITEMS, Catalogue, names, shown
+from kdhub_knowledge.items.catalogue import ITEMS, Catalogue, held_out, names, shown
 from kdhub_knowledge.items.spec import NAME
 from kdhub_knowledge.items.task import prepare_for
 
@@ -94,7 +95,7 @@ class Sentences:
         return tuple(sorted(counts, key=lambda tag: (-counts[tag], tag))[:2]) or ("something",)
 
     def _draw(self, row: Mapping[str, Any], what: str) -> np.random.Generator:
-        said = repr([self.seed, what, str(row.get("user")), [str(item) for item in row["history"]]]).encode()
+        said = repr([self.seed, what, str(row.get("user")), [str(item) for item in listed(row["history"])]]).encode()
         return np.random.default_rng(int.from_bytes(hashlib.sha256(said).digest()[:8], "big"))
 
 
@@ -115,12 +116,12 @@ class Guard:
             DataError: none is left, or an item that is not among the items.
         """
         try:
-            history = shown(dict(row), self.known, self.history_len)
+            history = shown(row, self.known, self.history_len)
         except KeyError as error:
             raise DataError(
                 f"user {row.get('user')}: item {error} is not among the {len(self.known.items)} items"
             ) from None
-        if len(history) < min(len(row["history"]), self.history_len):
+        if len(history) < min(len(listed(row["history"])), self.history_len):
             self.rows["show no item of the held-out title, which is in their history"] += 1
         if not history:
             raise DataError(f"user {row.get('user')} has no history to write about")
@@ -135,7 +136,7 @@ class Guard:
 
     def leaks(self, text: str, row: Mapping[str, Any], history: Sequence[int]) -> bool:
         """Whether a text names the held-out title, and not as a part of one that was shown."""
-        return names(text, self.known.titles[self.known.at[str(row["item"])]], [self.known.titles[n] for n in history])
+        return names(text, held_out(row, self.known), [self.known.titles[n] for n in history])
 
 
 def rationales(

@@ -49,6 +49,10 @@ DATASETS = (
         "refined", "rationales:refined", "the rationales of another data set, refined by a student's scores",
         argument="DATA", splits=("items",),
     ),
+    _data(
+        "recommendations", "spoken:recommendations", "histories as prompts, rationales and next titles as responses",
+        argument="DATA", example="rationales:tastes", splits=("train",), tasks=("causal-lm",),
+    ),
 )  # fmt: skip
 
 _metric = MetricSpec.shorthand(f"{HERE}.metrics:", tasks=(NAME,))

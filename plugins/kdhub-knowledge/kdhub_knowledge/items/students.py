@@ -45,7 +45,10 @@ class Ranker(Classifier):
         history = np.full((len(seen), max(map(len, seen), default=1) or 1), -1, np.int64)
         for row, items in zip(history, seen):
             row[: len(items)] = items
-        return {"history": torch.from_numpy(history)}
+        return {
+            "history": torch.from_numpy(history),
+            "attention_mask": torch.from_numpy((history >= 0).astype(np.int64)),
+        }
 
     def width(self, kind: str) -> tuple[int, ...]:
         if kind not in self.kinds:

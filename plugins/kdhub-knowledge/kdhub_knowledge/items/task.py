@@ -169,6 +169,11 @@ class NextItem(Classification):
             among = {"negatives": options.negatives}
             yield View(among, partial(replace, **among), RANKING)
 
+    def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
+        table = self._columns(data, split)
+        seen = [name for name in ("history", "rationales") if name in table.column_names]
+        return list(iterate(table.select_columns(seen).select(range(min(n, len(table))))))
+
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         from kdhub import open_data, open_student
 

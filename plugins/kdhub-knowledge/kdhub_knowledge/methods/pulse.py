@@ -12,7 +12,8 @@ Users with the same next item are no negatives of each other. The next item deci
 nothing but history and rationales is read.
 
 Of the paper only abstract and stages could be read: losses, defaults and prompts are reconstructed. Refinement is a
-data set (`refined:DATA`) of a second recipe that names the student of the first.
+data set (`refined:DATA`) of a second recipe that names the student of the first; the last stage, which tunes the
+language model itself, is `supervised` on `recommendations:DATA`.
 """
 
 from __future__ import annotations
