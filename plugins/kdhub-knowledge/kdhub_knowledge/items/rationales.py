@@ -227,7 +227,7 @@ def refined(
 
     Args:
         argument: a data set with rationales (`rationales:DATA`).
-        student: as a recipe names a teacher: `recipe:pulse-first`.
+        student: as a recipe names a teacher: `{source: recipe:pulse}`.
         teacher: `template`, or a language model, as in `rationales`.
         depth: rounds, 0 for none; branch: prompts, the first ones of the three; beam: rationales that stay.
         history_len, seed, chat, answers, options: see `rationales`.
@@ -241,7 +241,7 @@ def refined(
             f"{name}: depth must be at least 0, beam 1, branch 1 to {len(EXPAND)} ({depth=}, {beam=}, {branch=})"
         )
     if student is None:
-        raise UsageError(f"{name} needs a student that scores rationales", hint="options: {student: recipe:NAME}")
+        raise UsageError(f"{name} needs a student that scores rationales", hint="student: {source: recipe:NAME}")
     prompter = None if teacher == TEMPLATE else _prompter(name, teacher, answers, chat, 1, AGAIN)
     scorer, data = open_teacher(student, NAME), open_data(argument, options=options)
     key = {"of": fingerprints(data), "student": dict(scorer.identity), "depth": depth, "branch": branch, "beam": beam}

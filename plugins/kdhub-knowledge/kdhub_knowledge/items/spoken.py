@@ -33,8 +33,8 @@ def recommendations(
     """
     Args:
         argument: a data set with rationales (`rationales:DATA`).
-        student: chooses the rationale, as a recipe names a teacher (`recipe:pulse`): by the next item as well in the
-            split `train`, without it elsewhere; the first one where no student is named.
+        student: chooses the rationale, as a recipe names a teacher (`{source: recipe:pulse}`): by the next item as well
+            in the split `train`, without it elsewhere; the first one where no student is named.
         history_len: items that are shown. template: of the prompt, with {history} in it.
         options: of the other data set.
 
