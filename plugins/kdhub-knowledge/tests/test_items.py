@@ -272,6 +272,15 @@ def test_no_prompt_and_no_rationale_names_the_held_out_title_of_any_user(tmp_pat
     assert "9 naming the held-out title" in caplog.text and "1 rows show no item of the held-out title" in caplog.text
 
 
+def test_a_local_language_model_writes_and_limits_cut_no_items(tmp_path):
+    teacher = kdhub.open_task("causal-lm").tiny_recipe(tmp_path)["teacher"]
+    options = {"teacher": teacher, "n": 2, "limit": 3, "answers": {"max_new_tokens": 4}, "options": SMALL}
+    data = kdhub.open_data({"source": "rationales:tastes", "options": options})
+    rows = list(data.split("test"))
+    assert len(rows) == 3 and len(data.split("items")) == 120 and all(len(row["rationales"]) <= 2 for row in rows)
+    assert any(row["rationales"] for row in rows) and {row["noise"] for row in rows} == {-1}
+
+
 def test_the_template_names_nobody_and_draws_the_same_again():
     data = kdhub.open_data(small())
     known = Catalogue.of(data)
@@ -313,6 +322,8 @@ def trained(tmp_path_factory):
 
 
 def test_rationales_are_chosen_losses_fall_and_popularity_is_beaten(trained, tmp_path):
+    used = {(d["use"], d["split"]): d["rows"] for d in trained.provenance["data"]["use"]}
+    assert used["items", "items"] == 120, "the items are among what the run used"
     lines = [line for line in trained.metrics() if "terms" in line]
     for name, first in lines[0]["terms"].items():
         assert lines[-1]["terms"][name] < 2 / 3 * first, f"{name} does not fall by a third"
