@@ -16,11 +16,13 @@ from kdhub_knowledge.items.log import Taken, leave_last
 from kdhub_knowledge.items.metrics import Ranks
 from kdhub_knowledge.items.network import selection
 from kdhub_knowledge.items.task import prepare_for, rank, ranked
-from kdhub_knowledge.methods.pulse import alignment_losses, item_losses
+from kdhub_knowledge.methods.pulse import Pulse, alignment_losses, item_losses
 from kdhub_tasks.language.openai import OpenAI
 
 import kdhub
 from kdhub.errors import CompatibilityError, DataError, UsageError
+from kdhub.method import Progress
+from kdhub.rows import Signals
 from kdhub.testing.server import serving
 
 TASK = "sequential-recommendation"
@@ -81,6 +83,38 @@ def test_the_next_item_is_told_from_the_columns_alone():
         of = near if columns is None else near[:, columns]
         wanted = of.logsumexp(1) - torch.stack([near[0, 4], near[1, 1]])
         torch.testing.assert_close(item_losses(q, v, torch.tensor([4, 1]), columns, 0.1), wanted)
+
+
+def test_negatives_are_as_asked_and_rows_without_a_rationale_count_in_the_first_term_alone():
+    labels, draw = torch.tensor([3, 1, 3, 0]), torch.Generator()
+    unit = torch.nn.functional.normalize(torch.randn(4, 7, 2, generator=draw.manual_seed(2)), dim=-1)
+    given = Signals(user=unit[:, 0], rationale=unit[:, 1:4], item=unit[0])
+    written = torch.tensor([[True, True, False], [False] * 3, [False, True, True], [True] * 3])
+    for negatives, columns in (("in-batch", {0, 1, 3}), ("sampled:40", set(range(7))), ("full", None)):
+        method = Pulse(Pulse.Options(negatives=negatives, random_epochs=1.0))
+        method.items = 7
+        batch = method.prepare_batch({"labels": labels, "written": written}, draw)
+        found = method._columns(batch)
+        assert (found if found is None else set(found.tolist())) == columns
+        assert (batch["written"][torch.arange(4), batch["drawn"]] == written.any(1)).all(), "what is drawn is written"
+    terms = method.objective(given, Signals(), batch, Progress(0, 10, 0.0))
+    some, r = [0, 2, 3], given.rationale[torch.arange(4), batch["drawn"]]
+    wanted = [
+        item_losses(given.user, given.item, labels, None, 0.1).mean(),
+        item_losses(r[some], given.item, labels[some], None, 0.1).mean(),
+        0.5 * alignment_losses(given.user[some], r[some], labels[some], 0.1).mean(),
+    ]
+    torch.testing.assert_close(list(terms.values()), wanted)
+    later = method.objective(given, Signals(), batch, Progress(9, 10, 2.0))
+    best = selection({**given}, written, labels).argmax(1)
+    torch.testing.assert_close(
+        later["rationale-item"],
+        item_losses(given.rationale[some, best[some]], given.item, labels[some], None, 0.1).mean(),
+    )
+    silent = method.objective(
+        Signals(user=given.user, item=given.item), Signals(), {"labels": labels}, Progress(0, 1, 0.0)
+    )
+    assert silent["user-item"] == terms["user-item"] and silent["rationale-item"] == silent["alignment"] == 0
 
 
 def test_selection_takes_the_highest_score_and_of_equal_ones_the_first():
@@ -446,7 +480,9 @@ def test_rows_and_items_that_mean_nothing_are_refused_by_row(tmp_path):
         DataError, match=r"with an item that is not among the items \(row 2: 'zebra'\).*without a history"
     ):
         run("bad", items, bad)
-    run("skipped", items, bad, on_bad_rows="skip")
+    run("skipped", items, [*bad, {"user": "v", "history": ["c"], "item": None}], on_bad_rows="skip")
+    (alone,) = prepare_for(["a"])([{"history": '["a"]'}])
+    assert (alone["length"], alone["label"], alone["history"]) == (0, -1, [0]), "nothing to learn, but to rank for"
     with pytest.raises(DataError, match="no column 'rationales'.*"):
         run("silent", items, [row], method="pulse", options={"mix": 0.1})
 

@@ -195,7 +195,7 @@ class NextItem(Classification):
 
 def prepare_for(items: Sequence[str]) -> Callable[[list[dict[str, Any]]], list[Example]]:
     """Plain rows -> examples: `history`, the numbers of items, and `label`, that of the next one, -1 where a row has
-    none; a model sees history and `rationales`."""
+    none, of which nothing can be learnt; a model sees history and `rationales`."""
     at = {item: n for n, item in enumerate(items)}
 
     def example(row: Mapping[str, Any]) -> Example:
@@ -211,7 +211,7 @@ def prepare_for(items: Sequence[str]) -> Callable[[list[dict[str, Any]]], list[E
             return {**made, "length": 0, "fault": fault}
         noise = row.get("noise")
         made |= {"history": [at[item] for item in names], "label": -1 if target is None else at[str(target)]}
-        return {**made, "noise": -1 if noise is None else int(noise), "length": len(names)}
+        return {**made, "noise": -1 if noise is None else int(noise), "length": len(names) if target is not None else 0}
 
     def prepare(rows: list[dict[str, Any]]) -> list[Example]:
         examples = [example(row) for row in rows]
