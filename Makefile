@@ -63,7 +63,9 @@ bench-peers: install
 	build/image-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	build/image-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		torchvision torchdistill==1.1.5 timm==1.0.31
-	$(BIN)/python -m benchmarks embedding token_loss lm image_logits
+	test -x build/recommender-peers/bin/python || $(PYTHON) -m venv build/recommender-peers
+	build/recommender-peers/bin/pip install --quiet --disable-pip-version-check rectools==0.19.0
+	$(BIN)/python -m benchmarks embedding token_loss lm image_logits popularity
 
 # What is claimed of a method, measured again: make evidence METHOD=pld; all methods without it.
 evidence: install

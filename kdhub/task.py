@@ -83,6 +83,8 @@ class Task(ABC):
         EvaluationOptions: what a recipe may set under `evaluation.options` (truncations, precisions, ...).
         StudentOptions: what a recipe may set next to the source of every student (see `configure`).
         Teacher: what a saved model of this task is as a teacher (`path:`, `hf:`).
+        aside: splits that say what the rows of others are about (the items that users choose from): read in training
+            and evaluation alike by `Data.whole`, and never rows to learn from or to score.
         drawn: how many rows of the first evaluation data set `draw` shows, always the first ones; 0: it draws nothing.
     """
 
@@ -92,6 +94,7 @@ class Task(ABC):
     EvaluationOptions: ClassVar[type[BaseModel]] = NoOptions
     StudentOptions: ClassVar[type[BaseModel]] = NoOptions
     Teacher: ClassVar[type[SavedTeacher]] = SavedTeacher
+    aside: ClassVar[tuple[str, ...]] = ()
     drawn: ClassVar[int] = 0
 
     # -- rows -------------------------------------------------------------------------------------------------

@@ -289,6 +289,11 @@ class Data:
         """
         return self._view(name)[0]
 
+    def whole(self, name: str) -> datasets.Dataset:
+        """All rows of a split by their own columns, whatever options choose and rename: of one that says what the rows
+        of others are about (`Task.aside`)."""
+        return self.with_options(DataOptions(on_bad_rows=self.options.on_bad_rows)).split(name)
+
     def fingerprint(self, name: str) -> str:
         """sha256 over the content of the rows in their order, whatever file format or columns' order they came in.
 

@@ -133,6 +133,8 @@ class Session:
         finally:
             self._note_written()
         self._note_data([describe_data(data, split, "train") for data, split in parts])
+        beside = [(data, split) for data, _ in parts for split in self.task.aside if split in data.splits]
+        self._note_data([describe_data(data, split, split) for data, split in beside])
         context = BuildContext(self.task, self.teacher, self.seed, facts=facts)
         student = self.resolver.student(self.recipe.student, context)
         self._fits_problem(student)
