@@ -22,7 +22,7 @@ from torch import nn
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.ranks import device, resolve_precision
-from kdhub_tasks.reading import NO_LIMIT, pad_of, positions
+from kdhub_tasks.reading import NO_LIMIT, marked, pad_of, positions
 from kdhub_tasks.transformer import check_weights
 
 __all__ = ["Dense", "Normalize", "Pooling", "SentenceTransformer", "StaticEmbedding", "Transformer"]
@@ -141,10 +141,11 @@ def features(model: nn.Module, ids: Sequence[Sequence[int]], pad: int, device: t
     for row, values in enumerate(ids):
         tokens[row, : len(values)] = values
         mask[row, : len(values)] = 1
-    return {
-        "input_ids": torch.from_numpy(tokens).to(device),
-        "attention_mask": torch.from_numpy(mask).to(device),
-    }
+    inputs = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
+    if segments := marked(model.tokenizer):
+        kinds = sum((tokens == token) * segment for token, segment in segments.items()) * mask
+        inputs["token_type_ids"] = torch.from_numpy(kinds)
+    return {name: values.to(device) for name, values in inputs.items()}
 
 
 def pad_id(model: SentenceTransformer) -> int:
