@@ -58,10 +58,17 @@ def test_bfloat16_products_are_close():
     full = label_log_probs(TokenSignals(head=head), labels)
     with torch.autocast("cpu", torch.bfloat16):
         rough = label_log_probs(TokenSignals(head=head), labels)
-    assert rough.dtype == torch.float32
+    assert rough.dtype == torch.float32 and (rough - full).abs().max() > 1e-4, "it is the products that are rough"
     torch.testing.assert_close(rough, full, rtol=0.05, atol=0.05)
     rough.sum().backward()
     assert head.states.grad.isfinite().all()
+
+
+def test_narrow_logits_give_exact_values_and_every_negative_label_none():
+    logits, labels = torch.randn(3, 5).bfloat16(), torch.tensor([1, -1, -5])
+    found = label_log_probs(Signals(logits=logits), labels)
+    assert found.dtype == torch.float32 and found[1:].tolist() == [0, 0]
+    assert found[0].item() == pytest.approx(logits.float().log_softmax(-1)[0, 1].item(), abs=1e-6)
 
 
 def test_rows():

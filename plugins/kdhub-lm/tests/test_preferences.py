@@ -43,6 +43,8 @@ def test_dpo_by_hand():
     assert now.grad.tolist() == pytest.approx([-slope, slope], rel=1e-5)
     assert preference_loss(start, start, first, second).item() == pytest.approx(math.log(2), abs=1e-6)
     assert preference_loss(now, start, first[:0], second[:0]).item() == 0
+    assert preference_loss(now, start, first, second).item() == pytest.approx(0.598139, abs=1e-6)
+    assert preference_loss(now, start, first, second, 0.1, 4).item() == pytest.approx(0.598139 / 4, abs=1e-6)
 
 
 def test_rrhf_by_hand():
@@ -103,6 +105,10 @@ def test_objectives_are_the_formulas_on_whole_sequences(student):
                     ranked.append((now[j].mean() - now[i].mean()).relu())
     found = dpo.objective(student.module(batch), {}, batch, NOW)
     assert found["preference"].item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-4)
+    assert dpo.counts(batch, {}) == {"pairs": len(by_hand)}
+    step = {**batch, "mean_counts": {"pairs": 2.0 * len(by_hand)}}
+    halved = dpo.objective(student.module(batch), {}, step, NOW)["preference"].item()
+    assert halved == pytest.approx(found["preference"].item() / 2, rel=1e-5)
     loss, expected = found["preference"], torch.stack(by_hand).mean()
     weight = student.module.model.model.layers[0].mlp.up_proj.weight
     (mine,), (theirs,) = torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight, retain_graph=True)
