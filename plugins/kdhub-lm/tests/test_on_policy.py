@@ -257,6 +257,29 @@ def test_the_teachers_answers_take_the_place_of_the_data_only_where_asked(monkey
     assert method.rows(run) == (run, method.samples, method.settings())
 
 
+@pytest.mark.parametrize("cls", [Gkd, MiniLlm])
+def test_what_is_sampled_comes_from_the_generator_alone(cls):
+    """Which a resumed run has again; and all its numbers count."""
+    student, teacher = models()
+    seeds, coins, batch = [], [], rows(student)
+    student.generate = lambda prompts, how, seed, *rest, **more: seeds.append(seed) or [[40]] * len(prompts)
+    method = cls(cls.Options(max_new_tokens=2, **({"lmbda": 1.0} if cls is Gkd else {})))
+    method.adapt(student, teacher)
+    for other in (0, 1):
+        torch.manual_seed(other)
+        method.prepare_batch(batch, torch.Generator().manual_seed(5))
+        often, generator = Gkd(Gkd.Options(lmbda=0.5)), torch.Generator().manual_seed(5)
+        often.adapt(student, teacher)
+        coins.append([often.prepare_batch(batch, generator) is batch for _ in range(20)])
+    assert seeds[0] == seeds[len(seeds) // 2] > 2**40 and coins[0] == coins[1] and len({*coins[0]}) == 2
+    shares = [MiniLlm(MiniLlm.Options(teacher_share=share)) for share in (0.0, 0.3)] if cls is MiniLlm else []
+    for method in shares:
+        method.adapt(student, teacher)
+        student.generate = lambda prompts, how, seed, rows, mixed, **_: seeds.append(mixed) or [[40]] * len(prompts)
+        method.prepare_batch(batch, torch.Generator())
+        assert seeds[-1] == ((teacher, 0.3) if method.options.teacher_share else None)
+
+
 def test_weighted_samples_of_the_mixture_have_the_students_mean():
     student, teacher = models()
     method = MiniLlm(MiniLlm.Options(max_new_tokens=1, teacher_share=0.5))

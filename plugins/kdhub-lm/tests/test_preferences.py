@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kdhub_lm.data.preferences import mean_log_probs
 from kdhub_lm.methods.dpo import Dpo, preference_loss
+from kdhub_lm.methods.reward_distill import RewardDistill
 from kdhub_lm.methods.rrhf import Rrhf, ranking_loss
 from kdhub_tasks.language.groups import pairs
 from kdhub_tasks.language.students import llama
@@ -59,6 +61,14 @@ def test_rrhf_by_hand():
 def test_pairs_stay_in_their_group_and_ties_are_none():
     better, worse = pairs(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2.0, 1.0, 1.0, 5.0, 9.0]))
     assert sorted(zip(better.tolist(), worse.tolist())) == [(0, 1), (0, 2), (4, 3)]
+
+
+@pytest.mark.parametrize("cls", [Dpo, Rrhf, RewardDistill])
+def test_rows_are_read_as_groups_with_the_methods_settings(cls):
+    method, table = cls(cls.Options()), SimpleNamespace(column_names=["prompt", "chosen", "rejected"])
+    method.settings = lambda: {"max_length": 7}
+    run = SimpleNamespace(rows=lambda *use, **how: SimpleNamespace(table=table, asked=(use, how)))
+    assert method.rows(run).asked == (("train",), {"max_length": 7, "groups": True})
 
 
 def test_both_forms_of_rows_are_one_batch(student):
