@@ -147,6 +147,17 @@ def test_a_chained_folder_is_told_by_the_recipe_that_made_it():
     assert made.run.provenance["data"]["use"][0]["source"] == "recipe:base"
 
 
+def test_facts_of_a_report_of_little(monkeypatch):
+    evaluator = SimpleNamespace(primary=None, unanswered={})
+    made = session(evaluator=evaluator, teachers={MAIN: SimpleNamespace(width=16)})
+    nothing = {"primary": None, "truncated": {}, "skipped": {}, "unanswered": {}}
+    assert made._facts(SimpleNamespace()) == {**nothing, "width": {"teacher": 16}}
+    made.run.provenance["data"] = {"use": [{"name": "d", "split": "s"}]}
+    made.run.provenance["rows"] = {"train": {}}
+    made.teachers = {}
+    assert made._facts(SimpleNamespace(width=None)) == {**nothing, "width": {}}
+
+
 def test_facts_of_a_report():
     rows = {"train": {"truncated": 3, "unanswered": 2}, "validation": {"truncated": 0}}
     used = [{"name": "d", "split": "s", "skipped": {"x": 2, "y": 3}}, {"name": "e", "split": "s", "skipped": {}}]
