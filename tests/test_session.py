@@ -75,8 +75,12 @@ def test_teacher_and_start_are_compared_by_the_first_thing_that_both_were_measur
     start = [measure(0.5), measure(0.9, dataset="e"), measure(0.7)]
     (found,) = in_order(teacher, start)
     assert found.status == "ok" and found.found == "accuracy on d test: teacher 0.9, start 0.5"
+    assert found.check == "teacher above start"
     (found,) = in_order([measure(0.9, variant={"dims": 2}), measure(0.4)], start)
     assert found.status == "warn" and found.found.endswith("teacher 0.4, start 0.5") and "little to learn" in found.do
+    assert found.check == "teacher above start" and len(in_order([measure(0.9), measure(0.8)], start)) == 1
+    (found,) = in_order([measure(0.5, higher=False)], [measure(0.5, higher=False)])
+    assert found.status == "ok", "a tie"
     assert in_order([measure(0.4, higher=False)], [measure(0.5, higher=False)])[0].status == "ok"
     assert in_order([measure(0.6)], [measure(0.5, variant={"dims": 2})]) == []
 
@@ -103,6 +107,12 @@ def test_what_was_spent_is_the_sum_over_processes():
     )
     made._note_written()
     assert made.run.provenance["spent"] == {"data": {"requests": 5.0}}
+    fresh = session(_writers=[SimpleNamespace(spent={"cost": 0.123456789})])
+    fresh._note_written()
+    assert fresh.run.provenance["spent"] == {"data": {"cost": 0.123457}}
+    fresh = session()
+    fresh._note_spent("text", SimpleNamespace(spent={"requests": 2}), {"requests": 1})
+    assert fresh.run.provenance["spent"] == {"text": {"requests": 1}}
     teacher = SimpleNamespace(spent={"requests": 7, "cost": 0.12345678})
     for _ in range(2):
         made._note_spent("text", teacher, {"requests": 4, "cost": 0.0})
@@ -249,11 +259,11 @@ def test_what_is_compared_is_the_mean_loss_of_each_data_sets_first_validation_ro
     def prepare(rows):
         return [{"content": str(r["id"]).encode(), "length": 1, "cut": False, "x": [float(r["id"])]} for r in rows]
 
-    settings = []
+    settings, collated = [], []
     vars(made.task).update(
         primary_signal="logits", forward=forward, label_losses=losses,
-        preparer=lambda s, t, **how: settings.append(how) or prepare,
-        collate=lambda examples, _: {"x": torch.tensor([e["x"] for e in examples])},
+        preparer=lambda s, t, **how: settings.append((s, t, how)) or prepare,
+        collate=lambda examples, s: collated.append(s) or {"x": torch.tensor([e["x"] for e in examples])},
     )  # fmt: skip
     made.recipe.on_bad_rows, made.teachers = "stop", {"main": object()}
     monkeypatch.setattr(Session, "teacher", SimpleNamespace())
@@ -275,7 +285,11 @@ def test_what_is_compared_is_the_mean_loss_of_each_data_sets_first_validation_ro
     student.module.train()
     now = made._prober(method, student, Probe(5, 40))
     found = now()
-    assert settings == [{"max_length": 3}] and stored == [(40, "logits"), (40, "logits")]
+    assert (
+        settings == [(student, made.teacher, {"max_length": 3})]
+        and {*map(id, collated)} == {id(student)}
+        and stored == [(40, "logits"), (40, "logits")]
+    )
     ids = np.arange(40)
     assert found["teacher:0"] == found["teacher:1"] == pytest.approx(0.5)
     assert found["student:0"] == pytest.approx(ids.mean()) and found["student:1"] == pytest.approx(10 + ids.mean())
