@@ -3,7 +3,7 @@
 mutmut changes one thing at a time in the modules of a part (`PARTS`) and runs the part's own fast tests. What survives
 is printed as lines to paste into `tests/mutants.yaml`, where those stand that change no result, each with the reason;
 they are not counted. `--again` runs only what was not caught the last time, with the tests as they are now, and
-`--sample 100` so many of a part, drawn at random, where all would take hours.
+`--sample 100` so many of a part, drawn at random, where all would take hours; `--only WORD` those of some functions.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ LEDGER = ROOT / "tests" / "mutants.yaml"
 PACKAGES = {p.name: p for p in (ROOT / "kdhub", *ROOT.glob("plugins/*/kdhub_*"))}
 AIM = 0.95
 SURVIVED, NOT_RUN = ("survived", "no tests"), ("not checked", "check was interrupted by user")
+AGAIN = (*SURVIVED, "timeout")  # on a busy machine time is up without an endless loop
 NO_RESULT = (r"\braise \w+\(", r"\bhint=", r"\b(logger|log|warnings)\.\w+\(", r"\breturn f?\"[^\"]* [^\"]* [^\"]*\"$")
 """Lines whose mutants change words only: errors, hints, log lines, sentences."""
 
@@ -98,7 +99,50 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             " good_checkpoint or rates or not_whole or of_ranks or stops_at_its_step",
         ),
     ),
-    "session": (("kdhub/training/session.py",), ("tests/test_training.py", "tests/test_run.py")),
+    "lm-losses": (
+        (
+            "kdhub_lm/log_probs.py",
+            "kdhub_lm/on_policy.py",
+            *(f"kdhub_lm/methods/{m}.py" for m in "dpo gkd minillm reward_distill rrhf".split()),
+        ),
+        (
+            f"{LM}/test_log_probs.py",
+            f"{LM}/test_on_policy.py",
+            f"{LM}/test_preferences.py",
+            f"{LM}/test_reward_distill.py",
+            "-k not (comes_nearer or reward_rises or model_writes or packed_ones)",
+        ),
+    ),
+    "lm-curricula": (
+        tuple(f"kdhub_lm/methods/{m}.py" for m in ("ddk", "taid", "self_data", "grpo")),
+        (
+            f"{LM}/test_ddk.py",
+            f"{LM}/test_taid.py",
+            f"{LM}/test_grpo.py",
+            f"{LM}/test_self_data.py",
+            "-k not (interrupted or a_run or rises or resumed or lags_any_more or refused)",
+        ),
+    ),
+    "text-losses": (
+        (
+            "kdhub_text/token_losses.py",
+            "kdhub_text/subspaces.py",
+            "kdhub_text/messages.py",
+            *(f"kdhub_text/methods/{m}.py" for m in "dse leaf multi_teacher".split()),
+        ),
+        (
+            f"{TEXT}/test_vidlankd.py",
+            f"{TEXT}/test_lelp.py",
+            f"{TEXT}/test_dse.py",
+            f"{TEXT}/test_leaf.py",
+            f"{TEXT}/test_multi_teacher.py",
+            f"{TEXT}/test_talking_models.py",
+            "-k by_hand or specification or nst or hinge or ntxent or queue or loop or rotation or gradient or rate or"
+            " warm_up or cycles or closed_form or ridge or variances or null_space or few_rows or flat or modes or mean"
+            " or twice_is or without_weight or entropy or padding or alike or two_classes or schedule or likeness",
+        ),
+    ),
+    "session": (("kdhub/training/session.py",), ("tests/test_session.py",)),
 }
 """Modules, as they are imported, and the tests that must see what changes in them; without those that take seconds, as
 each mutant that survives runs them all."""
@@ -195,6 +239,11 @@ def drawn(folder: Path, part: str, n: int) -> list[str]:
     return random.Random(0).sample(names, min(n, len(names)))
 
 
+def of_functions(folder: Path, part: str, words: list[str]) -> list[str]:
+    """A part's mutants in functions whose names have one of these words."""
+    return [name for name in drawn(folder, part, sys.maxsize) if any(word in name for word in words)]
+
+
 def report(found: list[Mutant], sampled: bool) -> bool:
     """Print survivors that the ledger does not explain, and how many of the others were caught."""
     ledger = yaml.safe_load(LEDGER.read_text()) or {}
@@ -224,13 +273,16 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART", default=[])
     parser.add_argument("--again", action="store_true", help="only what survived the last time")
     parser.add_argument("--sample", type=int, metavar="N", help="of each part, drawn at random")
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="functions whose names have one of these")
     given, good = parser.parse_args(), True
     for part in given.parts or PARTS:
         folder = ROOT / "build" / "mutants" / part
         names = []
         if given.again:
             names = [
-                n for n, m in mutants(folder, part) if m.status in SURVIVED or m.status in NOT_RUN and not given.sample
+                n
+                for n, m in mutants(folder, part)
+                if m.status in AGAIN or m.status in NOT_RUN and not (given.sample or given.only)
             ]
             (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)  # which test runs which function
         else:
@@ -239,10 +291,12 @@ if __name__ == "__main__":
         lay_out(folder, part)
         if given.sample and not names:
             names = drawn(folder, part, given.sample)
+        if given.only and not names:
+            names = of_functions(folder, part, given.only)
         run(folder, names)
         print(f"# -- {part}")
         found = [mutant for _, mutant in mutants(folder, part)]
         if not found:
             print(f"# nothing ran, see {folder / 'log.txt'}")
-        good &= bool(found) and report(found, sampled=bool(given.sample))
+        good &= bool(found) and report(found, sampled=bool(given.sample or given.only))
     sys.exit(not good)

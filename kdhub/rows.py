@@ -97,7 +97,13 @@ def as_tensor(values: Any) -> torch.Tensor:
 
 
 class BadRows:
-    """Bad rows by cause: how many, and the first few row numbers."""
+    """Bad rows by cause: how many, and the first few row numbers.
+
+    Attributes:
+        drawn: numbers from 0 of the rows that were looked at, where these are some of others: messages name theirs.
+    """
+
+    drawn: Sequence[int] | None = None
 
     def __init__(self):
         self.counts: dict[str, int] = {}
@@ -113,7 +119,8 @@ class BadRows:
 
     def _named(self, number: int) -> str:
         where = getattr(self.numbers[number], "where", "")
-        return f"{number}: {where}" if where else str(number)
+        known = number if self.drawn is None else self.drawn[number - 1] + 1
+        return f"{known}: {where}" if where else str(known)
 
     def error(self, label: str, total: int, *, nothing_left: bool) -> DataError:
         bad = sum(self.counts.values())

@@ -52,6 +52,7 @@ class Teacher(ABC):
             say nothing. A student of such a teacher is withheld (`kdhub.student.Student.withheld`).
         complete: whether it has a signal of every row. One that may have none says so in the field `answered` (uint8)
             of its signals: such rows are bad rows, which stop a run or are left out as its `on_bad_rows` says.
+        on_bad_rows: what that is, "stop" or "skip", for a teacher that can give text without a row that it refuses.
     """
 
     class Options(BaseModel):
@@ -62,6 +63,7 @@ class Teacher(ABC):
     module: nn.Module | None = None
     members: Sequence[Teacher] = ()
     complete: bool = True
+    on_bad_rows: str = "stop"
     terms: str = ""
 
     def __init__(self, argument: str, options: BaseModel | None = None, *, task: Any = None):

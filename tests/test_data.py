@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from test_catalog import WHOLE
 
+from kdhub import open_data
 from kdhub.catalogue import rows as _catalog_rows
 from kdhub.catalogue.catalog import default_catalog
 from kdhub.data import hub_rows as _hub_rows
@@ -251,6 +252,12 @@ def test_bad_rows_stop_or_are_counted(cause, write):
     left = data.with_options(on_bad_rows="skip")
     assert len(left.split("train")) > 0
     assert left.skipped == {"train": {cause: len(rows)}}
+
+
+@pytest.mark.parametrize("name, header", [("a.csv", "text;label"), ("a.csv", "text\tlabel"), ("a.tsv", "text,label")])
+def test_a_table_with_another_separator_is_refused(write, name, header):
+    with pytest.raises(DataError, match="the header is one column, .*separated by .* and is read as separated by"):
+        open_data(f"path:{write(name, header + chr(10) + 'a,b' + chr(10))}").split("train")
 
 
 def test_first_five_of_many_bad_rows(write):

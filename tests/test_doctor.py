@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,23 @@ def test_a_loss_that_is_no_number_is_a_finding(recipe):
     plan = recipe("image-classification", "kd", options={"epochs": 1, "batch_size": 8, "lr": 1e30})
     seen = found(plan)
     assert seen["trial"].status == "fail" and "the loss is" in seen["trial"].found
+
+
+def test_bad_rows_are_counted_of_the_rows_that_were_tried_and_named_by_their_own_numbers(recipe, tmp_path, monkeypatch):
+    from kdhub_tasks.language import chat_template
+
+    strict = "{% if messages[0].role == 'assistant' %}{{ raise_exception('begin with the user') }}{% endif %}"
+    monkeypatch.setattr(chat_template, "TEMPLATE", strict + chat_template.TEMPLATE)
+    good, bad = ([{"role": role, "content": "hi"} for role in ("user", "assistant")][at:] for at in (0, 1))
+    rows = [json.dumps({"messages": good if n % 10 else bad}) for n in range(1, 201)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(rows))
+    plan = recipe("causal-lm", "supervised", student="llama:width=8,layers=1,heads=2,length=64", teacher=None)
+    plan |= {"data": {"train": ["path:chats.jsonl"]}, "options": {"epochs": 1, "batch_size": 4}}
+    plan["evaluation"] = NOTHING
+    said = found(plan)["trial"].found
+    assert "(96 of its 200 rows were tried)" in said and " of 96 rows are bad" in said
+    named = re.search(r"\(rows ([\d, ]+)", said)[1].split(", ")
+    assert len(named) == 5 and all(int(n) % 10 == 0 for n in named)
 
 
 def test_on_the_command_line(isolated, tmp_path, recipe):

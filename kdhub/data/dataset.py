@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,12 @@ class Data:
             itself, which no text names.
         tags: see `kdhub.specs.Spec`; those of its kind are added where it is opened by name.
         shared: what rows have in common and name (`kdhub.data.shared`): there before a row is read.
+
+    Attributes:
+        made_of: the data sets that its kind opened to make its rows; what they left out is `skipped` here too.
     """
+
+    made_of: Sequence[Data] = ()
 
     def __init__(
         self,
@@ -217,7 +223,7 @@ class Data:
             # The stated fingerprints are those of the entry's own rows: check these first, then look at them again.
             base = self.with_options(DataOptions(on_bad_rows=options.on_bad_rows))
             sources, formats, stated = {s: _Split(base, s) for s in self.splits}, None, {}
-        return Data(
+        seen = Data(
             self.name,
             sources,
             format=options.format or formats,
@@ -228,6 +234,8 @@ class Data:
             tags=self.tags,
             shared=self.shared,
         )
+        seen.made_of = self.made_of
+        return seen
 
     # ---- what there is
 
@@ -381,8 +389,14 @@ class Data:
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """Split -> cause -> number of rows left out, for the splits opened so far."""
-        return {name: dict(p.skipped) for name, p in self._prepared.items() if p.skipped}
+        """Split -> cause -> number of rows left out, for the splits opened so far; those of the splits that these are
+        made of, which have the same name, among them."""
+        found: dict[str, Counter[str]] = {}
+        for name, prepared in self._prepared.items():
+            found[name] = Counter(prepared.skipped)
+            for part in self.made_of:
+                found[name].update(part.skipped.get(name, {}))
+        return {name: dict(causes) for name, causes in found.items() if causes}
 
     # ---- how
 

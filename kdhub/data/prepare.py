@@ -39,9 +39,14 @@ _ALIASES = {"id": "_id", "query_id": "query-id", "corpus_id": "corpus-id"}
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that could not be read; a source yields it in place of the row."""
+    """A row that could not be read; a source yields it in place of the row.
+
+    Attributes:
+        row: the number of the row that it was to be made of, where rows are made of others.
+    """
 
     cause: str
+    row: int | None = None
 
 
 class Source:
@@ -87,7 +92,7 @@ class RowSource(Source):
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         for number, row in enumerate(self._rows(), 1):
-            yield number, row if isinstance(row, BadRow) else dict(row)
+            yield (row.row or number, row) if isinstance(row, BadRow) else (number, dict(row))
 
 
 class TableSource(Source):

@@ -139,6 +139,13 @@ class Table(FileSource):
                 raise DataError(f"{self.label}: the header is {fields.cause}")
             if len(set(fields)) < len(fields) or "" in fields[1:] or fields == [""]:
                 raise DataError(f"{self.label}: the header has empty or repeated names: {names_of(fields)}")
+            if len(fields) == 1 and (other := next((c for c in ";\t|," if c in fields[0]), None)):
+                what = {",": "commas", "\t": "tabs"}
+                raise DataError(
+                    f"{self.label}: the header is one column, {fields[0]!r}; it seems to be separated by {other!r} and "
+                    f"is read as separated by {what[self.delimiter]}",
+                    hint="write it with commas (.csv) or tabs (.tsv)",
+                )
             return fields
         raise DataError(f"{self.label} is empty", hint="its first line should name the columns")
 

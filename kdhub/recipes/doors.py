@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from kdhub.recipes.recipe import DataRef, Ref
-from kdhub.recipes.resolve import Resolver
+from kdhub.recipes.resolve import OPENING, Resolver
 from kdhub.student import BuildContext
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _noted: ContextVar[list[Teacher] | None] = ContextVar("noted_teachers", default=None)
 
 
-def open_data(source: str | Mapping[str, Any] | DataRef, *, on_bad_rows: str = "stop", **keys: Any) -> Data:
+def open_data(source: str | Mapping[str, Any] | DataRef, *, on_bad_rows: str | None = None, **keys: Any) -> Data:
     """A data set.
 
     Args:
         source: as `--data` takes it, or as an entry of `data.train` in a recipe.
-        on_bad_rows: "stop" or "skip".
+        on_bad_rows: "stop" or "skip"; None for what holds for the data set whose kind asks, else "stop".
         keys: further keys of such an entry: `split`, `columns`, `where`, `limit`, `options` (of the data set's kind).
 
     Raises:
@@ -38,7 +38,11 @@ def open_data(source: str | Mapping[str, Any] | DataRef, *, on_bad_rows: str = "
     """
     if not isinstance(source, DataRef):
         source = _ref(DataRef, source, {k: v for k, v in keys.items() if v is not None})
-    return Resolver().data(source, on_bad_rows)
+    whole = OPENING.get(None)
+    data = Resolver().data(source, on_bad_rows or (whole.on_bad_rows if whole else "stop"))
+    if whole:
+        whole.parts.append(data)
+    return data
 
 
 def open_teacher(source: str | Mapping[str, Any] | Ref, task: str) -> Teacher:
@@ -46,6 +50,8 @@ def open_teacher(source: str | Mapping[str, Any] | Ref, task: str) -> Teacher:
     teacher = Resolver().teacher(_ref(Ref, source), task)
     if (noted := _noted.get()) is not None:
         noted.append(teacher)
+    if whole := OPENING.get(None):
+        teacher.on_bad_rows = whole.on_bad_rows
     return teacher
 
 

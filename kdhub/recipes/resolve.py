@@ -9,7 +9,8 @@ org/name             the Hub
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,22 @@ class Target:
     entry: Entry
     argument: str
     text: str
+
+
+@dataclass
+class Opening:
+    """The data set that is being opened by its kind.
+
+    Attributes:
+        on_bad_rows: of its rows, and so of the rows and teachers that its kind makes them of.
+        parts: the data sets that its kind opens (`kdhub.open_data`).
+    """
+
+    on_bad_rows: str = "stop"
+    parts: list[Data] = field(default_factory=list)
+
+
+OPENING: ContextVar[Opening] = ContextVar("opening")
 
 
 class Resolver:
@@ -221,6 +238,15 @@ class Resolver:
         self, text: str, options: DataOptions, own: Mapping[str, Any] | None = None, *, fetch: bool = True
     ) -> Data:
         """A data set by its text, seen through `options`; `own` are those of its kind."""
+        token = OPENING.set(opening := Opening(options.on_bad_rows))
+        try:
+            data = self._open_data(text, options, own, fetch)
+        finally:
+            OPENING.reset(token)
+        data.made_of = (*data.made_of, *opening.parts)
+        return data
+
+    def _open_data(self, text: str, options: DataOptions, own: Mapping[str, Any] | None, fetch: bool) -> Data:
         word, argument = parse_source(text)
         if word is None and argument in self.catalog.names("datasets"):
             return self.catalog.dataset(argument, options, build=self._build_data, fetch=fetch)

@@ -63,6 +63,7 @@ class Session:
         method: built with its checked options.
         calls: groups of rows the teacher was asked for by this process.
         saved: the student's folder, once it is written.
+        drawn: use of data -> the numbers of its rows that are tried, and how many there are, where that is not all.
     """
 
     def __init__(self, run: Run, resolver: Resolver):
@@ -75,6 +76,7 @@ class Session:
         self.plugins = resolver.registry.plugins
         self.calls = 0
         self.saved: Path | None = None
+        self.drawn: dict[str, tuple[Sequence[int], int]] = {}
         self._writers: list[Teacher] = []
         self._wrote = self.run.provenance.get("spent", {}).get("data", {})
         self._looking = 0.0  # seconds of training that were spent on `evaluation.curve`
@@ -88,6 +90,7 @@ class Session:
         refs, found, known = self.recipe.teachers, {}, {}
         for role, ref in refs.items():
             found[role] = teacher = self.resolver.teacher(ref, ref.task or self.recipe.task)
+            teacher.on_bad_rows = self.recipe.on_bad_rows
             self.run.same("teacher" if role == MAIN else f"teacher {role}", teacher.identity)
             known[role] = self._known(teacher, ref.source) | ({"task": ref.task} if ref.task else {})
         if list(refs) == [MAIN]:
@@ -203,6 +206,9 @@ class Session:
         logger.info("reading %d %s rows", len(table), use)
         read = Rows.build(table, prepare, row_key)
         whole = " and ".join(f"{data.name} {split}" for data, split in self.training_data[use])
+        if drawn := self.drawn.get(use):
+            read.bad.drawn, many = drawn
+            whole += f" ({len(read)} of its {many} rows were tried)" if len(read) < many else ""
         rows = read.readable(whole, self.recipe.on_bad_rows).learnable()
         facts: dict[str, Any] = {"skipped": read.bad.counts} if read.bad.counts else {}
         for role, asked in self.method.spec.teachers.items():

@@ -118,7 +118,9 @@ class _Trial(Session):
         few = min(len(table), STEPS * self.method.options.batch_size)
         if use == "train":
             self.whole = len(table)
-        return table.select(sorted(np.random.default_rng().choice(len(table), few, replace=False).tolist()))
+        some = sorted(np.random.default_rng().choice(len(table), few, replace=False).tolist())
+        self.drawn[use] = some, len(table)
+        return table.select(some)
 
     def rows(self, use: str = "train", **settings: Any) -> Rows:
         _ = self.student  # built now, so that it is not timed

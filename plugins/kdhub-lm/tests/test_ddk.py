@@ -125,6 +125,62 @@ def test_other_ways_to_draw():
     assert [sampler()[0].probes(n).every for n in (100, 1000, 30_000)] == [10, 40, 1000]
 
 
+def test_ratios_are_clipped_and_what_stops_is_a_measurement_of_training():
+    made, _ = sampler(rho_clip=1.5)
+    made.observe(0, terms([1.2, 9.0, 1.0]))
+    assert made.r == pytest.approx(initial(np.array([1.2, 1.5, 1.0])))
+    made.observe(10, terms([1.2, 9.0, 1.0]))
+    assert made.r == pytest.approx(updated(initial(np.array([1.2, 1.5, 1.0])), np.array([1.2, 1.5, 1.0])))
+    assert initial(np.array([30.0, 20.5, 1.0])) == pytest.approx([0.5, 0.5, 0], abs=1e-6), "20, unless said"
+    assert updated(np.array([0.5, 0.5]), np.array([30.0, 20.5]), 1.0) == pytest.approx([0.5, 0.5])
+    for stop, step, enough in ((2.5, 0, False), (2.5, 10, True), (1.9, 10, False), (2.0, 10, True), (None, 10, False)):
+        made, probe = sampler(stop_rho=stop, sampling="proportional")
+        made.observe(step, terms([1.2, 2.0, 1.0]))
+        assert made.enough is enough and made.r is None and (probe is None) is (stop is None)
+    made.observe(10, {"loss": 1.0})
+    assert made.r is None, "nothing was measured"
+
+
+def test_ratios_that_are_all_small_keep_their_shares():
+    assert initial(np.array([-700.0, -700.0])) == pytest.approx([0.5, 0.5])
+    assert updated(np.array([0.25, 0.75]), np.array([-700.0, -700.0]), 1.0) == pytest.approx([0.25, 0.75])
+
+
+def test_an_epoch_is_drawn_by_the_shares_of_the_start_and_goes_on_where_the_last_one_ended():
+    one, _ = sampler(interval=3, sampling="equal")
+    assert one.shares.tolist() == [1 / 3] * 3 and sampler(interval="auto")[0].interval == 40
+    assert DomainSampler(np.ones(6, np.int32), 2, 0, parts=[("a", 2), ("b", 4)]).interval == 10
+    first = [one._next(0, n).tolist() for n in (4, 0, 9, 7)]
+    assert [len(rows) for rows in first] == [4, 0, 9, 7] and one.drawn.tolist() == [20, 0, 0]
+    rows = sum(first, [])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10)) and rows[:10] != rows[10:]
+    orders = [np.random.default_rng([0, 0, 1 + turn]).permutation(10).tolist() for turn in (0, 1)]
+    assert rows == sum(orders, []), "the same rows in every version"
+    state = json.loads(json.dumps(one.state()))
+    assert state == {"drawn": [20, 0, 0], "r": None, "shares": [1 / 3] * 3, "interval": 3}
+    two, _ = sampler(interval=9)
+    two.load_state(state)
+    assert two.r is None and two.drawn.dtype == np.int64 and two.state() == state
+    two.observe(1, terms(RHO))
+    assert two.state()["r"] == pytest.approx(initial(RHO))
+
+
+def test_the_terms_are_means_and_the_squared_temperature_is_an_option():
+    torch.manual_seed(0)
+    s, z, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, -1, 2, -1])
+    found = {}
+    for scaled in (False, True):
+        method = Ddk(Ddk.Options(gamma=0.5, temperature=2.0, scale_t2=scaled))
+        given = method.objective(Signals(logits=s), Signals(logits=z), {"labels": labels}, Progress(0, 1, 0.0))
+        found[scaled] = {name: value.item() for name, value in given.items()}
+    log_q, log_p = (s / 2).log_softmax(-1), (z / 2).log_softmax(-1)
+    apart = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    assert found[False]["teacher"] == pytest.approx(0.5 * apart, rel=1e-5)
+    assert found[True]["teacher"] == pytest.approx(2.0 * apart, rel=1e-5)
+    own = s.log_softmax(-1)
+    assert found[False]["labels"] == pytest.approx(-(own[0, 0] + own[2, 2]).item() / 2, rel=1e-5)
+
+
 def test_state_comes_back_whole():
     one, _ = sampler(interval=5)
     two, _ = sampler(interval=5)

@@ -380,6 +380,69 @@ def letters(tmp_path):
     return f"path:{path}", f"path:{made['able'].student_folder}", f"path:{made['weak'].student_folder}"
 
 
+@pytest.mark.parametrize("kind, options", [
+    ("labelling", {"teacher": "openai:teacher"}),
+    ("self-knowledge", {"teacher": "openai:teacher", "keep": "verified", "samples": 2}),
+    ("feedback", {"teacher": "openai:teacher", "student": "openai:student", "how": "correct"}),
+    ("preferences", {"writer": "openai:teacher", "samples": 2}),
+    ("triage", {"model": "openai:teacher", "k": 2}),
+    ("self-data", {"teacher": "openai:teacher"}),
+])  # fmt: skip
+def test_rows_that_a_model_refuses_are_bad_rows(server, prompts, kind, options):
+    """They stop by default; left out where bad rows are, counted, and stored as refused: nothing is asked again."""
+
+    def good(path, body):
+        said = body["messages"][-1]["content"]
+        text = f"#### {said[-1]}" if body["model"] == "teacher" and body.get("seed", 1) % 2 else f"#### {body['model']}"
+        return {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    refusing = failing(400, "against our policy")
+    server.good = good
+    server.always = lambda handler, body: refusing(handler, body) if "task 3" in str(body["messages"]) else None
+    if kind == "self-data":
+        options = {**options, "template": "{prompt}", "selection": "none"}
+    for key in ("teacher", "student", "writer", "model"):
+        if key in options:
+            options[key] = {"source": options[key], "revision": kind}
+    with pytest.raises(TeacherError, match="refused text 1 .'task 3'") as caught:
+        rows_of(f"{kind}:{prompts}", **options)
+    assert "on_bad_rows: skip" in caught.value.hint
+    data = kdhub.open_data(f"{kind}:{prompts}", options=options, on_bad_rows="skip")
+    rows = list(data.split("train"))
+    assert {row["prompt"] for row in rows} <= {f"task {i}" for i in (0, 1, 2, 4, 5)} and rows
+    assert data.skipped["train"] == {"that the model refused to answer": 1}
+    asked = len(server.bodies)
+    with pytest.raises(DataError, match=r"1 that the model refused to answer \(row 4\)"):
+        rows_of(f"{kind}:{prompts}", **options)
+    assert len(server.bodies) == asked
+
+
+def test_rows_that_a_template_refuses_are_bad_rows(letters, tmp_path):
+    """As are bad rows of the data set itself."""
+    _, able, _ = letters
+    says = lambda *roles: json.dumps({"messages": [{"role": r, "content": "a>"} for r in roles]})  # noqa: E731
+    good, odd = says("user", "assistant"), says("assistant", "user", "assistant")
+    path = tmp_path / "chats.jsonl"
+    path.write_text(f"{good}\n{odd}\nno JSON\n{good}\n")
+    folder = tmp_path / "strict"
+    shutil.copytree(able.removeprefix("path:"), folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% if messages[0].role != 'user' %}{{ raise_exception('begin with the user') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    options = {"teacher": f"path:{folder}", "answers": {"max_new_tokens": 3}}
+    kinds = {"labelling": {}, "self-data": {}}
+    for kind, own in kinds.items():
+        data = kdhub.open_data(f"{kind}:path:{path}", options=options | own, on_bad_rows="skip")
+        assert len(data.split("train")) >= 2, kind
+        why = data.skipped["train"]
+        assert why.pop("not valid JSON") == 1 and sum(why.values()) == 1 and "begin with the user" in str(why), kind
+    path.write_text(f"{good}\n{odd}\n{good}\n")
+    for kind, own in kinds.items():
+        with pytest.raises(DataError, match=r"begin with the user \(row 2\)"):
+            rows_of(f"{kind}:path:{path}", **options, **own)
+
+
 def test_local_models_make_data(letters, tmp_path):
     data, able, weak = letters
     short = {"max_new_tokens": 3}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from kdhub_lm.methods.grpo import Answers, Grpo, advantages_of, aggregated, policy_losses, start_distances
@@ -13,7 +15,7 @@ from kdhub_tasks.language.task import CausalLanguage
 import kdhub
 from kdhub.errors import DataError, RecipeError, TrainingError
 from kdhub.method import Progress
-from kdhub.rows import Signals
+from kdhub.rows import Rows, Signals
 from kdhub.student import BuildContext
 
 NOW = Progress(0, 1, 0.0)
@@ -90,6 +92,114 @@ def test_at_ratio_1_the_gradient_is_reinforce(student):
             by_hand = by_hand - advantage * logits.log_softmax(-1).gather(-1, row[0, 3:, None]).sum() / 7
     (mine,), (theirs,) = torch.autograd.grad(loss, weight), torch.autograd.grad(by_hand, weight)
     assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-7) and mine.abs().max() > 0
+
+
+@pytest.mark.parametrize(("how", "unit"), [("token", "labels"), ("sequence", "answers")])
+def test_the_objective_by_hand(student, how, unit):
+    """Clipped ratios to the policy that sampled, and the distance to the start; of a whole step where it is known."""
+    method = method_for(student, loss_agg=how, beta_kl=0.5, eps_low=0.1, eps_high=0.3)
+    answers = Answers([[1, 50]] * 3, [[40, 1], [42, 43, 1], [44, 45]], [True, True, False], [""] * 3)
+    batch = {**answers.batch(student), "advantages": torch.tensor([2.0, -1.0, 7.0])}
+    with torch.no_grad():
+        for p in student.module.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    now, start = (
+        method.log_probs(m(batch), batch["labels"]).detach() for m in (student.module, method.reference.module)
+    )
+    batch["old"] = now - torch.tensor([0.5, -0.5, 0.05, 0.5, -0.5, 0, 0])
+    terms = method.objective(student.module(batch), Signals(), batch, NOW)
+    ratios = torch.tensor([0.5, -0.5, 0.05, 0.5, -0.5]).exp()
+    advantages = torch.tensor([2.0, 2, -1, -1, -1])
+    policy = -torch.minimum(ratios * advantages, ratios.clamp(0.9, 1.3) * advantages)
+    apart = (start - now)[:5].exp() - (start - now)[:5] - 1
+
+    def mean(values):
+        return (values.mean() if how == "token" else (values[:2].mean() + values[2:].mean()) / 2).item()
+
+    assert terms["policy"].item() == pytest.approx(mean(policy), rel=1e-5)
+    assert terms["start"].item() == pytest.approx(0.5 * mean(apart), rel=1e-4) and terms["start"].item() > 1e-4
+    assert method.counts(batch, {}) == {"answers": 2}
+    many = {"labels": 10.0, "answers": 4.0}
+    step = method.objective(student.module(batch), Signals(), {**batch, "mean_counts": {unit: many[unit]}}, NOW)
+    assert step["policy"].item() == pytest.approx(terms["policy"].item() / 2, rel=1e-5)
+
+
+def test_defaults_and_means_of_a_step():
+    ratios, advantages = torch.tensor([0.5, 2.0]), torch.tensor([-1.0, 1.0])
+    assert torch.equal(policy_losses(ratios, advantages), policy_losses(ratios, advantages, 0.2, 0.28))
+    values, counts, kept = torch.tensor([1.0, 3, 5]), torch.tensor([1, 2]), torch.tensor([True, True, True])
+    assert aggregated(values, counts, kept).item() == 3
+    assert [aggregated(values, counts, kept, how, 4.0).item() for how in ("token", "sequence")] == [9 / 4, 5 / 4]
+    nothing = torch.zeros(3, dtype=torch.bool)
+    assert [aggregated(values, counts, nothing, how).item() for how in ("token", "sequence")] == [0, 0]
+
+
+def test_what_is_sampled_and_what_the_log_says_of_it(student, monkeypatch):
+    """Answers of the policy that samples, by seed and key; running means from the first value on."""
+    method = method_for(student, policy_steps=2, temperature=0.5)
+    assert method.policy is not student and not any(p.requires_grad for p in method.policy.module.parameters())
+    assert method.reference is None and method_for(student, beta_kl=0.1).reference is not None
+    given = []
+    generate = type(student).generate
+
+    def noted(self, prompts, how, seed, rows, **more):
+        given.append((self, prompts, how.temperature, how.max_new_tokens, rows, more))
+        return [[*ids[:3], self.tokenizer.eos_token_id] for ids in generate(self, prompts, how, seed, rows, **more)]
+
+    monkeypatch.setattr(type(student), "generate", noted)
+    method.rewards = lambda answers, batch: torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 0])
+    rows = [{"prompt": "3+5=", "response": "8"}, {"prompt": "1+1=", "response": "2"}]
+    inputs = asked(student, rows)
+    batch = method.prepare_batch(inputs, torch.Generator().manual_seed(1))
+    ((who, prompts, temperature, most, numbers, more),) = given
+    assert who is method.policy and (temperature, most, more) == (0.5, 4, {"trained": True})
+    assert prompts[0] == prompts[3] != prompts[4] and len(prompts) == 8
+    assert numbers == [key * 4 + n for key in inputs["keys"].tolist() for n in range(4)]
+    assert batch["advantages"].tolist() == pytest.approx([1, -1, -1, 1, 0, 0, 0, 0], abs=1e-4)
+    first = int(batch["counts"][:4].sum())
+    assert (batch["labels"][:first] >= 0).all() and (batch["labels"][first:] == -1).all()
+    old = method.log_probs(method.policy.module(batch), batch["labels"])
+    assert torch.allclose(batch["old"], old) and not batch["old"].requires_grad
+    assert method.state() == pytest.approx({"reward": 0.25, "ended": 1.0, "mixed": 0.5})
+    method.note(reward=1.0)
+    assert method.state()["reward"] == pytest.approx(0.9 * 0.25 + 0.1)
+    other = method_for(student)
+    other.load_state(method.state())
+    assert other.seen == method.seen and other.seen is not method.seen
+
+
+def test_the_copy_follows_every_few_steps(student):
+    method = method_for(student, policy_steps=2)
+    weight, copied = (m.model.lm_head.weight for m in (student.module, method.policy.module))
+    with torch.no_grad():
+        weight.add_(1)
+    method.stepped({}, Progress(0, 9, 0.0))
+    assert not torch.equal(weight, copied)
+    method.stepped({}, Progress(1, 9, 0.0))
+    assert torch.equal(weight, copied)
+
+
+def test_the_start_is_tried_on_rows_of_the_whole_set(student, monkeypatch, caplog):
+    rows = [{"prompt": f"{n}+1=", "response": str(n + 1)} for n in range(9)]
+    method = method_for(student, probe=3)
+    table = SimpleNamespace(column_names=["prompt", "response"])
+    kept = Rows(table, lambda plain: [{"ids": [1, 40 + int(r["prompt"][0])]} for r in plain], None, np.ones(9))
+    monkeypatch.setattr(Rows, "__getitem__", lambda self, at: self.prepare([rows[i] for i in at]))
+    run = SimpleNamespace(seed=5, student=student, rows=lambda use, **how: kept if how == {"prompts": 4} else None)
+    asked_for = []
+
+    def of(student, prompts, numbers, options, seed):
+        asked_for.append((prompts, list(numbers), seed))
+        texts = ["1", "1", "9", "9", "5", "5", "5", "5", "7", "7", "7", "7"]
+        return Answers([[1]] * 12, [[2]] * 12, [True] * 12, texts)
+
+    monkeypatch.setattr(Answers, "of", of)
+    with caplog.at_level("INFO", "kdhub"):
+        assert method.probed(run) == pytest.approx({"right": 0.5, "mixed": 1 / 3})
+    assert asked_for == [([[1, 40], [1, 44], [1, 48]], [0, 1, 2], 5)], "the first, the middle and the last"
+    assert "50 % of answers are right, 33 % of prompts have both" in caplog.text
+    prepared = method.rows(run).prepare([rows[2]])
+    assert prepared == [{"ids": [1, 42], "at": [], "gold": "3"}]
 
 
 def test_a_group_of_one_reward_gives_no_gradient_and_no_weight(student):

@@ -53,15 +53,24 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
 
 def test_bfloat16_products_are_close():
     torch.manual_seed(1)
-    head = Head(torch.randn(N, WIDTH, requires_grad=True), torch.randn(CLASSES, WIDTH))
+    head = Head(torch.randn(N, WIDTH, requires_grad=True), torch.randn(CLASSES, WIDTH, requires_grad=True))
     labels = torch.randint(0, CLASSES, (N,))
     full = label_log_probs(TokenSignals(head=head), labels)
     with torch.autocast("cpu", torch.bfloat16):
         rough = label_log_probs(TokenSignals(head=head), labels)
-    assert rough.dtype == torch.float32
+    assert rough.dtype == torch.float32 and (rough - full).abs().max() > 1e-4, "it is the products that are rough"
     torch.testing.assert_close(rough, full, rtol=0.05, atol=0.05)
     rough.sum().backward()
-    assert head.states.grad.isfinite().all()
+    exact = torch.autograd.grad(full.sum(), (head.states, head.weight))
+    for found, right in zip((head.states.grad, head.weight.grad), exact):
+        assert found.dtype == torch.float32 and 1e-4 < (found - right).abs().max() < 0.1
+
+
+def test_narrow_logits_give_exact_values_and_every_negative_label_none():
+    logits, labels = torch.randn(3, 5).bfloat16(), torch.tensor([1, -1, -5])
+    found = label_log_probs(Signals(logits=logits), labels)
+    assert found.dtype == torch.float32 and found[1:].tolist() == [0, 0]
+    assert found[0].item() == pytest.approx(logits.float().log_softmax(-1)[0, 1].item(), abs=1e-6)
 
 
 def test_rows():

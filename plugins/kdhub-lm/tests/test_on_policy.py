@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from kdhub_lm.methods import seqkd
 from kdhub_lm.methods.gkd import Gkd
 from kdhub_lm.methods.minillm import MiniLlm, importance, rewards_to_go
-from kdhub_lm.on_policy import prompts_of, responded
+from kdhub_lm.on_policy import prompts_of, responded, response_seeds
 from kdhub_tasks.language import task
 from kdhub_tasks.language.model import CausalLm
 from kdhub_tasks.language.students import byte_tokenizer
@@ -119,6 +121,22 @@ def test_a_prompt_that_fills_the_context_gets_no_sample():
     assert made["counts"].tolist() == [0, 3] and made["at"].tolist() == [64, 65, 66]
 
 
+def test_a_row_that_stands_twice_gets_two_responses():
+    assert response_seeds([7, 8, 7, 7]) == [7, 8, 7 + 2**32, 7 + 2 * 2**32]
+
+
+def test_samples_are_to_be_trained_on_and_keep_their_rows_keys():
+    """What a model's own settings change at use does not apply to them."""
+    student, _ = models()
+    asked, batch = [], rows(student)
+    student.generate = lambda prompts, *rest, **how: asked.append((rest[1:], how)) or [[40]] * len(prompts)
+    made = responded(batch, student, "how", 3, "mixed")
+    assert asked == [((3, [7, 8, 9, 10], "mixed"), {"trained": True})] and made["keys"].tolist() == [7, 8, 9, 10]
+    student.generate = lambda prompts, *rest, **how: [[]] * len(prompts)
+    same = responded(batch, student, "how", 3)
+    assert same is not batch and all(same[name] is batch[name] for name in batch)
+
+
 # -- losses ------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +147,9 @@ def test_gkd_is_the_mean_divergence_of_a_position():
         method = Gkd(Gkd.Options(beta=beta))
         terms = method.objective(Signals(logits=s.repeat(2, 1)), Signals(logits=z.repeat(2, 1)), batch, STEPS)
         assert terms["teacher"].item() == pytest.approx(value, abs=1e-6)
+    plain = Gkd(Gkd.Options(temperature=2.0, beta=0.0, scale_t2=False), "spec")
+    terms = plain.objective(Signals(logits=s[None]), Signals(logits=z[None]), {"labels": batch["labels"][:1]}, STEPS)
+    assert terms["teacher"].item() == pytest.approx(0.230482 / 4, abs=1e-6) and plain.spec == "spec"
     warm = Gkd(Gkd.Options(temperature=2.0, beta=0.0))
     terms = warm.objective(Signals(logits=s[None]), Signals(logits=z[None]), {"labels": batch["labels"][:1]}, STEPS)
     assert terms["teacher"].item() == pytest.approx(0.230482, abs=1e-6)
@@ -146,6 +167,8 @@ def test_rewards_to_go_by_hand():
         (0.5, True, False): [4 / 1.5, 4, 0, 0],
         (0.0, False, True): [1, 2, 4, 3],
     }
+    assert torch.equal(rewards_to_go(r, counts), rewards_to_go(r, counts, 1.0, True, False))
+    assert rewards_to_go(r[:0], counts[:0]).shape == (0,)
     for (gamma, normalised, immediate), values in hand.items():
         assert rewards_to_go(r, counts, gamma, normalised, immediate).tolist() == pytest.approx(values)
 
@@ -212,6 +235,49 @@ def test_both_terms_weigh_a_token_by_its_mixture():
     assert terms["single"].item() == pytest.approx(2 * (w * apart).mean().item(), rel=1e-5)
     ahead = torch.cat([(theirs - mine)[1:], torch.zeros(1)])  # of gamma 0 the next token's reward alone
     assert terms["policy"].item() == pytest.approx(-(w * ahead * mine).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_later_rewards_are_a_mean_or_a_sum_as_the_option_says(normalised):
+    s, z, labels = torch.zeros(3, 2), torch.tensor([[0.0, 0], [0, 1], [0, 2]]), torch.tensor([0, 0, 0])
+    r = (z.log_softmax(-1) - s.log_softmax(-1))[:, 0]
+    method = MiniLlm(MiniLlm.Options(teacher_share=0.0, normalised=normalised, single_weight=0.0))
+    batch = {"labels": labels, "counts": torch.tensor([3])}
+    found = method.objective(Signals(logits=s), Signals(logits=z), batch, STEPS)["policy"].item()
+    ahead = [(r[1] + r[2]) / (2 if normalised else 1), r[2]]
+    assert found == pytest.approx(float(sum(ahead)) * math.log(2) / 3, rel=1e-5)
+
+
+def test_the_teachers_answers_take_the_place_of_the_data_only_where_asked(monkeypatch):
+    run = SimpleNamespace(rows=lambda use, **settings: (use, settings))
+    monkeypatch.setattr(seqkd, "answered_rows", lambda *given: given)
+    method = Gkd(Gkd.Options())
+    assert method.rows(run) == ("train", method.settings())
+    method = Gkd(Gkd.Options(seq_kd=True, max_new_tokens=3))
+    assert method.rows(run) == (run, method.samples, method.settings())
+
+
+@pytest.mark.parametrize("cls", [Gkd, MiniLlm])
+def test_what_is_sampled_comes_from_the_generator_alone(cls):
+    """Which a resumed run has again; and all its numbers count."""
+    student, teacher = models()
+    seeds, coins, batch = [], [], rows(student)
+    student.generate = lambda prompts, how, seed, *rest, **more: seeds.append(seed) or [[40]] * len(prompts)
+    method = cls(cls.Options(max_new_tokens=2, **({"lmbda": 1.0} if cls is Gkd else {})))
+    method.adapt(student, teacher)
+    for other in (0, 1):
+        torch.manual_seed(other)
+        method.prepare_batch(batch, torch.Generator().manual_seed(5))
+        often, generator = Gkd(Gkd.Options(lmbda=0.5)), torch.Generator().manual_seed(5)
+        often.adapt(student, teacher)
+        coins.append([often.prepare_batch(batch, generator) is batch for _ in range(20)])
+    assert seeds[0] == seeds[len(seeds) // 2] > 2**40 and coins[0] == coins[1] and len({*coins[0]}) == 2
+    shares = [MiniLlm(MiniLlm.Options(teacher_share=share)) for share in (0.0, 0.3)] if cls is MiniLlm else []
+    for method in shares:
+        method.adapt(student, teacher)
+        student.generate = lambda prompts, how, seed, rows, mixed, **_: seeds.append(mixed) or [[40]] * len(prompts)
+        method.prepare_batch(batch, torch.Generator())
+        assert seeds[-1] == ((teacher, 0.3) if method.options.teacher_share else None)
 
 
 def test_weighted_samples_of_the_mixture_have_the_students_mean():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kdhub_lm.data.preferences import mean_log_probs
 from kdhub_lm.methods.dpo import Dpo, preference_loss
+from kdhub_lm.methods.reward_distill import RewardDistill
 from kdhub_lm.methods.rrhf import Rrhf, ranking_loss
 from kdhub_tasks.language.groups import pairs
 from kdhub_tasks.language.students import llama
@@ -43,6 +45,8 @@ def test_dpo_by_hand():
     assert now.grad.tolist() == pytest.approx([-slope, slope], rel=1e-5)
     assert preference_loss(start, start, first, second).item() == pytest.approx(math.log(2), abs=1e-6)
     assert preference_loss(now, start, first[:0], second[:0]).item() == 0
+    assert preference_loss(now, start, first, second).item() == pytest.approx(0.598139, abs=1e-6)
+    assert preference_loss(now, start, first, second, 0.1, 4).item() == pytest.approx(0.598139 / 4, abs=1e-6)
 
 
 def test_rrhf_by_hand():
@@ -57,6 +61,14 @@ def test_rrhf_by_hand():
 def test_pairs_stay_in_their_group_and_ties_are_none():
     better, worse = pairs(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2.0, 1.0, 1.0, 5.0, 9.0]))
     assert sorted(zip(better.tolist(), worse.tolist())) == [(0, 1), (0, 2), (4, 3)]
+
+
+@pytest.mark.parametrize("cls", [Dpo, Rrhf, RewardDistill])
+def test_rows_are_read_as_groups_with_the_methods_settings(cls):
+    method, table = cls(cls.Options()), SimpleNamespace(column_names=["prompt", "chosen", "rejected"])
+    method.settings = lambda: {"max_length": 7}
+    run = SimpleNamespace(rows=lambda *use, **how: SimpleNamespace(table=table, asked=(use, how)))
+    assert method.rows(run).asked == (("train",), {"max_length": 7, "groups": True})
 
 
 def test_both_forms_of_rows_are_one_batch(student):
@@ -103,6 +115,10 @@ def test_objectives_are_the_formulas_on_whole_sequences(student):
                     ranked.append((now[j].mean() - now[i].mean()).relu())
     found = dpo.objective(student.module(batch), {}, batch, NOW)
     assert found["preference"].item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-4)
+    assert dpo.counts(batch, {}) == {"pairs": len(by_hand)}
+    step = {**batch, "mean_counts": {"pairs": 2.0 * len(by_hand)}}
+    halved = dpo.objective(student.module(batch), {}, step, NOW)["preference"].item()
+    assert halved == pytest.approx(found["preference"].item() / 2, rel=1e-5)
     loss, expected = found["preference"], torch.stack(by_hand).mean()
     weight = student.module.model.model.layers[0].mlp.up_proj.weight
     (mine,), (theirs,) = torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight, retain_graph=True)

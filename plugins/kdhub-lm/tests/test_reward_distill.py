@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
 import pytest
 import torch
+from kdhub_lm.methods import reward_distill
 from kdhub_lm.methods.grpo import Answers
 from kdhub_lm.methods.reward_distill import RewardDistill, bradley_terry, fit, mean_states
 from kdhub_lm.reference import Reference
@@ -68,6 +70,55 @@ def test_states_and_prompts_of_groups(student):
     end = student.tokenizer.eos_token_id
     written = Answers([prompts[1]], [[*student.tokenizer("zzz")["input_ids"], end]], [True], ["zzz"])
     assert torch.allclose(mean_states(reference, written.batch(student))[0], states[3], atol=1e-5)
+
+
+def test_a_head_is_at_the_optimum_of_its_loss():
+    """Bradley-Terry with half the decay times the squared weights: the gradient is 0; ties are not ranked."""
+    torch.manual_seed(0)
+    states, better, worse = torch.randn(6, 3), torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+    head = torch.nn.Linear(3, 1, bias=False)
+    torch.nn.init.zeros_(head.weight)
+    before, after = fit(head, states, better, worse, 0.5)
+    assert before == 0 and after > 0 and head.weight.grad is None
+    value = bradley_terry((states @ head.weight.T)[:, 0], better, worse) + 0.25 * head.weight.square().sum()
+    (slope,) = torch.autograd.grad(value, head.weight)
+    assert slope.abs().max() < 1e-5 < head.weight.abs().max()
+
+
+def test_a_head_is_fitted_to_the_first_rows_and_trained_no_further(student):
+    rows = [{"prompt": "ab", "responses": ["cd", "e", "zz"], "scores": [1, 0, 2]}]
+    batch = CausalLanguage().collate(CausalLanguage().preparer(student, None, groups=True)(rows), student)
+    method = RewardDistill(RewardDistill.Options(head_width=3, head_decay=0.2))
+    method.adapt(student, None)
+    first, _, second = method.head
+    assert (first.in_features, first.out_features, second.in_features, second.out_features) == (16, 3, 3, 1)
+    with torch.no_grad():
+        student.module.model.lm_head.weight.add_(1)  # the reference stays the start
+    by_hand = copy.deepcopy(method.head)
+    states = mean_states(method.reference, batch)
+    fit(by_hand, states, torch.tensor([0, 2, 2]), torch.tensor([1, 0, 1]), 0.2)
+    method.initialise(student, batch, {})
+    assert torch.allclose(method.head(states), by_hand(states), atol=1e-3)
+    extras = method.extras(student, None)
+    assert extras == {"reward": method.head} and not any(p.requires_grad for p in method.head.parameters())
+    assert method.student is method.policy is student
+
+
+def test_an_answer_that_was_cut_has_the_least_reward_of_a_whole_one(student, monkeypatch):
+    """And 0 where no answer of its group is whole."""
+    method = RewardDistill(RewardDistill.Options(group_size=3))
+    method.adapt(student, None)
+    method.modules = {"reward": method.head}
+    tokens = [[*student.tokenizer(text)["input_ids"], 1] for text in ("a", "bc", "def", "g", "hi", "jk")]
+    answers = Answers([[1, 40]] * 6, tokens, [True, True, False, False, False, False], [""] * 6)
+    with torch.no_grad():
+        each = method.head(mean_states(method.reference, answers.batch(student)))[:, 0].tolist()
+    found = method.rewards(answers, {"input_ids": torch.zeros(1)})
+    assert found.dtype == torch.float32 and found.shape == (6,)
+    assert found.tolist() == pytest.approx([each[0], each[1], min(each[:2]), 0, 0, 0], abs=1e-6)
+    whole = mean_states(method.reference, answers.batch(student))
+    monkeypatch.setattr(reward_distill, "BATCH", 4)
+    assert torch.allclose(mean_states(method.reference, answers.batch(student)), whole, atol=1e-6)
 
 
 def test_the_reward_rises_and_what_the_teacher_likes_with_it(tmp_path):

@@ -8,6 +8,7 @@ from kdhub_lm.data.synthetic import synthetic
 from kdhub_lm.methods import self_data as module
 from kdhub_lm.methods.self_data import Rewriting, SelfData, passes, rewrites, self_data
 from kdhub_tasks.language import task
+from kdhub_tasks.language.generation import Answer
 from kdhub_tasks.language.students import llama
 from kdhub_tasks.language.verify import extract
 
@@ -44,9 +45,9 @@ def says(monkeypatch):
     """A model that answers what stands here, and what it was asked."""
     texts, asked = [], []
 
-    def answers(teacher, table, how, signals=None):
+    def answers(teacher, table, how, signals=None, **_):
         asked.extend(table.to_list())
-        yield from [texts.pop(0) for _ in range(len(table))]
+        yield from [Answer(*texts.pop(0)) for _ in range(len(table))]
 
     monkeypatch.setattr(module, "answers", answers)
     return texts, asked

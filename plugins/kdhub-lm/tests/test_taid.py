@@ -16,6 +16,7 @@ from kdhub_tasks.divergences import forward_kl
 import kdhub
 from kdhub.errors import RecipeError
 from kdhub.method import Progress
+from kdhub.rows import Signals
 
 S = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
 Z = torch.tensor([0.0, 2.0, 1.0], dtype=torch.float64)
@@ -133,6 +134,56 @@ def test_accumulated_means_move_it_once():
     other = Taid(Taid.Options(alpha="auto", t_start=0.2))
     other.load_state(kept)
     assert other.curriculum == method.curriculum
+
+
+@pytest.mark.parametrize("space", ["logit", "prob"])
+def test_the_objective_by_hand(space):
+    """Teacher's and labels' terms, means over positions and over labelled ones; the temperature is of both sides."""
+    torch.manual_seed(0)
+    s, z, labels = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([1, -1, 3])
+    method = Taid(Taid.Options(t_start=0.3, distil_ratio=0.75, temperature=2.0, mix_space=space), "spec")
+    terms = method.objective(Signals(logits=s), Signals(logits=z), {"labels": labels}, Progress(0, 10, 0.0))
+    target = interpolated(s / 2, z / 2, 0.3, space)
+    assert terms["teacher"].item() == pytest.approx(0.75 * target.mean().item(), rel=1e-5)
+    log_q = s.log_softmax(-1)
+    assert terms["labels"].item() == pytest.approx(-0.25 * (log_q[0, 1] + log_q[2, 3]).item() / 2, rel=1e-5)
+    assert method.spec == "spec" and method.curriculum.t == 0.3
+    whole = Taid(Taid.Options(distil_ratio=1.0))
+    terms = whole.objective(Signals(logits=s), Signals(logits=z), {"labels": labels}, Progress(0, 10, 0.0))
+    assert set(terms) == {"teacher"}
+
+
+def test_mixed_probabilities_by_hand():
+    q, p = torch.softmax(S, -1), torch.softmax(Z, -1)
+    for t in (0.0, 0.25, 1.0):
+        value = interpolated(S[None], Z[None].float(), t, "prob")
+        assert value.shape == (1,) and value.item() == pytest.approx(-(((1 - t) * q + t * p) * q.log()).sum().item())
+    assert interpolated(S, Z, 0.4).item() == interpolated(S, Z, 0.4, "logit").item()
+
+
+@pytest.mark.parametrize(("options", "t"), [
+    ({"alpha": 0.5}, 0.2 + 0.5 / (1 + math.exp(-0.01 * 0.5)) * 0.8),  # the loss fell by half
+    ({"alpha": 0.5, "t_end": 0.35}, 0.35),
+    ({"alpha": 0.5, "adaptive": False}, 0.2 + 0.8 / 20),
+    ({"alpha": 0.5, "distil_ratio": 0.25}, 0.2 + 0.5 / (1 + math.exp(-0.01 * 0.5)) * 0.8),
+    ({"alpha": 0.5, "distil_ratio": 0.0}, 0.2),
+    ({"alpha": "auto"}, 0.2 + 0.3 / (1 + math.exp(-0.01 * 0.5)) * 0.8),
+])  # fmt: skip
+def test_two_steps_of_the_curriculum(options, t, caplog):
+    method = Taid(Taid.Options(t_start=0.2, **options))
+    for step, loss in enumerate((4.0, 2.0)):
+        method.stepped({"teacher": loss}, Progress(step, 20, 0.0))
+    share = options.get("distil_ratio", 1.0)
+    assert method.curriculum.t == pytest.approx(t, rel=1e-6) and not caplog.text
+    assert method.curriculum.loss == (2.0 / share if share else None)
+
+
+@pytest.mark.parametrize(("steps", "warns"), [(3, True), (5, False)])
+def test_an_alpha_that_cannot_lead_is_told_once(steps, warns, caplog):
+    method = Taid(Taid.Options(alpha=0.4))
+    for step in range(2):
+        method.stepped({"teacher": 1.0}, Progress(step, steps, 0.0))
+    assert caplog.text.count("too small to get ahead of a straight line") == warns
 
 
 def test_wrong_options_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kdhub_lm.data.triage import Rules, counted, triaged
+from kdhub_tasks.language.generation import Answer
 from kdhub_tasks.language.model import CausalLm
 from kdhub_tasks.language.students import llama
 
@@ -18,7 +19,7 @@ from kdhub.student import BuildContext
 
 def fates_of(rows, answers, expert, **rules):
     """With what a model answers to each row, and what the expert does, try by try."""
-    model = lambda asked, k: [[(text, True) for text in answers[n]] for n in asked]  # noqa: E731
+    model = lambda asked, k: [[Answer(text, True) for text in answers[n]] for n in asked]  # noqa: E731
     master = None if expert is None else lambda asked, number: [expert[n][number] for n in asked]
     return list(triaged(rows, model, master, Rules(**rules)))
 
@@ -40,7 +41,7 @@ def test_no_wrong_or_torn_trace_is_kept():
     wrong = {0: [("3", True), ("2", False)], 1: [("3", True), ("4", True)]}
     fates = fates_of(rows, [["3"] * 4, ["x"] * 4], wrong, k=4, tries=2)
     assert [f["traces"] for f in fates] == [[], []] and [f["tries"] for f in fates] == [2, 2]
-    model = lambda asked, k: [[("2", False), ("2 2", True), ("=> 2", True), ("5", True)]]  # noqa: E731
+    model = lambda asked, k: [[Answer(*t) for t in (("2", False), ("2 2", True), ("=> 2", True), ("5", True))]]  # noqa: E731
     (fate,) = triaged(rows[:1], model, None, Rules(k=4, per_prompt=3, format=r"=> \d"))
     assert fate["traces"] == ["=> 2"] and fate["acc"] == 0.25
 

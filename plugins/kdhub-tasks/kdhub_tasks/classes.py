@@ -51,6 +51,8 @@ def problem_of(config: Mapping[str, Any]) -> str:
 
 def class_name(value: Any) -> str | None:
     """The name of a row's class, None where it has none."""
+    if isinstance(value, bytes):  # as some writers of Parquet leave texts
+        value = value.decode(errors="replace")
     if isinstance(value, str):
         name = value if value.strip() else None
         number = bool(name) and NUMBER.fullmatch(name)
@@ -99,7 +101,14 @@ def classes_of(labels: Iterable[Any], names: Sequence[str] | None = None) -> lis
     """The classes of rows in their order: the file's own, else numbers by value, else texts."""
     if names:
         return list(names)
+    labels = set(labels)
     found = {name for label in labels if (name := class_name(label)) is not None}
+    if found and {-1, -1.0, "-1"} & labels:
+        logger.warning("rows with the label -1 have none, as -1 says in public sets; if it is a class, give it a name")
+    alike = Counter(name.strip().casefold() for name in found)
+    if twins := sorted(name for name in found if alike[name.strip().casefold()] > 1):
+        shown = ", ".join(map(repr, twins[:6]))
+        logger.warning("classes that differ in case or white space alone are different classes: %s", shown)
     return sorted(found, key=float) if all(map(NUMBER.fullmatch, found)) else sorted(found)
 
 

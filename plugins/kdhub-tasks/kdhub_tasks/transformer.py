@@ -20,7 +20,7 @@ from kdhub_tasks import wrappers
 from kdhub_tasks.classes import MULTI_LABEL, problem_of
 from kdhub_tasks.long import further_inputs, is_efficient
 from kdhub_tasks.models import TOKENS, Classifier
-from kdhub_tasks.reading import longest, settle_pad
+from kdhub_tasks.reading import longest, marked, settle_pad
 from kdhub_tasks.signals import LAYERED
 
 logger = logging.getLogger("kdhub")
@@ -98,6 +98,10 @@ class TextClassifier(Classifier):
         return longest(self.module.model, self.tokenizer, default=512)
 
     @cached_property
+    def marked(self) -> dict[int, int]:
+        return marked(self.tokenizer)
+
+    @cached_property
     def vocabulary(self) -> str:
         """Digest of the tokens and their numbers."""
         return hashlib.sha256(canonical_json(self.tokenizer.get_vocab())).hexdigest()
@@ -134,7 +138,15 @@ class TextClassifier(Classifier):
         ids = [e["ids"] if e.get("by") is self.tokenizer else None for e in examples]
         if None in ids:  # prepared for another model
             ids = self.encode([e["text"] for e in examples])[0]
-        return padded(ids, self.pad)
+        return self.batch_of(ids)
+
+    def batch_of(self, ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Token ids of texts as one batch, with the segments that the tokenizer gives their special tokens."""
+        batch = padded(ids, self.pad)
+        if self.marked:
+            kinds = [[self.marked.get(token, 0) for token in row] for row in ids]
+            batch["token_type_ids"] = padded(kinds, 0)["input_ids"]
+        return batch
 
     def save(self, folder: Path) -> None:
         self.module.model.save_pretrained(folder, safe_serialization=True)
@@ -305,7 +317,7 @@ def with_fresh_head(auto: Any, folder: Path, config: Any, seed: int) -> nn.Modul
 
 
 def segments(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Which of two texts each token is of, where a model was told."""
+    """Which of two texts each token is of, as the tokenizer says, where a model was told."""
     return {name: inputs[name] for name in ("token_type_ids",) if name in inputs}
 
 

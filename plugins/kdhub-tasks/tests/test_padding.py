@@ -1,5 +1,6 @@
 """What a model gives for a text does not depend on the texts beside it."""
 
+import json
 import types
 
 import numpy as np
@@ -10,6 +11,7 @@ from kdhub_tasks.classification.tiny import text_classifier
 from kdhub_tasks.pairs.model import PairClassifier
 from kdhub_tasks.reading import longest
 from kdhub_tasks.transformer import TextClassifier
+from tokenizers import processors
 
 from kdhub.errors import CompatibilityError
 from kdhub.recipes.recipe import Ref
@@ -149,3 +151,67 @@ def test_a_long_text_is_cut_to_the_positions_behind_the_pad(tmp_path, task):
     assert example["cut"] and example["length"] == 19
     (given,) = student.signals([example], task.primary_signal)[task.primary_signal]
     assert np.isfinite(given).all()
+
+
+def with_own_segments(folder, of, auto):
+    """Funnel, whose first token is of segment 2, or XLNet, whose last one is."""
+    text_classifier(folder, mask=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    first, last = ("[CLS]:2 ", "") if of == "funnel" else ("", " [CLS]:2")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first}$A:0 [SEP]:0{last}", pair=f"{first}$A:0 [SEP]:0 $B:1 [SEP]:1{last}",
+        special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")],
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    about |= {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    sizes = {"d_model": 16, "n_head": 2, "d_inner": 32, "pad_token_id": 0, "vocab_size": len(tokenizer)}
+    sizes |= {"d_head": 8, "block_sizes": [2]} if of == "funnel" else {"n_layer": 2}
+    torch.manual_seed(0)
+    network = getattr(transformers, f"AutoModel{auto}").from_config(transformers.AutoConfig.for_model(of, **sizes))
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+    network.save_pretrained(folder)
+    network = getattr(transformers, f"AutoModel{auto}").from_pretrained(folder).eval()
+    return network, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("of, task", [
+    ("funnel", "text-classification"), ("funnel", "text-pairs"), ("funnel", "token-classification"),
+    ("funnel", "fill-mask"), ("xlnet", "token-classification"), ("xlnet", "text-embedding"),
+])  # fmt: skip
+def test_the_segments_of_special_tokens_are_the_tokenizers_own(tmp_path, of, task):
+    network, tokenizer = with_own_segments(tmp_path, of, TASKS[task][0])
+    task = Resolver().task(task)
+    student = task.load(tmp_path)
+    rows = [TASKS[task.name][1](text) for text in TEXTS[:2]]
+    with torch.no_grad():
+        batch = task.collate(task.preparer(student, None)(rows), student)
+        found = task.forward(student.module.eval(), batch)[task.primary_signal]
+        for n, row in enumerate(rows):
+            if task.name == "text-embedding":
+                np.testing.assert_allclose(found[n], student.module.encode(row["text"]), atol=1e-5)
+                continue
+            sides = [row[name] for name in ("text", "tokens", "sentence1", "sentence2") if name in row]
+            given = tokenizer(*sides, is_split_into_words="tokens" in row, return_tensors="pt")
+            if task.name == "fill-mask":  # what was masked in this row
+                given["input_ids"] = batch["input_ids"][n : n + 1, : given["input_ids"].shape[1]]
+            assert 2 in given["token_type_ids"]
+            right, of_row = network(**given).logits[0], found[n] if found.shape[0] == len(rows) else None
+            if task.name == "fill-mask":
+                at = batch["at"][batch["counts"][:n].sum() :][: batch["counts"][n]] - n * batch["input_ids"].shape[1]
+                right, of_row = right[at], found[batch["counts"][:n].sum() :][: batch["counts"][n]]
+            elif task.name == "token-classification":
+                words = [i for i, word in enumerate(given.word_ids()) if word is not None]
+                right, of_row = right[words], found[batch["counts"][:n].sum() :][: len(words)]
+            np.testing.assert_allclose(of_row, right, atol=1e-5)
+
+
+def test_a_network_that_pools_tokens_together_is_refused_for_words_too(tmp_path):
+    sizes = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1], "num_decoder_layers": 1}
+    text_classifier(tmp_path)
+    config = transformers.FunnelConfig(vocab_size=40, pad_token_id=0, **sizes)
+    transformers.FunnelForTokenClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(CompatibilityError, match="FunnelForTokenClassification.*padding"):
+        Resolver().task("token-classification").load(tmp_path)

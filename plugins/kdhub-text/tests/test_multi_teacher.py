@@ -89,6 +89,8 @@ def test_confidence_is_the_inverse_of_entropy():
     w = confidence([sure, unsure]).flatten().tolist()
     assert sum(w) == pytest.approx(1) and w[0] / w[1] == pytest.approx(entropy[1] / entropy[0], rel=1e-5)
     assert float(confidence([sure, unsure], 0.5).sum()) == pytest.approx(0.5)
+    both = confidence([torch.cat([sure, unsure]), torch.cat([unsure, sure])])
+    assert both[0].tolist() == pytest.approx(w) and both[1].tolist() == pytest.approx(w[::-1]), "at each position"
 
 
 def test_loyalty_as_computed_by_hand():

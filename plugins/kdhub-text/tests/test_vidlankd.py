@@ -119,6 +119,12 @@ def test_crd_by_hand():
     expected = math.log(math.e + 1 + math.exp(-1)) - 1
     assert float(crd_loss(s, s, memory, 1.0)) == pytest.approx(expected)
     assert float(crd_loss(s, s, memory[:0], 1.0)) == 0
+    two, theirs = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
+    like = np.array([[0.8, 0, -1], [0.8, 0.8, -0.6]])
+    rows = [math.log(np.exp(row / 0.5).sum()) - row[0] / 0.5 for row in like]
+    assert float(crd_loss(two, theirs, memory, 0.5)) == pytest.approx(sum(rows) / 2, rel=1e-5)
+    assert float(crd_loss(two, theirs, memory, 0.5, 8.0)) == pytest.approx(sum(rows) / 8, rel=1e-5)
+    assert float(crd_loss(two, theirs, memory)) == float(crd_loss(two, theirs, memory, 0.07))
 
 
 def test_queue_keeps_the_last_states():

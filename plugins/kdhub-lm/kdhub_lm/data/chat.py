@@ -49,8 +49,8 @@ def chat(
         )
     fits, tokens = _fitting(limit, teacher)
 
-    def rows(split: str) -> Iterator[dict[str, Any]]:
-        for row in data.split(split):
+    def rows(split: str) -> Iterator[dict[str, Any] | BadRow]:
+        for number, row in enumerate(data.split(split), 1):
             messages = row.pop("messages") if "messages" in row else chat_template.as_conversation(row)
             if system and messages[0]["role"] != "system":
                 messages = [{"role": "system", "content": system}, *messages]
@@ -61,7 +61,7 @@ def chat(
                 pieces = list(chat_template.pieces(messages, fits)) if fits else [messages]
             except DataError as error:  # the template does not accept it
                 pieces = []
-                yield BadRow(error.message)
+                yield BadRow(error.message, number)
             yield from ({**kept, "messages": piece} for piece in pieces)
 
     key = {"system": system, "loss_on": loss_on, "limit": limit, "tokens": tokens, "version": 1}

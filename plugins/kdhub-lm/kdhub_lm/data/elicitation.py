@@ -20,10 +20,12 @@ recipe; the student of another recipe is `teacher: {source: recipe:NAME}`.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kdhub_tasks.language.generation import fault_in
 from kdhub_tasks.language.prompting import (
     Prompter,
     batches,
@@ -40,6 +42,7 @@ from kdhub_tasks.language.scoring import SCORE, Scorer
 from kdhub_tasks.language.verify import extract, verified
 
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import BadRow
 from kdhub.errors import UsageError
 
 
@@ -75,9 +78,14 @@ def labelling(
     data = source(name, argument, options, limit=limit)
     origin = {"elicitation": "labelling", "teacher": prompter.name}
 
-    def rows(split: str, tally: Tally) -> Iterator[dict[str, Any]]:
+    def rows(split: str, tally: Tally) -> Iterator[dict[str, Any] | BadRow]:
+        numbers = itertools.count(1)
         for batch in batches(data.split(split)):
-            for row, replies in zip(batch, prompter([prompt_in(row, template) for row in batch], samples)):
+            prompts = [prompt_in(row, template) for row in batch]
+            for row, replies, number in zip(batch, prompter(prompts, samples, faults=True), numbers):
+                if fault := fault_in(replies):
+                    yield BadRow(fault, number)
+                    continue
                 for n, reply in distinct(replies, tally):
                     yield {**with_answer(row, reply.text), **reply.about, "sample": n, **origin}
 
@@ -137,10 +145,15 @@ def self_knowledge(
         agreed = [answer for answer, n in found.most_common(1) if n >= max(2, least_share * len(replies))]
         return lambda text: extract(text) in agreed
 
-    def rows(split: str, tally: Tally) -> Iterator[dict[str, Any]]:
+    def rows(split: str, tally: Tally) -> Iterator[dict[str, Any] | BadRow]:
+        numbers = itertools.count(1)
         for batch in batches(data.split(split)):
             found = []
-            for row, replies in zip(batch, prompter([prompt_in(row) for row in batch], samples)):
+            prompts = [prompt_in(row) for row in batch]
+            for row, replies, number in zip(batch, prompter(prompts, samples, faults=True), numbers):
+                if fault := fault_in(replies):
+                    yield BadRow(fault, number)
+                    continue
                 passes = filter_of(row, replies)
                 for n, reply in distinct(replies, tally):
                     if passes(reply.text):

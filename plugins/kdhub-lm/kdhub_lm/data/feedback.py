@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kdhub_tasks.language.generation import fault_in
 from kdhub_tasks.language.prompting import (
     Prompter,
     batches,
@@ -18,6 +20,7 @@ from kdhub_tasks.language.replies import Tally, distinct, made
 from kdhub_tasks.language.scoring import SCORE, Scorer
 
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import BadRow
 from kdhub.errors import UsageError
 
 RANK = (
@@ -105,10 +108,15 @@ def feedback(
             else:
                 yield {"prompt": prompt, "chosen": better, "rejected": text, **origin}
 
-    def rows(split: str, tally: Tally) -> Iterator[dict[str, Any]]:
+    def rows(split: str, tally: Tally) -> Iterator[dict[str, Any] | BadRow]:
+        numbers = itertools.count(1)
         for batch in batches(data.split(split)):
             pairs = []
-            for row, replies in zip(batch, writer([row["prompt"] for row in batch], samples)):
+            written = writer([row["prompt"] for row in batch], samples, faults=True)
+            for row, replies, number in zip(batch, written, numbers):
+                if fault := fault_in(replies):
+                    yield BadRow(fault, number)
+                    continue
                 texts = [text for _, (text, _) in distinct(replies, tally)]
                 if len(texts) >= min(samples, 2):
                     pairs.append((row["prompt"], texts))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kdhub_tasks.language.generation import Generation, sampled
+from kdhub_tasks.language.generation import Generation, fault_in, sampled
 from kdhub_tasks.language.verify import verified
 
 from kdhub import open_data, open_teacher
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import BadRow
 from kdhub.errors import CompatibilityError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -67,11 +69,14 @@ def preferences(
     if scorer is not None and scorer.module is None:
         raise CompatibilityError(f"preferences:{argument}: {scorer.argument} gives no probabilities of given responses")
 
-    def rows(split: str) -> Iterator[dict[str, Any]]:
+    def rows(split: str) -> Iterator[dict[str, Any] | BadRow]:
         table, equal = data.split(split), 0
         own = table["response"]
         written = own_and_another(own) if author is None else distinct_answers(author, table, how, samples)
-        for row, texts in zip(table, written):
+        for number, (row, texts) in enumerate(zip(table, written), 1):
+            if isinstance(texts, BadRow):
+                yield replace(texts, row=number)
+                continue
             if scorer is None:
                 scores = [float(verified(text, row["response"])) for text in texts]
             else:
@@ -101,10 +106,13 @@ def own_and_another(responses: Sequence[str]) -> Iterator[list[str]]:
         yield [own, next((other for other in others if other != own), own)]
 
 
-def distinct_answers(writer: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> Iterator[list[str]]:
-    """The distinct answers to each prompt, without empty ones, in order."""
-    for answers in sampled(writer, table.select_columns(["prompt"]), how, samples):
-        yield list(dict.fromkeys(text for text, _ in answers if text.strip()))
+def distinct_answers(
+    writer: Teacher, table: datasets.Dataset, how: Generation, samples: int
+) -> Iterator[list[str] | BadRow]:
+    """The distinct answers to each prompt, without empty ones, in order; a bad row where it cannot be answered."""
+    for answers in sampled(writer, table.select_columns(["prompt"]), how, samples, faults=True):
+        fault = fault_in(answers)
+        yield BadRow(fault) if fault else list(dict.fromkeys(text for text, _ in answers if text.strip()))
 
 
 def mean_log_probs(teacher: Teacher, prompt: str, responses: Sequence[str]) -> list[float]:

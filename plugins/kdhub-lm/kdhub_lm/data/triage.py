@@ -20,15 +20,15 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdhub_tasks.language.generation import Generation, answers, sampled
+from kdhub_tasks.language.generation import Answer, Generation, answers, fault_in, sampled
 from kdhub_tasks.language.verify import verified
 
 from kdhub import open_data, open_teacher
 from kdhub.data.dataset import Data
-from kdhub.data.prepare import RowSource
+from kdhub.data.prepare import BadRow, RowSource
 from kdhub.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ SELF, EXPERT, REPLAY, NONE = "self", "expert", "replay", "none"
 BLOCK = 1024
 """Prompts processed together."""
 Trace = tuple[str, bool]
-"""A text, and whether the model ended it."""
+"""A text, and whether it was ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +110,10 @@ class Rules:
 
 def triaged(
     rows: Sequence[Mapping[str, str]],
-    model: Callable[[Sequence[int], int], list[list[Trace]]],
+    model: Callable[[Sequence[int], int], list[list[Answer]]],
     expert: Callable[[Sequence[int], int], list[Trace]] | None,
     rules: Rules,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | BadRow]:
     """What becomes of each prompt, and the traces to learn.
 
     Args:
@@ -122,20 +122,22 @@ def triaged(
         expert: (numbers of rows, number of the try) -> an answer to each; None without an expert.
 
     Yields:
-        prompt, acc, origin, traces, and `tries`: how often the expert was asked.
+        prompt, acc, origin, traces, and `tries`: how often the expert was asked; a bad row where the model cannot be
+        asked.
     """
     everyone = range(len(rows))
     found = model(everyone, rules.k)
+    faults = [fault_in(traces) for traces in found]
     fates = [rules.decide(row["prompt"], row["response"], traces) for row, traces in zip(rows, found)]
-    unsolved, tried = [n for n in everyone if fates[n]["origin"] == EXPERT], Counter()
+    unsolved, tried = [n for n in everyone if fates[n]["origin"] == EXPERT and not faults[n]], Counter()
     for number in range(rules.tries if expert else 0):
         tried.update(unsolved)
         for n, trace in zip(unsolved, expert(unsolved, number) if unsolved else ()):
             if rules.right(trace, rows[n]["response"]):
                 fates[n]["traces"] = [trace[0]]
         unsolved = [n for n in unsolved if not fates[n]["traces"]]
-    for n, (row, fate) in enumerate(zip(rows, fates)):
-        yield {"prompt": row["prompt"], **fate, "tries": tried[n]}
+    for n, (row, fate, fault) in enumerate(zip(rows, fates, faults)):
+        yield BadRow(fault, n + 1) if fault else {"prompt": row["prompt"], **fate, "tries": tried[n]}
 
 
 def triage(
@@ -175,15 +177,18 @@ def triage(
     master = open_teacher(expert, "causal-lm") if expert is not None and column is None else None
     how = Generation(max_new_tokens=max_new_tokens, temperature=temperature)
 
-    def fates() -> Iterator[dict[str, Any]]:
+    def fates() -> Iterator[dict[str, Any] | BadRow]:
         table, summaries = data.split("train"), []
         for start in range(0, len(table), BLOCK):
             part = table.select(range(start, min(start + BLOCK, len(table))))
             for fate in triaged(part.to_list(), *askers(part), how_to_choose):
+                if isinstance(fate, BadRow):
+                    yield replace(fate, row=start + fate.row)
+                    continue
                 summaries.append(_summary(fate))
                 yield fate
         logger.info("triage of %s: %s", argument, counts := counted(summaries))
-        if not sum(traces for _, traces, _ in summaries):
+        if summaries and not sum(traces for _, traces, _ in summaries):
             raise DataError(f"triage:{argument}: no trace is left: {counts}")
 
     def askers(table: datasets.Dataset) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
@@ -198,7 +203,7 @@ def triage(
                 return [(table[n][column], True) for n in rows]
             return ask(master, rows, number, how if number else how.model_copy(update={"temperature": 0.0}))
 
-        by_model = lambda rows, k: sampled(author, prompts.select(rows), how, k)  # noqa: E731
+        by_model = lambda rows, k: sampled(author, prompts.select(rows), how, k, faults=True)  # noqa: E731
         return by_model, None if expert is None else by_expert
 
     known = {
@@ -210,12 +215,14 @@ def triage(
         "version": 1,
     }
     name = f"triage:{argument}"
-    prompts = Data.from_rows(name, {"prompts": fates}, key=known)
+    prompts = Data.from_rows(name, {"prompts": fates}, key=known).with_options(on_bad_rows=author.on_bad_rows)
 
-    def traces() -> Iterator[dict[str, Any]]:
+    def traces() -> Iterator[dict[str, Any] | BadRow]:
         for fate in prompts.split("prompts"):
             for text in fate["traces"]:
                 yield {"prompt": fate["prompt"], "response": text, "origin": fate["origin"], "acc": fate["acc"]}
+        for cause, count in prompts.skipped.get("prompts", {}).items():
+            yield from [BadRow(cause)] * count
 
     sources = {"train": _Counted(traces, {"name": name, **known}, f"{name}, split train", prompts), **prompts.sources}
     return Data(name, sources, licence=data.licence)

@@ -30,6 +30,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from kdhub import open_data, open_teacher
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import BadRow
 from kdhub.errors import DataError, UsageError
 from kdhub.method import MethodOptions
 from kdhub.rows import Rows
@@ -88,7 +89,7 @@ def rewrites(
     how: Rewriting,
     name: str,
     signals: Callable[[Rows, str], Any] | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | BadRow]:
     """The rows of a table (`prompt` and `response`, or `messages`) with the teacher's answers where they pass, `kept`,
     whether they do, and `origin`, "teacher" or "reference".
 
@@ -110,7 +111,12 @@ def rewrites(
     for start in range(0, len(table), BATCH):
         rows = table.select(range(start, min(start + BATCH, len(table)))).to_list()
         prompts = datasets.Dataset.from_list([_prompt(row, how.template) for row in rows])
-        for row, (text, ended) in zip(rows, answers(teacher, prompts, how.answers, signals)):
+        given = answers(teacher, prompts, how.answers, signals, faults=True)
+        for number, (row, reply) in enumerate(zip(rows, given), start + 1):
+            if reply.fault:
+                yield BadRow(reply.fault, number)
+                continue
+            text, ended = reply
             kept = ended and passes(text, answer_of(row) or "", how.selection)
             taken += kept
             yield {
@@ -181,7 +187,8 @@ class SelfData(Supervised):
         }  # fmt: skip
         made = {"train": lambda: rewrites(run.teacher, table, how, "the training rows", run.signals)}
         name = "answers to the training rows, rewritten"
-        rewritten = Data.from_rows(name, made, key=key, ref=f"made:{name}").split("train")
+        data = Data.from_rows(name, made, key=key, ref=f"made:{name}")
+        rewritten = data.with_options(on_bad_rows=run.teacher.on_bad_rows).split("train")
         self.kept = f"{sum(rewritten['kept'])} of {len(rewritten)} answers were rewritten by the unpruned model"
         prepare = run.task.preparer(run.student, None, **self.settings())
         return Rows.build(rewritten, prepare, row_key).readable("rewritten rows").learnable()

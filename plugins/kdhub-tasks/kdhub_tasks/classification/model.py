@@ -20,7 +20,7 @@ from kdhub_tasks.classes import problem_of
 from kdhub_tasks.classification import networks
 from kdhub_tasks.layers import blocks
 from kdhub_tasks.models import ProbedClassifier
-from kdhub_tasks.transformer import TextClassifier, padded
+from kdhub_tasks.transformer import TextClassifier
 from kdhub_tasks.wrappers import FORMERLY, KEY, wrappers_in
 
 SIZED = ": resized:{}:DATA"
@@ -170,6 +170,14 @@ class TokenClassifier(TextClassifier):
     auto = "AutoModelForTokenClassification"
     ragged = True
 
+    def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
+        if problem := problem_of(model.config.to_dict()):
+            raise CompatibilityError(
+                f"a model of words gives one class a word (problem_type={problem}, "
+                f"{model.config.num_labels} output{'s' * (model.config.num_labels != 1)})"
+            )
+        super().__init__(model, tokenizer, start)
+
     def encode_words(
         self, rows: Sequence[Sequence[str]], max_length: int | None = None
     ) -> tuple[list[list[int]], list[list[int | None]]]:
@@ -212,7 +220,7 @@ class TokenClassifier(TextClassifier):
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         chunks, places = self._chunks([e["words"] for e in examples])
-        batch = padded([ids for ids, _ in chunks], self.pad)
+        batch = self.batch_of([ids for ids, _ in chunks])
         width = batch["input_ids"].shape[1]
         # Of what both models can see: a row may have fewer words than this one alone would take.
         seen = [place for e, row in zip(examples, places) for place in row[: len(e["words"])]]

@@ -194,6 +194,14 @@ class Classification(NetworkTask):
             return {"classes": []}
         labels, names, sizes = labels_in(table, column)
         if not self.problems:
+            nested = getattr(getattr(table.features[column], "feature", None), "feature", None) is not None
+            if nested or surveyed(labels, names, set()).get("problem"):
+                some = ", ".join(map(repr, sorted(labels, key=str)[:3]))
+                raise DataError(
+                    f"{self.name} is for one class each, and column {column!r} has "
+                    + (f"lists of them ({some})" if nested else f"numbers with fractions ({some})"),
+                    hint="any number of labels, and values, are for rows: text-classification",
+                )
             return {"classes": classes_of(labels, names)}
         facts = surveyed(labels, names, sizes)
         if column == SCORE and not sizes:

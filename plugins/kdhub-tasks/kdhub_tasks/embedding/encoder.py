@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from kdhub.errors import UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.ranks import device, resolve_precision
-from kdhub_tasks.reading import NO_LIMIT, pad_of, positions
+from kdhub_tasks.reading import NO_LIMIT, marked, pad_of, positions
 from kdhub_tasks.transformer import check_weights
 
 __all__ = ["Dense", "Normalize", "Pooling", "SentenceTransformer", "StaticEmbedding", "Transformer"]
@@ -140,10 +141,11 @@ def features(model: nn.Module, ids: Sequence[Sequence[int]], pad: int, device: t
     for row, values in enumerate(ids):
         tokens[row, : len(values)] = values
         mask[row, : len(values)] = 1
-    return {
-        "input_ids": torch.from_numpy(tokens).to(device),
-        "attention_mask": torch.from_numpy(mask).to(device),
-    }
+    inputs = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
+    if segments := marked(model.tokenizer):
+        kinds = sum((tokens == token) * segment for token, segment in segments.items()) * mask
+        inputs["token_type_ids"] = torch.from_numpy(kinds)
+    return {name: values.to(device) for name, values in inputs.items()}
 
 
 def pad_id(model: SentenceTransformer) -> int:
@@ -246,6 +248,26 @@ def prompt_lengths(model: SentenceTransformer, cutter: Cutter, prompts: Sequence
         (ids,) = cutter.ids([prompt])
         of[prompt] = len(ids) - (ids[-1] in special)  # the end marker that it has when it is tokenised alone
     return [of[p] for p in prompts]
+
+
+def heed_prompts(model: SentenceTransformer) -> None:
+    """Have a model that leaves prompts out of pooling do so for each row of a batch (`prompt_lengths` of its features);
+    the library itself knows one length a batch."""
+    for part in model:
+        if isinstance(part, Pooling) and not part.include_prompt and _pooled_by_row not in part._forward_hooks.values():
+            part.register_forward_hook(_pooled_by_row)
+
+
+def _pooled_by_row(pooling: Pooling, _: Any, found: dict[str, Any]) -> dict[str, Any] | None:
+    lengths = found.get("prompt_lengths")
+    if lengths is None:
+        return None
+    pooled = torch.zeros_like(found["sentence_embedding"])
+    for length in lengths.unique().tolist():
+        rows = lengths == length
+        some = {k: v[rows] for k, v in found.items() if isinstance(v, torch.Tensor) and len(v) == len(rows)}
+        pooled[rows] = pooling.forward({**some, "prompt_length": length})["sentence_embedding"]
+    return {**found, "sentence_embedding": pooled}
 
 
 def ends_normalised(model: SentenceTransformer) -> bool:

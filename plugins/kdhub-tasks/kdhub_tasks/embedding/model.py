@@ -44,8 +44,11 @@ class EmbeddingStudent(Student):
     task = "text-embedding"
 
     def __init__(self, module: SentenceTransformer, start: Mapping[str, Any] | None = None):
+        from kdhub_tasks.embedding import encoder
+
         super().__init__(start)
         self.module = module
+        encoder.heed_prompts(module)
 
     @classmethod
     def load(

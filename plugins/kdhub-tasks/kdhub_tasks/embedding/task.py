@@ -107,8 +107,12 @@ class TextEmbedding(NetworkTask):
 
         from kdhub_tasks.embedding import encoder
 
-        ids = [e["ids"] for e in examples]
-        return encoder.features(student.module, ids, encoder.pad_id(student.module), torch.device("cpu"))
+        module, ids = student.module, [e["ids"] for e in examples]
+        batch = encoder.features(module, ids, encoder.pad_id(module), torch.device("cpu"))
+        if encoder.leaves_prompt_out(module):
+            lengths = encoder.prompt_lengths(module, student.cutter, [e.get("prompt", "") for e in examples])
+            batch["prompt_lengths"] = torch.tensor(lengths)
+        return batch
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
         return Signals(embedding=module(dict(inputs))["sentence_embedding"].float())

@@ -17,7 +17,7 @@ from pydantic import Field, model_serializer
 
 from kdhub import fields
 from kdhub.data.dataset import Data
-from kdhub.data.prepare import fingerprint_of
+from kdhub.data.prepare import BadRow, fingerprint_of
 from kdhub.errors import TeacherError
 from kdhub.rows import Rows
 from kdhub.signals.settings import SignalSettings
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kdhub")
 
 SIGNAL = "text"
+REFUSED = 2
+"""`ended` of a prompt that the model refused to answer."""
 FIRST = ("max_new_tokens", "temperature", "top_p", "seed")
 """Settings that texts had from the beginning."""
 READ = 256
@@ -89,9 +91,12 @@ class Answer(_Pair):
     Attributes:
         log_probs: (tokens,) log-probability of each token that was sampled, nats; None where they were not asked for.
             What ended the text is among them with local models, and with servers that list it.
+        fault: why there is no answer: a chat template does not accept the prompt, or the model refused it. The text is
+            empty then.
     """
 
     log_probs: np.ndarray | None = None
+    fault: str | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def layout(kind: str = SIGNAL) -> dict[str, Any]:
 
 
 def encoded(
-    texts: Sequence[str], ended: Sequence[bool], log_probs: Sequence[np.ndarray] | None = None
+    texts: Sequence[str], ended: Sequence[int], log_probs: Sequence[np.ndarray] | None = None
 ) -> dict[str, Any]:
     """Answers as the store keeps them."""
     rows = [np.frombuffer(text.encode(), np.uint8) for text in texts]
@@ -128,11 +133,30 @@ def decoded(values: Mapping[str, Any]) -> list[Answer]:
     made = [Answer(text, bool(ended)) for text, ended in zip(texts, values["ended"])]
     for answer, log_probs in zip(made, values.get("log_probs", ())):
         answer.log_probs = log_probs
+    for n in np.flatnonzero(np.asarray(values["ended"]) == REFUSED):
+        made[n] = unanswered("that the model refused to answer")
     return made
 
 
+def unanswered(fault: str) -> Answer:
+    """What stands for the answer to a prompt that has none."""
+    made = Answer("", False)
+    made.fault = fault
+    return made
+
+
+def fault_in(replies: Sequence[Answer]) -> str | None:
+    """Why a prompt has none of its answers; None where it has one."""
+    return replies[0].fault if replies and all(reply.fault for reply in replies) else None
+
+
 def answers(
-    teacher: Teacher, table: datasets.Dataset, how: Generation, signals: Callable[[Rows, str], Any] | None = None
+    teacher: Teacher,
+    table: datasets.Dataset,
+    how: Generation,
+    signals: Callable[[Rows, str], Any] | None = None,
+    *,
+    faults: bool = False,
 ) -> Iterator[Answer]:
     """A teacher's answers to the prompts of a table, row by row, through the store.
 
@@ -140,12 +164,22 @@ def answers(
         table: rows that the task `causal-lm` reads (`prompt`, `text`, `messages`, ...); `sample` numbers several
             answers to one prompt.
         signals: gives stored signals of rows; the store itself by default, `run.signals` inside a run.
+        faults: prompts that the chat template does not accept get an answer with a `fault`.
+
+    Raises:
+        DataError: the chat template does not accept some prompts.
     """
     from kdhub.signals.store import distinct, row_key
     from kdhub.signals.stored import stored_signals
 
     prepare = teacher.task.preparer(None, teacher, **how.prompting)
-    rows = Rows.build(table, prepare, row_key).readable("prompts")
+    rows = Rows.build(table, prepare, row_key)
+    if faults and (bad := rows.bad.numbers):
+        able = [n for n in range(len(table)) if n + 1 not in bad]
+        given = answers(teacher, table.select(able), how, signals) if able else iter(())
+        yield from (unanswered(bad[n]) if n in bad else next(given) for n in range(1, len(table) + 1))
+        return
+    rows = rows.readable("prompts")
     stored = (signals or partial(stored_signals, teacher))(rows, how.kind)
     once = distinct(rows.keys)
     counts = np.zeros((len(rows), 2), np.int64)
@@ -164,9 +198,11 @@ def answers(
         )  # fmt: skip
 
 
-def sampled(teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> list[list[Answer]]:
-    """`samples` answers to each prompt of a table."""
-    found = list(answers(teacher, repeated(table, samples), how))
+def sampled(
+    teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int, *, faults: bool = False
+) -> list[list[Answer]]:
+    """`samples` answers to each prompt of a table; `faults` as in `answers`."""
+    found = list(answers(teacher, repeated(table, samples), how, faults=faults))
     return [found[n :: len(table)] for n in range(len(table))]
 
 
@@ -204,13 +240,15 @@ def answered(
     """
     key = {"of": digest_of(table), "teacher": dict(teacher.identity_of(how.kind)), "how": how.kind, "samples": samples}
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, Any] | BadRow]:
         empty = 0
-        for n, answer in enumerate(answers(teacher, repeated(table, samples), how, signals)):
-            if not answer.text.strip():
+        for n, answer in enumerate(answers(teacher, repeated(table, samples), how, signals, faults=True)):
+            if answer.fault:
+                yield BadRow(answer.fault, n % len(table) + 1)
+            elif not answer.text.strip():
                 empty += 1
-                continue
-            yield {**with_answer(table[n % len(table)], answer.text), **answer.about, "sample": n // len(table)}
+            else:
+                yield {**with_answer(table[n % len(table)], answer.text), **answer.about, "sample": n // len(table)}
         if empty:
             what = f"{empty} of {samples * len(table)} answers of {teacher.argument} to {name} are empty"
             if empty == samples * len(table):
@@ -218,4 +256,5 @@ def answered(
             logger.warning("%s and were dropped", what)
 
     made = f"answers to {name}"
-    return Data.from_rows(made, {"train": rows}, key={**key, "version": 1}, ref=f"made:{made}")
+    data = Data.from_rows(made, {"train": rows}, key={**key, "version": 1}, ref=f"made:{made}")
+    return data.with_options(on_bad_rows=teacher.on_bad_rows)

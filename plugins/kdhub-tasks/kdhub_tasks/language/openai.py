@@ -24,7 +24,7 @@ from pydantic import Field
 from kdhub.errors import CompatibilityError, TeacherError
 from kdhub.fields import Field as Stored
 from kdhub.teachers.endpoint import Endpoint, Refused, message_in, quoted
-from kdhub_tasks.language.generation import Generation, encoded, is_text, layout
+from kdhub_tasks.language.generation import REFUSED, Generation, encoded, is_text, layout
 from kdhub_tasks.language.rows import vocabulary
 from kdhub_tasks.language.wire import Malformed, request, require_prefill, text_of, unknown
 
@@ -56,7 +56,7 @@ class OpenAI(Endpoint):
             "mark on the message of DeepSeek and Mistral; unset where it cannot",
         )
         refused: Literal["stop", "empty"] = Field(
-            "stop", description="what a refused prompt becomes: an error, or an empty answer"
+            "stop", description="what a refused prompt becomes: an error (a bad row, where those are skipped), or empty"
         )
         commit: int = Field(1, ge=1, le=1024, description="answers committed together; larger makes fewer files")
         input_price: float = Field(0.0, ge=0, description="price of a million prompt tokens, for the cost in the log")
@@ -123,9 +123,9 @@ class OpenAI(Endpoint):
 
     # -- texts ----------------------------------------------------------------------------------------------------
 
-    def _answer(self, example: Example, how: Generation, row: int) -> tuple[str, bool, np.ndarray, tuple[int, int]]:
-        """The text, whether the model or a stop sequence ended it, the log-probability of each of its tokens where
-        `how` asks for them, and the tokens of prompt and answer."""
+    def _answer(self, example: Example, how: Generation, row: int) -> tuple[str, int, np.ndarray, tuple[int, int]]:
+        """The text, whether the model or a stop sequence ended it (`REFUSED` where there is none), the log-probability
+        of each of its tokens where `how` asks for them, and the tokens of prompt and answer."""
         require_prefill(self.options, self.name, how.prefix)
         which = quoted(example["messages"][-1]["content"], row)
         path, payload = request(self.options, self.name, example, how)
@@ -133,13 +133,15 @@ class OpenAI(Endpoint):
             answer = self.send(path, payload | self.options.body, doing=f"answering {which}", what=which)
         except Refused as refused:
             named = unknown(how, str(refused))
-            if self.options.refused == "empty" and not named:
-                return "", False, np.zeros(0, np.float32), (UNKNOWN, UNKNOWN)
+            empty = self.options.refused == "empty"
+            if (empty or self.on_bad_rows == "skip") and not named:
+                return "", False if empty else REFUSED, np.zeros(0, np.float32), (UNKNOWN, UNKNOWN)
             raise TeacherError(
                 f"{self.name} refused {which}: {refused}",
                 hint=f"it does not seem to know {', '.join(named)}: leave it out, or ask another server"
                 if named
-                else "refused: empty drops such prompts; set limit, system and body to what the server supports",
+                else "on_bad_rows: skip leaves such rows out, refused: empty drops such prompts; "
+                "set limit, system and body to what the server supports",
             ) from None
         try:
             text, ended, log_probs = text_of(self.options, how, answer)

@@ -55,14 +55,14 @@ class Prompter:
         digest = hashlib.sha256(canonical_json(self.model.identity)).hexdigest()[:12]
         return f"{self.model.provenance.get('id') or 'model'} {digest}"
 
-    def __call__(self, prompts: Sequence[Prompt], samples: int = 1) -> list[list[Answer]]:
-        """The replies to each prompt."""
+    def __call__(self, prompts: Sequence[Prompt], samples: int = 1, *, faults: bool = False) -> list[list[Answer]]:
+        """The replies to each prompt; `faults` as in `generation.answers`."""
         import datasets
 
         if not prompts:
             return []
         table = datasets.Dataset.from_list([self._row(prompt) for prompt in prompts])
-        return sampled(self.model, table, self.how, samples)
+        return sampled(self.model, table, self.how, samples, faults=faults)
 
     def _row(self, prompt: Prompt) -> dict[str, Any]:
         if isinstance(prompt, str) and not self.chat:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import BadRow
 from kdhub.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Tally(Counter):
         logger.warning("%s", message)
 
 
-Rows = Callable[[Tally], Iterable[dict[str, Any]]]
+Rows = Callable[[Tally], Iterable[dict[str, Any] | BadRow]]
 """Rows that count in a tally which replies they drop."""
 
 
@@ -48,22 +49,24 @@ def made(
     """
     key = {**key, "version": 1} | ({"drop_unlikely": drop_unlikely} if drop_unlikely else {})
 
-    def rows(split: str) -> Iterator[dict[str, Any]]:
-        tally, kept = Tally(), 0
+    def rows(split: str) -> Iterator[dict[str, Any] | BadRow]:
+        tally, kept, bad = Tally(), 0, 0
         for row in likelier(splits[split], drop_unlikely, tally) if drop_unlikely else splits[split](tally):
-            kept += 1
+            bad += isinstance(row, BadRow)
+            kept += not isinstance(row, BadRow)
             yield row
-        tally.report(f"{name}, split {split!r}", kept)
+        if kept or tally or not bad:  # where all rows are bad, that is what is reported
+            tally.report(f"{name}, split {split!r}", kept)
 
     return Data.from_rows(name, {s: lambda s=s: rows(s) for s in splits}, key=key, **about)
 
 
-def likelier(rows: Rows, share: float, tally: Tally) -> Iterator[dict[str, Any]]:
+def likelier(rows: Rows, share: float, tally: Tally) -> Iterator[dict[str, Any] | BadRow]:
     """The rows without the share that has the lowest `log_prob`; of equal ones at the border none is dropped. They are
     made twice, but replies are stored: nothing is asked twice."""
-    values = sorted(row["log_prob"] for row in rows(Tally()))
+    values = sorted(row["log_prob"] for row in rows(Tally()) if not isinstance(row, BadRow))
     for row in rows(tally):
-        if row["log_prob"] < values[int(share * len(values))]:
+        if not isinstance(row, BadRow) and row["log_prob"] < values[int(share * len(values))]:
             tally["improbable"] += 1
         else:
             yield row
@@ -103,7 +106,7 @@ def distinct(replies: Iterable[Answer], tally: Tally) -> Iterator[tuple[int, Ans
     seen = set()
     for n, reply in enumerate(replies):
         if not reply.text.strip() or reply.text in seen:
-            tally["repeated" if reply.text in seen else "empty"] += 1
+            tally["repeated" if reply.text in seen else "refused" if reply.fault else "empty"] += 1
         else:
             seen.add(reply.text)
             yield n, reply

@@ -18,7 +18,7 @@ from kdhub_tasks.long import further_inputs, is_efficient
 from kdhub_tasks.masked.masking import Tokens, mask_tokens, places, trim_space, ways
 from kdhub_tasks.models import Classifier
 from kdhub_tasks.reading import settle_pad
-from kdhub_tasks.transformer import TextClassifier, padded, with_fresh_head
+from kdhub_tasks.transformer import TextClassifier, padded, segments, with_fresh_head
 from kdhub_tasks.wrappers import LazySignals
 
 
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         mask, at = inputs["attention_mask"], inputs["at"]
-        further = further_inputs(self.model.config, mask)
+        further = {**further_inputs(self.model.config, mask), **segments(inputs)}
         head = getattr(self.model, "cls", None) or getattr(self.model, "lm_head", None)
         whole = self.model if head is None else self.model.base_model
         given = whole(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True, **further)
@@ -92,7 +92,7 @@ class MaskedLm(TextClassifier):
         rows, keys = [e["ids"] for e in mine], [e["key"] for e in mine]
         drawn = [e["drawn"] if "drawn" in e else mask_tokens(e["ids"], self.tokens, e["share"], e["key"]) for e in mine]
         batch = {
-            **padded(rows, self.pad),
+            **self.batch_of(rows),
             "original": padded(rows, self.pad)["input_ids"],
             "keys": torch.tensor(keys),
             "share": torch.tensor([e["share"] for e in mine], dtype=torch.float64),

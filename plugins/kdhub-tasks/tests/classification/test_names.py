@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kdhub_tasks.classes import Targets, class_name, classes_for, label_index
+from kdhub_tasks.classes import Targets, class_name, classes_for, classes_of, label_index
 from kdhub_tasks.classification import tiny
 from kdhub_tasks.classification.model import TokenClassifier
 from kdhub_tasks.pairs.model import PairClassifier
@@ -229,3 +229,15 @@ def test_a_text_is_no_list_of_words(models, tmp_path):
     wrong = [{"tokens": " ".join(row["tokens"]), "tags": row["tags"]} for row in rows]
     with pytest.raises(DataError, match="tokens must be a list of words"):
         kdhub.evaluate(path, data=f"path:{write(tmp_path / 'x', wrong, 'jsonl')}", task=task)
+
+
+@pytest.mark.parametrize("labels, classes, says", [
+    ([-1, 0, 1], ["0", "1"], "label -1 have none"),
+    (["-1", "0"], ["0"], "label -1 have none"),
+    (["Yes", "yes ", "no"], ["Yes", "no", "yes "], "are different classes: 'Yes', 'yes '"),
+    ([b"b", b"a"], ["a", "b"], ""),
+    (["a", "b"], ["a", "b"], ""),
+])  # fmt: skip
+def test_labels_that_may_be_meant_otherwise_are_told(labels, classes, says, caplog):
+    assert classes_of(labels) == classes
+    assert says in caplog.text and bool(caplog.text) is bool(says)

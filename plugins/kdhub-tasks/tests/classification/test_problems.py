@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from kdhub_tasks import divergences
 from kdhub_tasks.classes import MULTI_LABEL, REGRESSION, Targets, problem_of
 from kdhub_tasks.classification import metrics, tiny
@@ -276,6 +277,23 @@ def test_pairs_refuse_what_they_are_not_for(tmp_path):
     rows = [{"sentence1": "a", "sentence2": "b", "label": ["x", "y"]}]
     with pytest.raises(DataError, match="one label or one score"):
         kdhub.open_task("text-pairs").survey([(given(rows), "train")])
+
+
+@pytest.mark.parametrize("problem, many", [(MULTI_LABEL, 2), (REGRESSION, 2), (None, 1)])
+def test_words_have_one_class_each(tmp_path, problem, many):
+    """As models say it and as rows do."""
+    tiny.text_classifier(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path, num_labels=many, problem_type=problem)
+    transformers.AutoModelForTokenClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(CompatibilityError, match=f"one class a word .problem_type={problem or REGRESSION}, {many} out"):
+        kdhub.open_task("token-classification").load(tmp_path)
+
+
+@pytest.mark.parametrize("tags, says", [([[0.5, 1.0]], "fractions"), ([[["a"], ["a", "b"]]], "lists of them")])
+def test_tags_are_one_class_each(tags, says):
+    rows = [{"tokens": ["a", "b"], "tags": each} for each in tags]
+    with pytest.raises(DataError, match=says):
+        kdhub.open_task("token-classification").survey([(given(rows), "train")])
 
 
 # -- metrics and ensembles ------------------------------------------------------------------------------------

@@ -387,6 +387,26 @@ def test_a_model_that_leaves_the_prompt_out_of_pooling_is_scored_as_it_is(tiny, 
     )
 
 
+@pytest.mark.parametrize("pooling", ["mean", "weightedmean", "lasttoken", "cls"])
+def test_a_batch_of_several_prompts_is_pooled_as_each_row_alone(tiny, texts, pooling):
+    """In training as in `encode`, with gradient."""
+    folder = tiny.encoder(
+        prompts={"query": "kabel dan: ", "document": "lobel: "}, include_prompt=False, pooling=pooling
+    )
+    student, plain, task = (
+        build("path", str(folder), None),
+        SentenceTransformer(str(folder), device="cpu"),
+        TextEmbedding(),
+    )
+    roles = ["query", "document", ""] * 3
+    examples = task.preparer(student, None)([{"text": t, "role": r} for t, r in zip(texts, roles)])
+    student.module.eval()
+    found = task.forward(student.module, task.collate(examples, student)).embedding
+    right = [plain.encode(t, prompt_name=r or None) for t, r in zip(texts, roles)]
+    np.testing.assert_allclose(found.detach(), right, atol=1e-5)
+    assert found.requires_grad
+
+
 # -- how texts reach the models ---------------------------------------------------------------------------------------
 
 
