@@ -11,8 +11,8 @@ P_k, W, v and u are trained along and thrown away. Only training nodes are align
 what contrasts, those with a label.
 
 Departures: the layers are the student's, and its teacher must have as many hops; batches of 128 rows unless stated, as
-one of 32 (the paper's) has few negatives. Reconstructed: the width between the two maps of P_k is the student's, and its
-dropout 0, which the paper does not state. Models are not picked by the scores of a split.
+one of 32 (the paper's) has few negatives; the last step's student is taken, not the one that scores best on a split.
+Reconstructed: the width between the two maps of P_k is the student's, and its dropout 0, which the paper does not say.
 """
 
 from __future__ import annotations
@@ -72,12 +72,20 @@ class LinguGkd(ObjectiveMethod):
     def batchwise(self) -> str:
         return "each row contrasts with the others of its batch"
 
+    @property
+    def off(self) -> bool:
+        """Whether the teacher has no weight: then this is training by labels, and nothing is asked of it."""
+        return self.options.loss_weights == "fixed" and not self.options.weights[1]
+
+    def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
+        return () if self.off else super().needs(teacher)
+
     def check(self, student: Student, teacher: Teacher | None) -> None:
         mine, theirs = student.width("hop_states")[0], teacher.layout("hop_states")["hop_states"][0]
         if mine != theirs:
             raise CompatibilityError(
-                f"the student has {mine - 1} layers and the teacher reads {theirs - 1} hops: each layer learns from the "
-                "hop of its number",
+                f"the student has {mine - 1} layers and the teacher reads {theirs - 1} hops: each layer learns from "
+                "the hop of its number",
                 hint=f"student: ...:layers={theirs - 1}, or a teacher with hops: {mine - 1}",
             )
 
@@ -85,6 +93,8 @@ class LinguGkd(ObjectiveMethod):
         import torch
         from torch import nn
 
+        if self.off:
+            return {}
         (hops, width), theirs = student.width("hop_states"), teacher.layout("hop_states")["hop_states"][-1]
         made: dict[str, nn.Module] = {
             "projections": projections(hops, theirs, width, self.options.proj_dim or width, self.options.proj_dropout)
@@ -116,6 +126,8 @@ class LinguGkd(ObjectiveMethod):
     ) -> dict[str, Tensor]:
         import torch
 
+        if self.off:
+            return {"labels": self.options.weights[0] * label_loss(student.logits, batch)}
         states, labels = student.hop_states.float(), batch["labels"]
         given = teacher.hop_states.to(states.dtype)
         mask = labels if self.options.mask_same_label else None
@@ -141,8 +153,8 @@ def contrast(student: Tensor, teacher: Tensor, labels: Tensor | None, temperatur
 
     Args:
         student, teacher: (n, d), of any scale.
-        labels: (n,) classes: columns of a row's own class other than itself, and of unknown ones (-1), are left out, and
-            rows without a label count nothing; None: all columns contrast.
+        labels: (n,) classes: columns of a row's own class other than itself, and of unknown ones (-1), are left out,
+            and rows without a label count nothing; None: all columns contrast.
     """
     import torch
     from torch.nn.functional import normalize

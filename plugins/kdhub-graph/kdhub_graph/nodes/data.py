@@ -240,8 +240,8 @@ def _drawn(raw: Raw, sizes: Sequence[float], seed: int, stratified: bool) -> dic
 
 
 def papers(
-    nodes: int = 240, classes: int = 3, degree: float = 4.0, homophily: float = 0.8, features: int = 24, texts: bool = True,
-    world: int = 0, **options: Any,
+    nodes: int = 240, classes: int = 3, degree: float = 4.0, homophily: float = 0.8, features: int = 24,
+    texts: bool = True, world: int = 0, **options: Any,
 ) -> Data:  # fmt: skip
     """A generated graph of texts: papers with a few words of their field among many others, which mostly cite papers of
     their field.
@@ -319,7 +319,9 @@ def hop_prompts(
                 yield dict(zip(named, (text, row["label"])))
 
     key = {"how": prompting.model_dump(), "form": form, "reader": reader, "version": VERSION}
-    return data.remade(f"hop-prompts:{argument}", rows, PARTS, key=key)
+    key["of"] = {part: data.fingerprint(part) for part in PARTS}
+    splits = {part: lambda part=part: rows(part) for part in PARTS}
+    return Data.from_rows(f"hop-prompts:{argument}", splits, key=key, licence=data.licence)
 
 
 LENGTH, OWN = 12, 40

@@ -59,7 +59,7 @@ class GraphNetwork(Sequential):
                 module.normalize = module.add_self_loops = False
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        edges, at = (inputs["edge_index"],), inputs["at"]
+        edges, at = (inputs["edge_index"],), inputs["row_at"]
         if self.layer_kind == "gcn":
             own = torch.arange(len(inputs["x"]), device=at.device)
             edges = (torch.cat([edges[0], torch.stack([own, own])], 1), inputs["norm"])
@@ -68,10 +68,11 @@ class GraphNetwork(Sequential):
         for start in range(2, 2 + LAYER * self.layers, LAYER):
             dropout, layer, act = (self[start + n] for n in range(LAYER))
             states.append(act(layer(dropout(states[-1]), *edges)))
-        states = [state[at] for state in states]
         dropout, linear, act, last = (self[n] for n in range(len(self) - 4, len(self)))
         features = act(linear(dropout(states[-1])))
-        return {"logits": last(features), "features": features, "hop_states": torch.stack(states, 1)}
+        # Every module runs over all nodes of the batch, so that `layer:NAME` is of those at `row_at` for any of them.
+        found = {"logits": last(features)[at], "features": features[at]}
+        return {**found, "hop_states": torch.stack([state[at] for state in states], 1)}
 
 
 class GraphClassifier(ProbedClassifier):
@@ -102,7 +103,7 @@ class GraphClassifier(ProbedClassifier):
 
     def blank(self) -> dict[str, torch.Tensor]:
         alone = {"x": torch.zeros(1, self.config["inputs"]), "edge_index": torch.zeros(2, 0, dtype=torch.long)}
-        return {**alone, "norm": torch.ones(1), "at": torch.zeros(1, dtype=torch.long)}
+        return {**alone, "norm": torch.ones(1), "row_at": torch.zeros(1, dtype=torch.long)}
 
     def note_wrapper(self, wrapper: Mapping[str, Any]) -> None:
         self.config[KEY] = [*self.config.get(KEY, ()), dict(wrapper)]
@@ -146,14 +147,14 @@ class GraphClassifier(ProbedClassifier):
             parts.append((part, before))
             before += len(part["x"])
         if len(parts) == 1:
-            return {**parts[0][0], "at": at}
+            return {**parts[0][0], "row_at": at}
         counts = [part["edge_index"].shape[1] for part, _ in parts]  # `norm` has edges first, then nodes
         norms = [part["norm"].split([m, len(part["x"])]) for (part, _), m in zip(parts, counts)]
         return {
             "x": torch.cat([part["x"] for part, _ in parts]),
             "edge_index": torch.cat([part["edge_index"] + offset for part, offset in parts], 1),
             "norm": torch.cat([edges for edges, _ in norms] + [nodes for _, nodes in norms]),
-            "at": at,
+            "row_at": at,
         }
 
     # -- files ------------------------------------------------------------------------------------------------
@@ -202,7 +203,8 @@ class GraphClassifier(ProbedClassifier):
             "from torch.nn import Dropout, Linear, ReLU, Sequential as S\n"
             "from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv, Sequential\n\n"
             f"layers = [m for _ in range({c['layers']}) for m in ({dropout}, {layer}, ReLU())]\n"
-            f"net = Sequential('x, edge_index', [(Linear({c['inputs']}, {width}), 'x -> x'), ReLU(), *layers, *{head}])\n"
+            f"first = [(Linear({c['inputs']}, {width}), 'x -> x'), ReLU()]\n"
+            f"net = Sequential('x, edge_index', [*first, *layers, *{head}])\n"
             'net.load_state_dict(load_file("{path}/model.safetensors"))\n\n'
             f"x, edge_index = torch.zeros(3, {c['inputs']}), torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])\n"
             f"print(net.eval()(x, edge_index).softmax(1))  # {', '.join(c['classes'][:6])}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from kdhub.errors import UsageError
 from kdhub_graph.nodes.graphs import Graph
 
 INSTRUCTION = "Classify the node that the text describes into one of: {classes}.\n\n"
@@ -53,13 +54,22 @@ class Prompter:
     Args:
         count: the tokens that the budget is of.
         classes: of an instruction for a language model; None for readers that need none.
+
+    Raises:
+        UsageError: the budget leaves no room for a text.
     """
 
     def __init__(self, graph: Graph, how: Prompting, count: Count = words_in, classes: Sequence[str] | None = None):
         self.graph, self.how, self.count = graph, how, count
         self.before = INSTRUCTION.format(classes=", ".join(classes)) if classes else ""
         self.after = RESPONSE if classes else ""
-        self.room = how.budget - SPECIAL - sum(count([self.before, self.after]))
+        taken = sum(count([self.before, self.after])) + max(count(classes), default=0) if classes else 0
+        self.room = how.budget - SPECIAL - taken
+        if self.room < SPECIAL:
+            raise UsageError(
+                f"hop prompts: budget must be above {taken + 2 * SPECIAL}, what instruction and answer take "
+                f"(budget={how.budget})"
+            )
         self._sizes: dict[str, int] = {}
 
     def of(self, node: int) -> list[list[str]]:

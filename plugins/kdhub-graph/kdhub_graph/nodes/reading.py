@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from kdhub_tasks.classes import class_name
 
-from kdhub import open_data
-from kdhub.data.prepare import named_rows
+from kdhub.data.prepare import BadRow
+from kdhub.data.sources import file_source
 from kdhub.errors import DataError, UsageError
 from kdhub.files import given_or_shared, sha256_file
 
@@ -134,8 +134,14 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    data = open_data(f"path:{file}", format="rows")
-    return list(named_rows(data.split(data.splits[0])))
+    rows = []
+    for number, row in file_source(file, str(file)).rows():
+        if isinstance(row, BadRow):
+            raise DataError(f"{file.name}: row {number}: {row.cause}")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{file.name} has no rows")
+    return rows
 
 
 def _folder(folder: Path) -> Raw:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from kdhub_tasks.classes import classes_for
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from kdhub.student import BuildContext, sizes
 class GraphOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     dropout: float = Field(0.5, ge=0, lt=1, description="of the network; training uses the method's own unless null")
-    neighbours: list[int] | None = Field(
+    neighbours: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, description="neighbours of a node that are drawn for each layer in training; all if unset"
     )
 
@@ -39,9 +39,9 @@ def _built(kind: str, argument: str, context: BuildContext) -> Any:
         )
     options = GraphOptions.model_validate({k: v for k, v in context.options.items() if k in GraphOptions.model_fields})
     drawn = options.neighbours
-    if drawn is not None and (len(drawn) != settings["layers"] or min(drawn) < 1):
+    if drawn is not None and len(drawn) != settings["layers"]:
         raise UsageError(
-            f"student {kind}:{argument}: neighbours has a number from 1 for each layer "
+            f"student {kind}:{argument}: neighbours has a number for each layer "
             f"(neighbours={drawn}, layers={settings['layers']})"
         )
     if "inputs" not in context.facts:
