@@ -6,6 +6,8 @@ h[0] = ReLU(Linear(x)),  h[k] = ReLU(layer_k(Dropout(h[k-1]))),  logits = Linear
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ LAYER = 3
 """Modules that make up one layer: dropout, convolution, ReLU."""
 WHOLE = 8
 """Rows are read from the whole graph where they are more than one in so many of its nodes."""
+TEMPORARY = Path(tempfile.gettempdir())
 EDGES = "x, edge_index -> x"
 
 
@@ -38,6 +41,13 @@ def _layer(kind: str, width: int, heads: int) -> Any:
         return GINConv(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))), EDGES
     made = {"gcn": GCNConv, "sage": SAGEConv, "gat": GATConv}[kind]
     return (made(width, width // heads, heads=heads) if kind == "gat" else made(width, width)), EDGES
+
+
+def _remove_sources() -> None:
+    """torch_geometric writes the code that it makes for a kind of layer into a temporary file, and leaves it there."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("torch_geometric.") and Path(getattr(module, "__file__", None) or "/").parent == TEMPORARY:
+            Path(module.__file__).unlink(missing_ok=True)
 
 
 class GraphNetwork(Sequential):
@@ -53,6 +63,7 @@ class GraphNetwork(Sequential):
             parts += [nn.Dropout(dropout), _layer(kind, width, heads), nn.ReLU()]
         parts += [nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)]
         super().__init__("x, edge_index", parts)
+        _remove_sources()
         self.layer_kind, self.layers = kind, layers
         for module in self.children():
             if isinstance(module, GCNConv):  # degrees are those of the whole graph: a batch knows its own alone
