@@ -89,7 +89,7 @@ def test_weights_begin_alike_and_a_constant_changes_nothing():
     "options, says",
     [
         ({"temperature": 0}, "temperature"),
-        ({"weights": [1, 0]}, "loss_weights is fixed"),
+        ({"weights": [1, 0]}, "unless loss_weights is fixed"),
         ({"weights": [0, 0], "loss_weights": "fixed"}, "not all be 0"),
         ({"layer_weights": "first"}, "layer_weights"),
     ],

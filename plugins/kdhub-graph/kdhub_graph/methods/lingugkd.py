@@ -61,7 +61,8 @@ class LinguGkd(ObjectiveMethod):
                 raise ValueError(f"weights must not all be 0 (weights={list(self.weights)})")
             if self.loss_weights == "learned" and self.weights != (0.5, 0.5):
                 raise ValueError(
-                    f"weights hold where loss_weights is fixed (weights={list(self.weights)}, loss_weights=learned)"
+                    "weights must be left out unless loss_weights is fixed "
+                    f"(weights={list(self.weights)}, loss_weights={self.loss_weights})"
                 )
             return self
 

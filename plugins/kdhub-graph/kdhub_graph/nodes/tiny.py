@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdhub import open_data, open_student
+from kdhub import open_data, open_student, open_task
 
 OPTIONS = {"nodes": 60, "classes": 2, "features": 12, "sizes": [0.6, 0.1]}
 SOURCE = {"source": "papers", "options": OPTIONS}
@@ -15,12 +15,10 @@ def recipe(folder: Path) -> dict[str, Any]:
     """`NodeClassification.tiny_recipe`; `reader` beside the teacher is a text classifier for hop prompts."""
     from kdhub_tasks.classification import tiny
 
-    from kdhub_graph.nodes.task import NodeClassification
-
     teacher = folder / "teacher"
     teacher.mkdir(exist_ok=True)
     data = open_data("papers", options=OPTIONS)
-    facts = NodeClassification().survey([(data, "train")])
+    facts = open_task("node-classification").survey([(data, "train")])
     open_student("sage:width=16,layers=2", "node-classification", seed=3, facts=facts).save(teacher)
     tiny.text_classifier(folder / "reader", classes=facts["classes"])
     return {
