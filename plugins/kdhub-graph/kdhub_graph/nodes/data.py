@@ -280,14 +280,15 @@ def hop_prompts(
     Args:
         argument: the graph, as `--data` takes it; options: its own.
         form: text, rows of `text` and `label`; or response, `prompt` and `response` for language models.
-        reader: a teacher of texts whose tokens the budget counts; words if empty. how: see `prompts.Prompting`.
+        reader: the start of the model that is tuned, whose tokens the budget counts; words if empty.
+        how: see `prompts.Prompting`.
 
     Raises:
         UsageError: an unknown form or option.
     """
     from pydantic import ValidationError
 
-    from kdhub import open_data, open_teacher
+    from kdhub import open_data, open_student
     from kdhub_graph.nodes.graphs import open_graph
     from kdhub_graph.nodes.prompts import Prompter, Prompting, tokens_of, words_in
 
@@ -303,11 +304,10 @@ def hop_prompts(
 
     def rows(split: str) -> Iterator[dict[str, Any]]:
         table = data.split(split)
-        tokenizer = (
-            open_teacher(reader, "causal-lm" if form == "response" else "text-classification") if reader else None
-        )
-        count = tokens_of(tokenizer.tokenizer) if tokenizer else words_in
+        of_rows = "causal-lm" if form == "response" else "text-classification"
         classes = sorted({label for label in data.split("train")["label"] if label is not None})
+        start = open_student(reader, of_rows, facts={"classes": classes}) if reader else None
+        count = tokens_of(start.tokenizer) if start else words_in
         made: dict[str, Prompter] = {}
         for row in table:
             if row["label"] is None:

@@ -28,6 +28,7 @@ class Prompting(BaseModel):
     hops: int = Field(2, ge=1, le=3, description="hops of the longest prompt; a node has one for 0, 1, ... of them")
     prompts: int = Field(1, ge=1, le=16, description="prompts of a node and hop, their neighbours in other orders")
     budget: int = Field(256, ge=16, description="tokens of a prompt at most")
+    own_share: float = Field(0.6, gt=0, le=1, description="share of the budget that the node's own text takes at most")
     neighbour_words: int = Field(40, ge=1, description="words of a neighbour's text at most")
 
 
@@ -80,7 +81,7 @@ class Prompter:
     def _ordered(self, node: int, order: int) -> list[str]:
         """One prompt a hop. The first order is the graph's; others are drawn."""
         draw = np.random.default_rng([order, node]) if order else None
-        text = self._cut(self.graph.text(node), self.room)
+        text = self._cut(self.graph.text(node), round(self.how.own_share * self.room))
         left, seen, level, found = self.room - self._size(text), {node}, [node], [text]
         for hop in range(1, self.how.hops + 1):
             fresh: list[int] = []
