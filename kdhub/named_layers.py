@@ -7,7 +7,8 @@
 A name is the module's own in the network (`named_modules`), or an end of it that no other has, so that it stays the
 same under wrappers. Positions are the second dimension of three (tokens, patches); of more, channels come first and the
 rest are positions. Where rows have different numbers of them the batch says which are real under `attention_mask`, and
-others never count. What has no positions, (rows, width), is taken as it is.
+others never count. What has no positions, (rows, width), is taken as it is. Where modules run over more than the rows
+of a batch (the nodes around some nodes), it says under `row_at` which of these are its rows.
 
     mean, first, last                    (width,) a row
     all                                  (positions, width) a row, ragged where there is a mask
@@ -134,8 +135,10 @@ class Taps:
         Raises:
             CompatibilityError: a module did not run, ran several times, or gave something else than rows of vectors.
         """
-        mask = inputs.get("attention_mask")
-        found = {kind: _pooled(_tensor(seen, kind), mask, self.layers[kind]) for kind, seen in self._seen.items()}
+        mask, at = inputs.get("attention_mask"), inputs.get("row_at")
+        given = {kind: _tensor(seen, kind) for kind, seen in self._seen.items()}
+        given = given if at is None else {kind: x[at] for kind, x in given.items()}
+        found = {kind: _pooled(x, mask, self.layers[kind]) for kind, x in given.items()}
         self._seen = {}
         return found
 
