@@ -69,5 +69,5 @@ def at_random(
 
 def best(history: list[Evaluated], count: int = 1) -> list[Evaluated]:
     """The best different candidates, the first evaluated of equals."""
-    different = {tuple(one.candidate.items()): one for one in reversed(history)}
+    different = {repr(one.candidate): one for one in reversed(history)}
     return sorted(reversed(different.values()), key=lambda one: -one.score)[:count]

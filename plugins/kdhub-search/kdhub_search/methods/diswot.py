@@ -229,7 +229,8 @@ class Candidates:
                 kept = {"number": number, "source": source, "choices": candidate, **self.space.cost(candidate)}
                 kept |= self._scored(candidate, self.options.n_init)
                 self._keep(kept)
-                self.run.log(**{k: kept[k] for k in ("number", "source", "parameters", "score")})
+                if number % 20 == 0:
+                    logger.info("%d candidates scored", number)
             self.known[source] = kept
             self.refused = kept.get("refused") or self.refused
         return self.known[source]
@@ -265,18 +266,21 @@ class Candidates:
 
     def _scored(self, candidate: Candidate, inits: int) -> dict[str, Any]:
         """Score, distances and the score without a teacher; None and the reason where it is rejected."""
-        from kdhub_search.scores import fresh, jacobian_score
-
         try:
             student = self.space.build(candidate, self.run.seed)
             pairs = [self._distances(student, n) for n in range(inits)]
             semantic, relation = (float(np.mean(values)) for values in zip(*pairs))
-            module = fresh(student, self._seed(STUDENT, 0), self.options.init).to(device())
-            free = jacobian_score(module, self._inputs(student))
+            free = self._jacobian(student) if self.options.baselines or self.options.rank_by == "jacobian" else None
         except KdhubError as error:
             return {"score": None, "semantic": None, "relation": None, "jacobian": None, "refused": str(error)}
-        free = free if np.isfinite(free) else None
         return {"score": -(semantic + relation), "semantic": semantic, "relation": relation, "jacobian": free}
+
+    def _jacobian(self, student: Student) -> float | None:
+        from kdhub_search.scores import fresh, jacobian_score
+
+        module = fresh(student, self._seed(STUDENT, 0), self.options.init).to(device())
+        value = jacobian_score(module, self._inputs(student))
+        return value if np.isfinite(value) else None
 
     def _distances(self, student: Student, n: int) -> tuple[float, float]:
         """M_s and M_r of one pair of random weights; 0 where one is left out."""

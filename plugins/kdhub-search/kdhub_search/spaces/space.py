@@ -8,6 +8,7 @@ itself (`kdhub.count_costs`), never taken from a formula.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -87,7 +88,10 @@ class Space:
         settings: Mapping[str, Any] | None = None,
     ):
         self.template, self.settings, self._open = template, dict(settings or {}), opened
-        self.choices = {name: list(dict.fromkeys(values)) for name, values in choices.items()}
+        self.choices = {
+            name: [value for i, value in enumerate(values) if value not in values[:i]]
+            for name, values in choices.items()
+        }
         used = {name for text in (template, *map(str, self.settings.values())) for name in _names(text)}
         if not used or any(not values for values in self.choices.values()):
             empty = ", ".join(name for name, values in self.choices.items() if not values)
@@ -105,7 +109,7 @@ class Space:
                 hint=f"the template names {', '.join(sorted(used))}",
             )
         self.budget, self.row = Budget(), None
-        self._costs: dict[tuple[Any, ...], dict[str, int] | KdhubError] = {}
+        self._costs: dict[str, dict[str, int] | KdhubError] = {}
 
     def __len__(self) -> int:
         """How many candidates there are, whether they fit or not."""
@@ -134,8 +138,9 @@ class Space:
     # -- candidates -------------------------------------------------------------------------------------------
 
     def name(self, candidate: Mapping[str, Any]) -> str:
-        """Its source: `residual:width=8,stage1=1,...`."""
-        return self.template.format(**candidate)
+        """Its source, `residual:width=8,stage1=1,...`, and its options where the space has some."""
+        own = self._options(candidate)
+        return self.template.format(**candidate) + (f" {json.dumps(own)}" if own else "")
 
     def build(self, candidate: Mapping[str, Any], seed: int = 0) -> Student:
         """The student of a candidate, fresh.
@@ -143,8 +148,7 @@ class Space:
         Raises:
             KdhubError: its builder refuses it.
         """
-        own = {key: _filled(value, candidate) for key, value in self.settings.items()}
-        return self._open({"source": self.name(candidate), **own}, seed=seed)
+        return self._open({"source": self.template.format(**candidate), **self._options(candidate)}, seed=seed)
 
     def cost(self, candidate: Mapping[str, Any]) -> dict[str, int]:
         """Its `parameters`, and `flops` where there is a row to run.
@@ -152,7 +156,7 @@ class Space:
         Raises:
             KdhubError: its builder refuses it, in the builder's words.
         """
-        key = tuple(candidate[name] for name in self.choices)
+        key = self.name(candidate)
         if key not in self._costs:
             from kdhub import count_costs
 
@@ -234,6 +238,9 @@ class Space:
             for name, values in self.choices.items():
                 found = min(({**found, name: value} for value in values), key=price)
         return found
+
+    def _options(self, candidate: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: _filled(value, candidate) for key, value in self.settings.items()}
 
     def _some(self) -> Iterator[Candidate]:
         """The first candidates in the order of the choices, at most `TRIES`."""

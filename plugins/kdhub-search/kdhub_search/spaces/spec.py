@@ -5,14 +5,11 @@ from kdhub import MethodSpec, StudentSpec
 PAPER = "arXiv:2303.15678"
 IMAGE = "image-classification"
 
+_space = StudentSpec.shorthand("kdhub_search.spaces.students:", argument="NAME or SOURCE")
+_SAID = "a student to be found: a named space, or any student's source with {choices} in it"
 STUDENTS = (
-    StudentSpec(
-        name="space",
-        target="kdhub_search.spaces.students:space",
-        summary="a student to be found: a named space, or any student's source with {choices} in it",
-        argument="NAME or SOURCE",
-        example="mlp",
-    ),
+    _space("space", "space", _SAID, traits=("arrays",), example="mlp"),
+    _space("space", "space", _SAID, traits=("encoder",)),
 )
 
 _SHARED = {"tasks": (IMAGE,), "needs": ("logits",), "uses": ("logits",), "paper": PAPER}

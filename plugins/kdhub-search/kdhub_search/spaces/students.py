@@ -16,7 +16,7 @@ class SpaceOptions(BaseModel):
     """Of a space."""
 
     model_config = ConfigDict(extra="forbid")
-    choices: dict[str, list[int | float | str]] = Field(
+    choices: dict[str, list[Any]] = Field(
         default_factory=dict, description="values of each {name} of the template, or other values of a named space's"
     )
     settings: dict[str, Any] = Field(
