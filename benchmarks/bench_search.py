@@ -45,7 +45,7 @@ def noise(folder: Path, rows: int) -> str:
 def searched(out: Path, **recipe: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Search without training: all candidates with their scores, and the result."""
     fixed = {"task": "image-classification", "method": "diswot", "evaluation": {"data": [], "cost": False}}
-    recipe["options"] = {"distiller": "none", **recipe["options"]}
+    recipe["options"] = {"distiller": "none", "max_params": None, **recipe["options"]}
     run = kdhub.distill({**fixed, **recipe}, out=out)
     files = sorted((run.folder / "candidates").glob("*.json"))
     return [json.loads(file.read_text()) for file in files], run.read_json("search.json")

@@ -1,12 +1,12 @@
 """Spaces, and the searches over them."""
 
-import kdhub
 import numpy as np
 import pytest
 from kdhub_search import evolution
 from kdhub_search.evolution import Evaluated
 from kdhub_search.spaces.space import Budget, Space
 
+import kdhub
 from kdhub.errors import CompatibilityError, UnknownNameError, UsageError
 
 FACTS = {"shape": [8, 8], "classes": [str(i) for i in range(10)], "mean": [[0.3]], "std": [[0.4]]}
