@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from kdhub_search.methods import diswot, diswot_dagger
+from kdhub_search.methods import diswot
 from kdhub_search.methods.diswot_dagger import DiswotDagger
+from kdhub_search.networks import network_of
 from kdhub_search.scores import LastMap
 
 import kdhub
@@ -113,7 +114,7 @@ def test_refused(tmp_path, teacher, changes, error, said):
 
 def test_a_teacher_whose_maps_cannot_be_seen():
     with pytest.raises(CompatibilityError, match="not one saved network"):
-        diswot_dagger.network_of(object())
+        network_of(object())
 
 
 # -- the loss -------------------------------------------------------------------------------------------------

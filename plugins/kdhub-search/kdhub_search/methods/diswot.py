@@ -36,7 +36,8 @@ from kdhub.ranks import device, of_first, rank
 from kdhub.rows import plain_rows
 from kdhub_search import evolution
 from kdhub_search.evolution import Evaluated
-from kdhub_search.methods.diswot_dagger import DiswotDagger, SoftTargetOptions, network_of, soft_targets
+from kdhub_search.methods.diswot_dagger import DiswotDagger, SoftTargetOptions, soft_targets
+from kdhub_search.networks import network_of
 from kdhub_search.spaces.space import Budget, Candidate, Space
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdhub_tasks.losses import ClassifierOptions, label_losses, labelled_in, positions_in
 from pydantic import Field
 
-from kdhub.errors import CompatibilityError
 from kdhub.method import ObjectiveMethod, Progress
+from kdhub_search.networks import network_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,21 +94,6 @@ class DiswotDagger(ObjectiveMethod):
             apart = distance(relations(theirs), relations(own), o.reduction, rows**2)
             terms["relation"] = o.relation_weight * apart / (rows**2 if o.reduction == "norm" else 1)
         return terms
-
-
-def network_of(teacher: Teacher | None) -> Student:
-    """The model behind a teacher.
-
-    Raises:
-        CompatibilityError: it has none, as an API or an ensemble.
-    """
-    model = getattr(teacher, "model", None)
-    if getattr(model, "module", None) is None:
-        raise CompatibilityError(
-            "the teacher is not one saved network, whose feature maps can be seen",
-            hint="take a saved model: path:FOLDER, hf:org/name, recipe:NAME",
-        )
-    return model
 
 
 def map_of(model: Student) -> Any:

@@ -223,19 +223,26 @@ class Vit(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        x = self.patches(_channels(self.scale(inputs["x"]))).flatten(2).transpose(1, 2)
-        states = [x + self.positions]
+        states = [self.embedded(inputs)]
         for layer in self.layers.layers:
             states.append(layer(states[-1]))
-        tokens = self.norm(states[-1])
-        features = tokens.mean(1)
         return LazySignals(
-            {"logits": self.head(features), "features": features, "tokens": tokens},
+            self.answered(states[-1]),
             hidden_states=lambda: torch.stack(states[1:], 2),
             attentions=lambda: torch.stack(
                 [_attention(layer, x).flatten(1) for layer, x in zip(self.layers.layers, states)], 2
             ),
         )
+
+    def embedded(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(batch, positions, width): what the first layer is given."""
+        return self.patches(_channels(self.scale(inputs["x"]))).flatten(2).transpose(1, 2) + self.positions
+
+    def answered(self, state: Tensor) -> dict[str, Tensor]:
+        """The signals, from what the last layer gives."""
+        tokens = self.norm(state)
+        features = tokens.mean(1)
+        return {"logits": self.head(features), "features": features, "tokens": tokens}
 
 
 def _attention(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
