@@ -196,7 +196,7 @@ def resume_is_exact(bench: Bench) -> None:
     undisturbed, (broken, _) = bench.unscored, _broken(bench)
     resumed = _ran(bench, bench.resumed(broken), "resumed")
     if _objective(bench):
-        steps = [line["step"] for line in resumed.run.metrics()]
+        steps = [(line.get("fit", 1), line["step"]) for line in resumed.run.metrics()]  # of each training
         assert steps == sorted(set(steps)), f"steps stand twice in metrics.jsonl: {steps}"
     different = undisturbed.difference(resumed)
     assert not different, f"a resumed run differs from an undisturbed one in {different}: is there state or a module "\

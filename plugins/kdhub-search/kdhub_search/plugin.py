@@ -50,6 +50,11 @@ def kdhub_metrics():
 
 
 @hookimpl
+def kdhub_networks():
+    yield from _declared("NETWORKS")
+
+
+@hookimpl
 def kdhub_samplers():
     yield from _declared("SAMPLERS")
 

@@ -134,12 +134,13 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)
-        self.stride, self.pad = stride, (after - before) // 2
+        self.stride, self.more = stride, after - before
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.pad:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        if self.more:
+            half = self.more // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.more - half))
         return F.relu(x + y)
 
 
@@ -150,22 +151,36 @@ class CifarResNet(nn.Module):
         shape: (channels, height, width) of one image, or (height, width).
         classes: how many.
         depth: 20, 32, 44, 56, ... (6n + 2); 8 for tests.
+        depths: blocks of each stage, instead of n in all three; each stage has twice the channels of the one before.
+        width: channels of the first stage.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int, depth: int = 20, mean: Any = 0.0, std: Any = 1.0):
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        depth: int = 20,
+        depths: Sequence[int] | None = None,
+        width: int = 16,
+        mean: Any = 0.0,
+        std: Any = 1.0,
+    ):
         super().__init__()
         self.scale = Standardise(mean, std)
         channels = shape[0] if len(shape) == 3 else 1
-        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        n, stages, before = (depth - 2) // 6, [], 16
-        for after, stride in ((16, 1), (32, 2), (64, 2)):
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        n, stages, before = (depth - 2) // 6, [], width
+        for stage, blocks in enumerate(depths or (n, n, n)):
+            after, stride = width << stage, 1 + (stage > 0)
             stages.append(
-                nn.Sequential(*(_Block(before if i == 0 else after, after, stride if i == 0 else 1) for i in range(n)))
+                nn.Sequential(
+                    *(_Block(before if i == 0 else after, after, stride if i == 0 else 1) for i in range(blocks))
+                )
             )
             before = after
         self.layer1, self.layer2, self.layer3 = stages
-        self.linear = nn.Linear(64, classes)
+        self.linear = nn.Linear(before, classes)
         for part in self.modules():
             if isinstance(part, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(part.weight)
@@ -208,19 +223,26 @@ class Vit(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        x = self.patches(_channels(self.scale(inputs["x"]))).flatten(2).transpose(1, 2)
-        states = [x + self.positions]
+        states = [self.embedded(inputs)]
         for layer in self.layers.layers:
             states.append(layer(states[-1]))
-        tokens = self.norm(states[-1])
-        features = tokens.mean(1)
         return LazySignals(
-            {"logits": self.head(features), "features": features, "tokens": tokens},
+            self.answered(states[-1]),
             hidden_states=lambda: torch.stack(states[1:], 2),
             attentions=lambda: torch.stack(
                 [_attention(layer, x).flatten(1) for layer, x in zip(self.layers.layers, states)], 2
             ),
         )
+
+    def embedded(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(batch, positions, width): what the first layer is given."""
+        return self.patches(_channels(self.scale(inputs["x"]))).flatten(2).transpose(1, 2) + self.positions
+
+    def answered(self, state: Tensor) -> dict[str, Tensor]:
+        """The signals, from what the last layer gives."""
+        tokens = self.norm(state)
+        features = tokens.mean(1)
+        return {"logits": self.head(features), "features": features, "tokens": tokens}
 
 
 def _attention(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:

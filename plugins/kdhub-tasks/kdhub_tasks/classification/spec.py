@@ -57,6 +57,10 @@ STUDENTS = (
     ),
     _student("resnet", "resnet", "a fresh ResNet for small images", argument="DEPTH", example="8"),
     _student(
+        "residual", "residual", "a fresh ResNet for small images with its width and its blocks in each stage",
+        argument="width=N,stage1=N,stage2=N,stage3=N", example="width=4,stage1=1,stage2=1,stage3=1",
+    ),
+    _student(
         "resnet-checkpoint", "resnet_checkpoint", "a ResNet for CIFAR from a PyTorch checkpoint", argument="FILE"
     ),
     _student(

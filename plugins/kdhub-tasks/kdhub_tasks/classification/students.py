@@ -56,6 +56,19 @@ def resnet(argument: str, context: BuildContext) -> NetworkClassifier:
     return network(context, {"network": "resnet", "depth": depth}, f"resnet:{argument}")
 
 
+def residual(argument: str, context: BuildContext) -> NetworkClassifier:
+    """`residual:width=16,stage1=3,stage2=3,stage3=3`: the ResNet for small images with a width (channels of its first
+    stage; each next one has twice as many) and a number of blocks in each stage; each may be left out.
+
+    Raises:
+        UsageError: an unknown setting.
+    """
+    settings = sizes("residual", argument, width=16, stage1=3, stage2=3, stage3=3)
+    width = settings.pop("width")
+    config = {"network": "resnet", "width": width, "depths": [*settings.values()]}
+    return network(context, config, f"residual:{argument}")
+
+
 def resnet_checkpoint(argument: str, context: BuildContext) -> NetworkClassifier:
     """`resnet-checkpoint:FILE`: a ResNet for CIFAR as PyTorch saved it (keys as in akamaster/pytorch_resnet_cifar10).
 
