@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kdhub")
 
 CRITIC = "critic"
+ALL = "all"
+"""Stands for all relations in the figures of this method."""
 VANISHES = 0.1
 """A relation of which less than this share of the pooled kept share is kept is warned of."""
 
@@ -87,7 +89,8 @@ class CriticFilter(Method):
             scores = self._scores(run, table)
             limits = run.stage("threshold", lambda: self._limits(run, table))
             passes = self._passes(scores, relations, limits)
-            self._report(run, limits)
+            for use in self._annotated_uses(run, set(table["head"])):
+                self._report(run, limits, use)
         if not passes.any():
             raise DataError(
                 f"none of the {len(table)} triples passes the threshold (critic_recall={o.critic_recall})",
@@ -170,6 +173,22 @@ class CriticFilter(Method):
             )
         return np.array(found, bool), self._scores(run, table), np.array(table["relation"])
 
+    @staticmethod
+    def _annotated_uses(run: RunContext, events: set[str]) -> list[str]:
+        """The uses of data that have annotated rows.
+
+        Raises:
+            DataError: none of them is of an event of the graph: they are those of another one.
+        """
+        uses = [use for use in ("validation", "test") if run.has_rows(use)]
+        for use in uses:
+            if events.isdisjoint(heads := run.table(use)["head"]):
+                raise DataError(
+                    f"none of the {len(heads)} annotated {use} rows is of an event of the graph",
+                    hint=f"data.{use}: [] goes without them; method annotate labels triples of this graph",
+                )
+        return uses
+
     def _limits(self, run: RunContext, table: datasets.Dataset) -> dict[str, float]:
         """The threshold of all relations ("") and, where asked for, of each."""
         o = self.options
@@ -204,7 +223,7 @@ class CriticFilter(Method):
 
     def _add(self, metric: str, value: float | None, relation: str = "", **where: Any) -> None:
         if value is not None:
-            variant = {"relation": relation} if relation else {}
+            variant = {"relation": relation or ALL}  # never without: cards have what files alone can be asked for
             self._measures.append(
                 Measure(metric=metric, value=float(value), subject="student", variant=variant, **where)
             )
@@ -221,25 +240,23 @@ class CriticFilter(Method):
                     "per_relation: true keeps a recall of each", one, mine.sum(), len(mine), 100 * passes.mean(),
                 )  # fmt: skip
 
-    def _report(self, run: RunContext, limits: dict[str, float]) -> None:
+    def _report(self, run: RunContext, limits: dict[str, float], use: str) -> None:
         """Precision and recall at the threshold, and areas under the curve, of annotated rows."""
-        for name, limit in limits.items():
-            self._add("threshold", limit, name, dataset="annotated validation")
-        for use in ("validation", "test"):
-            if not run.has_rows(use):
-                continue
-            labels, scores, relations = self._annotated(run, use)
-            passes, where = self._passes(scores, relations, limits), f"annotated {use}"
-            within = []
-            for one in ("", *map(str, np.unique(relations))):
-                mine = relations == one if one else np.ones(len(labels), bool)
-                hits, n = (labels & passes & mine).sum(), int(mine.sum())
-                at = {"dataset": where, "examples": n}
-                self._add("precision", hits / (passes & mine).sum() if (passes & mine).any() else None, one, **at)
-                self._add("recall", hits / (labels & mine).sum() if (labels & mine).any() else None, one, **at)
-                self._add("auroc", found := area(labels[mine], scores[mine]), one, **at)
-                within += [(found, n)] if one and found is not None else []
-            if within:
-                values, weights = zip(*within)
-                at = {"dataset": where, "examples": sum(weights)}
-                self._add("auroc-within-relations", np.average(values, weights=weights), **at)
+        if use == "validation":
+            for name, limit in limits.items():
+                self._add("threshold", limit, name, dataset="annotated validation")
+        labels, scores, relations = self._annotated(run, use)
+        passes, where = self._passes(scores, relations, limits), f"annotated {use}"
+        within = []
+        for one in ("", *map(str, np.unique(relations))):
+            mine = relations == one if one else np.ones(len(labels), bool)
+            hits, n = (labels & passes & mine).sum(), int(mine.sum())
+            at = {"dataset": where, "examples": n}
+            self._add("precision", hits / (passes & mine).sum() if (passes & mine).any() else None, one, **at)
+            self._add("recall", hits / (labels & mine).sum() if (labels & mine).any() else None, one, **at)
+            self._add("auroc", found := area(labels[mine], scores[mine]), one, **at)
+            within += [(found, n)] if one and found is not None else []
+        if within:
+            values, weights = zip(*within)
+            at = {"dataset": where, "examples": sum(weights)}
+            self._add("auroc-within-relations", np.average(values, weights=weights), **at)
