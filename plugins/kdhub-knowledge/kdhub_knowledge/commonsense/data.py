@@ -28,7 +28,7 @@ from kdhub_knowledge.commonsense import comet as student
 from kdhub_knowledge.commonsense import writing
 from kdhub_knowledge.commonsense.language import open_language
 from kdhub_knowledge.commonsense.rows import COLUMNS, cleaned, split_by_event
-from kdhub_knowledge.commonsense.world import valid_tails
+from kdhub_knowledge.commonsense.world import labelled_rows, valid_tails
 
 SHARES = (0.8, 0.1, 0.1)
 VALID, INVALID = "valid", "invalid"
@@ -189,6 +189,13 @@ def critic_pairs(
 
     key = {"language": wording.model_dump(mode="json"), "seed": seed, "version": 1}
     return data.remade(name, rows, data.splits, key=key)
+
+
+def closed_world(events: int = 8) -> Data:
+    """`closed-world`: labelled triples of the closed world, each second of them wrong: what other parts are tried on."""
+    return Data.from_rows(
+        "closed-world", {"train": lambda: labelled_rows(events)}, key={"events": events, "version": 1}
+    )
 
 
 def pair_of(row: Mapping[str, Any], language: Any, seed: int) -> dict[str, str]:

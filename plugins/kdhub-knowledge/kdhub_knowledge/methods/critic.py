@@ -51,6 +51,10 @@ class Critic(Supervised):
         patience: int = Field(10, ge=1, description="epochs without one until nothing more is learnt")
 
     options: Options
+    tiny_recipe = {
+        "data": {"train": ["critic-pairs:closed-world"], "validation": []},
+        "evaluation": {"data": ["critic-pairs:closed-world"], "metrics": None},
+    }
 
     def check(self, student: Student, teacher: Any) -> None:
         if list(student.classes) != CLASSES:
