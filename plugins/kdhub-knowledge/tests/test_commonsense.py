@@ -18,13 +18,16 @@ from kdhub_knowledge.commonsense import comet, critic, writing
 from kdhub_knowledge.commonsense.language import HERE, Language, open_language
 from kdhub_knowledge.commonsense.rows import cleaned, fault_of, plain_tail, split_by_event
 from kdhub_knowledge.commonsense.world import is_valid, labelled_rows, valid_tails, world
-from kdhub_knowledge.methods.critic import precision_at
+from kdhub_knowledge.methods.critic import Critic, precision_at
 from kdhub_knowledge.methods.critic_filter import CriticFilter
 from kdhub_tasks.language.generation import Answer
 from kdhub_tasks.language.replies import Tally
 
 import kdhub
 from kdhub.errors import AwaitingError, DataError, PublishError, RecipeError, TeacherError, UsageError
+from kdhub.method import Progress
+from kdhub.recipes.chain import resolve_recipe, resolved
+from kdhub.recipes.resolve import Resolver
 from kdhub.testing.server import serving
 
 ROOT = Path(__file__).parents[3]
@@ -396,6 +399,28 @@ def test_a_cross_encoder_becomes_a_critic_and_stays_one(jsonl, tmp_path):
         PairClassifier.load(run.student_folder)
 
 
+def test_the_learning_rate_of_a_critic_falls_when_validation_stays():
+    """Precision at 80 % recall rises once, then stays: a tenth after `plateau` epochs, nothing after `patience`."""
+    method = Critic(Critic.Options(plateau=2, patience=4, lr=1.0, schedule="constant"))
+    held = [{"label": 1}, {"label": 1}, {"label": 0}]
+    scores = iter([[0.1, 0.2, 0.9], *[[0.8, 0.9, 0.1]] * 9])
+
+    class Student:
+        def signals(self, examples, kind):
+            return {"logits": np.array([[0.0, s] for s in next(scores)])}
+
+    method._student, method._held = Student(), held
+    method._epoch, method._best, method._stale, method._factor = 0, -1.0, 0, 1.0
+    found = []
+    for epoch in (0.5, 1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0):
+        method.stepped({}, Progress(0, 10, epoch))
+        found.append(method.learning_rate(5, 10))
+    assert found == [1, 1, 1, 1, 1, pytest.approx(0.1), pytest.approx(0.1), 0, 0]
+    again = Critic(method.options)
+    again.load_state(method.state())
+    assert again.state() == method.state() and method.state()["best"] == 1.0
+
+
 def test_what_comet_reads_and_writes(jsonl, tmp_path):
     row = {"head": "PersonX eats", "relation": "xWant", "tail": "to sleep"}
     assert comet.as_example(row) == {
@@ -464,6 +489,17 @@ def test_a_graph_is_published_pulled_and_verified(hub, tmp_path, monkeypatch):  
     assert figure in words
     card.write_text(words.replace(figure, "99999"))
     assert kdhub.verify(str(pulled)).status == "differs"
+
+
+def test_one_seed_for_a_recipe_and_all_that_it_stands_on():
+    source = {"source": "comet:recipe:symbolic-kd-graph", "seeds": 3, "set": {"options.critic_recall": 0.8}}
+    recipe = resolve_recipe("symbolic-kd", set={"data.train": [source]})
+    (ref,) = recipe.data["train"]
+    assert ref.source == 'comet:recipe:symbolic-kd-graph@3+?{"options.critic_recall":0.8}'
+    graph = resolved(ref.source.removeprefix("comet:"), Resolver())
+    assert graph.seed == 3 and graph.options["critic_recall"] == 0.8
+    assert graph.teachers["critic"].source == "recipe:symbolic-kd-critic@3+"
+    assert resolved("recipe:symbolic-kd-graph@3", Resolver()).teachers["critic"].source == "recipe:symbolic-kd-critic"
 
 
 # -- behind an API ----------------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def critic_pairs(
 
 
 def closed_world(events: int = 8) -> Data:
-    """`closed-world`: labelled triples of the closed world, each second of them wrong: what other parts are tried on."""
+    """`closed-world`: a few labelled triples of the closed world, each second of them wrong."""
     return Data.from_rows(
         "closed-world", {"train": lambda: labelled_rows(events)}, key={"events": events, "version": 1}
     )
