@@ -191,11 +191,15 @@ def critic_pairs(
     return data.remade(name, rows, data.splits, key=key)
 
 
-def closed_world(events: int = 8) -> Data:
-    """`closed-world`: a few labelled triples of the closed world, each second of them wrong."""
-    return Data.from_rows(
-        "closed-world", {"train": lambda: labelled_rows(events)}, key={"events": events, "version": 1}
-    )
+def closed_world(events: int = 8, pairs: bool = False) -> Data:
+    """`closed-world`: a few labelled triples of the closed world, each second of them wrong; as pairs for a critic."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in labelled_rows(events):
+            yield {**pair_of(row, open_language("en"), 0), "label": row["label"]} if pairs else row
+
+    key = {"events": events, "pairs": pairs, "version": 1}
+    return Data.from_rows("closed-world", {"train": rows}, key=key, licence="cc0-1.0")
 
 
 def pair_of(row: Mapping[str, Any], language: Any, seed: int) -> dict[str, str]:

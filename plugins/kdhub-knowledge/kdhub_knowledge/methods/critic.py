@@ -53,8 +53,8 @@ class Critic(Supervised):
 
     options: Options
     tiny_recipe = {
-        "data": {"train": ["critic-pairs:closed-world"], "validation": []},
-        "evaluation": {"data": ["critic-pairs:closed-world"], "metrics": None},
+        "data": {"train": [{"source": "closed-world", "options": {"pairs": True}}], "validation": []},
+        "evaluation": {"data": [{"source": "closed-world", "options": {"pairs": True}}], "metrics": None},
     }
 
     def check(self, student: Student, teacher: Any) -> None:
