@@ -321,6 +321,8 @@ def test_what_no_graph_is_made_of(jsonl, tmp_path):
     refused("unknown label '7'", [{**row, "label": "7"} for row in rows])
     refused("critic_recall.* is 1.5", error=RecipeError, critic_recall=1.5)
     refused("no column 'split'", [{k: v for k, v in row.items() if k != "split"} for row in rows])
+    low = jsonl([{**row, "score": 0.0} for row in rows], "low.jsonl")
+    refused("none of the 40 triples passes the threshold", edit=lambda r: r["data"].update(train=[low]))
     test = [{"source": jsonl(rows), "where": {"split": ["test"]}}]
     refused("none of the 30 annotated validation rows is of an event", edit=lambda r: r["data"].update(train=test))
 
