@@ -44,8 +44,8 @@ class Negation(BaseModel):
 
     def _over_the_predicate(self, text: str, found: re.Match[str]) -> bool:
         before, after = text[: found.start()], text[found.end() :]
-        if before and after and not self.spaces and before[-1] == after[0]:
-            return False  # a question
+        if before and not self.spaces and before[-1] == text[found.start() + 1 : found.start() + 2]:
+            return False  # a question: 去不去, 有没有
         if self._clauses and self._clauses.search(before):
             return False
         if not self.attributive or self.attributive not in after[1:-1]:

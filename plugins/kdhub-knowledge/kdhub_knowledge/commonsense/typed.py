@@ -8,7 +8,7 @@
     prompts              `heads` with {task}, {category}, {seeds}, {many}; `judge` with {examples} and {head}; `example`
                          with {head} and {answer}, one of these examples; `tails` with {task}, {examples}, {sentence} and
                          {many}; `check` with {sentence}, which asks whether a triple is right
-    yes, no              how replies to `judge` and `check` begin
+    affirms, denies      how replies to `judge` and `check` begin
     anchors              judged heads, `valid` and `invalid`, by polarity
 
 The wording of all prompts is a reconstruction: of arXiv:2306.10241 the abstract and the beginning could be read.
@@ -16,15 +16,17 @@ The wording of all prompts is a reconstruction: of arXiv:2306.10241 the abstract
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdhub.errors import DataError, UsageError, close_matches
+from kdhub.files import canonical_json
 from kdhub_knowledge.commonsense.language import Language, open_language
 from kdhub_knowledge.commonsense.negation import Negation
 
@@ -67,8 +69,8 @@ class Typed(_Part):
     types: dict[str, dict[str, Kind]] = Field(min_length=1)
     categories: tuple[Text, ...] = Field(min_length=1)
     prompts: dict[str, Text]
-    yes: tuple[Text, ...] = Field(min_length=1)
-    no: tuple[Text, ...] = Field(min_length=1)
+    affirms: tuple[Text, ...] = Field(min_length=1)
+    denies: tuple[Text, ...] = Field(min_length=1)
     anchors: dict[str, Anchors] = {}
 
     @model_validator(mode="after")
@@ -98,6 +100,11 @@ class TypedLanguage:
         self.spaces = language.spaces
 
     @cached_property
+    def digest(self) -> str:
+        """Of all that the file says."""
+        return hashlib.sha256(canonical_json(self.language.model_dump(mode="json"))).hexdigest()
+
+    @cached_property
     def _persons(self) -> tuple[str, ...]:
         return (*self.language.persons, self.typed.person)
 
@@ -121,6 +128,21 @@ class TypedLanguage:
                     hint=f"Did you mean {close[0]!r}?" if close else f"it has {', '.join(map('/'.join, known))}",
                 )
         return {pair: k for pair, k in known.items() if not types or pair[0] in types or "/".join(pair) in types}
+
+    def polarity(self, row: Mapping[str, Any]) -> str:
+        """That which a row states, else that of its head."""
+        return POLARITIES[bool(row["negative"] if row.get("negative") is not None else self.negation.holds(row["head"]))]
+
+    def relations_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """The relations that fit the type of a head; none for a type that the file does not know."""
+        kind = self.typed.types.get(row["head_type"], {}).get(polarity_of(row))
+        return kind.relations if kind else ()
+
+    def sentence(self, relation: str, head: str, tail: str | None = None) -> str:
+        """The sentence of a triple, open without a tail, with persons as rows have them."""
+        persons = self.language.persons
+        names = persons if persons[0] in head else (self.typed.person, *persons[1:])
+        return self.language.sentence(relation, head, names, tail)
 
     def plain(self, text: str) -> str:
         """A head as rows have it: NFKC, without punctuation at its ends and spaces that mean nothing, a lone person as
@@ -155,10 +177,14 @@ class TypedLanguage:
         """What a reply says; None where it begins with neither word."""
         text = re.sub(r"^.{0,8}[:：]", "", reply.strip().split("\n")[0]).strip().lower()
         text = text.lstrip("\"'“”‘’「」『』*# ")
-        for words, value in ((self.typed.no, False), (self.typed.yes, True)):  # 不是 and no begin like no other
+        for words, value in ((self.typed.denies, False), (self.typed.affirms, True)):  # 不是 and no begin like no other
             if text.startswith(words):
                 return value
         return None
+
+
+def polarity_of(row: Mapping[str, Any]) -> str:
+    return POLARITIES[bool(row["negative"])]
 
 
 def lines_of(reply: str) -> list[str]:

@@ -164,9 +164,15 @@ def answers(
         )  # fmt: skip
 
 
-def sampled(teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int) -> list[list[Answer]]:
-    """`samples` answers to each prompt of a table."""
-    found = list(answers(teacher, repeated(table, samples), how))
+def sampled(
+    teacher: Teacher,
+    table: datasets.Dataset,
+    how: Generation,
+    samples: int,
+    signals: Callable[[Rows, str], Any] | None = None,
+) -> list[list[Answer]]:
+    """`samples` answers to each prompt of a table; `signals`: see `answers`."""
+    found = list(answers(teacher, repeated(table, samples), how, signals))
     return [found[n :: len(table)] for n in range(len(table))]
 
 
