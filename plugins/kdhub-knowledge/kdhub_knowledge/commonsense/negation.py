@@ -34,6 +34,12 @@ class Negation(BaseModel):
         """Whether a text is negated."""
         return any(self._over_the_predicate(text, found) for found in self._negators(text))
 
+    def without(self, text: str) -> str:
+        """A text without its negators."""
+        for found in reversed(self._negators(text)):
+            text = text[: found.start()] + text[found.end() :]
+        return text
+
     def _negators(self, text: str) -> list[re.Match[str]]:
         covered = [found.span() for found in self._stops.finditer(text)] if self._stops else []
         return [

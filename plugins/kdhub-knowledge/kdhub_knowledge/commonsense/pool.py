@@ -2,14 +2,15 @@
 unanimous verdicts become examples of later prompts (arXiv:2306.10241 says that it is so; the rest is a reconstruction
 with Self-Instruct, arXiv:2212.10560).
 
-    examples   half valid, half invalid; of each half one is an anchor, that people judged, drawn at random, the others
-               are drawn from those most similar to the head
+    examples   half valid, half invalid; of each half the most similar anchor, which people judged, and some drawn from
+               the other members most similar to the head. Persons and negators, which heads share, do not count
     votes      as many as are asked for, each with examples drawn anew; a head is kept when more than half say valid
     pool       a unanimous verdict joins, if no member is a near duplicate; valid and invalid differ by at most one, and
                a surplus verdict waits for a partner. Anchors are never dropped, and the pool never grows past its limit
 
-Heads are judged one after the other, as each may teach the next: their order is part of the result. Once the pool is
-full, or where it does not grow, nothing depends on the order, and the rest is asked about together.
+Heads are judged one after the other, as each may teach the next: their order is part of the result. It is drawn by the
+seed, so that the pool grows in all topics alike. Once the pool is full, or where it does not grow, nothing depends on
+it, and the rest is asked about together.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Pool:
 
     Args:
         anchors: by people; most: members at most, anchors included; limit: the least ROUGE-L of near duplicates.
+        bare: what of a head is compared with another's when examples are drawn.
 
     Raises:
         DataError: anchors that are not balanced, of one verdict alone, or more than the pool may have.
@@ -51,6 +53,7 @@ class Pool:
     most: int
     limit: float
     spaces: bool = False
+    bare: Callable[[str], str] = str
     grown: list[Example] = field(default_factory=list)
     waiting: dict[bool, deque[str]] = field(default_factory=lambda: {True: deque(), False: deque()})
 
@@ -99,13 +102,14 @@ class Pool:
 
     def shown(self, head: str, shots: int, draw: random.Random) -> list[Example]:
         """Examples for a head, in random order."""
-        chosen: list[Example] = []
+        chosen, half = [], shots // 2
+        bare = self.bare(head)
+        near = sorted(self.members, key=lambda member: -self._units.rouge_l(self.bare(member.head), bare))
         for valid in (True, False):
-            one = draw.choice([anchor for anchor in self.anchors if anchor.valid == valid])
-            others = [member for member in self.members if member.valid == valid and member.head not in (one.head, head)]
-            others.sort(key=lambda member: -self._units.rouge_l(member.head, head))
-            near = others[: shots // 2]
-            chosen += [one, *draw.sample(near, min(shots // 2 - 1, len(near)))]
+            mine = [member for member in near if member.valid == valid and member.head != head]
+            anchor = next((member for member in mine if member in self.anchors), None)
+            others = [member for member in mine if member != anchor][:half]
+            chosen += [*([anchor] if anchor else []), *draw.sample(others, min(half - 1, len(others)))]
         draw.shuffle(chosen)
         return chosen
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, NamedTuple
 
@@ -168,6 +168,12 @@ class TypedLanguage:
         if self.negation.holds(made) != negative:
             return Head(made, "negated against their type" if not negative else "not negated against their type")
         return Head(made, None)
+
+    @cached_property
+    def bare(self) -> Callable[[str], str]:
+        """A head without its persons and negators, which many heads share."""
+        persons = re.compile("|".join(map(re.escape, sorted(self._persons, key=len, reverse=True))))
+        return lru_cache(maxsize=100_000)(lambda head: persons.sub("", self.negation.without(head)))
 
     def refuses(self, text: str) -> bool:
         """Whether a text speaks of the model instead of answering."""

@@ -199,9 +199,10 @@ class Snowman(Method):
         o, found = self.options, [""] * len(heads)
         ask = self._asks(run, JUDGE, {"temperature": 0.0, "max_new_tokens": 64, **o.answers})
         for polarity in dict.fromkeys(map(polarity_of, heads)):
-            pool = Pool(self._anchors(run, typed, polarity), o.pool_max, o.rouge_max, typed.spaces)
+            pool = Pool(self._anchors(run, typed, polarity), o.pool_max, o.rouge_max, typed.spaces, typed.bare)
             judge = Filter(typed, ask, pool, o.self_instruct, o.votes, o.shots, o.together, run.seed)
             places = [n for n, row in enumerate(heads) if polarity_of(row) == polarity]
+            random.Random(f"{run.seed} order {polarity}").shuffle(places)
             for start in range(0, len(places), AT_ONCE):
                 some = places[start : start + AT_ONCE]
                 texts = [heads[n]["head"] for n in some]
