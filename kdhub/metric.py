@@ -4,7 +4,7 @@ A metric is a plain function named by a `MetricSpec`:
 
     quality    f(outputs) -> float
     fidelity   f(outputs, teacher_outputs) -> float
-    files      f(folder) -> float
+    files      f(folder) -> float, {split: float}, or a list of `Part`
     cost       f(costed) -> float
 
 where `outputs` is what its task's `outputs` returns for the form named in the spec. Where a metric means nothing (an
@@ -16,7 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Part(NamedTuple):
+    """A number that a metric of files gives for a part of them.
+
+    Attributes:
+        split: of the files; None for all of them.
+        variant: what else tells the part from others (`{"relation": "xWant"}`), written into the measure.
+    """
+
+    value: float | None
+    split: str | None = None
+    variant: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)

@@ -277,8 +277,8 @@ class MetricSpec(Spec):
         form: the form of data it reads, or several (a task says which it has: "retrieval", "sts", ...); all when empty.
         fidelity: True when it compares with the teacher's outputs on the same rows.
         files: True when it reads the files of a student that is not run (rows, a graph), whatever the evaluation data:
-            the target is f(folder) -> a number, or {split: number} where there are splits; None or {} where it means
-            nothing.
+            the target is f(folder) -> a number, {split: number} where there are splits, or a list of
+            `kdhub.metric.Part` where there are further parts; None or an empty one where it means nothing.
         cost: True when it is a cost of every model of its tasks, beside what all models cost: the target is
             f(`kdhub.metric.Costed`) -> a number, or None where it means nothing; it is called in the process that
             times the model.

@@ -17,7 +17,7 @@ from kdhub.data.dataset import Data
 from kdhub.errors import HubError, KdhubError, UnavailableError
 from kdhub.evaluation.report import OWN_FILES, STUDENT
 from kdhub.families import MEMBER
-from kdhub.metric import Measure
+from kdhub.metric import Measure, Part
 from kdhub.plugins.registry import Entry
 from kdhub.recipes.recipe import Evaluation
 from kdhub.recipes.resolve import Resolver
@@ -149,10 +149,10 @@ class Evaluator:
             return measures
         with _files(encode) as folder:
             for spec, function in self._metrics:
-                found = function(folder) if spec.files else None
-                for split, value in found.items() if isinstance(found, Mapping) else ((None, found),):
-                    if value is not None:
-                        measures.append(_measure(spec, subject, OWN_FILES, split, value=float(value)))
+                for one in _parts(function(folder)) if spec.files else ():
+                    if one.value is not None:
+                        more = {"value": float(one.value), "variant": dict(one.variant)}
+                        measures.append(_measure(spec, subject, OWN_FILES, one.split, **more))
         return measures
 
     def of_data(
@@ -256,6 +256,13 @@ class Evaluator:
                         raise
                     measures.append(replace(measure, note=error.message))
         return measures
+
+
+def _parts(found: Any) -> list[Part]:
+    """What a metric of files gave, whichever of its forms it took."""
+    if isinstance(found, Mapping):
+        return [Part(value, split) for split, value in found.items()]
+    return found if isinstance(found, list) else [Part(found)]
 
 
 def _measure(spec: MetricSpec, subject: str, dataset: str, split: str | None, **more: Any) -> Measure:

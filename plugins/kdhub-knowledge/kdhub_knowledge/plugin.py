@@ -63,5 +63,10 @@ def kdhub_samplers():
 
 
 @hookimpl
+def kdhub_networks():
+    yield from _declared("NETWORKS")
+
+
+@hookimpl
 def kdhub_catalogs():
     yield Path(__file__).parent / "registry"

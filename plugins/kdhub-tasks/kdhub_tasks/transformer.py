@@ -139,6 +139,7 @@ class TextClassifier(Classifier):
     def save(self, folder: Path) -> None:
         self.module.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
+        wrappers.save_weights(self.module, folder)
 
     @classmethod
     def load(cls, folder: Path, *, name: str | None = None, start: Mapping[str, Any] | None = None) -> TextClassifier:
@@ -149,7 +150,9 @@ class TextClassifier(Classifier):
         check_model_folder(folder, name=name)
         model = pretrained(getattr(transformers, cls.auto), folder, name=name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(model.eval(), tokenizer, start)
+        student = cls(model.eval(), tokenizer, start)
+        wrappers.load_weights(student.module, folder, name)
+        return student
 
     @classmethod
     def with_head(

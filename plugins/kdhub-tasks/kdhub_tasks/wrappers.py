@@ -8,12 +8,14 @@ so that whoever has the plugin opens it as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdhub.errors import CompatibilityError, UnknownNameError
+from kdhub.errors import CompatibilityError, UnknownNameError, UntrustedError
 
+WEIGHTS = "wrappers.safetensors"
 KEY = "wrappers"
 """Of a configuration: `[{"wrapper": NAME, setting: value, ...}, ...]`."""
 FORMERLY = {"subclasses": "subclasses", "two_heads": "two-heads", "std_scaled_probs": "rescaled"}
@@ -114,6 +116,34 @@ def wrap(network: nn.Module, name: str, classes: int, features: int | None, **se
     cls = network_class(name)
     cls.prepare(network, classes, **settings)
     return cls(network, classes=classes, **_width(cls, features), **settings)
+
+
+def own_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of the wrappers themselves, which the model inside (`model`) does not have."""
+    return {name: value for name, value in network.state_dict().items() if "model" not in name.split(".")}
+
+
+def save_weights(network: nn.Module, folder: Path) -> None:
+    """Keep the wrappers' own weights beside those of the model inside, where they have some."""
+    if own := own_weights(network):
+        from safetensors.torch import save_file
+
+        save_file({name: value.contiguous() for name, value in own.items()}, folder / WEIGHTS)
+
+
+def load_weights(network: nn.Module, folder: Path, name: str | None = None) -> None:
+    """
+    Raises:
+        UntrustedError: they are not there, or those of other wrappers.
+    """
+    if not (own := own_weights(network)):
+        return
+    from safetensors.torch import load_file
+
+    found = load_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
+    if {n: v.shape for n, v in found.items()} != {n: v.shape for n, v in own.items()}:
+        raise UntrustedError(f"{name or folder} has no weights for its wrappers, or those of others, in {WEIGHTS}")
+    network.load_state_dict(found, strict=False)
 
 
 def opened(one: Mapping[str, Any]) -> tuple[dict[str, Any], type[Wrapper]]:

@@ -5,7 +5,7 @@
 | `heads:LANGUAGE` | `head`: events that a teacher makes up like the seeds of a language file |
 | `triples:HEADS` | `head`, `relation`, `tail`, `split`: what a teacher writes about events |
 | `cleaned:DATA` | the same of triples that there are: cleaned, without repetitions, split by event |
-| `critic-pairs:TRIPLES` | `sentence1`, `sentence2`, `label`: labelled triples with names in them, for a pair classifier |
+| `critic-pairs:TRIPLES` | `sentence1`, `sentence2`, `label`: labelled triples with names, for a pair classifier |
 | `comet:TRIPLES` | `prompt`, `response`: triples as COMET reads and writes them |
 
 All replies go through the signal store; those that are dropped are counted by reason.

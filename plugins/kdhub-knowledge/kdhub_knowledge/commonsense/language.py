@@ -8,7 +8,7 @@
     nothing, refusals    tails that say nothing; how a model begins where it does not answer, in lower case
     events               `item`, a line of the list that a prompt shows; `starts`, one of which an event begins with;
                          `characters`, the only ones that it has (a class of a regular expression); `seeds`
-    relations            name -> `task`, a line on what is asked; `sentence`, an open sentence that ends before the tail;
+    relations            name -> `task`, a line on what is asked; `sentence`, an open one that ends before the tail;
                          `phrase`, which makes of head and tail a premise and a hypothesis; `examples` [head, tail]
 """
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdhub.errors import UsageError
+from kdhub.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from kdhub_tasks.language.replies import Tally
@@ -87,3 +87,19 @@ def splits_with(events: Mapping[str, str]) -> list[str]:
     """The splits that have an event, in their order."""
     found: Collection[str] = set(events.values())
     return [name for name in SPLITS if name in found]
+
+
+def require_columns(table: Any, *columns: str) -> None:
+    """
+    Raises:
+        DataError: a table lacks one.
+    """
+    if missing := [name for name in columns if name not in table.column_names]:
+        hints = {
+            "split": "cleaned:DATA divides triples by event",
+            "label": "the recipe symbolic-kd-annotations adds it",
+        }
+        raise DataError(
+            f"the triples have no column {missing[0]!r}, only {', '.join(table.column_names)}",
+            hint=hints.get(missing[0], "map them: columns: {head: THEIRS, relation: THEIRS, tail: THEIRS}"),
+        )

@@ -1,12 +1,12 @@
-"""A closed world of which everything is known: `closed-world`, a teacher that writes events and tails and errs at a known
-rate, and the oracle that says which triples are valid. So every stage is tried without a language model.
+"""A closed world of which everything is known: `closed-world`, a teacher that writes events and tails and errs at a
+known rate, and the oracle that says which triples are valid. So every stage is tried without a language model.
 
     event   PersonX cooks the stew             its topic is that of its object
     tail    to have more pepper                the frame of the relation, with a thing of the topic; by mistake, a thing
                                                of another topic
 
-It is prompted as any language model is, by the wording of the language file `en`, and takes the settings of `Generation`
-for what they are, but for temperature and `top_p`: each draw is even, and its own by prompt, sample and seed.
+It is prompted as any language model is, by the wording of the language file `en`. Temperature and `top_p` change
+nothing: each draw is even, and its own by prompt, sample and seed.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def tails(
     shown: int = 5,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Triples of some events: their rows with `relation`, `tail` and, where it is known, `log_prob`, cleaned and without
+    """Triples of some events: their rows with `relation`, `tail` and, where it is known, `log_prob`, cleaned, without
     repeated tails of an event and relation.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -222,15 +223,23 @@ class CausalLm(Classifier):
         self.tokenizer.save_pretrained(folder)
 
     def usage(self) -> str:
+        """With the prompt that its configuration names as `example_prompt`, where it expects a certain form."""
+        prompt = str(getattr(self.module.model.config, "example_prompt", ""))
+        plain = 0 < len(prompt) < 200 and prompt.isprintable() and not {*prompt} & {*"{}"}
         return (
             "from transformers import pipeline\n\n"
             'write = pipeline("text-generation", model="{path}")\n'
-            'print(write("Once upon a time", max_new_tokens=40))'
+            f"print(write({quoted(prompt if plain else 'Once upon a time')}, max_new_tokens=40))"
         )
 
     @property
     def library(self) -> str:
         return "transformers"
+
+
+def quoted(text: str) -> str:
+    """A text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def load(folder: Path, *, name: str | None = None) -> CausalLm:

@@ -81,12 +81,11 @@ class CausalLanguage(TokenClassification):
         return table.select_columns([name for name in table.column_names if name in kept])
 
     def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
-        """The first rows of each, for builders that look at some (`depth-prune:`)."""
-        rows: list[dict[str, Any]] = []
-        for data, split in parts:
-            table = self._columns(data, split)
+        """`rows`, the first of each, for builders that look at some (`depth-prune:`), and `tables`, all of them."""
+        tables, rows = [self._columns(data, split) for data, split in parts], []
+        for table in tables:
             rows += plain_rows(table, range(min(SURVEYED // len(parts), len(table))))
-        return {"rows": rows}
+        return {"rows": rows, "tables": tables}
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """See `rows`. Settings: max_length, most tokens of a row; private, see `Encoding`; groups, whether rows of

@@ -4,10 +4,13 @@ other recipes as `recipe:NAME`. Each key below `data` is a split."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kdhub.errors import UsageError
-from kdhub.method import Method
+import numpy as np
+from pydantic import Field
+
+from kdhub.errors import DataError, UsageError
+from kdhub.method import Method, MethodOptions
 
 if TYPE_CHECKING:
     from kdhub.method import RunContext
@@ -15,14 +18,29 @@ if TYPE_CHECKING:
 
 
 class AsData(Method):
+    class Options(MethodOptions):
+        split_by: str | None = Field(None, description="column whose values name the split of each row, instead")
+
+    options: Options
+
     def distill(self, run: RunContext) -> Student:
         """
         Raises:
-            UsageError: the recipe names no data, or the start is not rows.
+            UsageError: the recipe names no data, or the start is not rows. DataError: `split_by` is not a column.
         """
         if not run.data_uses:
             raise UsageError("there are no rows to keep", hint="name them with --data, or below `data` in the recipe")
         student = run.student
         for use in run.data_uses:
-            student.splits[use] = run.table(use)
+            student.splits |= self._divided(run.table(use)) if self.options.split_by else {use: run.table(use)}
         return student
+
+    def _divided(self, table: Any) -> dict[str, Any]:
+        column = self.options.split_by
+        if column not in table.column_names:
+            raise DataError(
+                f"the rows have no column {column!r} to divide them by, only {', '.join(table.column_names)}"
+            )
+        names, at = np.unique(np.array(table[column]), return_index=True)
+        where = np.array(table[column])
+        return {str(names[n]): table.select(np.flatnonzero(where == names[n])) for n in np.argsort(at)}

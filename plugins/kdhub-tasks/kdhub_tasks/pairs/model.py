@@ -11,6 +11,8 @@ from torch import nn
 
 from kdhub.errors import CompatibilityError
 from kdhub.rows import Example
+from kdhub.student import Student
+from kdhub_tasks import wrappers
 from kdhub_tasks.classes import REGRESSION, SCORE
 from kdhub_tasks.transformer import TextClassifier, padded
 
@@ -71,6 +73,8 @@ class PairClassifier(SortedRows, TextClassifier):
         return batch
 
     def usage(self) -> str:
+        if wrappers.own_weights(self.module):  # the library would run the network without them
+            return Student.usage(self)
         return (
             "from sentence_transformers import CrossEncoder\n"
             "from torch import nn\n\n"
