@@ -1,15 +1,14 @@
 """Tails of typed heads: one prompt for a head and a relation that fits its type, with verbalised examples, asks for up to
 five answers in a list (the prompts are a reconstruction, see `typed`).
 
-`typed-triples:HEADS` has rows `head`, `head_type`, `negative`, `relation`, `tail`, `filter_votes`, ..., in the splits
-`train`, `validation` and `test`, split by head.
+`typed-triples:HEADS` has rows `head`, `head_type`, `negative`, `relation`, `tail`, `filter_votes`, `split`, `teacher`, ...
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from kdhub_tasks.language.prompting import Prompter, filled, fingerprints, require
@@ -22,7 +21,7 @@ from kdhub.errors import DataError, UsageError
 from kdhub_knowledge.commonsense.data import SHARES
 from kdhub_knowledge.commonsense.heads import COLUMNS
 from kdhub_knowledge.commonsense.near import Novel
-from kdhub_knowledge.commonsense.rows import fault_of, split_by_event, splits_with
+from kdhub_knowledge.commonsense.rows import SPLITS, fault_of
 from kdhub_knowledge.commonsense.typed import TypedLanguage, lines_of, open_typed
 
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 160}
@@ -54,7 +53,7 @@ def typed_triples(
         relations: some of those of the language file, for all types; all if unset.
         tails_per_prompt: answers that a prompt asks for; shots: examples that it shows.
         rouge_max: an answer is new if its ROUGE-L with the others about its head and relation is below this.
-        shares: of the heads in train, validation and test. seed: of examples and split.
+        shares: of the heads in train, validation and test, about: the column `split`. seed: of examples and split.
         splits: those of the other data set whose heads are taken, of those that it has: never `rejected`.
         chat: use the model's chat template. answers: settings of `Generation`; options: of the other data set.
 
@@ -63,6 +62,8 @@ def typed_triples(
             are missing.
     """
     name, typed = f"typed-triples:{argument}", open_typed(language)
+    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise UsageError(f"{name}: shares must be those of train, validation and test, and 1 in all ({shares=})")
     if min(tails_per_prompt, shots) < 1 or not 0 < rouge_max <= 1:
         raise UsageError(
             f"{name} needs tails_per_prompt and shots of at least 1 and rouge_max above 0, to 1 ({tails_per_prompt=}, "
@@ -77,26 +78,26 @@ def typed_triples(
         if missing := [column for column in COLUMNS if column not in (has := data.split(split).column_names)]:
             raise DataError(f"{name}, split {split!r}, has no column {missing[0]!r}; it has {', '.join(has)}")
 
-    heads = {row["head"]: row for split in used for row in iterate(data.split(split))}
-    where = split_by_event(heads, shares, seed)
 
-    @cache
-    def written() -> tuple[list[dict[str, Any]], Tally]:
-        tally = Tally()
+    def rows(tally: Tally) -> Iterator[dict[str, Any]]:
+        heads = {row["head"]: row for split in used for row in iterate(data.split(split))}
         how = {"relations": wanted, "many": tails_per_prompt, "shots": shots, "rouge_max": rouge_max, "seed": seed}
         found = tails(lambda prompts: [r.text for (r,) in prompter(prompts)], typed, [*heads.values()], tally, **how)
-        return [{**row, "split": where[row["head"]], "teacher": prompter.name} for row in found], tally
-
-    def rows(split: str, tally: Tally) -> Iterator[dict[str, Any]]:
-        found, dropped = written()
-        tally.update(dropped if split == parts[0] else {})
-        yield from (row for row in found if row["split"] == split)
+        for row in found:
+            yield {**row, "split": split_of(row["head"], shares, seed), "teacher": prompter.name}
 
     key = {"of": {split: fingerprints(data)[split] for split in used}, "asked": prompter.key, "language": typed.digest}
     key |= {"relations": wanted, "many": tails_per_prompt, "shots": shots, "rouge_max": rouge_max}
     key |= {"shares": list(shares), "seed": seed}
-    parts = splits_with(where)
-    return made(name, {split: lambda t, split=split: rows(split, t) for split in parts}, key, licence=data.licence)
+    return made(name, {"train": rows}, key, licence=data.licence)
+
+
+def split_of(head: str, shares: Sequence[float], seed: int) -> str:
+    """The split of a head, by itself and the seed alone: with other heads filtered out it stays where it is, so a student
+    of a filtered graph and one of the whole are tested on heads that neither has seen."""
+    digest = hashlib.blake2b(f"{seed}\0{head}".encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    return SPLITS[0 if place < shares[0] else 1 if place < shares[0] + shares[1] else 2]
 
 
 def tails(

@@ -30,6 +30,7 @@ from kdhub.data.prepare import iterate
 from kdhub.dataset_student import DatasetStudent
 from kdhub.errors import CompatibilityError, DataError, TeacherError
 from kdhub.method import Method, MethodOptions, RunContext
+from kdhub_knowledge.commonsense.critic import interval
 from kdhub_knowledge.commonsense.heads import COLUMNS
 from kdhub_knowledge.commonsense.pool import UNREADABLE, Example, Filter, Pool, accepted
 from kdhub_knowledge.commonsense.typed import TypedLanguage, open_typed, polarity_of
@@ -65,7 +66,7 @@ class Snowman(Method):
         pool_max: int = Field(200, ge=20, description="judged examples at most; the anchors are never dropped")
         self_instruct: bool = Field(True, description="unanimous verdicts become examples; false: the anchors alone")
         rouge_max: float = Field(0.7, gt=0, le=1, description="examples of the pool are less similar than this (ROUGE-L)")
-        together: int = Field(1, ge=1, description="heads that are judged before the pool grows; more are faster")
+        together: int = Field(8, ge=1, description="heads that are judged before the pool grows; more are faster")
         anchors: str | None = Field(
             None, description="a data set with head and valid, in place of the language file's judged heads"
         )
@@ -143,8 +144,6 @@ class Snowman(Method):
         self, run: RunContext, typed: TypedLanguage, heads: Sequence[Mapping[str, Any]], kinds: Sequence[Kind]
     ) -> dict[Kind, float]:
         """The share of triples of each kind that is accepted."""
-        interval = lambda k, n: (0.0, 1.0)  # noqa: E731 TODO
-
         triples = run.stage("pilot triples", lambda: self._triples(run, typed, heads, kinds))
         labels = self._labels(run, typed, triples)
         found, report = {}, {}
