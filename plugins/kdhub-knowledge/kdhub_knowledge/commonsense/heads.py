@@ -2,9 +2,9 @@
 (arXiv:2306.10241; the prompts are a reconstruction).
 
 For each type, polarity and topic a prompt has `shots` heads, three quarters of them the language file's own and the
-rest accepted before (as in Self-Instruct, arXiv:2212.10560), and asks for more. Rounds follow each other: all prompts of
-a round are asked together, and what they bring is shown in the next. A job ends when less than a tenth of a batch is new
-twice in a row.
+rest accepted before (as in Self-Instruct, arXiv:2212.10560), and asks for more. Rounds follow each other: all prompts
+of a round are asked together, and what they bring is shown in the next. A job ends when less than a tenth of a batch is
+new twice in a row.
 
 Rows: `head`, `head_type`, `negative`, `topic`, `filter_votes` (empty: nobody judged it), in the splits `positive` and
 `negative`.

@@ -1,8 +1,8 @@
-"""Texts that are not near duplicates of each other, at scale: a text stays if its ROUGE-L with every text kept before is
-below a limit (Self-Instruct, arXiv:2212.10560), exactly as if all pairs were compared.
+"""Texts that are not near duplicates of each other, at scale: a text stays if its ROUGE-L with every text kept before
+is below a limit (Self-Instruct, arXiv:2212.10560), exactly as if all pairs were compared.
 
-Over characters in languages without spaces, over words in others (`units`). F of ROUGE-L is 2 L / (m + n) for texts of m
-and n units with a longest common subsequence of L: what rapidfuzz calls the normalised similarity of Indel.
+Over characters in languages without spaces, over words in others (`units`). F of ROUGE-L is 2 L / (m + n) for texts of
+m and n units with a longest common subsequence of L: what rapidfuzz calls the normalised similarity of Indel.
 
 Few pairs are compared. F >= limit needs L >= limit (m + n) / 2, and as L <= n that is L >= limit m / (2 - limit). So
 two near duplicates share at least so many units; then their prefixes, the m - ceil(limit m / (2 - limit)) + 1 rarest
@@ -109,7 +109,9 @@ class Novel:
         """Order units by how many kept texts have them; again whenever there are twice as many."""
         self._next *= 2
         counts: Counter[str] = Counter(unit for code in self._kept for unit in set(code))
-        self._rank = {unit: n for n, (unit, _) in enumerate(sorted(counts.items(), key=lambda item: (item[1], item[0])))}
+        self._rank = {
+            unit: n for n, (unit, _) in enumerate(sorted(counts.items(), key=lambda item: (item[1], item[0])))
+        }
         self._index = {}
         for n, code in enumerate(self._kept):
             for unit in self._prefix(code):

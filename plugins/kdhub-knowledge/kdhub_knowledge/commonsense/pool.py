@@ -59,7 +59,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         valid = self.count(True)
-        if not valid or abs(2 * valid - len(self.anchors)) > 1:
+        if not 0 < valid < len(self.anchors) or abs(2 * valid - len(self.anchors)) > 1:
             raise DataError(
                 f"anchors must be as many valid as invalid heads ({valid} valid, {len(self.anchors) - valid} invalid)",
                 hint="typed.anchors of the language file; examples of one verdict teach to repeat it",

@@ -5,8 +5,8 @@
     negation             see `negation`
     types                name -> `positive` and `negative`, each with `task` (what such a head is), `seeds`, `relations`
     categories           topics of daily life
-    prompts              `heads` with {task}, {category}, {seeds}, {many}; `judge` with {examples} and {head}; `example`
-                         with {head} and {answer}, one of these examples; `tails` with {task}, {examples}, {sentence} and
+    prompts              `heads` with {task}, {category}, {seeds}, {many}; `judge` with {examples} and {head};
+                         `example` with {head} and {answer}, one of these examples; `tails` with {task}, {examples}, {sentence} and
                          {many}; `check` with {sentence}, which asks whether a triple is right
     affirms, denies      how replies to `judge` and `check` begin
     anchors              judged heads, `valid` and `invalid`, by polarity
@@ -131,7 +131,9 @@ class TypedLanguage:
 
     def polarity(self, row: Mapping[str, Any]) -> str:
         """That which a row states, else that of its head."""
-        return POLARITIES[bool(row["negative"] if row.get("negative") is not None else self.negation.holds(row["head"]))]
+        return POLARITIES[
+            bool(row["negative"] if row.get("negative") is not None else self.negation.holds(row["head"]))
+        ]
 
     def relations_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """The relations that fit the type of a head; none for a type that the file does not know."""

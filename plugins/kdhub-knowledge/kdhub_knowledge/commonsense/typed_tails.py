@@ -1,7 +1,7 @@
-"""Tails of typed heads: one prompt for a head and a relation that fits its type, with verbalised examples, asks for up to
-five answers in a list (the prompts are a reconstruction, see `typed`).
+"""Tails of typed heads: one prompt for a head and a relation that fits its type, with verbalised examples, asks for up
+to five answers in a list (the prompts are a reconstruction, see `typed`).
 
-`typed-triples:HEADS` has rows `head`, `head_type`, `negative`, `relation`, `tail`, `filter_votes`, `split`, `teacher`, ...
+`typed-triples:HEADS` has rows `head`, `head_type`, `negative`, `relation`, `tail`, `filter_votes`, `split`, ...
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ def typed_triples(
         if missing := [column for column in COLUMNS if column not in (has := data.split(split).column_names)]:
             raise DataError(f"{name}, split {split!r}, has no column {missing[0]!r}; it has {', '.join(has)}")
 
-
     def rows(tally: Tally) -> Iterator[dict[str, Any]]:
         heads = {row["head"]: row for split in used for row in iterate(data.split(split))}
         how = {"relations": wanted, "many": tails_per_prompt, "shots": shots, "rouge_max": rouge_max, "seed": seed}
@@ -93,8 +92,8 @@ def typed_triples(
 
 
 def split_of(head: str, shares: Sequence[float], seed: int) -> str:
-    """The split of a head, by itself and the seed alone: with other heads filtered out it stays where it is, so a student
-    of a filtered graph and one of the whole are tested on heads that neither has seen."""
+    """The split of a head, by itself and the seed alone: with other heads filtered out it stays where it is, so a
+    student of a filtered graph and one of the whole are tested on heads that neither has seen."""
     digest = hashlib.blake2b(f"{seed}\0{head}".encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     return SPLITS[0 if place < shares[0] else 1 if place < shares[0] + shares[1] else 2]
@@ -166,5 +165,3 @@ def readable(
         else:
             found.append(tail)
     return found
-
-

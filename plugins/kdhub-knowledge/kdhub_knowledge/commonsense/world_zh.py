@@ -1,10 +1,10 @@
-"""A closed world in Chinese, `closed-world-zh`: a teacher that writes typed heads and their tails and errs at known rates,
-and the judge and the annotator that are assumed of it. It is prompted as any model is, by the wording of `zh`.
+"""A closed world in Chinese, `closed-world-zh`: a teacher that writes typed heads and their tails and errs at known
+rates, and the judge and the annotator that are assumed of it. It is prompted as any model is, by the wording of `zh`.
 
-    positive   某人去厨房清洗白菜       by mistake, a deed and thing of another topic
+    positive   某人去厨房清洗白菜   by mistake, a deed and thing of another topic
     negative   某人没有去厨房清洗白菜   worth stating where deed and thing belong to the place
-    tail       想要切碎土豆             the frame of the relation with a deed and thing of the topic of the place; of a head
-                                        that is not valid, those of a random other topic
+    tail       想要切碎土豆   the frame of the relation with a deed and thing of the topic of the place; of a head that
+                              is not valid, those of a random other topic
 
 The judge reads its prompt alone and is right with a probability of 0.6 + 0.05 for each right example of the same topic
 in it, at most 0.95. This is an assumption: it says nothing of how a real model judges. Questions about whole triples
@@ -90,7 +90,9 @@ class World(BaseModel):
 
     def tails(self, topic: str, relation: str) -> list[str]:
         """The valid ones: of each deed one, with the thing of the same number."""
-        return [self.frames[relation].format(event=self.event(topic, n, n)) for n in range(len(self.topics[topic].deeds))]
+        return [
+            self.frames[relation].format(event=self.event(topic, n, n)) for n in range(len(self.topics[topic].deeds))
+        ]
 
 
 @lru_cache
@@ -108,7 +110,11 @@ def written(polarity: str, seed: int) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, topic in known.topics.items():
         many = WRITTEN if polarity == "negative" else len(topic.deeds)
-        wrong = sum(draw.random() < WRONG[polarity] for _ in range(many)) if many < WRITTEN else round(WRONG[polarity] * many)
+        wrong = (
+            sum(draw.random() < WRONG[polarity] for _ in range(many))
+            if many < WRITTEN
+            else round(WRONG[polarity] * many)
+        )
         found[name] = []
         others = [other for other in known.topics if other != name]
         for topics, enough in ((others, wrong), ([name], many)):  # foreign events first: they fit in with fewer heads
@@ -169,7 +175,8 @@ class ClosedWorldZh(ClosedWorld):
         prompt, typed = example["messages"][-1]["content"], open_typed("zh")
         digest = hashlib.blake2b(example["content"] + f"\0{how.seed} {self.options.seed}".encode(), digest_size=8)
         draw = random.Random(digest.digest())
-        for name, answer in (("heads", self._heads), ("judge", self._judge), ("tails", self._tails), ("check", self._check)):  # fmt: skip
+        answers = {"heads": self._heads, "judge": self._judge, "tails": self._tails, "check": self._check}
+        for name, answer in answers.items():
             if (asked := _fields(typed.typed.prompts[name], prompt)) is not None:
                 return answer(asked, draw), 0.0
         raise TeacherError(f"the closed world knows nothing of {prompt[:80]!r}", hint="it is prompted by language: zh")

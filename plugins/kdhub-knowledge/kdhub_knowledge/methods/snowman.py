@@ -45,8 +45,8 @@ AT_ONCE = 1000
 """Heads that are judged in one stage of a run."""
 LABELS = ("valid", "invalid")
 RECONSTRUCTED = (
-    "Parts of the method are reconstructed: of arXiv:2306.10241 only the abstract and the beginning of the introduction "
-    "could be read.",
+    "Parts of the method are reconstructed: of arXiv:2306.10241 only the abstract and the beginning of the "
+    "introduction could be read.",
     "That the judge is right more often than not is assumed: nobody compared its verdicts with people's, beyond the "
     "anchors that it was shown.",
 )
@@ -65,7 +65,9 @@ class Snowman(Method):
         shots: int = Field(8, ge=4, description="judged examples in a prompt, even: half valid, half invalid")
         pool_max: int = Field(200, ge=20, description="judged examples at most; the anchors are never dropped")
         self_instruct: bool = Field(True, description="unanimous verdicts become examples; false: the anchors alone")
-        rouge_max: float = Field(0.7, gt=0, le=1, description="examples of the pool are less similar than this (ROUGE-L)")
+        rouge_max: float = Field(
+            0.7, gt=0, le=1, description="examples of the pool are less similar than this (ROUGE-L)"
+        )
         together: int = Field(8, ge=1, description="heads that are judged before the pool grows; more are faster")
         anchors: str | None = Field(
             None, description="a data set with head and valid, in place of the language file's judged heads"
@@ -88,7 +90,12 @@ class Snowman(Method):
             "train": {
                 "source": "typed-heads",
                 "split": "negative",
-                "options": {"teacher": "closed-world-zh", "types": ["event"], "categories": ["饮食", "学校"], "rounds": 1},
+                "options": {
+                    "teacher": "closed-world-zh",
+                    "types": ["event"],
+                    "categories": ["饮食", "学校"],
+                    "rounds": 1,
+                },
             }
         },
         "options": {"anchors": "closed-world-zh", "filter_types": "negative", "pool_max": 22},
@@ -100,7 +107,7 @@ class Snowman(Method):
             CompatibilityError: the student is not rows. DataError: heads that cannot be read, anchors that are not
             balanced. AwaitingError: the pilot waits for people. TeacherError: the judge accepts no head.
         """
-        o, student, typed = self.options, run.student, open_typed(self.options.language)
+        student, typed = run.student, open_typed(self.options.language)
         if not isinstance(student, DatasetStudent):
             raise CompatibilityError("snowman keeps heads, and the student must be rows", hint="student: rows")
         tables = {use: _with_votes(run.table(use), use) for use in run.data_uses}
@@ -115,7 +122,7 @@ class Snowman(Method):
             if not kept:
                 unread = sum(UNREADABLE in given for given in mine.values())
                 raise TeacherError(
-                    f"the judge accepts none of the {len(table)} heads of {use!r}; {unread} have a vote that cannot be read",
+                    f"the judge accepts none of the {len(table)} heads of {use!r}; {unread} have an unreadable vote",
                     hint="does it understand the prompt (prompts.judge of the language file)? Try one by hand",
                 )
             student.splits[use] = _voted(table, kept, mine) if mine else table
@@ -263,7 +270,9 @@ def _heads(table: Any, use: str) -> list[dict[str, Any]]:
     rows, seen = list(iterate(table.select_columns(list(COLUMNS)))), set()
     for n, row in enumerate(rows, 1):
         if not row["head"] or row["head"] in seen:
-            raise DataError(f"the heads of {use!r}: {row['head']!r} is {'there twice' if row['head'] else 'empty'}", rows=[n])
+            raise DataError(
+                f"the heads of {use!r}: {row['head']!r} is {'there twice' if row['head'] else 'empty'}", rows=[n]
+            )
         seen.add(row["head"])
     return rows
 
