@@ -132,7 +132,7 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
     withheld += withheld_in(recipe, student.kind, provenance.get("chained", {}))
     said = recipe.student.options if recipe.student else {}
     more = {**student.front_matter(), **said.get("about", {})}
-    limits = [*said.get("limits", ()), *student.limits]
+    limits = [*said.get("limits", ()), *saved.limits]
     run.add_provenance(
         student={
             "parameters": parameters(student),

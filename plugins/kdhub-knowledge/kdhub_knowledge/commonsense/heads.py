@@ -6,6 +6,8 @@ rest accepted before (as in Self-Instruct, arXiv:2212.10560), and asks for more.
 of a round are asked together, and what they bring is shown in the next. A job ends when less than a tenth of a batch is
 new twice in a row.
 
+`sentence-heads:DATA` takes heads from plain texts instead.
+
 Rows: `head`, `head_type`, `negative`, `topic`, `filter_votes` (empty: nobody judged it), in the splits `positive` and
 `negative`.
 """
@@ -13,6 +15,7 @@ Rows: `head`, `head_type`, `negative`, `topic`, `filter_votes` (empty: nobody ju
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +24,9 @@ from typing import Any
 from kdhub_tasks.language.prompting import Prompter, filled, require
 from kdhub_tasks.language.replies import Tally, made
 
+from kdhub import open_data
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import iterate
 from kdhub.errors import UsageError
 from kdhub_knowledge.commonsense.near import Novel
 from kdhub_knowledge.commonsense.typed import POLARITIES, Kind, TypedLanguage, lines_of, open_typed
@@ -29,6 +34,7 @@ from kdhub_knowledge.commonsense.typed import POLARITIES, Kind, TypedLanguage, l
 COLUMNS = ("head", "head_type", "negative")
 STALLED, PATIENCE = 0.1, 2
 """A job ends when a smaller share of a batch is new so many times in a row."""
+_CLAUSES = re.compile(r"[，。！？；：、,!?;\n…～~]|(?<=\s)\s")
 OWN = 0.75
 """Share of the heads in a prompt that people wrote."""
 
@@ -135,3 +141,45 @@ def typed_heads(
     key = {"asked": prompter.key, "language": typed.digest, "types": sorted(map(list, kinds)), "topics": topics}
     key |= {"rounds": rounds, "many": heads_per_prompt, "shots": shots, "rouge_max": rouge_max, "seed": seed}
     return made(name, {p: lambda t, p=p: rows(p, t) for p in splits}, key)
+
+
+def sentence_heads(
+    argument: str,
+    *,
+    language: str = "zh",
+    head_type: str = "event",
+    rouge_max: float = 0.7,
+    split: str = "train",
+    limit: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Data:
+    """`sentence-heads:DATA`: the clauses of plain texts as heads, by their polarity, brought to one form and without near
+    duplicates. Nobody wrote them as commonsense: they are to be filtered.
+
+    Args:
+        argument: a data set with texts of any form. language: see `typed-heads`.
+        head_type: what they are taken for. rouge_max: see `typed-heads`.
+        split: of the other data set; limit: its first texts only. options: of that data set.
+
+    Raises:
+        UsageError: a type that the language does not have.
+    """
+    name, typed = f"sentence-heads:{argument}", open_typed(language)
+    typed.kinds([head_type])
+    data = open_data({"source": argument, "limit": limit, "options": dict(options or {})})
+    which = data.pick(split)
+
+    def rows(polarity: str, tally: Tally) -> Iterator[dict[str, Any]]:
+        novel, negative = Novel(rouge_max, typed.spaces), polarity == "negative"
+        for row in iterate(data.texts(which)):
+            for clause in _CLAUSES.split(row["text"]):
+                head = typed.plain(clause)
+                if typed.negation.holds(head) == negative and head:
+                    fault = typed.head(head, negative).fault or ("near duplicates" if not novel.add(head) else None)
+                    if fault:
+                        tally[fault] += 1
+                    else:
+                        yield {"head": head, "head_type": head_type, "negative": negative, "filter_votes": ""}
+
+    key = {"of": data.fingerprint(which), "language": typed.digest, "type": head_type, "rouge_max": rouge_max}
+    return made(name, {p: lambda t, p=p: rows(p, t) for p in POLARITIES}, key, licence=data.licence)

@@ -32,6 +32,10 @@ DATASETS = (
         summary="heads by type, polarity and topic that a teacher writes, negated ones among them",
     ),
     DatasetSpec(
+        name="sentence-heads", target=f"{HERE}.heads:sentence_heads", argument="DATA", splits=("positive", "negative"),
+        summary="the clauses of plain texts as heads, by their polarity",
+    ),
+    DatasetSpec(
         name="typed-triples", target=f"{HERE}.typed_tails:typed_triples", argument="HEADS",
         tags=("elicitation:expansion",), summary="what a teacher writes about typed heads, by relations that fit them",
     ),

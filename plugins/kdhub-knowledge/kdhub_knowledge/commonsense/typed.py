@@ -6,8 +6,8 @@
     types                name -> `positive` and `negative`, each with `task` (what such a head is), `seeds`, `relations`
     categories           topics of daily life
     prompts              `heads` with {task}, {category}, {seeds}, {many}; `judge` with {examples} and {head};
-                         `example` with {head} and {answer}, one of these examples; `tails` with {task}, {examples}, {sentence} and
-                         {many}; `check` with {sentence}, which asks whether a triple is right
+                         `example` with {head} and {answer}, one of these examples; `tails` with {task}, {examples},
+                         {sentence} and {many}; `check` with {sentence}, which asks whether a triple is right
     affirms, denies      how replies to `judge` and `check` begin
     anchors              judged heads, `valid` and `invalid`, by polarity
 
