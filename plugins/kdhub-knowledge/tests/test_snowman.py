@@ -6,6 +6,7 @@ import csv
 import random
 from itertools import combinations, product
 
+import numpy as np
 import pytest
 from kdhub_knowledge.commonsense import world_zh
 from kdhub_knowledge.commonsense.heads import typed_heads
@@ -31,7 +32,7 @@ RECIPE = {
     "teacher": {"source": "roles", "judge": "closed-world-zh", "annotator": "closed-world-zh"},
     "student": "rows",
     "data": {polarity: {**DATA, "split": polarity} for polarity in ("positive", "negative")},
-    "options": {"anchors": "closed-world-zh", "pilot_triples": 30, "pool_max": 30},
+    "options": {"anchors": "closed-world-zh", "pilot_triples": 30, "pool_max": 30, "together": 5},
     "evaluation": {"data": [], "cost": False},
 }
 
@@ -190,20 +191,20 @@ def filtered(grows, heads, seed=0, judge_votes=None, **how):
 
 
 def test_the_filter_learns_from_its_own_verdicts():
-    heads = [head for of in written("negative", 0).values() for head in of]
-    random.Random(0).shuffle(heads)
-    valid = [world().parsed(head).valid for head in heads]
-    assert sum(valid) / len(heads) == pytest.approx(0.65)
-    assert all(ZH.head(head, True).fault is None for head in heads)
-
-    def shares(votes):
-        kept = [v for v, given in zip(valid, votes) if accepted(given)]
-        return sum(kept) / len(kept), sum(kept) / sum(valid)
-
-    fixed, grown = (filtered(grows, heads) for grows in (False, True))
-    assert grown == filtered(True, heads)
-    assert shares(fixed)[0] >= 0.8 and shares(grown)[0] >= 0.9 and shares(grown)[1] >= 0.85
-    assert shares(grown) > shares(fixed) and shares(grown)[1] > shares(fixed)[1]
+    found = {False: [], True: []}
+    for seed in range(2):
+        heads = [head for of in written("negative", seed).values() for head in of]
+        random.Random(seed).shuffle(heads)
+        valid = [world().parsed(head).valid for head in heads]
+        assert sum(valid) / len(heads) == pytest.approx(0.65)
+        assert all(ZH.head(head, True).fault is None for head in heads)
+        for grows, shares in found.items():
+            kept = [v for v, votes in zip(valid, filtered(grows, heads, seed)) if accepted(votes)]
+            shares.append((sum(kept) / len(kept), sum(kept) / sum(valid)))
+    fixed, grown = (np.array(found[grows]) for grows in (False, True))
+    assert (fixed[:, 0] >= 0.8).all() and (grown[:, 0] >= 0.9).all() and grown[:, 1].mean() >= 0.9
+    assert (grown > fixed).all(), "acceptance and recall, on each seed"
+    assert filtered(True, heads[:40]) == filtered(True, heads[:40])
     assert filtered(True, heads[:5], judge_votes="作为语言模型，我不能判断") == ["---"] * 5
 
 

@@ -153,7 +153,7 @@ def sentence_heads(
     limit: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Data:
-    """`sentence-heads:DATA`: the clauses of plain texts as heads, by their polarity, brought to one form and without near
+    """`sentence-heads:DATA`: the clauses of plain texts as heads, by their polarity, in one form and without near
     duplicates. Nobody wrote them as commonsense: they are to be filtered.
 
     Args:

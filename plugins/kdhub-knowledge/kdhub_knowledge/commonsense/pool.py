@@ -8,9 +8,9 @@ with Self-Instruct, arXiv:2212.10560).
     pool       a unanimous verdict joins, if no member is a near duplicate; valid and invalid differ by at most one, and
                a surplus verdict waits for a partner. Anchors are never dropped, and the pool never grows past its limit
 
-Heads are judged a few at a time, as each may teach the next: their order is part of the result. It is drawn by the
-seed, so that the pool grows in all topics alike. Once the pool is full, or where it does not grow, nothing depends on
-it, and the rest is asked about together.
+Heads are judged one after the other, or a few at a time, as each may teach the next: their order is part of the result.
+It is drawn by the seed, so that the pool grows in all topics alike. Once the pool is full, or where it does not grow,
+nothing depends on it, and the rest is asked about together.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Filter:
     grows: bool = True
     votes: int = 3
     shots: int = 8
-    together: int = 8
+    together: int = 1
     seed: int = 0
 
     def __call__(self, heads: Sequence[str]) -> Iterator[str]:

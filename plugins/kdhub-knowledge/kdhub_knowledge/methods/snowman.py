@@ -68,7 +68,7 @@ class Snowman(Method):
         rouge_max: float = Field(
             0.7, gt=0, le=1, description="examples of the pool are less similar than this (ROUGE-L)"
         )
-        together: int = Field(8, ge=1, description="heads that are judged before the pool grows; more are faster")
+        together: int = Field(1, ge=1, description="heads that are judged before the pool grows; more are faster")
         anchors: str | None = Field(
             None, description="a data set with head and valid, in place of the language file's judged heads"
         )
