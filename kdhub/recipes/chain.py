@@ -18,7 +18,7 @@ from typing import Any
 from kdhub.errors import CompatibilityError, RecipeError
 from kdhub.files import canonical_json, home
 from kdhub.recipes.layers import recipe_layers
-from kdhub.recipes.recipe import LINK, Link, Recipe, build, linked
+from kdhub.recipes.recipe import ALL, LINK, Link, Recipe, build, linked
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
 
@@ -102,11 +102,19 @@ def folder_of(recipe: Recipe, resolver: Resolver) -> Path:
 def resolved(source: str, resolver: Resolver) -> Recipe:
     """The recipe behind a link (`recipe:NAME`, see `kdhub.recipes.recipe.Link`), checked with those it stands on."""
     link = Link.parse(source)
-    if link.seed and not link.seed.isdecimal():
+    seed = link.seed.removesuffix(ALL)
+    if link.seed and not seed.isdecimal():
         raise RecipeError([f"{source}: the seed is {link.seed!r}, expected a number, as in {LINK}{link.name}@3"])
     with _opened(link.name):
-        seed = int(link.seed) if link.seed else None
-        return resolve_recipe(link.name, set=link.changes, resolver=resolver, seed=seed)
+        made = resolve_recipe(link.name, set=link.changes, resolver=resolver, seed=int(seed) if seed else None)
+    if not link.seed.endswith(ALL):
+        return made
+
+    def seeded(other: str) -> str:
+        its = Link.parse(other)
+        return Link(its.name, its.seed or link.seed, its.changes).text
+
+    return Recipe.model_validate(replaced(made, seeded))
 
 
 @contextmanager

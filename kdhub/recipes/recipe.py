@@ -54,10 +54,14 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
+ALL = "+"
+"""After the seed of a link: of all recipes that it stands on as well."""
+
+
 @dataclass(frozen=True)
 class Link:
     """Another recipe's student as a source: `recipe:NAME`, `recipe:NAME@SEED`, and as JSON keys of it that are changed
-    (`recipe:NAME?{"options.lr":0.01}`)."""
+    (`recipe:NAME?{"options.lr":0.01}`). With `recipe:NAME@SEED+` all that it stands on have the seed as well."""
 
     name: str
     seed: str = ""
@@ -79,18 +83,20 @@ class Link:
 
 
 def linked(values: Any) -> Any:
-    """A source that is another recipe's student with its keys `seed` and `set` in its text: one text, one student."""
-    if (
-        not isinstance(values, dict)
-        or not str(values.get("source")).startswith(LINK)
-        or not {"seed", "set"} & {*values}
-    ):
+    """A source that is another recipe's student, or data made of it, with its keys `seed`, `seeds` (of all recipes that
+    it stands on as well) and `set` in its text: one text, one student."""
+    keys = ("seed", "seeds", "set")
+    if not isinstance(values, dict) or not {*keys} & {*values}:
         return values
-    link, changes = Link.parse(values["source"]), values.get("set") or {}
+    before, prefix, name = str(values.get("source")).partition(LINK)
+    if not prefix or (before and not before.endswith(":")):
+        return values
+    link, changes = Link.parse(prefix + name), values.get("set") or {}
     if not isinstance(changes, Mapping):
         raise ValueError(f"set must be a mapping of the recipe's keys (set={changes!r})")
-    made = Link(link.name, str(values.get("seed", link.seed)), {**link.changes, **changes})
-    return {**{k: v for k, v in values.items() if k not in ("seed", "set")}, "source": made.text}
+    seed = f"{values['seeds']}{ALL}" if "seeds" in values else str(values.get("seed", link.seed))
+    made = Link(link.name, seed, {**link.changes, **changes})
+    return {**{k: v for k, v in values.items() if k not in keys}, "source": before + made.text}
 
 
 class Ref(_Model):

@@ -174,7 +174,7 @@ def critic_pairs(
     argument: str, *, language: str = "en", seed: int = 0, options: Mapping[str, Any] | None = None
 ) -> Data:
     """`critic-pairs:TRIPLES`: each triple as two texts, with random names for its persons, drawn by `seed` and the
-    triple; `label` stays as it is, as do the other columns.
+    triple; `head`, `relation` and `label` stay beside them.
 
     Args:
         argument: a data set with `head`, `relation` and `tail`; options: of that one.
@@ -184,7 +184,8 @@ def critic_pairs(
 
     def rows(split: str) -> Iterator[dict[str, Any]]:
         for row in iterate(data.split(split)):
-            yield {**row, **pair_of(row, wording, seed)}
+            kept = {name: row[name] for name in ("head", "relation", "label") if name in row}
+            yield {**pair_of(row, wording, seed), **kept}
 
     key = {"language": wording.model_dump(mode="json"), "seed": seed, "version": 1}
     return data.remade(name, rows, data.splits, key=key)

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdhub.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -103,3 +105,8 @@ def require_columns(table: Any, *columns: str) -> None:
             f"the triples have no column {missing[0]!r}, only {', '.join(table.column_names)}",
             hint=hints.get(missing[0], "map them: columns: {head: THEIRS, relation: THEIRS, tail: THEIRS}"),
         )
+
+
+def column(table: Any, name: str) -> np.ndarray:
+    """All values of a column, read in one go: a `datasets` column is read row by row."""
+    return table.select_columns([name]).with_format("arrow")[:][name].to_numpy(zero_copy_only=False)

@@ -29,7 +29,7 @@ class Graph(DataSet):
         data = {"source": f"jsonl:{made}"}
         return {
             "student": "rows",
-            "data": {"train": [data], "validation": [{**data, "where": {"split": "train"}}]},
+            "data": {"train": [data], "validation": [{**data, "where": {"split": ["train"]}}]},
             "evaluation": {"data": [], "cost": False},
         }
 

@@ -20,7 +20,7 @@ from kdhub.errors import DataError
 from kdhub.method import Method, MethodOptions
 from kdhub_knowledge.commonsense.critic import CODES, INVALID, VALID, is_valid
 from kdhub_knowledge.commonsense.language import open_language
-from kdhub_knowledge.commonsense.rows import COLUMNS, SPLITS, require_columns, split_by_event
+from kdhub_knowledge.commonsense.rows import COLUMNS, SPLITS, column, require_columns, split_by_event
 from kdhub_knowledge.commonsense.world import is_valid as oracle
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Annotate(Method):
         require_columns(table, *COLUMNS, *(["label"] if o.oracle == "data" else []))
         pool = np.arange(len(table))
         if "split" in table.column_names:
-            pool = np.flatnonzero(np.isin(np.array(table["split"]), o.splits))
+            pool = np.flatnonzero(np.isin(column(table, "split"), o.splits))
         if not len(pool):
             raise DataError(f"no triple is in the splits {', '.join(o.splits)} of the graph (splits={o.splits})")
         chosen = np.sort(np.random.default_rng(run.seed).permutation(pool)[: o.sample])

@@ -28,7 +28,7 @@ from kdhub.rows import Rows
 from kdhub_knowledge.commonsense.critic import VALID, area, is_valid, kept, threshold
 from kdhub_knowledge.commonsense.data import pair_of
 from kdhub_knowledge.commonsense.language import open_language
-from kdhub_knowledge.commonsense.rows import COLUMNS, SPLITS, require_columns
+from kdhub_knowledge.commonsense.rows import COLUMNS, SPLITS, column, require_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kdhub")
 
 CRITIC = "critic"
+ALL = "all"
+"""Stands for all relations in the figures of this method."""
 VANISHES = 0.1
 """A relation of which less than this share of the pooled kept share is kept is warned of."""
 
@@ -76,7 +78,7 @@ class CriticFilter(Method):
         o, table = self.options, run.table("train")
         require_columns(table, *COLUMNS, "split")
         self._measures = []
-        relations = np.array(table["relation"])
+        relations = column(table, "relation")
         if o.critic_recall == "none":
             passes, scores = np.ones(len(table), bool), None
         else:
@@ -87,7 +89,8 @@ class CriticFilter(Method):
             scores = self._scores(run, table)
             limits = run.stage("threshold", lambda: self._limits(run, table))
             passes = self._passes(scores, relations, limits)
-            self._report(run, limits)
+            for use in self._annotated_uses(run, set(column(table, "head"))):
+                self._report(run, limits, use)
         if not passes.any():
             raise DataError(
                 f"none of the {len(table)} triples passes the threshold (critic_recall={o.critic_recall})",
@@ -104,7 +107,7 @@ class CriticFilter(Method):
             if values is not None:
                 table = table.remove_columns([name]) if name in table.column_names else table
                 table = table.add_column(name, values)
-        where, student = np.array(table["split"]), run.student
+        where, student = column(table, "split"), run.student
         if strange := sorted(set(where) - set(SPLITS)):
             raise DataError(f"a split of the triples is {strange[0]!r}, expected one of {', '.join(SPLITS)}")
         for name in SPLITS:
@@ -124,9 +127,9 @@ class CriticFilter(Method):
 
     def _scores(self, run: RunContext, table: datasets.Dataset) -> np.ndarray:
         """(rows,) float64: the critic's mean probability of `valid` over draws of names, or what a column says."""
-        if column := self.options.scores:
-            require_columns(table, column)
-            return np.asarray(table.with_format("numpy")[column], np.float64)
+        if name := self.options.scores:
+            require_columns(table, name)
+            return np.asarray(column(table, name), np.float64)
         critic = run.teachers.get(CRITIC)
         if critic is None:
             raise CompatibilityError(
@@ -162,13 +165,29 @@ class CriticFilter(Method):
         """Labels (bool), scores and relations of annotated rows."""
         table = run.table(use)
         require_columns(table, *COLUMNS, "label")
-        found = [is_valid(label) for label in table["label"]]
+        found = [is_valid(label) for label in column(table, "label")]
         if strange := [n for n, valid in enumerate(found, 1) if valid is None]:
             label = table[strange[0] - 1]["label"]
             raise DataError(
                 f"annotated {use} rows: unknown label {label!r}, expected a code or valid, invalid", rows=strange[:5]
             )
-        return np.array(found, bool), self._scores(run, table), np.array(table["relation"])
+        return np.array(found, bool), self._scores(run, table), column(table, "relation")
+
+    @staticmethod
+    def _annotated_uses(run: RunContext, events: set[str]) -> list[str]:
+        """The uses of data that have annotated rows.
+
+        Raises:
+            DataError: none of them is of an event of the graph: they are those of another one.
+        """
+        uses = [use for use in ("validation", "test") if run.has_rows(use)]
+        for use in uses:
+            if events.isdisjoint(heads := column(run.table(use), "head")):
+                raise DataError(
+                    f"none of the {len(heads)} annotated {use} rows is of an event of the graph",
+                    hint=f"data.{use}: [] goes without them; method annotate labels triples of this graph",
+                )
+        return uses
 
     def _limits(self, run: RunContext, table: datasets.Dataset) -> dict[str, float]:
         """The threshold of all relations ("") and, where asked for, of each."""
@@ -177,8 +196,8 @@ class CriticFilter(Method):
             raise UsageError(
                 "there are no annotated rows to choose a threshold by", hint="name them as data.validation"
             )
-        tested = {head for head, split in zip(table["head"], table["split"]) if split == "test"}
-        seen = run.table("validation")["head"]
+        tested = {head for head, split in zip(column(table, "head"), column(table, "split")) if split == "test"}
+        seen = column(run.table("validation"), "head")
         if leaked := [n for n, head in enumerate(seen, 1) if head in tested]:
             raise DataError(
                 f"{len(leaked)} of {len(seen)} annotated validation rows are of test events of the graph: "
@@ -187,7 +206,7 @@ class CriticFilter(Method):
             )  # fmt: skip
         labels, scores, relations = self._annotated(run, "validation")
         limits = {"": threshold(labels, scores, o.critic_recall, o.threshold_rule)}
-        for one in np.unique(np.array(table["relation"])) if o.per_relation else ():
+        for one in np.unique(column(table, "relation")) if o.per_relation else ():
             mine = relations == one
             if labels[mine].any():
                 limits[str(one)] = threshold(labels[mine], scores[mine], o.critic_recall, o.threshold_rule)
@@ -204,7 +223,7 @@ class CriticFilter(Method):
 
     def _add(self, metric: str, value: float | None, relation: str = "", **where: Any) -> None:
         if value is not None:
-            variant = {"relation": relation} if relation else {}
+            variant = {"relation": relation or ALL}  # never without: cards have what files alone can be asked for
             self._measures.append(
                 Measure(metric=metric, value=float(value), subject="student", variant=variant, **where)
             )
@@ -221,25 +240,23 @@ class CriticFilter(Method):
                     "per_relation: true keeps a recall of each", one, mine.sum(), len(mine), 100 * passes.mean(),
                 )  # fmt: skip
 
-    def _report(self, run: RunContext, limits: dict[str, float]) -> None:
+    def _report(self, run: RunContext, limits: dict[str, float], use: str) -> None:
         """Precision and recall at the threshold, and areas under the curve, of annotated rows."""
-        for name, limit in limits.items():
-            self._add("threshold", limit, name, dataset="annotated validation")
-        for use in ("validation", "test"):
-            if not run.has_rows(use):
-                continue
-            labels, scores, relations = self._annotated(run, use)
-            passes, where = self._passes(scores, relations, limits), f"annotated {use}"
-            within = []
-            for one in ("", *map(str, np.unique(relations))):
-                mine = relations == one if one else np.ones(len(labels), bool)
-                hits, n = (labels & passes & mine).sum(), int(mine.sum())
-                at = {"dataset": where, "examples": n}
-                self._add("precision", hits / (passes & mine).sum() if (passes & mine).any() else None, one, **at)
-                self._add("recall", hits / (labels & mine).sum() if (labels & mine).any() else None, one, **at)
-                self._add("auroc", found := area(labels[mine], scores[mine]), one, **at)
-                within += [(found, n)] if one and found is not None else []
-            if within:
-                values, weights = zip(*within)
-                at = {"dataset": where, "examples": sum(weights)}
-                self._add("auroc-within-relations", np.average(values, weights=weights), **at)
+        if use == "validation":
+            for name, limit in limits.items():
+                self._add("threshold", limit, name, dataset="annotated validation")
+        labels, scores, relations = self._annotated(run, use)
+        passes, where = self._passes(scores, relations, limits), f"annotated {use}"
+        within = []
+        for one in ("", *map(str, np.unique(relations))):
+            mine = relations == one if one else np.ones(len(labels), bool)
+            hits, n = (labels & passes & mine).sum(), int(mine.sum())
+            at = {"dataset": where, "examples": n}
+            self._add("precision", hits / (passes & mine).sum() if (passes & mine).any() else None, one, **at)
+            self._add("recall", hits / (labels & mine).sum() if (labels & mine).any() else None, one, **at)
+            self._add("auroc", found := area(labels[mine], scores[mine]), one, **at)
+            within += [(found, n)] if one and found is not None else []
+        if within:
+            values, weights = zip(*within)
+            at = {"dataset": where, "examples": sum(weights)}
+            self._add("auroc-within-relations", np.average(values, weights=weights), **at)

@@ -41,6 +41,6 @@ class AsData(Method):
             raise DataError(
                 f"the rows have no column {column!r} to divide them by, only {', '.join(table.column_names)}"
             )
-        names, at = np.unique(np.array(table[column]), return_index=True)
-        where = np.array(table[column])
+        where = table.select_columns([column]).with_format("arrow")[:][column].to_numpy(zero_copy_only=False)
+        names, at = np.unique(where, return_index=True)
         return {str(names[n]): table.select(np.flatnonzero(where == names[n])) for n in np.argsort(at)}
