@@ -25,14 +25,17 @@ from kdhub.errors import AwaitingError, DataError, KdhubError, TeacherError, Usa
 
 ZH = open_typed("zh")
 TOPICS = ["饮食", "学校"]
-DATA = {"source": "typed-heads", "options": {"teacher": "closed-world-zh", "types": ["event"], "categories": TOPICS}}
+DATA = {"source": "typed-heads:zh", "options": {"teacher": "closed-world-zh", "types": ["event"], "categories": TOPICS}}
 RECIPE = {
     "task": "data-set",
     "method": "snowman",
     "teacher": {"source": "roles", "judge": "closed-world-zh", "annotator": "closed-world-zh"},
     "student": "rows",
-    "data": {polarity: {**DATA, "split": polarity} for polarity in ("positive", "negative")},
-    "options": {"anchors": "closed-world-zh", "pilot_triples": 30, "pool_max": 30, "together": 5},
+    "data": {
+        **{polarity: {**DATA, "split": polarity} for polarity in ("positive", "negative")},
+        "anchors": "closed-world-zh",
+    },
+    "options": {"pilot_triples": 30, "pool_max": 30, "together": 5},
     "evaluation": {"data": [], "cost": False},
 }
 

@@ -1,4 +1,4 @@
-"""`typed-heads`: heads of a commonsense graph that a model writes by type, polarity and topic, negated ones among them
+"""`typed-heads:LANGUAGE`: heads of a commonsense graph that a model writes by type, polarity and topic, negated ones among them
 (arXiv:2306.10241; the prompts are a reconstruction).
 
 For each type, polarity and topic a prompt has `shots` heads, three quarters of them the language file's own and the
@@ -65,9 +65,9 @@ class _Job:
 
 
 def typed_heads(
+    argument: str = "zh",
     *,
     teacher: Any = None,
-    language: str = "zh",
     types: Sequence[str] | None = None,
     categories: Sequence[str] | None = None,
     rounds: int = 5,
@@ -78,11 +78,11 @@ def typed_heads(
     chat: bool = False,
     answers: Mapping[str, Any] | None = None,
 ) -> Data:
-    """Heads that a model writes.
+    """`typed-heads:LANGUAGE`: heads that a model writes.
 
     Args:
+        argument: a language file with typed heads, by name or path.
         teacher: the model, as a recipe names a teacher.
-        language: a language file with typed heads, by name or path.
         types: some of the file's types, `event`, or one polarity, `event/negative`; categories: topics; all if unset.
         rounds: prompts for each type, polarity and topic, at most.
         heads_per_prompt: heads that a prompt asks for; shots: that it shows.
@@ -93,13 +93,13 @@ def typed_heads(
     Raises:
         UsageError: no model, a type that the language does not have, numbers out of range.
     """
-    name = "typed-heads"
+    name = f"typed-heads:{argument}"
     if min(rounds, heads_per_prompt, shots) < 1 or not 0 < rouge_max <= 1:
         raise UsageError(
             f"{name} needs rounds, heads_per_prompt and shots of at least 1 and rouge_max above 0, to 1 ({rounds=}, "
             f"{heads_per_prompt=}, {shots=}, {rouge_max=})"
         )
-    typed = open_typed(language)
+    typed = open_typed(argument)
     kinds = typed.kinds(list(types) if types else None)
     prompter = Prompter(name, teacher, answers, chat, temperature=0.7, max_new_tokens=512)
     require(name, 1, prompter.how)

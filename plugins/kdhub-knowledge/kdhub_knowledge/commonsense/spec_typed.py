@@ -6,7 +6,7 @@ HERE = "kdhub_knowledge.commonsense"
 
 METHODS = (
     MethodSpec(
-        name="snowman", target="kdhub_knowledge.methods.snowman:Snowman", traits=("rows",), uses=(), recipe="snowman",
+        name="snowman", target="kdhub_knowledge.methods.snowman:Snowman", tasks=("data-set",), uses=(), recipe="snowman",
         paper="arXiv:2306.10241", tags=("elicitation:expansion", "elicitation:self-knowledge"),
         summary="heads of a commonsense graph, unreliable types filtered by the model itself",
         roles=(
@@ -28,7 +28,7 @@ TEACHERS = (
 
 DATASETS = (
     DatasetSpec(
-        name="typed-heads", target=f"{HERE}.heads:typed_heads", tags=("elicitation:expansion",),
+        name="typed-heads", target=f"{HERE}.heads:typed_heads", argument="LANGUAGE", tags=("elicitation:expansion",),
         summary="heads by type, polarity and topic that a teacher writes, negated ones among them",
     ),
     DatasetSpec(

@@ -8,7 +8,7 @@ rates, and the judge and the annotator that are assumed of it. It is prompted as
 
 The judge reads its prompt alone and is right with a probability of 0.6 + 0.05 for each right example of the same topic
 in it, at most 0.95. This is an assumption: it says nothing of how a real model judges. Questions about whole triples
-(`check`), which stand for people, are always answered rightly.
+(`check`), which stand for people, are always answered rightly. Other prompts are refused, as models do.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class ClosedWorldZh(ClosedWorld):
         for name, answer in answers.items():
             if (asked := _fields(typed.typed.prompts[name], prompt)) is not None:
                 return answer(asked, draw), 0.0
-        raise TeacherError(f"the closed world knows nothing of {prompt[:80]!r}", hint="it is prompted by language: zh")
+        return "作为语言模型，我无法回答。", 0.0
 
     def _heads(self, asked: Mapping[str, str], draw: random.Random) -> str:
         events = open_typed("zh").typed.types["event"]

@@ -25,7 +25,6 @@ from kdhub_tasks.language.prompting import Prompter, filled
 from kdhub_tasks.language.replies import Tally
 from pydantic import Field, model_validator
 
-from kdhub import open_data
 from kdhub.data.prepare import iterate
 from kdhub.dataset_student import DatasetStudent
 from kdhub.errors import CompatibilityError, DataError, TeacherError
@@ -39,6 +38,8 @@ from kdhub_knowledge.commonsense.typed_tails import SETTINGS, tails
 logger = logging.getLogger("kdhub")
 
 JUDGE, ANNOTATOR = "judge", "annotator"
+ANCHORS = "anchors"
+"""The use of data that holds judged heads, in place of those of the language file."""
 VOTES, REJECTED = "filter_votes", "rejected"
 PILOT = "pilot.csv"
 AT_ONCE = 1000
@@ -69,9 +70,6 @@ class Snowman(Method):
             0.7, gt=0, le=1, description="examples of the pool are less similar than this (ROUGE-L)"
         )
         together: int = Field(1, ge=1, description="heads that are judged before the pool grows; more are faster")
-        anchors: str | None = Field(
-            None, description="a data set with head and valid, in place of the language file's judged heads"
-        )
         pilot_triples: int = Field(100, ge=1, description="triples of each type that are judged in the pilot")
         pilot_margin: float = Field(0.05, ge=0, lt=1, description="acceptance below that of all which is unreliable")
         answers: dict[str, Any] = Field({}, description="settings of verdicts: temperature, max_new_tokens, ...")
@@ -88,17 +86,13 @@ class Snowman(Method):
         "teacher": {"source": "roles", JUDGE: "closed-world-zh", ANNOTATOR: "closed-world-zh"},
         "data": {
             "train": {
-                "source": "typed-heads",
+                "source": "typed-heads:zh",
                 "split": "negative",
-                "options": {
-                    "teacher": "closed-world-zh",
-                    "types": ["event"],
-                    "categories": ["饮食", "学校"],
-                    "rounds": 1,
-                },
-            }
+                "options": {"teacher": "closed-world-zh", "types": ["event"], "categories": ["饮食"], "rounds": 1},
+            },
+            ANCHORS: "closed-world-zh",
         },
-        "options": {"anchors": "closed-world-zh", "filter_types": "negative", "pool_max": 22},
+        "options": {"filter_types": "negative", "pool_max": 22},
     }
 
     def distill(self, run: RunContext) -> DatasetStudent:
@@ -110,7 +104,7 @@ class Snowman(Method):
         student, typed = run.student, open_typed(self.options.language)
         if not isinstance(student, DatasetStudent):
             raise CompatibilityError("snowman keeps heads, and the student must be rows", hint="student: rows")
-        tables = {use: _with_votes(run.table(use), use) for use in run.data_uses}
+        tables = {use: _with_votes(run.table(use), use) for use in run.data_uses if use != ANCHORS}
         heads = [(use, n, row) for use, table in tables.items() for n, row in enumerate(_heads(table, use))]
         chosen = self._chosen(run, typed, [row for *_, row in heads])
         judged = [(use, n, row) for use, n, row in heads if (row["head_type"], polarity_of(row)) in chosen]
@@ -234,19 +228,18 @@ class Snowman(Method):
         Raises:
             DataError: there are none.
         """
-        if self.options.anchors is None:
+        if not run.has_rows(ANCHORS):
             given = typed.typed.anchors.get(polarity)
             found = [Example(head, valid) for valid in (True, False) for head in getattr(given, LABELS[not valid], ())]
         else:
-            data = open_data(self.options.anchors)
-            rows = [row for split in data.splits for row in iterate(data.split(split))]
+            rows = list(iterate(run.table(ANCHORS)))
             if bad := [n for n, row in enumerate(rows, 1) if not (row.get("head") and "valid" in row)]:
-                raise DataError(f"{data.name}: rows without head and valid", rows=bad[:5])
+                raise DataError("data.anchors has rows without head and valid", rows=bad[:5])
             found = [Example(row["head"], bool(row["valid"])) for row in rows if typed.polarity(row) == polarity]
         if not found:
             raise DataError(
                 f"no judged heads are {polarity}: the filter has nothing to learn from",
-                hint=f"add them to typed.anchors.{polarity} of the language file, or to the data set of `anchors`",
+                hint=f"add them to typed.anchors.{polarity} of the language file, or to data.anchors",
             )
         return found
 
