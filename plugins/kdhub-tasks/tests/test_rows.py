@@ -65,3 +65,15 @@ def test_what_makes_no_data_set(home, jsonl, tmp_path):
     mixed = [jsonl("a.jsonl", [{"a": 1}]), jsonl("b.jsonl", [{"a": "one"}])]
     with pytest.raises(DataError, match="do not make one table"):
         kdhub.distill(method="as-data", data=mixed, out=tmp_path / "mixed")
+
+
+def test_a_column_names_the_split_of_each_row(home, jsonl, tmp_path):
+    rows = [{"n": n, "split": "test" if n % 3 == 1 else "train"} for n in range(6)]
+    recipe = {
+        "task": "data-set", "method": "as-data", "student": "rows", "data": {"train": jsonl("rows.jsonl", rows)},
+        "options": {"split_by": "split"}, "evaluation": {"cost": False},
+    }  # fmt: skip
+    student = kdhub.load(kdhub.distill(recipe, out=tmp_path / "run").folder)
+    assert {name: table["n"][:] for name, table in student.splits.items()} == {"train": [0, 2, 3, 5], "test": [1, 4]}
+    with pytest.raises(DataError, match="no column 'kind' to divide them by, only n, split"):
+        kdhub.distill({**recipe, "options": {"split_by": "kind"}}, out=tmp_path / "no")

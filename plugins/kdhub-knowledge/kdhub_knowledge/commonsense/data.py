@@ -29,6 +29,7 @@ from kdhub_knowledge.commonsense import writing
 from kdhub_knowledge.commonsense.language import open_language
 from kdhub_knowledge.commonsense.oracles import valid_tails
 from kdhub_knowledge.commonsense.rows import COLUMNS, cleaned, split_by_event
+from kdhub_knowledge.commonsense.world import labelled_rows
 
 SHARES = (0.8, 0.1, 0.1)
 VALID, INVALID = "valid", "invalid"
@@ -189,6 +190,17 @@ def critic_pairs(
 
     key = {"language": wording.model_dump(mode="json"), "seed": seed, "version": 1}
     return data.remade(name, rows, data.splits, key=key)
+
+
+def closed_world(events: int = 8, pairs: bool = False) -> Data:
+    """`closed-world`: a few labelled triples of the closed world, each second of them wrong; as pairs for a critic."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in labelled_rows(events):
+            yield {**pair_of(row, open_language("en"), 0), "label": row["label"]} if pairs else row
+
+    key = {"events": events, "pairs": pairs, "version": 1}
+    return Data.from_rows("closed-world", {"train": rows}, key=key, licence="cc0-1.0")
 
 
 def pair_of(row: Mapping[str, Any], language: Any, seed: int) -> dict[str, str]:

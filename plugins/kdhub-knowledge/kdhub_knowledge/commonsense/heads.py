@@ -1,5 +1,5 @@
-"""`typed-heads:LANGUAGE`: heads of a commonsense graph that a model writes by type, polarity and topic, negated ones among them
-(arXiv:2306.10241; the prompts are a reconstruction).
+"""`typed-heads:LANGUAGE`: heads of a commonsense graph that a model writes by type, polarity and topic, negated ones
+among them (arXiv:2306.10241; the prompts are a reconstruction).
 
 For each type, polarity and topic a prompt has `shots` heads, three quarters of them the language file's own and the
 rest accepted before (as in Self-Instruct, arXiv:2212.10560), and asks for more. Rounds follow each other: all prompts

@@ -39,7 +39,7 @@ class Relation(BaseModel):
     @model_validator(mode="after")
     def _has_head(self) -> Relation:
         if "{head}" not in self.sentence:
-            raise ValueError("sentence must contain {head}")
+            raise ValueError(f"sentence must contain {{head}} (sentence={self.sentence!r})")
         return self
 
 
@@ -68,10 +68,12 @@ class Language(BaseModel):
 
     @model_validator(mode="after")
     def _enough_names(self) -> Language:
-        if len(self.target) != len(self.persons) or len(set(self.names)) < len(self.persons):
-            raise ValueError(f"{len(self.persons)} persons need as many in `target`, and in `names` at least as many")
-        if len({*self.target, *self.persons}) < 2 * len(self.persons):
-            raise ValueError("the names in `target` must differ from each other and from `persons`")
+        many, names = len(self.persons), len(set(self.names))
+        if len(set(self.target) - set(self.persons)) != many or names < many:
+            raise ValueError(
+                f"target must be {many} different names, as there are persons, and names at least as many "
+                f"(target={list(self.target)}, {names} names)"
+            )
         return self
 
     # -- names ------------------------------------------------------------------------------------------------

@@ -113,7 +113,9 @@ MOST_TOKENS = 32
 """Of a tail."""
 
 
-def tails_accepted(found: Written) -> float:
-    """The share of greedy tails, cut at the first full stop, that are accepted."""
+def tails_accepted(found: Written) -> float | None:
+    """The share of greedy tails, cut at the first full stop, that are accepted; None for other rows."""
+    if not isinstance(found, Written):
+        return None
     hits = [tail_of(text) in tails for text, tails in zip(found.outputs.texts.answers, found.accepted)]
     return float(np.mean(hits))

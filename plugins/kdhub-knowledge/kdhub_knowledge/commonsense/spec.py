@@ -62,6 +62,7 @@ DATASETS = (
     _data("triples", "triples", "what a teacher writes about events: head, relation, tail", argument="HEADS"),
     _data("cleaned", "cleaned_triples", "triples cleaned, without repetitions, split by event", argument="DATA"),
     _data("critic-pairs", "critic_pairs", "triples as pairs of texts with names, for a critic", argument="TRIPLES"),
+    _data("closed-world", "closed_world", "a few labelled triples of the closed world", splits=("train",)),
     _data("comet", "comet", "triples as prompts and responses of a student", argument="TRIPLES"),
 )  # fmt: skip
 

@@ -6,8 +6,8 @@ HERE = "kdhub_knowledge.commonsense"
 
 METHODS = (
     MethodSpec(
-        name="snowman", target="kdhub_knowledge.methods.snowman:Snowman", tasks=("data-set",), uses=(), recipe="snowman",
-        paper="arXiv:2306.10241", tags=("elicitation:expansion", "elicitation:self-knowledge"),
+        name="snowman", target="kdhub_knowledge.methods.snowman:Snowman", tasks=("data-set",), uses=(),
+        recipe="snowman", paper="arXiv:2306.10241", tags=("elicitation:expansion", "elicitation:self-knowledge"),
         summary="heads of a commonsense graph, unreliable types filtered by the model itself",
         roles=(
             Role(name="judge", tasks=("causal-lm",), summary="judges heads, and writes the tails of the pilot"),

@@ -16,17 +16,19 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from kdhub_tasks.language.generation import Generation, encoded, is_text, layout
+from kdhub_tasks.language.rows import vocabulary
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import TeacherError
 from kdhub.rows import Example
 from kdhub.teacher import Teacher
 from kdhub_knowledge.commonsense.language import HERE, open_language
+from kdhub_knowledge.commonsense.rows import SPLITS
 
 LANGUAGE = "en"
 
@@ -81,6 +83,25 @@ def is_valid(row: Mapping[str, Any]) -> bool | None:
     return None if found is None else row["tail"] in found
 
 
+def labelled_rows(events: int = 8) -> list[dict[str, Any]]:
+    """A few triples with labels and scores: each second is wrong, the scores of valid ones are higher, with some
+    overlap."""
+    topics, rows = list(world().topics), []
+    for n, (head, topic) in enumerate(list(world().events.items())[:events]):
+        for m, relation in enumerate(world().frames):
+            valid = (n + m) % 2 == 0
+            tail = world().tails(topic if valid else topics[-1], relation)[m % 6]
+            row = {
+                "head": head,
+                "relation": relation,
+                "tail": tail,
+                "split": SPLITS[0 if n < events - 2 else n % 2 + 1],
+            }
+            score = 0.3 + 0.01 * n + (0.3 if valid else 0.0) + 0.05 * m
+            rows.append({**row, "label": "valid" if valid else "invalid", "score": round(score, 4)})
+    return rows
+
+
 class ClosedWorld(Teacher):
     """`closed-world`: the teacher."""
 
@@ -89,9 +110,17 @@ class ClosedWorld(Teacher):
 
     options: Options
     group_rows = 512
-    tokenizer = None
     max_length = None
-    vocabulary = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from kdhub_tasks.language.students import byte_tokenizer
+
+        return byte_tokenizer()
+
+    @cached_property
+    def vocabulary(self) -> str:
+        return vocabulary(self.tokenizer)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -107,10 +136,7 @@ class ClosedWorld(Teacher):
         return layout(kind)
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
-        """
-        Raises:
-            TeacherError: a prompt asks for nothing that the world knows.
-        """
+        """An empty text for a prompt that asks for nothing that the world knows."""
         how = Generation.parse(kind)
         found = [self._answer(example, how) for example in examples]
         texts, log_probs = zip(*found) if found else ((), ())
@@ -118,14 +144,16 @@ class ClosedWorld(Teacher):
         return encoded(texts, [True] * len(texts), probs)
 
     def _answer(self, example: Example, how: Generation) -> tuple[str, float]:
-        prompt = example["messages"][-1]["content"]
+        prompt = example["messages"][-1]["content"] if "messages" in example else ""
         digest = hashlib.blake2b(example["content"] + f"\0{how.seed}".encode(), digest_size=8).digest()
         draw, language = random.Random(digest), open_language(LANGUAGE)
         item = language.events.item
         if prompt.endswith(item[: item.find("{head}")].rstrip()):
             events = list(_events())
             return f" {draw.choice(events)}", -math.log(len(events))
-        head, relation = self._asked(prompt.split("\n")[-1])
+        if (asked := self._asked(prompt.split("\n")[-1])) is None:
+            return "", 0.0
+        head, relation = asked
         topic = _events()[head]
         wrong = draw.random() < self.options.error
         if wrong:
@@ -135,7 +163,7 @@ class ClosedWorld(Teacher):
         return f" {draw.choice(tails)}.", math.log(share / len(tails))
 
     @staticmethod
-    def _asked(sentence: str) -> tuple[str, str]:
+    def _asked(sentence: str) -> tuple[str, str] | None:
         """Event and relation of an open sentence."""
         language = open_language(LANGUAGE)
         for name in world().frames:
@@ -145,7 +173,4 @@ class ClosedWorld(Teacher):
                 head = language.without_names(found[1], language.target)
                 if head in _events():
                     return head, name
-        raise TeacherError(
-            f"the closed world knows nothing of {sentence[:80]!r}",
-            hint=f"relations: [{', '.join(world().frames)}], and events of its own (heads:en)",
-        )
+        return None

@@ -172,7 +172,7 @@ class ClosedWorldZh(ClosedWorld):
         return {**self.identity, "id": "closed-world-zh", "source": "closed-world-zh", "licence": "cc0-1.0"}
 
     def _answer(self, example: Example, how: Generation) -> tuple[str, float]:
-        prompt, typed = example["messages"][-1]["content"], open_typed("zh")
+        prompt, typed = example["messages"][-1]["content"] if "messages" in example else "", open_typed("zh")
         digest = hashlib.blake2b(example["content"] + f"\0{how.seed} {self.options.seed}".encode(), digest_size=8)
         draw = random.Random(digest.digest())
         answers = {"heads": self._heads, "judge": self._judge, "tails": self._tails, "check": self._check}

@@ -11,7 +11,7 @@ Only triples of training events are drawn: a critic that has seen test events ma
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -39,7 +39,7 @@ class Annotate(Method):
         splits: list[Literal["train", "validation", "test"]] = Field(
             ["train"], min_length=1, description="splits of the graph from which triples are drawn"
         )
-        shares: list[float] = Field(
+        shares: list[Annotated[float, Field(ge=0, le=1)]] = Field(
             [0.8, 0.1, 0.1], description="of the annotated events in train, validation and test of the critic"
         )
         language: str = Field("en", description="language file, for the sentence that people read")

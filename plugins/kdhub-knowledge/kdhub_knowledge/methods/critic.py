@@ -40,6 +40,7 @@ class Critic(Supervised):
         lr: float = Field(5e-6, gt=0, description="peak learning rate of AdamW")
         batch_size: int = Field(128, ge=1, description="pairs of one optimiser step")
         epochs: float = Field(100.0, gt=0, description="passes over the annotated triples, at most")
+        warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
         schedule: str = Field(
             "constant", pattern="^(linear|cosine|constant)$", description="learning rate after warm-up"
         )
@@ -51,6 +52,10 @@ class Critic(Supervised):
         patience: int = Field(10, ge=1, description="epochs without one until nothing more is learnt")
 
     options: Options
+    tiny_recipe = {
+        "data": {"train": [{"source": "closed-world", "options": {"pairs": True}}], "validation": []},
+        "evaluation": {"data": [{"source": "closed-world", "options": {"pairs": True}}], "metrics": None},
+    }
 
     def check(self, student: Student, teacher: Any) -> None:
         if list(student.classes) != CLASSES:

@@ -13,7 +13,7 @@ Departure: the authors average the thresholds of validation and test rows; here 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from kdhub_tasks.language.generation import digest_of
@@ -47,7 +47,7 @@ VANISHES = 0.1
 
 class CriticFilter(Method):
     class Options(MethodOptions):
-        critic_recall: float | Literal["none"] = Field(
+        critic_recall: Annotated[float, Field(gt=0, lt=1)] | Literal["none"] = Field(
             0.5,
             description="recall of valid validation rows at the threshold, between 0 and 1; none: no filter",
         )
@@ -65,13 +65,13 @@ class CriticFilter(Method):
         language: str = Field("en", description="language file, for names and phrases")
 
     options: Options
-    tiny_recipe = {"options": {"scores": "score", "critic_recall": 0.8}}
+    tiny_recipe = {"teacher": None, "data": {"test": []}, "options": {"scores": "score", "critic_recall": 0.8}}
     _measures: list[Measure] = []
 
     def distill(self, run: RunContext) -> Student:
         """
         Raises:
-            UsageError: no recall. CompatibilityError: no critic, or one of other classes.
+            UsageError: no annotated rows. CompatibilityError: no critic, or one of other classes.
             DataError: columns that are missing, annotated rows of test events or of one class, a threshold that nobody
                 reaches.
         """
@@ -82,10 +82,6 @@ class CriticFilter(Method):
         if o.critic_recall == "none":
             passes, scores = np.ones(len(table), bool), None
         else:
-            if not 0 < o.critic_recall < 1:
-                raise UsageError(
-                    f"critic_recall must be above 0 and below 1, or none (critic_recall={o.critic_recall:g})"
-                )
             scores = self._scores(run, table)
             limits = run.stage("threshold", lambda: self._limits(run, table))
             passes = self._passes(scores, relations, limits)

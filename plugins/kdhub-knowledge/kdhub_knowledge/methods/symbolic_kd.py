@@ -28,6 +28,7 @@ class SymbolicKd(Supervised):
         warmup: float = Field(0.05, ge=0, le=1, description="share of the steps with rising learning rate")
 
     options: Options
+    tiny_recipe = {"evaluation": {"metrics": None}}
 
     def adapt(self, student: Student, teacher: Any) -> None:
         """Note in the configuration what its prompts look like."""
