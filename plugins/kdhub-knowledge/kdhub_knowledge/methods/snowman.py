@@ -104,7 +104,7 @@ class Snowman(Method):
         student, typed = run.student, open_typed(self.options.language)
         if not isinstance(student, DatasetStudent):
             raise CompatibilityError("snowman keeps heads, and the student must be rows", hint="student: rows")
-        tables = {use: _with_votes(run.table(use), use) for use in run.data_uses if use != ANCHORS}
+        tables = {use: _with_votes(run.table(use)) for use in run.data_uses if use != ANCHORS}
         heads = [(use, n, row) for use, table in tables.items() for n, row in enumerate(_heads(table, use))]
         chosen = self._chosen(run, typed, [row for *_, row in heads])
         judged = [(use, n, row) for use, n, row in heads if (row["head_type"], polarity_of(row)) in chosen]
@@ -270,16 +270,15 @@ def _heads(table: Any, use: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_votes(table: Any, use: str) -> Any:
+def _with_votes(table: Any) -> Any:
     """The table with a column of votes, empty where nobody voted."""
     return table if VOTES in table.column_names else table.add_column(VOTES, [""] * len(table))
 
 
 def _voted(table: Any, rows: Sequence[int], votes: Mapping[int, str]) -> Any:
     """Some rows of a table with their votes."""
-    some = table.select(rows)
-    given = [votes.get(n, old) for n, old in zip(rows, some[VOTES])]
-    return some.remove_columns(VOTES).add_column(VOTES, given)
+    given = [votes.get(n, old) for n, old in enumerate(table[VOTES])]
+    return table.remove_columns(VOTES).add_column(VOTES, given).select(rows)
 
 
 def _first(rows: Any) -> list[Mapping[str, Any]]:
