@@ -491,6 +491,24 @@ def test_a_graph_is_published_pulled_and_verified(hub, tmp_path, monkeypatch):  
     assert kdhub.verify(str(pulled)).status == "differs"
 
 
+def test_a_local_language_model_writes_the_same(jsonl, tmp_path):
+    """A tiny one with random weights: what it writes is noise, but goes the whole way, with its log-probabilities."""
+    from kdhub_tasks.language.students import llama
+
+    from kdhub.student import BuildContext
+
+    (tmp_path / "model").mkdir()
+    llama("width=16,layers=1,heads=2,length=1000", BuildContext(None, None, 0)).save(tmp_path / "model")
+    heads = jsonl([{"head": f"PersonX does thing {n}"} for n in range(3)])
+    options = {
+        "teacher": f"path:{tmp_path / 'model'}",
+        "relations": ["xWant"],
+        "answers": {"log_probs": True, "top_p": 1},
+    }
+    rows = kdhub.open_data({"source": f"triples:{heads}", "options": options}).split("train").to_list()
+    assert rows and all(row["log_prob"] < 0 and row["relation"] == "xWant" for row in rows)
+
+
 def test_one_seed_for_a_recipe_and_all_that_it_stands_on():
     source = {"source": "comet:recipe:symbolic-kd-graph", "seeds": 3, "set": {"options.critic_recall": 0.8}}
     recipe = resolve_recipe("symbolic-kd", set={"data.train": [source]})
