@@ -78,10 +78,11 @@ class Typed(_Part):
         for name, needed in PLACEHOLDERS.items():
             missing = [one for one in needed if f"{{{one}}}" not in self.prompts.get(name, "")]
             if missing:
-                raise ValueError(f"prompts.{name} must contain {{{missing[0]}}}")
+                prompt = self.prompts.get(name, "")
+                raise ValueError(f"prompts.{name} must contain {{{missing[0]}}} (prompts.{name}={prompt[:60]!r})")
         strange = {polarity for kinds in (*self.types.values(), self.anchors) for polarity in kinds} - {*POLARITIES}
         if strange:
-            raise ValueError(f"types and anchors are positive or negative, not {', '.join(sorted(strange))}")
+            raise ValueError(f"types and anchors must be positive or negative (polarity={sorted(strange)})")
         return self
 
 
