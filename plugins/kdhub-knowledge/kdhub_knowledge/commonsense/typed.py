@@ -79,7 +79,7 @@ class Typed(_Part):
             missing = [one for one in needed if f"{{{one}}}" not in self.prompts.get(name, "")]
             if missing:
                 prompt = self.prompts.get(name, "")
-                raise ValueError(f"prompts.{name} must contain {{{missing[0]}}} (prompts.{name}={prompt[:60]!r})")
+                raise ValueError(f"prompts.{name} must contain {{{missing[0]}}} (prompt={prompt[:60]!r})")
         strange = {polarity for kinds in (*self.types.values(), self.anchors) for polarity in kinds} - {*POLARITIES}
         if strange:
             raise ValueError(f"types and anchors must be positive or negative (polarity={sorted(strange)})")
