@@ -30,7 +30,7 @@ RECIPE = {
     "task": "data-set",
     "method": "snowman",
     "teacher": {"source": "roles", "judge": "closed-world-zh", "annotator": "closed-world-zh"},
-    "student": "rows",
+    "student": {"source": "rows", "about": {"origin": "closed"}, "limits": ["Written for a test."]},
     "data": {
         **{polarity: {**DATA, "split": polarity} for polarity in ("positive", "negative")},
         "anchors": "closed-world-zh",
@@ -246,6 +246,7 @@ def test_only_what_the_pilot_finds_unreliable_is_filtered(runs):
     assert all(accepted(votes) for votes in kept["negative"]["filter_votes"])
     assert not any(accepted(votes) for votes in kept["rejected"]["filter_votes"])
     card = (runs["auto"] / "README.md").read_text()
+    assert "origin: closed" in card and "- Written for a test." in card
     assert "reconstructed: true" in card and "event/negative" in card and all(line in card for line in RECONSTRUCTED)
 
 
