@@ -160,8 +160,9 @@ class RunContext(Protocol):
     def table(self, use: str) -> Any:
         """The plain rows of one use of data (`datasets.Dataset`)."""
 
-    def signals(self, rows: Rows, kind: str, role: str = MAIN) -> StoredSignals:
-        """A teacher's signals of some rows, through the store. One of another task reads the rows as its task does."""
+    def signals(self, rows: Rows, kind: str, role: str = MAIN, *, read: bool = False) -> StoredSignals:
+        """A teacher's signals of some rows, through the store. One of another task reads the rows as its task does;
+        `read`: they are prepared for it already, such as prompts of the method's own."""
 
     def fit(self, method: ObjectiveMethod, student: Student) -> Student:
         """Train a student by an objective, to the end. Each call of a run has checkpoints of its own; a resumed run

@@ -35,6 +35,8 @@ class SavedOptions(BaseModel):
         max_length=200,
         description="why it should not be published, in a line; `publish` refuses until it is repeated",
     )
+    about: dict[str, Any] = Field({}, description="further keys of its card's front matter: {reconstructed: true}")
+    limits: list[str] = Field(default_factory=list, description="sentences that its card says among its limits")
 
 
 class Student(ABC):
@@ -53,6 +55,7 @@ class Student(ABC):
         precision: in which its weights are saved: that in which they were opened, or what the recipe names.
         withheld: why it should not be published, in one line (raw harmful text); "" where nothing stands against it.
             `publish` refuses until somebody repeats it. What contains this student says it too.
+        limits: sentences that its card says among its limits: what was assumed, what is reconstructed.
         layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
     """
 
@@ -62,6 +65,7 @@ class Student(ABC):
     problem: str = ""
     precision: str = "float32"
     withheld: str = ""
+    limits: Sequence[str] = ()
     layers: Mapping[str, tuple[int | None, ...]] = {}
 
     def __init__(self, start: Mapping[str, Any] | None = None):

@@ -396,6 +396,7 @@ def _limits(facts: _Facts) -> str:
     for reason in facts.withheld:
         said = " Its publisher repeated this, and published it." if reason in facts.despite else ""
         items.append(f"Why it should not be published: {text(reason)}.{said}")
+    items += [text(limit) for limit in facts.student.get("limits") or ()]
     examples: dict[str, int] = {}
     for m in report.measures:
         if m.dataset is not None and not m.variant:

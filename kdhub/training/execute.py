@@ -131,6 +131,9 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
     stated = recipe.student.options.get("withheld") if recipe.student else None
     withheld = [stated, saved.withheld, student.withheld]
     withheld += withheld_in(recipe, student.kind, provenance.get("chained", {}))
+    said = recipe.student.options if recipe.student else {}
+    more = {**student.front_matter(), **said.get("about", {})}
+    limits = [*said.get("limits", ()), *saved.limits]
     run.add_provenance(
         student={
             "parameters": parameters(student),
@@ -139,7 +142,8 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
             "library": student.library,
             "kind": student.kind,
             "pipeline_tag": session.task.pipeline_tag,
-            **({"front_matter": more} if (more := student.front_matter()) else {}),
+            **({"front_matter": more} if more else {}),
+            **({"limits": limits} if limits else {}),
             **({"members": {name: dict(how) for name, how in student.members.items()}} if student.members else {}),
             **({"withheld": reasons} if (reasons := list(dict.fromkeys(filter(None, withheld)))) else {}),
         }

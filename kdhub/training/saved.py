@@ -45,11 +45,12 @@ class Saved:
     Attributes:
         rows: plain rows, and outputs: what it gave for them; none for a student that is not a network.
         weights: name -> digest of the values.
-        start: of the student (`Student.start`), which is not in its folder; withheld likewise.
+        start: of the student (`Student.start`), which is not in its folder; withheld and limits likewise.
     """
 
     start: dict[str, Any]
     withheld: str = ""
+    limits: Sequence[str] = ()
     precision: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     outputs: np.ndarray | None = None
@@ -63,7 +64,7 @@ def save(run: Run, session: Any, student: Student) -> Saved:
     Raises:
         TrainingError: its `finalise` changed what it gives.
     """
-    task, saved = session.task, Saved(student.start, student.withheld)
+    task, saved = session.task, Saved(student.start, student.withheld, student.limits)
     if student.module is not None:
         saved.precision = student.precision
         saved.rows = _rows(session, student)

@@ -235,14 +235,15 @@ class Session:
         self._note_data([describe_data(data, split, use) for data, split in parts])
         return self.task.training_table(parts)
 
-    def signals(self, rows: Rows, kind: str, role: str = MAIN) -> Stored | Joined:
+    def signals(self, rows: Rows, kind: str, role: str = MAIN, *, read: bool = False) -> Stored | Joined:
         """Stored signals of these rows of a teacher; what is missing is computed, by all ranks together."""
         teacher, own = self.teachers.get(role), "" if role == MAIN else f" {role}"
         if teacher is None:
             raise UsageError(f"the method asks for {kind!r}, and the recipe has no teacher{own}")
         before = dict(teacher.spent)
         try:
-            stored = stored_signals(teacher, self.read_by(role, rows), kind, dtype=self.recipe.signals.dtype)
+            rows = rows if read else self.read_by(role, rows)
+            stored = stored_signals(teacher, rows, kind, dtype=self.recipe.signals.dtype)
         finally:
             self._note_spent(of_role(role, kind), teacher, before)
         kind = of_role(role, kind)
@@ -250,7 +251,8 @@ class Session:
             report, which = part.report, f"teacher{own} {n}" if teacher.members else f"teacher{own}"
             self.calls += report.calls
             if report.computed:
-                logger.info(
+                logger.log(
+                    logging.DEBUG if read else logging.INFO,  # a method's own prompts may be many small batches
                     "%s computed %s for %d rows in %.1f s (%d already stored)",
                     which, kind, report.computed, report.seconds, report.found,
                 )  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from kdhub import hookimpl
 from kdhub.specs import Spec
 from kdhub_knowledge.commonsense import spec as commonsense
+from kdhub_knowledge.commonsense import spec_typed as typed_commonsense
 from kdhub_knowledge.guards import spec as guards
 from kdhub_knowledge.items import spec as items
 from kdhub_knowledge.relations import spec as relations
@@ -17,6 +18,7 @@ ROOMS = (
     items,
     relations,
     sets,
+    typed_commonsense,
 )
 
 

@@ -27,8 +27,9 @@ from kdhub.errors import DataError, UsageError
 from kdhub_knowledge.commonsense import comet as student
 from kdhub_knowledge.commonsense import writing
 from kdhub_knowledge.commonsense.language import open_language
+from kdhub_knowledge.commonsense.oracles import valid_tails
 from kdhub_knowledge.commonsense.rows import COLUMNS, cleaned, split_by_event
-from kdhub_knowledge.commonsense.world import labelled_rows, valid_tails
+from kdhub_knowledge.commonsense.world import labelled_rows
 
 SHARES = (0.8, 0.1, 0.1)
 VALID, INVALID = "valid", "invalid"

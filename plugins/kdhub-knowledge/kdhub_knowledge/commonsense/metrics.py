@@ -13,8 +13,8 @@ from kdhub.dataset_student import splits_in
 from kdhub.metric import Part
 from kdhub_knowledge.commonsense.comet import tail_of
 from kdhub_knowledge.commonsense.critic import VALID, interval
+from kdhub_knowledge.commonsense.oracles import valid_tails
 from kdhub_knowledge.commonsense.rows import COLUMNS
-from kdhub_knowledge.commonsense.world import valid_tails
 
 if TYPE_CHECKING:
     from kdhub_tasks.language.outputs import Outputs

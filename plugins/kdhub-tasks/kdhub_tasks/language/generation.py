@@ -199,10 +199,16 @@ def answers(
 
 
 def sampled(
-    teacher: Teacher, table: datasets.Dataset, how: Generation, samples: int, *, faults: bool = False
+    teacher: Teacher,
+    table: datasets.Dataset,
+    how: Generation,
+    samples: int,
+    signals: Callable[[Rows, str], Any] | None = None,
+    *,
+    faults: bool = False,
 ) -> list[list[Answer]]:
-    """`samples` answers to each prompt of a table; `faults` as in `answers`."""
-    found = list(answers(teacher, repeated(table, samples), how, faults=faults))
+    """`samples` answers to each prompt of a table; `signals` and `faults` as in `answers`."""
+    found = list(answers(teacher, repeated(table, samples), how, signals, faults=faults))
     return [found[n :: len(table)] for n in range(len(table))]
 
 

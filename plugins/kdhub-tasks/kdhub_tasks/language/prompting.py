@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kdhub import open_data, open_teacher
 from kdhub.data.dataset import Data
 from kdhub.errors import DataError, UsageError
 from kdhub.files import canonical_json
+from kdhub.teacher import Teacher
 from kdhub_tasks.language.generation import Answer, Generation, sampled
 from kdhub_tasks.language.replies import read_order
 from kdhub_tasks.language.rows import answer_of, prompt_of
@@ -27,9 +28,12 @@ class Prompter:
 
     Args:
         what: the data set, for messages.
-        ref: the model as a recipe names a teacher.
+        ref: the model as a recipe names a teacher, or an open one.
         given: settings of `Generation`; the others are these `defaults`.
         chat: send prompts as messages of a user, in the model's chat template; API models know no other form.
+
+    Attributes:
+        signals: gives stored signals of rows; the store itself unless a method sets it, to `RunContext.signals`.
     """
 
     def __init__(self, what: str, ref: Any, given: Mapping[str, Any] | None, chat: bool = False, **defaults: Any):
@@ -43,7 +47,9 @@ class Prompter:
             self.how = Generation(**{**defaults, **(given or {})})
         except ValidationError as error:
             raise UsageError(f"{what}: {'; '.join(explain(error, Generation, (), ('answers',)))}") from error
-        self.model, self.chat = open_teacher(ref, "causal-lm"), chat
+        self.model = ref if isinstance(ref, Teacher) else open_teacher(ref, "causal-lm")
+        self.chat = chat
+        self.signals: Callable[..., Any] | None = None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -62,7 +68,7 @@ class Prompter:
         if not prompts:
             return []
         table = datasets.Dataset.from_list([self._row(prompt) for prompt in prompts])
-        return sampled(self.model, table, self.how, samples, faults=faults)
+        return sampled(self.model, table, self.how, samples, self.signals, faults=faults)
 
     def _row(self, prompt: Prompt) -> dict[str, Any]:
         if isinstance(prompt, str) and not self.chat:

@@ -2,7 +2,8 @@
 
     F = 2 P R / (P + R),   P = LCS / words of the text,   R = LCS / words of the reference
 
-Words are lower-case runs of letters and digits of any script, without stemming.
+Words are lower-case runs of letters and digits, without stemming; in scripts without spaces between words (Chinese,
+Japanese, Thai, Lao, Khmer, Burmese) each character is one.
 """
 
 from __future__ import annotations
@@ -10,9 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_UNSPACED = (
+    "\u0e01-\u0e4e\u0e81-\u0ece\u1000-\u104f\u1780-\u17d3\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"(?:(?=[{_UNSPACED}])[^\W_])|(?:(?![{_UNSPACED}])[^\W_])+")
+
 
 def words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+    return _WORD.findall(text.lower())
 
 
 def common(a: Sequence[str], b: Sequence[str]) -> int:

@@ -13,7 +13,16 @@ def test_by_hand():
     assert rouge_l(a, b) == 0.75  # Lin 2004, section 3.1
     assert rouge_l(words("the gunman kill police"), a) == 0.5
     assert rouge_l([], a) == rouge_l(a, []) == 0
-    assert words("Größe_2: 日本") == ["größe", "2", "日本"]
+    assert words("Größe_2: 日本") == ["größe", "2", "日", "本"]
+
+
+def test_scripts_without_spaces_are_compared_by_characters():
+    assert words("某人Kate不吃早饭,2天!") == ["某", "人", "kate", "不", "吃", "早", "饭", "2", "天"]
+    assert words("カレーを食べる") == list("カレーを食べる") and words("서울 날씨") == ["서울", "날씨"]
+    assert rouge_l(words("某人不吃早饭"), words("某人不吃晚饭")) == 5 / 6
+    assert rouge_l(words("某人不吃早饭"), words("某人没去上班")) == 2 / 6
+    novel = NovelTexts(0.7)
+    assert novel.add("某人不吃早饭") and not novel.add("某人不吃晚饭") and novel.add("某人没去上班")
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=7), st.lists(st.sampled_from("abcd"), max_size=7))
