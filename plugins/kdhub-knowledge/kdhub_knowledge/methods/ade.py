@@ -89,7 +89,7 @@ class Ade(ObjectiveMethod):
     def check(self, student: Any, teacher: Any) -> None:
         if not hasattr(student, "settle"):
             raise CompatibilityError(
-                "ade trains a student that finds pairs", hint="student: relations-lstm, or an encoder"
+                "ade trains a student that finds pairs", hint="student: relations-lstm:, or an encoder"
             )
 
     def needs(self, teacher: Any) -> tuple[str, ...]:

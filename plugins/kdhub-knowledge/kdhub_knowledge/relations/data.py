@@ -173,14 +173,12 @@ EVENTS = (
     "hepatitis", "rash", "pancreatitis", "neutropenia", "seizures", "nephritis", "vasculitis", "hypotension", "tremor",
     "psychosis", "thrombocytopenia", "myopathy",
 )  # fmt: skip
+VERBS = ("", "", " occurred", " developed", " appeared", " was seen", " began", " emerged", " set in")
 CUED = (
-    "{e} after {d} in an elderly man.", "{d}-induced {e} is described.", "{e} associated with {d} was seen.",
-    "A case of {e} due to {d} is reported.", "{d} caused {e} in two patients.",
+    "{e}{v} after {d} in an elderly man.", "{e}{v} during treatment with {d}.", "{e}{v} following a dose of {d}.",
+    "{d}-induced {e} is described.", "A case of {e} due to {d} is reported.",
 )  # fmt: skip
-UNCUED = (
-    "{e} was noted while the patient was on {d}.", "When {d} was stopped, the {e} resolved.",
-    "The {e} was thought to be an effect of {d}.", "On {d} she had {e}.",
-)  # fmt: skip
+UNCUED = ("When {d} was stopped, the {e} resolved.", "On {d} she had {e}.")
 WITHOUT = (
     "{d} is used for the treatment of {e}.", "Serum levels of {d} were measured in {n} patients.",
     "{d} was well tolerated by {n} patients.", "The patient had {e} and was given {d}.",
@@ -188,8 +186,9 @@ WITHOUT = (
 
 
 def generated(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Sentences about invented drugs: two fifths with words that cues know, a fifth that they do not know, a fifth with
-    a second drug that has no part in it, a fifth without a pair."""
+    """Sentences about invented drugs: two thirds with words that cues know, some of them with a second drug that has no
+    part in it, a tenth in other words, the rest without a pair. Between an event and its cue may be a verb, by which cues
+    miss it or take the verb for a part of it."""
     rng, made = np.random.default_rng(seed), {}
 
     def one(of: Sequence[str]) -> str:
@@ -198,12 +197,13 @@ def generated(count: int, seed: int = 0) -> list[dict[str, Any]]:
     while len(made) < count:
         d, other = (one(STARTS) + one(ENDS) for _ in range(2))
         event = f"{one(KINDS)} {one(EVENTS)}" if rng.random() < 0.5 else one(EVENTS)
-        kind = int(rng.integers(5))
-        text = one(WITHOUT if kind == 4 else UNCUED if kind == 2 else CUED).format(d=d, e=event, n=rng.integers(3, 90))
-        if kind == 3 and other != d:
+        kind = ("cued", "cued", "second", "uncued", "without")[int(rng.choice(5, p=[0.25, 0.2, 0.2, 0.1, 0.25]))]
+        text = one({"without": WITHOUT, "uncued": UNCUED}.get(kind, CUED))
+        text = text.format(d=d, e=event, v=one(VERBS), n=rng.integers(3, 90))
+        if kind == "second" and other != d:
             text = f"{other} was continued, and {text[0].lower()}{text[1:]}"
         text = text[0].upper() + text[1:]
-        made[text] = [] if kind == 4 else [[_cased(text, d), _cased(text, event)]]
+        made[text] = [] if kind == "without" else [[_cased(text, d), _cased(text, event)]]
     return [{"text": text, "pairs": pairs} for text, pairs in made.items()]
 
 

@@ -22,8 +22,8 @@ STOP = (
     "these"
 )
 LEAD = (
-    "a an the of case cases report reports severe-case two three four five one first rare some this these our his her "
-    "its their patient patients with possible potential probable new unusual another several further recurrent-case "
+    "a an the of case cases report reports two three four five one first rare some this these our his her "
+    "its their patient patients with possible potential probable new unusual another several further "
     "developed developing experienced had presented showed reported observed describe described"
 )
 
@@ -70,7 +70,7 @@ class Profile(BaseModel):
 
     @cached_property
     def _mention(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\n\s*|\s+(?=\|)", "", self.mention))
+        return re.compile(re.sub(r"\s*\n\s*", "", self.mention))
 
     def heads(self, text: str) -> list[Span]:
         """Where heads are, by their form alone."""
