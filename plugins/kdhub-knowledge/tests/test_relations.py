@@ -94,7 +94,7 @@ def test_lenient_is_never_below_strict_and_a_perfect_answer_has_one(pairs, draw)
     "name, text, pairs",
     [
         ("ade", "methotrexate-induced pneumonitis", [("methotrexate", "pneumonitis")]),
-        ("ade", "A case of acute hepatitis after treatment with flucloxacillin.", [("flucloxacillin", "acute hepatitis")]),
+        ("ade", "A case of acute hepatitis after a course of flucloxacillin.", [("flucloxacillin", "acute hepatitis")]),
         ("ade", "Cisplatin caused severe deafness in two children.", [("Cisplatin", "severe deafness")]),
         ("ade", "Metformin is given for diabetes.", []),
         ("gene-disease", "Mutations in BRCA1 cause breast cancer.", [("BRCA1", "breast cancer")]),
@@ -126,20 +126,16 @@ def test_a_language_model_labels_through_the_store_and_what_it_invents_is_droppe
 
     def answer(path, body):
         asked = body["messages"][-1]["content"]
-        text = next(
-            (reply for word, reply in said.items() if asked.rstrip().endswith(f"{word} after amoxicillin.\nAnswer:")),
-            "None",
-        )
+        text = said.get(asked.splitlines()[-2].split()[1], "None")  # of the last sentence
         assert asked.count("Sentence:") == 3, "two demonstrations and the sentence"
         return {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": {}}
 
     texts = [f"{word} after amoxicillin." for word in ("Rash", "Tremor", "Sleep")]
     table = kdhub.Data.from_rows("three", {"train": lambda: ({"text": t} for t in texts)}, key={"v": 1})
     with serving(answer) as server:
-        teacher = kdhub.open_teacher(
-            {"source": "prompted-relations", "shots": 2, "model": {"source": "openai:some", "base_url": server.url, "api_key_env": None}},
-            "relation-extraction",
-        )  # fmt: skip
+        model = {"source": "openai:some", "base_url": server.url, "api_key_env": None}
+        ref = {"source": "prompted-relations", "shots": 2, "model": model}
+        teacher = kdhub.open_teacher(ref, "relation-extraction")
         examples = RelationExtraction().preparer(None, teacher)(list(iterate(table.split("train"))))
         with caplog.at_level(logging.WARNING, "kdhub"):
             given = [teacher.signals(examples, "pairs") for _ in range(2)][1]

@@ -187,8 +187,8 @@ WITHOUT = (
 
 def generated(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Sentences about invented drugs: two thirds with words that cues know, some of them with a second drug that has no
-    part in it, a tenth in other words, the rest without a pair. Between an event and its cue may be a verb, by which cues
-    miss it or take the verb for a part of it."""
+    part in it, a tenth in other words, the rest without a pair. Between an event and its cue may be a verb, by which
+    cues miss it or take the verb for a part of it."""
     rng, made = np.random.default_rng(seed), {}
 
     def one(of: Sequence[str]) -> str:
@@ -224,6 +224,6 @@ def adverse_events(train: int = 400, test: int = 200, seed: int = 0) -> Data:
     def rows(part: slice) -> Iterator[dict[str, Any]]:
         yield from generated(train + test, seed)[part]
 
-    key = {"train": train, "test": test, "seed": seed, "version": 1}
+    key = {"train": train, "test": test, "seed": seed, "version": 2}
     splits = {"train": lambda: rows(slice(0, train)), "test": lambda: rows(slice(train, None))}
     return Data.from_rows("adverse-events", splits, key=key, licence="cc0-1.0")
