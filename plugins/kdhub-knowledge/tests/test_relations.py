@@ -309,3 +309,50 @@ def test_prepared_rows_differ_by_what_is_marked():
     rows = [{"text": TWO, "kind": MARKED, "head": head, "tails": []} for head in ([11, 22], [40, 47])]
     one, two = prepare(rows)
     assert one["content"] != two["content"] and one["head"] == (11, 22)
+
+
+def test_an_encoder_gets_markers_that_no_text_can_have_and_is_saved_whole(tmp_path):
+    from kdhub_tasks.tiny import tiny_encoder
+
+    task, texts = RelationExtraction(), ["kabel lodan mifos", "kabel lodan mifos nugir [CLS] rapum sebel"]
+    context = kdhub.student.BuildContext(task, None, 0)
+    one = task.open(tiny_encoder(tmp_path / "encoder", layers=1, hidden=16, plain=True), context, {})
+    marked = [{"text": texts[0], "head": head} for head in ((0, 5), (6, 11))]
+    ids, scored = (one.collate(marked)[name] for name in ("input_ids", "scored"))
+    assert not torch.equal(*ids) and (ids >= one._first).sum(1).tolist() == [2, 2]
+    assert [row[s.bool()].tolist() for row, s in zip(ids, scored)] == [one.read(texts[0])[0]] * 2, (
+        "without markers equal"
+    )
+    both = one.collate([{"text": texts[0], "head": (0, 5), "tail": (12, 17)}])["input_ids"][0]
+    assert len(set(both[both >= one._first].tolist())) == 4
+    one.settle(structure="pairwise", threshold=0.45)
+    (tmp_path / "saved").mkdir()
+    one.save(tmp_path / "saved")
+    again, examples = task.load(tmp_path / "saved"), [{"text": text} for text in texts]
+    given = [model.signals(examples, "pairs")["pairs"] for model in (one, again)]
+    assert all(np.array_equal(*pairs) for pairs in zip(*given)) and again.config["structure"] == "pairwise"
+    with pytest.raises(kdhub.errors.UntrustedError):
+        task.load(tmp_path / "encoder")
+
+
+def test_a_student_of_cues_finds_pairs_that_they_miss_and_its_card_says_what_it_is_not_for(tmp_path):
+    """The smallest set on which it holds; whoever learns from the right pairs is above both."""
+    found = {}
+    for labels in ("teacher", "rows"):
+        changes = {
+            "options.labels": labels,
+            "evaluation.cost": False,
+            "options.epochs": 6,
+            "student": "relations-lstm:width=24,words=16,chars=8",
+        }
+        run = kdhub.distill("ade", out=tmp_path / labels, set=changes)
+        found |= {(labels, m["subject"], m["metric"]): m["value"] for m in run.report["measures"]}
+    student, teacher = (found["teacher", of, "lenient-f1"] for of in ("student", "teacher"))
+    assert student > teacher + 0.02 and found["rows", "student", "lenient-f1"] > student + 0.05, found
+    assert found["teacher", "student", "lenient-recall"] > found["teacher", "teacher", "lenient-recall"]
+    card = (run.folder / "README.md").read_text(encoding="utf-8")
+    assert "Not for clinical use" in card and "share a word" in card
+    loaded = kdhub.load(run.student_folder)
+    assert ("amocillin", "hepatitis") in loaded.extract(
+        "The patient had fever, and hepatitis after amocillin in an elderly man."
+    )

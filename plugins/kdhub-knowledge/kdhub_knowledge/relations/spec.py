@@ -61,3 +61,11 @@ METRICS = (
         higher_is_better=False,
     ),
 )  # fmt: skip
+
+
+def card(run, sections):
+    """What a card says of every student of pairs."""
+    if run.recipe.task == NAME:
+        from kdhub_knowledge.relations.card import say
+
+        say(run, sections)
