@@ -267,7 +267,7 @@ def test_bad_input_is_refused_with_what_to_do(tmp_path):
         Ade(Ade.Options(lexicon="no-such-file"))._lexicon()
     nothing = [{"text": "no drug", "entities": None, "gold": None}]
     run = SimpleNamespace(signals=lambda rows, kind: Stored(1))
-    with pytest.raises(DataError, match="nothing to learn"):
+    with pytest.raises(DataError, match="none of 1 sentences has a pair"):
         Ade(Ade.Options())._labelled(run, Plain(nothing))
 
 

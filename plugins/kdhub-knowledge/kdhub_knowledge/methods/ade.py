@@ -84,7 +84,7 @@ class Ade(ObjectiveMethod):
             return self
 
     options: Options
-    tiny_recipe = {"options": {"lr": 0.02, "epochs": 2}}
+    tiny_recipe = {"options": {"lr": 0.05, "epochs": 2, "threshold": 0.1}}
 
     def check(self, student: Any, teacher: Any) -> None:
         if not hasattr(student, "settle"):
@@ -154,7 +154,7 @@ class Ade(ObjectiveMethod):
             logger.warning("%d pairs are not in their sentence and %d sentences have no readable answer", lost, unread)
         if not many:
             raise DataError(
-                f"none of {len(plain)} sentences has a pair: there is nothing to learn",
+                f"none of {len(plain)} sentences has a pair ({unread} have no readable answer)",
                 hint="look at what the teacher says: kdhub.open_data('relations:DATA', options={'teacher': ...})",
             )
         logger.info("%d pairs in %d of %d sentences", many, sum(bool(p) for _, p in found), len(found))

@@ -12,7 +12,7 @@ import numpy as np
 from kdhub import open_data, open_task, open_teacher
 from kdhub.data.dataset import Data
 from kdhub.data.prepare import iterate
-from kdhub.errors import DataError, UsageError
+from kdhub.errors import DataError, TeacherError, UsageError
 from kdhub.rows import Rows
 from kdhub_knowledge.relations.spans import as_texts, normal, pairs_of
 
@@ -159,6 +159,11 @@ def labelled(
                 yield {"text": example["text"], "pairs": [list(pair) for pair in as_texts(example["text"], pairs)]}
         if unread := int(len(read) - np.sum(readable)):
             logger.warning("%d of %d sentences have no answer that can be read, and are left out", unread, len(read))
+        if unread == len(read):
+            raise TeacherError(
+                f"relations:{argument}: none of {unread} answers can be read",
+                hint="does this model understand the prompt? Try one by hand, or another model",
+            )
 
     key = {"of": data.fingerprint(split), "teacher": dict(model.identity_of("pairs")), "version": 1}
     return Data.from_rows(f"relations:{argument}", {"train": rows}, key=key, licence=data.licence)
