@@ -356,3 +356,22 @@ def test_a_student_of_cues_finds_pairs_that_they_miss_and_its_card_says_what_it_
     assert ("amocillin", "hepatitis") in loaded.extract(
         "The patient had fever, and hepatitis after amocillin in an elderly man."
     )
+
+
+def test_the_best_epoch_on_labelled_validation_sentences_is_kept(tmp_path, caplog):
+    """A rate at which the loss rises again: what is saved is not the last epoch."""
+    recipe = RelationExtraction().tiny_recipe(tmp_path)
+    more = {"data": {**recipe["data"], "validation": [{**recipe["data"]["train"][0], "limit": 24}]}, "seed": 1}
+    options = {"lr": 2.0, "schedule": "constant", "warmup": 0.0, "epochs": 3, "grad_clip": 0.0}
+    made = {**recipe, **more, "task": "relation-extraction", "method": "ade", "options": options}
+    with caplog.at_level(logging.INFO, "kdhub"):
+        run = kdhub.distill({**made, "evaluation": {"data": []}}, out=tmp_path / "run")
+    losses = [float(line.rpartition(" ")[2]) for line in caplog.messages if "labelled validation" in line]
+    assert len(losses) == 3 and min(losses) < losses[-1], losses
+    method = Ade(Ade.Options(**options))
+    method._run, method._student = SimpleNamespace(task=RelationExtraction()), kdhub.load(run.student_folder)
+    cues, rows = Cues(""), list(iterate(kdhub.open_data(f"path:{tmp_path / 'train.jsonl'}").split("train")))[:24]
+    found = [(row["text"], cues.found(row["text"])) for row in rows]
+    method._held = prepare(list(method.made(found, method._student, np.random.default_rng([1, 8]))))
+    assert method._held_loss() == pytest.approx(min(losses), abs=2e-4)
+    assert not (run.folder / "best.safetensors").exists()

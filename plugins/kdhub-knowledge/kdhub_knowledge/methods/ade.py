@@ -12,9 +12,11 @@ adverse event), and a small student learns from these labels.
 
 Of overlapping tails of one head the longest is tagged; what no tagging can give is counted (`unreachable`).
 
-From memory of the paper are the options' ranges; its code is not published. Departures: there is no early stopping: the
-labelled sentences of `data.validation` are not read, and `epochs` is fixed. Both scores are always computed, so the
-specification's option `match` is a choice of metrics.
+With `data.validation`, sentences that the teacher labels as well, the weights of the epoch with the least loss on them
+are kept; training goes on to its end.
+
+From memory of the paper are the options' ranges; its code is not published. Strict and lenient scores are always
+computed: which of them counts is a choice of metrics.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from pydantic import Field, model_validator
 from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.files import given_or_shared
 from kdhub.method import ObjectiveMethod, Progress, TrainingOptions, step_count
-from kdhub.rows import Example, Rows
+from kdhub.ranks import rank
+from kdhub.rows import Example, Rows, Signals
+from kdhub.specs import MAIN
 from kdhub_knowledge.relations.profiles import profile
 from kdhub_knowledge.relations.spans import Span, align, longest, mentions, words
 from kdhub_knowledge.relations.task import CANDIDATE, MARKED, SENTENCE
@@ -40,10 +44,11 @@ if TYPE_CHECKING:
     import torch
 
     from kdhub.method import RunContext
-    from kdhub.rows import Signals
 
 logger = logging.getLogger("kdhub")
 
+BEST = "best.safetensors"
+"""The weights of the best epoch, in the run folder while it lasts."""
 Labelled = tuple[str, list[tuple[Span, Span]]]
 """A sentence and its pairs."""
 
@@ -59,7 +64,9 @@ class Ade(ObjectiveMethod):
             "teacher",
             description="whose pairs are learnt; rows: those of the training rows, people's or corrected ones",
         )
-        profile: str = Field("ade", description="what the pairs are: ade, gene-disease, phi, or a YAML file")
+        profile: str | None = Field(
+            None, description="what the pairs are: ade, gene-disease, phi, or a YAML file; the teacher's if unset"
+        )
         n_unlabeled: int | None = Field(None, ge=1, description="sentences to label, drawn; all if unset")
         negatives_per_positive: float = Field(
             1.0, ge=0, description="marked heads without a tail, for each one with tails"
@@ -84,6 +91,9 @@ class Ade(ObjectiveMethod):
             return self
 
     options: Options
+    _held: list[Example] = []
+    _best: tuple[float, int] | None = None
+    """Least loss on the labelled sentences of `data.validation`, and after how many steps."""
     tiny_recipe = {"options": {"lr": 0.05, "epochs": 2, "threshold": 0.1}}
 
     def check(self, student: Any, teacher: Any) -> None:
@@ -91,15 +101,33 @@ class Ade(ObjectiveMethod):
             raise CompatibilityError(
                 "ade trains a student that finds pairs", hint="student: relations-lstm:, or an encoder"
             )
+        profile(self.profile)
+        self._lexicon()
+
+    @property
+    def profile(self) -> str:
+        """The name of the profile."""
+        of_teacher = getattr(self.teachers.get(MAIN), "options", None)
+        return self.options.profile or getattr(of_teacher, "profile", "ade")
 
     def needs(self, teacher: Any) -> tuple[str, ...]:
         return ()  # its labels are in the rows
 
+    def distill(self, run: RunContext) -> Any:
+        from safetensors.torch import load_file
+
+        self._run = run
+        student = run.fit(self, run.student)
+        if self._held:
+            student.module.load_state_dict(load_file(run.folder / BEST))
+            (run.folder / BEST).unlink()
+        return student
+
     def adapt(self, student: Any, teacher: Any) -> None:
-        o = self.options
+        self._student, o = student, self.options
         named = self._lexicon()
         student.settle(
-            structure=o.structure, profile=o.profile, threshold=o.threshold, drug_source=o.drug_source, lexicon=named
+            structure=o.structure, profile=self.profile, threshold=o.threshold, drug_source=o.drug_source, lexicon=named
         )
 
     def _lexicon(self) -> list[str]:
@@ -124,6 +152,9 @@ class Ade(ObjectiveMethod):
         from kdhub.signals.store import row_key
 
         o, rng = self.options, np.random.default_rng([run.seed, 7])
+        if run.has_rows("validation"):
+            held = self._labelled(run, run.rows("validation"))
+            self._held = prepare(list(self.made(held, run.student, np.random.default_rng([run.seed, 8]))))
         plain = run.rows("train")
         if o.n_unlabeled is not None and o.n_unlabeled < len(plain):
             plain = plain.select(np.sort(rng.permutation(len(plain))[: o.n_unlabeled]))
@@ -166,7 +197,7 @@ class Ade(ObjectiveMethod):
         named = {text[a:b].lower() for text, pairs in found for (a, b), _ in pairs} | {
             n.lower() for n in self._lexicon()
         }
-        form, positive, negative = profile(o.profile), [], []
+        form, positive, negative = profile(self.profile), [], []
         pairwise = o.structure == "pairwise"
         for text, pairs in found:
             low = text.lower()
@@ -188,6 +219,47 @@ class Ade(ObjectiveMethod):
         chosen = np.sort(rng.permutation(len(negative))[:most])
         yield from positive
         yield from (negative[n] for n in chosen)
+
+    # -- the best epoch ---------------------------------------------------------------------------------------
+
+    def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
+        from safetensors.torch import save_file
+
+        done, an_epoch = progress.step + 1, max(1, round(progress.steps / self.options.epochs))
+        if not self._held or (done % an_epoch and done < progress.steps):
+            return
+        loss = self._held_loss()
+        logger.info("loss on the labelled validation sentences after %d steps: %.4f", done, loss)
+        if self._best is None or loss < self._best[0]:
+            self._best = loss, done
+            if rank() == 0:
+                state = {
+                    name: value.detach().cpu().clone() for name, value in self._student.module.state_dict().items()
+                }
+                save_file(state, self._run.folder / f"{BEST}.new")
+                (self._run.folder / f"{BEST}.new").replace(self._run.folder / BEST)
+
+    def _held_loss(self) -> float:
+        """The mean over rows of the batches' losses."""
+        import torch
+
+        module, task, total = self._student.module, self._run.task, 0.0
+        was, where = module.training, next(module.parameters()).device
+        module.eval()
+        with torch.no_grad():
+            for start in range(0, len(self._held), 64):
+                some = self._held[start : start + 64]
+                batch = {name: value.to(where) for name, value in task.collate(some, self._student).items()}
+                terms = self.objective(task.forward(module, batch), Signals(), batch, Progress(0, 1, 0.0))
+                total += float(sum(terms.values())) * len(some)
+        module.train(was)
+        return total / len(self._held)
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._best = tuple(state["best"]) if state.get("best") else None
 
     # -- loss -------------------------------------------------------------------------------------------------
 

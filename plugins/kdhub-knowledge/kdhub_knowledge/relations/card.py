@@ -16,7 +16,8 @@ SCORES = (
 def say(run: Any, sections: dict[str, str]) -> None:
     """Add the notice of the profile, and how scores are meant, to the card's limits."""
     options = run.recipe.options or {}
-    notice = profile(options.get("profile", "ade")).notice.strip()
+    of_teacher = run.recipe.teacher.options if run.recipe.teacher else {}
+    notice = profile(options.get("profile") or of_teacher.get("profile", "ade")).notice.strip()
     items = [f"**{notice}**"] if notice else []
     items.append(SCORES)
     if options.get("drug_source") == "gold":
