@@ -362,7 +362,15 @@ def test_the_best_epoch_on_labelled_validation_sentences_is_kept(tmp_path, caplo
     """A rate at which the loss rises again: what is saved is not the last epoch."""
     recipe = RelationExtraction().tiny_recipe(tmp_path)
     more = {"data": {**recipe["data"], "validation": [{**recipe["data"]["train"][0], "limit": 24}]}, "seed": 1}
-    options = {"lr": 2.0, "schedule": "constant", "warmup": 0.0, "epochs": 3, "grad_clip": 0.0}
+    options = {
+        "lr": 2.0,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "epochs": 3,
+        "grad_clip": 0.0,
+        "negatives_per_positive": 1.0,
+    }
+    options["event_token_weight"] = 1.0  # not those of the default recipe
     made = {**recipe, **more, "task": "relation-extraction", "method": "ade", "options": options}
     with caplog.at_level(logging.INFO, "kdhub"):
         run = kdhub.distill({**made, "evaluation": {"data": []}}, out=tmp_path / "run")
