@@ -212,6 +212,20 @@ def test_the_loss_by_hand():
     assert gradient[0, 1] == 0 and gradient[2, 0] == 0, "what is not asked has no gradient"
 
 
+def test_the_loss_of_pairs_by_hand():
+    """Logits of 0: heads and tails of a sentence of two tokens, and two candidates, one of them a pair."""
+    labels = torch.tensor([[1.0, 0], [0, 1], [-1, -1], [-1, -1]])
+    batch = {
+        "labels": labels,
+        "kind": torch.tensor([SENTENCE, CANDIDATE, CANDIDATE]),
+        "related": torch.tensor([-1.0, 1, 0]),
+    }
+    given = Signals(pairs=torch.zeros(4, 2), related=torch.tensor([9.0, 0, 0]))
+    terms = Ade(Ade.Options(structure="pairwise")).objective(given, Signals(), batch, None)
+    expected = {"tail": 2 * log(2), "head": 2 * log(2), "related": log(2)}
+    assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected)
+
+
 def corpus(tmp_path, rows, **options):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -382,4 +396,4 @@ def test_the_best_epoch_on_labelled_validation_sentences_is_kept(tmp_path, caplo
     found = [(row["text"], cues.found(row["text"])) for row in rows]
     method._held = prepare(list(method.made(found, method._student, np.random.default_rng([1, 8]))))
     assert method._held_loss() == pytest.approx(min(losses), abs=2e-4)
-    assert not (run.folder / "best.safetensors").exists()
+    assert not (run.folder / "checkpoints").exists()

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kdhub")
 
-BEST = "best.safetensors"
-"""The weights of the best epoch, in the run folder while it lasts."""
+BEST = "checkpoints/best.safetensors"
+"""The weights of the best epoch, in the run folder until it ends."""
 Labelled = tuple[str, list[tuple[Span, Span]]]
 """A sentence and its pairs."""
 
@@ -120,7 +120,6 @@ class Ade(ObjectiveMethod):
         student = run.fit(self, run.student)
         if self._held:
             student.module.load_state_dict(load_file(run.folder / BEST))
-            (run.folder / BEST).unlink()
         return student
 
     def adapt(self, student: Any, teacher: Any) -> None:
@@ -236,6 +235,7 @@ class Ade(ObjectiveMethod):
                 state = {
                     name: value.detach().cpu().clone() for name, value in self._student.module.state_dict().items()
                 }
+                (self._run.folder / BEST).parent.mkdir(exist_ok=True)
                 save_file(state, self._run.folder / f"{BEST}.new")
                 (self._run.folder / f"{BEST}.new").replace(self._run.folder / BEST)
 
