@@ -65,7 +65,7 @@ class Profile(BaseModel):
             try:
                 re.compile(one)
             except re.error as error:
-                raise ValueError(f"{one[:60]!r} is not a regular expression: {error}") from None
+                raise ValueError(f"it must be a regular expression (expression={one[:60]!r}): {error}") from None
         return value
 
     @cached_property
