@@ -174,6 +174,7 @@ def speed(student: str, model: str | None, sentences: int) -> None:
     data = kdhub.open_data({"source": "relation-corpus:ade-corpus-pairs", "options": options})
     texts = [row["text"] for row, _ in zip(iterate(data.split("test")), range(sentences + 1))]
     small, times = task.load(Path(student)), {"student": [], "language model": []}
+    shown = model or "shape of SmolLM-135M, random weights"
     if model is None:
         some = [row["text"] for row in iterate(data.split("train"))]
         model = fresh(Path(tempfile.mkdtemp()), some)
@@ -193,8 +194,8 @@ def speed(student: str, model: str | None, sentences: int) -> None:
     ratio = median["language model"] / median["student"]
     size = sum(p.numel() for p in teacher.prompter.model.module.parameters())
     mine, theirs = (median[name] * 1e3 for name in ("student", "language model"))
-    print(f"student {mine:.1f} ms, {model} ({size:,} parameters) {theirs:.1f} ms a sentence: x{ratio:.1f}")
-    record("relations-speed", model=model, parameters=size, sentences=sentences, ratio=ratio, **median)
+    print(f"student {mine:.1f} ms, {shown} ({size:,} parameters) {theirs:.1f} ms a sentence: x{ratio:.1f}")
+    record("relations-speed", model=shown, parameters=size, sentences=sentences, ratio=ratio, **median)
 
 
 if __name__ == "__main__":
