@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 NPM_CLIENT := 2.17.5
 MUTMUT := 3.8.1
 
-.PHONY: install demo test test-slow hub-clients mutants lint docs bench bench-peers evidence clean
+.PHONY: install demo test test-slow hub-clients mutants lint docs bench bench-peers relation-peers evidence clean
 
 install: $(STAMP)
 
@@ -66,6 +66,12 @@ bench-peers: install
 	test -x build/recommender-peers/bin/python || $(PYTHON) -m venv build/recommender-peers
 	build/recommender-peers/bin/pip install --quiet --disable-pip-version-check rectools==0.19.0
 	$(BIN)/python -m benchmarks embedding token_loss lm image_logits popularity
+
+# Pairs in sentences, beside spaCy on the same rows; ADE corpus below KDHUB_DATA.
+relation-peers: install
+	test -x build/relation-peers/bin/python || $(PYTHON) -m venv build/relation-peers
+	build/relation-peers/bin/pip install --quiet --disable-pip-version-check spacy==3.8.18
+	$(BIN)/python benchmarks/bench_relations.py quality
 
 # What is claimed of a method, measured again: make evidence METHOD=pld; all methods without it.
 evidence: install

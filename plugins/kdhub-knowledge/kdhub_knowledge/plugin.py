@@ -70,3 +70,11 @@ def kdhub_networks():
 @hookimpl
 def kdhub_catalogs():
     yield Path(__file__).parent / "registry"
+
+
+@hookimpl
+def kdhub_card(run, sections):
+    """A room says in the cards of its students what their readers must know."""
+    for room in ROOMS:
+        if said := getattr(room, "card", None):
+            said(run, sections)
