@@ -46,6 +46,11 @@ def kdhub_students():
 
 
 @hookimpl
+def kdhub_networks():
+    yield from _declared("NETWORKS")
+
+
+@hookimpl
 def kdhub_datasets():
     yield from _declared("DATASETS")
 
