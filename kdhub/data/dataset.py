@@ -131,6 +131,7 @@ class Data:
             itself, which no text names.
         tags: see `kdhub.specs.Spec`; those of its kind are added where it is opened by name.
         shared: what rows have in common and name (`kdhub.data.shared`): there before a row is read.
+        withheld: why its rows should not be published, in one line (`kdhub.student.Student.withheld`).
 
     Attributes:
         made_of: the data sets that its kind opened to make its rows; what they left out is `skipped` here too.
@@ -150,8 +151,9 @@ class Data:
         ref: str | None = None,
         tags: Sequence[str] = (),
         shared: Sequence[Shared] = (),
+        withheld: str = "",
     ):
-        self.shared = tuple(shared)
+        self.shared, self.withheld = tuple(shared), withheld
         self.name, self.licence, self.ref, self.tags = name, licence, ref or name, tuple(tags)
         self.options = options or DataOptions()
         self._given, self._formats = sources, format
@@ -193,7 +195,9 @@ class Data:
         """A data set whose splits are made of this one's: split -> rows. `key` says what else they depend on."""
         of = {split: self.fingerprint(split) for split in splits}
         made = {split: lambda s=split: rows(s) for split in splits}
-        return Data.from_rows(name, made, key={"of": of, **key}, licence=self.licence, shared=self.shared)
+        return Data.from_rows(
+            name, made, key={"of": of, **key}, licence=self.licence, shared=self.shared, withheld=self.withheld
+        )
 
     @classmethod
     def from_dataset(cls, name: str, splits: Mapping[str, datasets.Dataset], **about: Any) -> Data:
@@ -233,6 +237,7 @@ class Data:
             ref=self.ref,
             tags=self.tags,
             shared=self.shared,
+            withheld=self.withheld,
         )
         seen.made_of = self.made_of
         return seen

@@ -131,6 +131,8 @@ def _note_student(run: Run, session: Any, student: Any, saved: Any) -> None:
     stated = recipe.student.options.get("withheld") if recipe.student else None
     withheld = [stated, saved.withheld, student.withheld]
     withheld += withheld_in(recipe, student.kind, provenance.get("chained", {}))
+    if student.kind == "dataset":
+        withheld += [data.withheld for parts in session.training_data.values() for data, _ in parts]
     said = recipe.student.options if recipe.student else {}
     more = {**student.front_matter(), **said.get("about", {})}
     limits = [*said.get("limits", ()), *saved.limits]

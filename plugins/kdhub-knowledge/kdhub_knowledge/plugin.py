@@ -48,6 +48,11 @@ def kdhub_students():
 
 
 @hookimpl
+def kdhub_networks():
+    yield from _declared("NETWORKS")
+
+
+@hookimpl
 def kdhub_datasets():
     yield from _declared("DATASETS")
 
@@ -60,11 +65,6 @@ def kdhub_metrics():
 @hookimpl
 def kdhub_samplers():
     yield from _declared("SAMPLERS")
-
-
-@hookimpl
-def kdhub_networks():
-    yield from _declared("NETWORKS")
 
 
 @hookimpl

@@ -146,3 +146,18 @@ def test_costs_of_embeddings_and_language_models():
     heads, width = student.module.model.config.num_key_value_heads, 16 // 4
     assert language.cache_bytes(Costed(student)) == 3 * 2 * heads * width * 4, "layers, keys and values, float32"
     assert language.cache_bytes(Costed(SimpleNamespace(module=None))) is None
+
+
+def test_the_operating_point_takes_most_rows_within_a_rate_of_false_positives():
+    margins = np.array([4.0, 3.0, 3.0, 2.0, 1.0, 0.0, -1.0])
+    labels = np.array([1, 1, 0, 1, 0, 0, 0])
+    out = Predictions(np.stack([np.zeros(7), margins], 1), labels, ["no", "yes"])
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    assert metrics.operating_point(out, 0.25) == pytest.approx((1.0, sigmoid(2))), (
+        "one of four is taken, all three found"
+    )
+    assert metrics.operating_point(out, 0.2) == pytest.approx((1 / 3, sigmoid(4))), "equal ones are taken together"
+    assert metrics.recall_at_1(out) == metrics.recall_at_5(out) == pytest.approx(1 / 3)
+    turned = Predictions(out.logits[:, ::-1], labels, ["no", "yes"])
+    assert metrics.operating_point(turned, 0.2) == (0.0, 1.0), "a row of the first class is the surest"
+    assert metrics.threshold_at_1(Predictions(np.zeros((2, 3)), np.array([0, 1]), list("abc"))) is None

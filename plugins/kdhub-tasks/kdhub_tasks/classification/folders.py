@@ -13,6 +13,7 @@ from kdhub.student import BuildContext
 from kdhub_tasks.classes import classes_for, problem_for
 from kdhub_tasks.classification.model import NetworkClassifier, TokenClassifier
 from kdhub_tasks.transformer import TextClassifier
+from kdhub_tasks.wrappers import network_class
 
 if TYPE_CHECKING:
     from kdhub_tasks.models import Classifier
@@ -32,7 +33,7 @@ def load(folder: Path, *, name: str | None = None) -> Classifier:
     if "architecture" in config:
         return NetworkClassifier.of_timm(folder, config, name=name)
     if "network" in config:
-        return NetworkClassifier.load(folder, config)
+        return network_classifier(config).load(folder, config)
     kinds = [str(n) for n in config.get("architectures") or ()]
     if any(n.endswith("ForImageClassification") for n in kinds):
         from kdhub_tasks.classification.vision import ImageClassifier
@@ -40,6 +41,11 @@ def load(folder: Path, *, name: str | None = None) -> Classifier:
         return ImageClassifier.load(folder, name=name)
     of_tokens = any(n.endswith("ForTokenClassification") for n in kinds)
     return (TokenClassifier if of_tokens else TextClassifier).load(folder, name=name)
+
+
+def network_classifier(config: Mapping[str, Any]) -> type[NetworkClassifier]:
+    """The class of students that reads rows for a registered network: its own `student`, if it has one."""
+    return getattr(network_class(config["network"]), "student", NetworkClassifier)
 
 
 def as_start(folder: Path, context: BuildContext, start: Mapping[str, Any], name: str | None) -> Classifier:

@@ -185,6 +185,44 @@ def auprc(out: Predictions) -> float | None:
     return float(average_precision_score(out.labels, _margin(out))) if _binary(out) else None
 
 
+@one_class
+def recall_at_1(out: Predictions) -> float | None:
+    """Recall of the second of two classes where at most 1 % of the first are taken for it (`operating_point`)."""
+    return operating_point(out, 0.01)[0] if _binary(out) else None
+
+
+@one_class
+def recall_at_5(out: Predictions) -> float | None:
+    """The same at 5 %."""
+    return operating_point(out, 0.05)[0] if _binary(out) else None
+
+
+@one_class
+def threshold_at_1(out: Predictions) -> float | None:
+    """The probability from which on rows are taken for the second of two classes there."""
+    return operating_point(out, 0.01)[1] if _binary(out) else None
+
+
+@one_class
+def threshold_at_5(out: Predictions) -> float | None:
+    """The same at 5 %."""
+    return operating_point(out, 0.05)[1] if _binary(out) else None
+
+
+def operating_point(out: Predictions, rate: float) -> tuple[float, float]:
+    """Where a model of two classes is used: the recall of the second and the threshold on its probability that take
+    most rows while the share of rows of the first that are taken is at most `rate`. A row is taken when its probability
+    is at least the threshold; rows of equal probability are taken together. 1 where none can be taken."""
+    order = np.argsort(-_margin(out).astype(np.float64), kind="stable")
+    margins, right = _margin(out).astype(np.float64)[order], out.labels[order] == 1
+    ends = np.flatnonzero(np.diff(margins, append=-np.inf) < 0)  # the last of each group of equal ones
+    wrong, found = (~right).cumsum()[ends] / (~right).sum(), right.cumsum()[ends] / right.sum()
+    fits = np.flatnonzero(wrong <= rate)
+    if not len(fits):
+        return 0.0, 1.0
+    return float(found[fits[-1]]), float(1 / (1 + np.exp(-margins[ends[fits[-1]]])))
+
+
 @of("", MULTI_LABEL)
 def agreement(out: Predictions, teacher: Predictions) -> float:
     """Label loyalty: share of rows where both choose one class (arXiv:2109.03228), or of decisions on labels that are

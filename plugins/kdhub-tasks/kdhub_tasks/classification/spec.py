@@ -91,6 +91,11 @@ DATASETS = (
     ),
 )  # fmt: skip
 
+OPERATING = (
+    ("recall", "recall of the second of two classes", {}),
+    ("threshold", "lowest probability of the second of two classes", LOWER),
+)
+"""Measures at a stated share of rows of the first class that are taken for the second: name, what it is, and more."""
 _metric = MetricSpec.shorthand(f"{HERE}.metrics:", traits=("named-classes",), formerly=FORMERLY)
 _fidelity = partial(_metric, fidelity=True)
 METRICS = (
@@ -112,6 +117,11 @@ METRICS = (
     _metric("ece", "calibration_error", "gap between confidence and accuracy, 15 bins", **LOWER),
     _metric("auroc", "auroc", "area under the ROC curve, two classes"),
     _metric("auprc", "auprc", "average precision, two classes"),
+    *(
+        _metric(f"{name}-fpr@{percent}", f"{name}_at_{percent}", f"{what} at {percent} % false positives", **more)
+        for name, what, more in OPERATING
+        for percent in (1, 5)
+    ),
     _fidelity("agreement", "agreement", "share of rows where student and teacher choose one class"),
     _fidelity("kl", "divergence", "mean KL(teacher || student), nats", **LOWER),
     _fidelity("loyalty", "probability_loyalty", "1 - root of the Jensen-Shannon divergence, mean"),

@@ -7,6 +7,7 @@ row.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from kdhub import fields
 from kdhub.data.dataset import Data
 from kdhub.data.prepare import BadRow, fingerprint_of
 from kdhub.errors import TeacherError
+from kdhub.files import canonical_json
 from kdhub.rows import Rows
 from kdhub.signals.settings import SignalSettings
 from kdhub_tasks.language.rows import with_answer
@@ -63,6 +65,9 @@ class Generation(SignalSettings):
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="against tokens by how often the answer has them")
     prefix: str = Field("", description="how the answer begins: the model goes on from there, and gives the rest")
     log_probs: bool = Field(False, description="also keep the log-probability of each token of the answer")
+    first_tokens: int = Field(
+        0, ge=0, le=20, description="also keep so many of the tokens that the answer most probably begins with"
+    )
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: Any) -> dict[str, Any]:
@@ -93,10 +98,13 @@ class Answer(_Pair):
             What ended the text is among them with local models, and with servers that list it.
         fault: why there is no answer: a chat template does not accept the prompt, or the model refused it. The text is
             empty then.
+        first: text of a token -> its log-probability as the first of the answer, nats; None where they were not asked
+            for.
     """
 
     log_probs: np.ndarray | None = None
     fault: str | None = None
+    first: Mapping[str, float] | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -114,15 +122,22 @@ def layout(kind: str = SIGNAL) -> dict[str, Any]:
     made = {"text": fields.Field("text", "uint8", ragged=True), "ended": fields.Field("ended", "uint8")}
     if Generation.parse(kind).log_probs:
         made["log_probs"] = fields.Field("log_probs", "float32", ragged=True)
+    if Generation.parse(kind).first_tokens:
+        made["first"] = fields.Field("first", "uint8", ragged=True)
     return made
 
 
 def encoded(
-    texts: Sequence[str], ended: Sequence[int], log_probs: Sequence[np.ndarray] | None = None
+    texts: Sequence[str],
+    ended: Sequence[int],
+    log_probs: Sequence[np.ndarray] | None = None,
+    first: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Answers as the store keeps them."""
     rows = [np.frombuffer(text.encode(), np.uint8) for text in texts]
     more = {} if log_probs is None else {"log_probs": list(log_probs)}
+    if first is not None:
+        more["first"] = [np.frombuffer(canonical_json(dict(one)), np.uint8) for one in first]
     return {"text": rows, "ended": np.asarray(ended, np.uint8), **more}
 
 
@@ -133,6 +148,8 @@ def decoded(values: Mapping[str, Any]) -> list[Answer]:
     made = [Answer(text, bool(ended)) for text, ended in zip(texts, values["ended"])]
     for answer, log_probs in zip(made, values.get("log_probs", ())):
         answer.log_probs = log_probs
+    for answer, first in zip(made, values.get("first", ())):
+        answer.first = json.loads(np.asarray(first, np.uint8).tobytes())
     for n in np.flatnonzero(np.asarray(values["ended"]) == REFUSED):
         made[n] = unanswered("that the model refused to answer")
     return made

@@ -47,6 +47,21 @@ def slices(logits: np.ndarray) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(logits), step))
 
 
+def first_tokens(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[dict[str, float]]:
+    """The `count` tokens that most probably follow each prompt, as texts, with their log-probabilities, nats, by the
+    model's plain distribution; of tokens of one text the sum."""
+    found = []
+    examples = [{"ids": list(p), "at": [len(p) - 1], "labels": [0], "length": len(p)} for p in prompts]
+    for row in model.signals(examples, "logits")["logits"] if examples else ():
+        z, made = np.asarray(row[0], np.float64), {}
+        log_p = z - np.logaddexp.reduce(z)
+        for token in np.argsort(-log_p, kind="stable")[:count].tolist():
+            text = model.tokenizer.decode([token])
+            made[text] = float(np.logaddexp(made.get(text, -np.inf), log_p[token]))
+        found.append(made)
+    return found
+
+
 def written_log_probs(
     model: Any, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from kdhub.ranks import device
 from kdhub.rows import Example, Signals
 from kdhub_tasks.language.decoding import draws, penalised, takes_padding, together, write
 from kdhub_tasks.language.generation import Generation, encoded, is_text
-from kdhub_tasks.language.logits import written_log_probs
+from kdhub_tasks.language.logits import first_tokens, written_log_probs
 from kdhub_tasks.language.own_settings import OwnSettings, Scores
 from kdhub_tasks.language.packing import packed
 from kdhub_tasks.language.rows import LONGEST, vocabulary
@@ -125,7 +125,9 @@ class CausalLm(Classifier):
         rows = [int.from_bytes(hashlib.sha256(e["content"]).digest()[:8], "big") for e in examples]
         prompts = [e["ids"] for e in examples]
         written = self.generate(prompts, how, how.seed, rows)
-        return encoded(*self.texts(written, how), written_log_probs(self, prompts, written) if how.log_probs else None)
+        log_probs = written_log_probs(self, prompts, written) if how.log_probs else None
+        first = first_tokens(self, prompts, how.first_tokens) if how.first_tokens else None
+        return encoded(*self.texts(written, how), log_probs, first)
 
     def texts(self, written: Sequence[Sequence[int]], how: Generation | None = None) -> tuple[list[str], list[bool]]:
         """What it wrote as texts, without what ends them, and whether each was ended."""

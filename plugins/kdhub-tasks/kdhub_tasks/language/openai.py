@@ -26,7 +26,7 @@ from kdhub.fields import Field as Stored
 from kdhub.teachers.endpoint import Endpoint, Refused, message_in, quoted
 from kdhub_tasks.language.generation import REFUSED, Generation, encoded, is_text, layout
 from kdhub_tasks.language.rows import vocabulary
-from kdhub_tasks.language.wire import Malformed, request, require_prefill, text_of, unknown
+from kdhub_tasks.language.wire import Malformed, first_of, request, require_prefill, text_of, unknown
 
 if TYPE_CHECKING:
     from kdhub.rows import Example
@@ -117,15 +117,16 @@ class OpenAI(Endpoint):
             return {form.field("logits", True).name: [self._scored(e, form) for e in examples]}
         how = Generation.parse(kind)
         found = [self._answer(example, how, row) for row, example in enumerate(examples)]
-        texts, ended, log_probs, tokens = zip(*found) if found else ((), (), (), ())
-        made = encoded(texts, ended, log_probs if how.log_probs else None)
+        texts, ended, log_probs, tokens, first = zip(*found) if found else ((), (), (), (), ())
+        made = encoded(texts, ended, log_probs if how.log_probs else None, first if how.first_tokens else None)
         return {**made, "tokens": np.array(tokens, np.int32).reshape(-1, 2)}
 
     # -- texts ----------------------------------------------------------------------------------------------------
 
-    def _answer(self, example: Example, how: Generation, row: int) -> tuple[str, int, np.ndarray, tuple[int, int]]:
+    def _answer(self, example: Example, how: Generation, row: int) -> tuple[Any, ...]:
         """The text, whether the model or a stop sequence ended it (`REFUSED` where there is none), the log-probability
-        of each of its tokens where `how` asks for them, and the tokens of prompt and answer."""
+        of each of its tokens where `how` asks for them, the tokens of prompt and answer, and those that the answer may
+        begin with."""
         require_prefill(self.options, self.name, how.prefix)
         which = quoted(example["messages"][-1]["content"], row)
         path, payload = request(self.options, self.name, example, how)
@@ -135,7 +136,7 @@ class OpenAI(Endpoint):
             named = unknown(how, str(refused))
             empty = self.options.refused == "empty"
             if (empty or self.on_bad_rows == "skip") and not named:
-                return "", False if empty else REFUSED, np.zeros(0, np.float32), (UNKNOWN, UNKNOWN)
+                return "", False if empty else REFUSED, np.zeros(0, np.float32), (UNKNOWN, UNKNOWN), {}
             raise TeacherError(
                 f"{self.name} refused {which}: {refused}",
                 hint=f"it does not seem to know {', '.join(named)}: leave it out, or ask another server"
@@ -145,6 +146,7 @@ class OpenAI(Endpoint):
             ) from None
         try:
             text, ended, log_probs = text_of(self.options, how, answer)
+            first = first_of(self.options, how, answer) if how.first_tokens else {}
         except Malformed as what:
             message, _ = message_in(answer)
             instead = f", but: {self.redacted(message)}" if message else ""
@@ -158,7 +160,7 @@ class OpenAI(Endpoint):
             self.answered += 1
             self.prompt_tokens += max(0, known[0])
             self.completion_tokens += max(0, known[1])
-        return text, ended, log_probs, (known[0], known[1])
+        return text, ended, log_probs, (known[0], known[1]), first
 
     # -- logits ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ none is paid for twice; what is read of them is this teacher's own signal, and t
 
     class                       p(c) = (replies that name c + smoothing) / (replies + smoothing * classes)
     probabilities               the number after each class's word, over their sum; the mean over replies
+    verdict                     log p of the first tokens of each class's word, as the model gives them (LLM guards)
     without `classes`           a score between the ends of `scale`, the mean over replies
 
 Logits are log p, or the score. A reply counts only if it is unambiguous; a row none of whose replies can be read is a
@@ -68,8 +69,10 @@ class Prompted(Teacher):
         )
         words: list[str] | None = Field(None, description="what the model calls them; their names if unset")
         scale: tuple[Bound, Bound] = Field((0.0, 1.0), description="lowest and highest score")
-        read: Literal["class", "probabilities"] = Field(
-            "class", description="what a reply says: the word of one class, or a number after each word"
+        read: Literal["class", "probabilities", "verdict"] = Field(
+            "class",
+            description="what a reply says: the word of one class, a number after each word, or by its first token how "
+            "probable each word is",
         )
         smoothing: Annotated[float, Field(gt=0)] = Field(0.05, description="added to the replies that name each class")
         samples: int = Field(1, ge=1, description="replies to each row")
@@ -82,6 +85,11 @@ class Prompted(Teacher):
                 raise ValueError(f"classes must be two or more different names (classes={self.classes})")
             if self.words is not None and len(set(self.words)) != len(self.classes or ()):
                 raise ValueError(f"words must be one for each class (words={self.words}, classes={self.classes})")
+            if self.read == "verdict" and (self.classes is None or self.samples > 1):
+                raise ValueError(
+                    f"for read=verdict classes must be named, and samples must be 1 (classes={self.classes}, "
+                    f"samples={self.samples})"
+                )
             if self.scale[0] >= self.scale[1]:
                 raise ValueError(f"scale must be the lowest and the highest score (scale={list(self.scale)})")
             return self
@@ -109,7 +117,8 @@ class Prompted(Teacher):
             raise UsageError(
                 "prompted needs a model (model=None)", hint="teacher: {source: prompted, model: openai:MODEL}"
             )
-        made = Prompter("prompted", o.model, o.answers, o.chat, max_new_tokens=32)
+        how = {"max_new_tokens": 1, "first_tokens": 20} if o.read == "verdict" else {"max_new_tokens": 32}
+        made = Prompter("prompted", o.model, o.answers, o.chat, **how)
         require("prompted", o.samples, made.how)
         return made
 
@@ -171,7 +180,10 @@ class Prompted(Teacher):
     def values(self, examples: Sequence[Example]) -> list[np.ndarray | None]:
         """The logits of each example, float64; None where no reply can be read."""
         replies = self.prompter([self._prompt(example) for example in examples], self.options.samples)
-        read = [self.read([text for text, _ in row]) for row in replies]
+        if self.options.read == "verdict":
+            read = [read_verdict(row[0].first or {}, self.words) for row in replies]
+        else:
+            read = [self.read([text for text, _ in row]) for row in replies]
         if bad := [row for row, value in zip(replies, read) if value is None]:
             logger.warning("%d of %d replies cannot be read, such as %r", len(bad), len(read), bad[0][0][0][:80])
         return read
@@ -207,6 +219,22 @@ def read_class(text: str, words: Sequence[str]) -> int | None:
     pattern = "|".join(rf"(?<!\w){re.escape(word.lower())}(?!\w)" for word in ordered)
     found = set(re.findall(pattern, text.lower()))
     return [word.lower() for word in words].index(found.pop()) if len(found) == 1 else None
+
+
+def read_verdict(first: Mapping[str, float], words: Sequence[str]) -> np.ndarray | None:
+    """log p of each class, normalised over the classes, from the tokens that an answer may begin with: the sum over
+    those that begin one class's word and no other's. A word that none begins has the least probable token's, which it
+    has at most; None where that is true of all words."""
+    lower = [word.lower() for word in words]
+    found: list[list[float]] = [[] for _ in words]
+    for token, value in first.items():
+        begun = [n for n, word in enumerate(lower) if word.startswith(token.strip().lower())]
+        if len(begun) == 1:
+            found[begun[0]].append(value)
+    if not any(found):
+        return None
+    each = np.array([np.logaddexp.reduce(values) if values else min(first.values()) for values in found])
+    return each - np.logaddexp.reduce(each)
 
 
 def read_probabilities(text: str, words: Sequence[str]) -> np.ndarray | None:

@@ -67,10 +67,11 @@ class Prompter:
 
         if not prompts:
             return []
-        table = datasets.Dataset.from_list([self._row(prompt) for prompt in prompts])
+        table = datasets.Dataset.from_list([self.row(prompt) for prompt in prompts])
         return sampled(self.model, table, self.how, samples, self.signals, faults=faults)
 
-    def _row(self, prompt: Prompt) -> dict[str, Any]:
+    def row(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt as a row of the task `causal-lm`."""
         if isinstance(prompt, str) and not self.chat:
             return {"prompt": prompt}
         return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}

@@ -31,6 +31,7 @@ NOT_EVERYWHERE = {
     "frequency_penalty": "frequency_penalty",
     "prefix": "prefix|continue_final_message|add_generation_prompt",
     "log_probs": "logprobs",
+    "first_tokens": "logprobs|top_logprobs",
 }
 """Settings that some servers do not know, and what these call them."""
 
@@ -75,7 +76,7 @@ def request(options: Any, name: str, example: Example, how: Generation) -> tuple
                 f"{name}: with api=completions a prompt must be one message, this one has {len(messages)}",
                 hint="set api: chat",
             )
-        payload |= {"logprobs": 1} if how.log_probs else {}
+        payload |= {"logprobs": max(1, how.first_tokens)} if how.log_probs or how.first_tokens else {}
         return "completions", payload | {"prompt": messages[0]["content"] + how.prefix}
     if options.system:
         messages.insert(0, {"role": "system", "content": options.system})
@@ -86,7 +87,8 @@ def request(options: Any, name: str, example: Example, how: Generation) -> tuple
         else:
             payload |= {"continue_final_message": True, "add_generation_prompt": False}
         messages.append(begun)
-    payload |= {"logprobs": True} if how.log_probs else {}
+    payload |= {"logprobs": True} if how.log_probs or how.first_tokens else {}
+    payload |= {"top_logprobs": how.first_tokens} if how.first_tokens else {}
     return "chat/completions", payload | {"messages": messages}
 
 
@@ -127,6 +129,29 @@ def text_of(options: Any, how: Generation, answer: Any) -> tuple[str, bool, np.n
         text = text.removeprefix(how.prefix)
     text, cut = how.cut(text)  # not all servers leave it out
     return text, cut or choice.get("finish_reason") in ENDED, log_probs
+
+
+def first_of(options: Any, how: Generation, answer: Any) -> dict[str, float]:
+    """The tokens that a server lists for the first place of its answer, with their log-probabilities.
+
+    Raises:
+        Malformed: it lists none.
+    """
+    try:
+        given = answer["choices"][0]["logprobs"]
+        if options.api == "chat":
+            pairs = [(one["token"], float(one["logprob"])) for one in given["content"][0]["top_logprobs"]]
+        else:
+            pairs = [(token, float(value)) for token, value in given["top_logprobs"][0].items()]
+    except (AttributeError, TypeError, ValueError, LookupError):
+        pairs = []
+    found = {token: value for token, value in pairs if isinstance(token, str) and value <= 1e-3}  # NaN is not <= either
+    if not found or len(found) != len(pairs):
+        raise Malformed(
+            "it has no list of its first tokens' log-probabilities ('top_logprobs'), which not every server gives: "
+            "leave out first_tokens"
+        )
+    return found
 
 
 def _log_probs(options: Any, choice: Mapping[str, Any]) -> np.ndarray:

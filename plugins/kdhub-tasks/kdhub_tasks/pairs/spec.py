@@ -3,6 +3,7 @@
 from functools import partial
 
 from kdhub import FolderFormat, MetricSpec, StudentSpec, TaskSpec
+from kdhub_tasks.classification.spec import OPERATING
 from kdhub_tasks.signals import LAYERED
 
 NAME = "text-pairs"
@@ -53,6 +54,15 @@ METRICS = (
     _of_classes("f1", "pairs.metrics:f1", "F1 of the second of two classes"),
     _of_classes("macro-f1", "classification.metrics:macro_f1", "F1 of each class, unweighted mean"),
     _of_classes("auroc", "classification.metrics:auroc", "area under the ROC curve, two classes"),
+    _of_classes("auprc", "classification.metrics:auprc", "average precision, two classes"),
+    *(
+        _of_classes(
+            f"{name}-fpr@{percent}", f"classification.metrics:{name}_at_{percent}",
+            f"{what} at a false-positive rate of {percent} %", **more,
+        )
+        for name, what, more in OPERATING
+        for percent in (1, 5)
+    ),
     _of_classes(
         "nll", "classification.metrics:nll", "mean -log probability of the right class, nats", **_lower
     ),

@@ -108,11 +108,15 @@ class TextPairs(Classification):
     # -- models -----------------------------------------------------------------------------------------------
 
     def load(self, folder: Path, *, name: str | None = None) -> Classifier:
-        """A cross-encoder of the transformers library, or two towers."""
-        if _has_towers(folder):
+        """A cross-encoder of the transformers library, two towers, or another registered network that reads pairs."""
+
+        network = _network(folder)
+        if network == TOWERS:
             from kdhub_tasks.pairs.towers import TwoTowerStudent
 
             return TwoTowerStudent.load(Path(folder), name=name)
+        if network is not None:
+            return super().load(folder, name=name)
         from kdhub_tasks.pairs.model import PairClassifier
 
         return PairClassifier.load(Path(folder), name=name)
@@ -120,8 +124,8 @@ class TextPairs(Classification):
     def open(
         self, folder: Path, context: BuildContext, start: Mapping[str, Any], *, name: str | None = None
     ) -> Classifier:
-        """Two towers as they are; a cross-encoder, or an encoder with a fresh head."""
-        if _has_towers(folder):
+        """Two towers and other networks of ours as they are; a cross-encoder, or an encoder with a fresh head."""
+        if _network(folder) is not None:
             return NetworkTask.open(self, folder, context, start, name=name)
         return super().open(folder, context, start, name=name)
 
@@ -163,9 +167,10 @@ class TextPairs(Classification):
         return tiny.recipe(folder)
 
 
-def _has_towers(folder: Path) -> bool:
+def _network(folder: Path) -> str | None:
+    """The network that a folder of ours names."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("network") == TOWERS
+        return None
+    return config.get("network") if isinstance(config, dict) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import datasets
 import pytest
 import torch
@@ -102,3 +104,18 @@ def test_empty_answers_are_dropped_and_reported(teacher, monkeypatch, caplog):
     monkeypatch.setattr(models.CausalLm, "generate", lambda self, prompts, *a: [[letter, end], [end]][: len(prompts)])
     data = answered(teacher, table, Generation(max_new_tokens=3), name="x")
     assert [row["response"] for row in data.split("train")] == ["z"] and "1 of 2 answers" in caplog.text
+
+
+def test_what_an_answer_may_begin_with_is_kept(teacher, tiny):
+    table = datasets.Dataset.from_list([{"prompt": "ab"}, {"prompt": "a longer one"}])
+    found = list(answers(teacher, table, Generation(max_new_tokens=1, first_tokens=20)))
+    ids = [teacher.tokenizer.bos_token_id, *teacher.tokenizer("ab", add_special_tokens=False)["input_ids"]]
+    ids = ids if ids[0] is not None else ids[1:]
+    with torch.no_grad():
+        log_p = tiny.module.model(torch.tensor([ids])).logits[0, -1, : tiny.module.classes].log_softmax(-1)
+    mass = sum(math.exp(value) for value in found[0].first.values())
+    assert mass == pytest.approx(float(log_p.topk(20)[0].exp().sum()), abs=1e-4), (
+        "tokens of one text are taken together"
+    )
+    assert found[0].first != found[1].first
+    assert "first_tokens" not in Generation().kind, "kinds of texts that are stored stay what they are"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from kdhub_tasks.classification import tiny
 from kdhub_tasks.language.openai import OpenAI
-from kdhub_tasks.language.prompted import Prompted, read_class, read_probabilities
+from kdhub_tasks.language.prompted import Prompted, read_class, read_probabilities, read_verdict
 from pydantic import ValidationError
 
 import kdhub
@@ -237,3 +237,15 @@ def test_stopped_while_asking_it_asks_only_for_the_rest_and_gives_the_same_bytes
 @pytest.mark.slow
 def test_two_thousand_prompts_killed_at_twenty_moments(server, tmp_path, monkeypatch):
     killed_and_resumed(server, tmp_path, monkeypatch, n=2000, times=20)
+
+
+def test_a_verdict_is_the_softmax_of_the_words_first_tokens():
+    words = ["safe", "unsafe"]
+    p = np.exp(read_verdict({" Safe": -1.0, "safe": -2.0, "un": -0.5, "s": -4.0, "the": -3.0}, words))
+    mass = np.array([np.exp(-1.0) + np.exp(-2.0) + np.exp(-4.0), np.exp(-0.5)])
+    assert p == pytest.approx(mass / mass.sum())
+    lone = np.exp(read_verdict({"safe": -0.1, "the": -5.0}, words))
+    assert lone[1] == pytest.approx(np.exp(-5.0) / (np.exp(-5.0) + np.exp(-0.1))), "at most the least probable token"
+    assert read_verdict({"the": -0.1, " ": -0.2}, words) is read_verdict({}, words) is None
+    with pytest.raises(ValidationError, match="for read=verdict classes must be named"):
+        Prompted.Options(read="verdict")
