@@ -75,6 +75,10 @@ def desk(tmp_path_factory) -> Path:
     (documents / "corpus.jsonl").write_text("".join(f'{{"_id": "{i}", "text": "{t}"}}\n' for i, t in enumerate(lines)))
     (documents / "queries.jsonl").write_text('{"_id": "q", "text": "tea"}\n')
     (documents / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t0\t1\n")
+    for page in PAGES:  # what a page calls a file is one
+        for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+            if kind == "yaml" and (named := re.match(r"# ([\w-]+\.yaml)\n", text)):
+                (folder / named[1]).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDHUB_HOME", str(folder / "home"))
         patch.chdir(folder)
