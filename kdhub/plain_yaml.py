@@ -1,6 +1,7 @@
 """YAML as plain values: texts, numbers, true and false, nothing, lists and mappings, as YAML 1.2 has them.
 
-No dates, no numbers to base 60, no `yes` for true: a name stays the text it is. What no file of ours has is refused
+No dates, no numbers to base 60, no `yes` for true: a name stays the text it is. `<<` takes over
+the keys of a mapping. What no file of ours has is refused
 before anything is made of it: tags, directives, the same key twice, and where a stranger wrote it also aliases (by
 which a few lines become gigabytes), great length and depth.
 """
@@ -127,11 +128,19 @@ def _mapping(loader: Any, node: Any) -> dict[Any, Any]:
     from yaml.constructor import ConstructorError
 
     made: dict[Any, Any] = {}
+    merged: dict[Any, Any] = {}
     for key_node, value_node in node.value:
+        if key_node.value == "<<" and not key_node.style:
+            parts = loader.construct_object(value_node, deep=True)
+            for part in parts if isinstance(parts, list) else [parts]:
+                if not isinstance(part, dict):
+                    raise ConstructorError(None, None, "<< takes a mapping", value_node.start_mark)
+                merged = {**part, **merged}
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, (list, dict)):
             raise ConstructorError(None, None, "a list or a mapping as a key", key_node.start_mark)
         if key in made:
             raise ConstructorError(None, None, f"the key {str(key)[:60]!r} stands twice", key_node.start_mark)
         made[key] = loader.construct_object(value_node, deep=True)
-    return made
+    return {**merged, **made}

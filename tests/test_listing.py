@@ -49,7 +49,7 @@ def test_a_student_cut_from_a_black_box_is_refused_before_anything_is_made():
     for student in ("layers:2", "static", "config:layers=1"):
         with pytest.raises(CompatibilityError, match="openai:m has none here") as refused:
             resolve_recipe(method="leaf", teacher="openai:m", student=student)
-        assert refused.value.hint == "students that fit: hf, member, packaged, path, words"
+        assert refused.value.hint == "students that fit: hf, member, packaged, path, space, words"
     assert resolve_recipe(method="leaf", teacher="openai:m", student="path:./x").teacher.source == "openai:m"
 
 

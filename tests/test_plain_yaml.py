@@ -90,5 +90,8 @@ def test_of_a_stranger_also_what_is_large(text, said):
 
 def test_own_files_may_say_a_thing_once():
     assert plain_yaml("a: &x [1]\nb: *x") == {"a": [1], "b": [1]}
+    assert plain_yaml("a: &x {p: 1, q: 1}\nb: {<<: *x, q: 2}")["b"] == {"p": 1, "q": 2}
+    with pytest.raises(NotPlain, match="<< takes a mapping"):
+        plain_yaml("<<: 1")
     assert plain_yaml("x: " + "9" * 500) == {"x": "9" * 500}, "no number is longer than any that a file of ours has"
     assert json.dumps(plain_yaml("x: 1" + "0" * 39))

@@ -173,6 +173,7 @@ def test_loading_needs_the_task_alone(toys, toy_run, hub, run_python, tmp_path):
     kdhub.publish(toy_run, "me/toy", licence="mit")
     there = kdhub.pull("me/toy", to=tmp_path / "there").folder
     facts = json.loads((there / "kdhub.json").read_text())
+    (there / ".kdhub-pull.json").unlink()  # a copy that may be changed
     facts["method"] = {"name": "unheard-of", "distribution": "kdhub-nobody"}
     (there / "kdhub.json").write_text(json.dumps(facts))
     assert kdhub.load(there).task == "toy-vectors", "the method that made it may be missing"

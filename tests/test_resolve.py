@@ -307,7 +307,12 @@ def test_options_of_students_are_their_own_and_the_tasks(resolver, monkeypatch):
         (None, Shared, {"wrap": 2}), (Shared, Shared, {"wrap": 2}), (Shared, Both, {"wrap": 2, "width": 3}),
         (Own, nothing, {"width": 1}), (Both, Shared, {"wrap": 2, "width": 3}), (Own, Shared, {"wrap": 2, "width": 1}),
     ):  # fmt: skip
-        common = {"dtype": None, "withheld": ""}  # the precision it is saved in, and why it should not be published
+        common = {
+            "dtype": None,
+            "withheld": "",
+            "about": {},
+            "limits": [],
+        }  # the precision it is saved in, and why it should not be published
         assert options(own, shared)().model_dump() == {**expected, **common}
     seen = []
     monkeypatch.setattr(

@@ -78,6 +78,7 @@ def test_rows_are_measured_by_their_own_files_by_run_evaluate_and_card_alike(run
     for what in (run, run / "student"):
         assert figures(kdhub.evaluate(what)) == dict([of_run])
     edit(run / "student" / FILE, lambda rows: [{**row, "y": [0.0] * 3} for row in rows])
+    kdhub.Run.open(run).seal_student()
     assert figures(kdhub.evaluate(run)) == {("toy-spread", "train"): 0.0}, "it reads the files, not what was measured"
     card = (run / "README.md").read_text()
     assert f"| {OWN_FILES} train | toy-spread |" in card and "A data set, distilled from" in card
@@ -220,9 +221,12 @@ def test_one_edited_row_or_figure_fails_and_verify_says_where(run, hub, monkeypa
 
 def test_a_secret_in_a_row_is_found_though_parquet_is_compressed(run, hub):
     edit(run / "student" / FILE, lambda rows: [*rows[:2], {**rows[2], "x": rows[2]["x"]}, *rows[3:]])
+    kdhub.Run.open(run).seal_student()
     table = pq.read_table(run / "student" / FILE)
+    kdhub.Run.open(run).seal_student()
     notes = ["plain"] * 7 + ["key hf_" + "a" * 30] + ["plain"] * (len(table) - 8)
     pq.write_table(table.replace_schema_metadata(None).append_column("note", [notes]), run / "student" / FILE)
+    kdhub.Run.open(run).seal_student()
     with pytest.raises(PublishError, match=rf"{FILE}, row 8: this looks like a secret"):
         kdhub.publish(run, "me/points", licence="mit", dry_run=True)
 
@@ -232,10 +236,12 @@ def test_rows_inherit_the_licences_of_their_sources(run, hub, monkeypatch):
     facts = json.loads((run / "provenance.json").read_text())
     facts["teacher"]["licence"] = "cc0-1.0"
     (run / "provenance.json").write_text(json.dumps(facts))
+    kdhub.Run.open(run).seal()
     front = split_card(kdhub.publish(run, "me/points", dry_run=True).card)[0]
     assert front["license"] == "cc0-1.0", "teacher and rows agree"
     facts["data"]["use"][0]["licence"] = None
     (run / "provenance.json").write_text(json.dumps(facts))
+    kdhub.Run.open(run).seal()
     with pytest.raises(PublishError, match="no licence can be stated"):
         kdhub.publish(run, "me/points", dry_run=True)
 

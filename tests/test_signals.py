@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 import kdhub.signals.store
 from kdhub.errors import StoreError, TeacherError, UnknownNameError
+from kdhub.files import read_sealed, write_sealed
 from kdhub.rows import Rows
 from kdhub.signals.chunks import carried, carrying, freed
 from kdhub.signals.store import Field, SignalStore, row_key, row_keys
@@ -360,8 +361,8 @@ def test_other_versions_are_refused_and_other_fields_are_another_store(tmp_path)
     other, *_ = make(tmp_path, dtype="int8")
     assert other.folder != store.folder
     assert SignalStore.open(tmp_path, KEY, store.fields, group_rows=99).group_rows == 16
-    meta = json.loads((store.folder / "store.json").read_text())
-    (store.folder / "store.json").write_text(json.dumps({**meta, "schema": 0}))
+    meta = read_sealed(store.folder / "store.json")
+    write_sealed(store.folder / "store.json", {**meta, "schema": 0})
     with pytest.raises(StoreError, match="has schema version 0, this kdhub reads 1"):
         SignalStore.open(tmp_path, KEY, store.fields)
 

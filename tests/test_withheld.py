@@ -34,6 +34,7 @@ def run(toys, toy_run, tmp_path, monkeypatch):
         facts["teacher"] |= {"id": "big-model", "terms": terms} if terms else {}
         facts["lineage"] = list(lineage)
         (folder / "provenance.json").write_text(json.dumps(facts))
+        kdhub.Run.open(folder).seal()
         return folder
 
     return make

@@ -36,7 +36,6 @@ from kdhub.hub.files import (
 )
 from kdhub.hub.manifest import RECORD
 from kdhub.hub.trust import check_configuration
-from kdhub.hub.weights import check_weights
 
 logger = logging.getLogger("kdhub")
 
@@ -291,7 +290,6 @@ def _check(folder: Path, found: Mapping[str, Digests], name: str) -> None:
     else:
         logger.warning("%s has no %s: kdhub did not publish it, so its figures cannot be verified", name, MANIFEST)
     check_configuration(folder, name=name)
-    check_weights(folder, name)
 
 
 def _record(staging: Path, pulled: Pulled, revision: str | None, found: Mapping[str, Digests]) -> None:

@@ -28,11 +28,11 @@ from kdhub.hub.trust import split_card
 from kdhub.metric import Measure
 from kdhub.plain_yaml import plain_yaml
 from kdhub.recipes import strangers
+from kdhub.recipes.folders import published_task
 from kdhub.recipes.recipe import Layer, Recipe, build
 from kdhub.recipes.resolve import Resolver
 from kdhub.signals.stored import measured_signals
 from kdhub.specs import MAIN
-from kdhub.verbs.load import load
 
 RELATIVE, ABSOLUTE = 0.01, 0.002
 """How far a figure may be from the card's, whichever is more: other hardware rounds otherwise, and one row that falls
@@ -139,7 +139,7 @@ def verify(
     report, recipe = _report(folder, name), _recipe(folder, name)
     found.figures = [f for f in _figures(folder, name, report) if member in (None, f.member)]
     if not found.problems:  # what was changed is not run
-        student = load(folder, resolver=resolver)
+        student = published_task(folder, None, resolver).load(folder)  # its manifest is what it is held against
         if member is not None:
             member_in(student, folder, member, name)
         found.problems += [*_other_files(folder, student), *_other_members(folder, student)]

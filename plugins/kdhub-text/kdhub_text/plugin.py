@@ -47,13 +47,13 @@ def kdhub_methods():
     )  # fmt: skip
     yield method(
         "lelp", "lelp:Lelp", "a few classes, each split along projections of the teacher's embeddings",
-        "arXiv:2409.20449", traits=("single-label",), needs=("logits", "features"), uses=("logits",),
+        "arXiv:2409.20449", traits=("single-label", "apart"), needs=("logits", "features"), uses=("logits",),
     )  # fmt: skip
     yield method(
         "talking-models", "talking_models:TalkingModels",
         "the student sends messages, the teacher's upper layers answer them, and both learn to understand",
-        "arXiv:2310.03188", "similarity", traits=("named-classes",), needs=("features",), uses=("logits", "features"),
-        labels=True, live=True,
+        "arXiv:2310.03188", "similarity", traits=("named-classes", "apart"), needs=("features",),
+        uses=("logits", "features"), labels=True, live=True,
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ NAME = "item-sets"
 HERE = "kdhub_knowledge.sets"
 TASKS = (
     TaskSpec(
-        name=NAME, target=f"{HERE}.task:ItemSets", traits=("classes", "labels", "named-classes", "single-label"),
+        name=NAME, target=f"{HERE}.task:ItemSets",
+        traits=("classes", "labels", "named-classes", "single-label", "apart"),
         signals=("logits", "features", "belief", "substitution"), reads=(("items",),),
         summary="sets of items to one class of a list",
     ),

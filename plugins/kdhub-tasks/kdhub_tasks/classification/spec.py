@@ -8,7 +8,7 @@ from kdhub_tasks.signals import LAYERED
 IMAGE, TABULAR = "image-classification", "tabular-classification"
 HERE = "kdhub_tasks.classification"
 ENCODERS = ("fill-mask", "text-embedding")
-CLASSES = ("classes", "labels", "named-classes")
+CLASSES = ("classes", "labels", "named-classes", "apart")
 FORMERLY = ("kdhub-logits",)
 SIGNALS = ("logits", "features")
 LOWER = {"higher_is_better": False}
