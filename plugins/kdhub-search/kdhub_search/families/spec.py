@@ -15,7 +15,7 @@ NETWORKS = (
 )
 
 _NESTED = "slices of the teacher of many sizes, or of another model: a family"
-_SOURCE = {"argument": "[SOURCE]", "example": ""}
+_SOURCE = {"argument": "[SOURCE]"}
 STUDENTS = (
     StudentSpec(
         name="pool",
@@ -33,6 +33,11 @@ STUDENTS = (
     StudentSpec(
         name="nested", target="kdhub_search.families.nested_vit:nested", tasks=(IMAGE,), summary=_NESTED,
         exposes=("logits", "features", "tokens"), **_SOURCE,
+    ),
+    StudentSpec(
+        name="untrained", target="kdhub_search.families.students:untrained", argument="SOURCE",
+        traits=("classes",), summary="the architecture of a student, with random weights",
+        exposes=("logits", "features"),
     ),
 )  # fmt: skip
 

@@ -201,7 +201,7 @@ class AutoDistil(ObjectiveMethod):
                     found[name]["formula"] = formula(size, len(vocabulary), student.max_length)
             return found
 
-        return run.stage("costs", count)
+        return run.stage("member costs", count)
 
     def _fitting(self, run: RunContext, student: Student) -> list[str]:
         """The members within the budget.
@@ -216,7 +216,7 @@ class AutoDistil(ObjectiveMethod):
         if o.max_flops is not None:
             row = dict(run.table("train")[0])
             whole = run.stage(
-                "teacher", lambda: kdhub.count_costs(run.teacher.model, row, task=run.task).get("flops", 0)
+                "teacher flops", lambda: kdhub.count_costs(run.teacher.model, row, task=run.task).get("flops", 0)
             )
             limits["flops"] = o.max_flops * whole if o.max_flops <= 1 else o.max_flops
         fitting = [n for n, c in costs.items() if all(c.get(what, 0) <= most for what, most in limits.items())]
@@ -284,17 +284,14 @@ class AutoDistil(ObjectiveMethod):
         return {name: run.stage(f"score {name}", lambda name=name: score(name)) for name in names}
 
     def evaluate(self, run: RunContext, student: Student) -> Any:
-        """Also each member's loss on held-out rows."""
+        """Also each member's loss on held-out rows, in thousandths, before training and after."""
         report = run.evaluate(student)
-        for when, metric in (("before", f"{LOSS}-before"), ("after", LOSS)):
+        for when, subject in (("before", "student-before"), ("after", "student")):
             for space in student.module.spaces:
                 for name, value in self._held_out(run, student, space, when).items():
-                    variants = [{MEMBER: name}] + [{}] * (name == student.module.chosen)
-                    report.measures += [
-                        Measure(metric=metric, value=value, subject="student", dataset=HELD_OUT,
-                                higher_is_better=False, variant=variant)
-                        for variant in variants
-                    ]  # fmt: skip
+                    known = {"dataset": HELD_OUT, "higher_is_better": False, "unit": "e-3", "subject": subject}
+                    for variant in [{MEMBER: name}, *([{}] if name == student.module.chosen else [])]:
+                        report.measures.append(Measure(metric=LOSS, value=1000 * value, variant=variant, **known))
         return report
 
 
