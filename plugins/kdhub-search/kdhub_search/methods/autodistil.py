@@ -79,8 +79,9 @@ class AutoDistil(ObjectiveMethod):
     tiny_recipe = {
         "student": {
             "source": "nested",
-            "spaces": {"tiny": {"layers": [1, 2], "hidden": [8], "ratio": [1, 2], "heads": [1]}},
+            "spaces": {"tiny": {"layers": [1], "hidden": [4, 8], "ratio": [1, 2], "heads": [1]}},
         },
+        "data": {"validation": []},
         "options": {"max_flops": None, "n_random": 1},
     }
     space = ""
@@ -125,8 +126,10 @@ class AutoDistil(ObjectiveMethod):
         self._module.put_back(self._others)
 
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Texts without masked tokens."""
-        return {**batch, "input_ids": batch["original"]} if "original" in batch else batch
+        """Texts without masked tokens. No token is to be predicted, which would be most of the work."""
+        if "original" not in batch:
+            return batch
+        return {**batch, "input_ids": batch["original"], "at": batch["at"][:0]}
 
     def counts(self, batch: Mapping[str, Any], teacher: Signals) -> Mapping[str, int]:
         from kdhub_search.families.relations import pairs
