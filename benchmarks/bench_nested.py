@@ -5,9 +5,9 @@
 `members`: held-out relations of 256 members (1 to 4 layers, width 32 to 128, ratio 1 to 4, 1 to 4 heads of 32) on 512
 sentences, before and after one step; seconds by the clock, and of all else that the run does.
 
-`spaces`: a teacher of 4 layers of 64 on sentences. Two sub-spaces of 16 members (1-2 layers, 16-32, ratio 1-2, 1-2 heads;
-3-4, 48-64, 3-4, 3-4) of `--steps` each, against one space of all 256 in as many steps (`equal`), and in twice as many
-(`total`, the steps of both sub-spaces together): held-out loss of four nets that both have.
+`spaces`: a teacher of 4 layers of 64 on sentences. Two sub-spaces of 16 members (1-2 layers, 16-32, ratio 1-2, 1-2
+heads; 3-4, 48-64, 3-4, 3-4) of `--steps` each, against one space of all 256 in as many steps (`equal`), and in twice as
+many (`total`, the steps of both sub-spaces together): held-out loss of four nets that both have.
 
     python benchmarks/bench_nested.py step|members|spaces [--seeds 0 1 2] [--steps 300] [--texts 4000]
 """

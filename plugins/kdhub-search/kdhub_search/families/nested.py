@@ -61,6 +61,8 @@ def named_spaces(given: Any) -> Any:
     if isinstance(given, str):
         given = given.split(",")
     if isinstance(given, Mapping):
+        if wrong := [name for name in given if not re.fullmatch(r"[\w-]+", str(name))]:
+            raise UsageError(f"the name of a sub-space has letters, digits, _ and - alone (spaces: {wrong[0]!r})")
         return dict(given)
     if unknown := [name for name in given if name not in OFFICIAL]:
         raise UsageError(
@@ -117,7 +119,7 @@ def kept_layers(layers: int, of: int, keep: Keep = "spread") -> list[int]:
 def formula(size: Size, vocabulary: int = 30522, positions: int = 512) -> float:
     """The parameters that the official code counts for a search among twelfths of heads. The real attention is wider
     than its H^2 h / 12, so members are counted instead; this stands beside it."""
-    h, wide = size.hidden, int(size.hidden * Fraction(str(size.ratio)))
+    h, wide = size.hidden, size.wide
     layer = h * h + 3 * h * h * size.heads / 12 + 6 * h + 2 * h * wide + wide + 3 * h
     return h * (vocabulary + positions + 4) + size.layers * layer + h * h + 2 * h
 
