@@ -98,7 +98,7 @@ def step() -> None:
 
     given = {"a": {"layers": [4, 6], "hidden": [192, 320], "ratio": [4], "heads": [10]}}
     family, task = _family(given, "packaged:all-minilm-l6-v2")
-    data = kdhub.open_data(texts(64))
+    data = kdhub.open_data(texts(16))
     batch = task.collate(task.preparer(family, None)([{"text": t} for t in data.split("train")["text"]]), family)
     batch = {**batch, "at": batch["at"][:0]}
     alone = [family.module.filled(name).train() for name in family.members]
@@ -119,7 +119,7 @@ def step() -> None:
             sum(x.square().mean() for x in tap.signals(batch).values()).backward()
 
     took: dict[str, list[float]] = {"family": [], "alone": []}
-    for _ in range(6):
+    for _ in range(4):
         for name, work in (("family", shared), ("alone", apart)):
             began = time.monotonic()
             work()

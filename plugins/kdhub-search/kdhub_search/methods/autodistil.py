@@ -30,7 +30,7 @@ from kdhub.files import write_json
 from kdhub.method import ObjectiveMethod, Progress, RunContext, TrainingOptions, step_count
 from kdhub.metric import Measure
 from kdhub.named_layers import Taps
-from kdhub.ranks import device, rank
+from kdhub.ranks import barrier, device, rank
 from kdhub.specs import MAIN
 
 if TYPE_CHECKING:
@@ -274,10 +274,16 @@ class AutoDistil(ObjectiveMethod):
         import kdhub
 
         def score(name: str) -> float:
-            start = run.folder / "candidates" / f"{name}-start"
-            start.mkdir(parents=True, exist_ok=True)
-            student.cut(name).save(start)
-            report = kdhub.distill(self.options.proxy, out=start.with_name(name), student=f"path:{start}").report
+            out = run.folder / "candidates" / name
+            start = out.with_name(f"{name}-start")
+            if (out / "recipe.yaml").is_file():  # stopped in the midst of it
+                report = kdhub.distill(resume=out).report
+            else:
+                if rank() == 0:
+                    start.mkdir(parents=True, exist_ok=True)
+                    student.cut(name).save(start)
+                barrier()
+                report = kdhub.distill(self.options.proxy, out=out, student=f"path:{start}").report
             primary = set((report["facts"].get("primary") or {}).values())
             own = [m for m in report["measures"] if m["subject"] == "student" and m["metric"] in primary]
             return own[0]["value"] * (1 if own[0].get("higher_is_better", True) else -1)
