@@ -30,7 +30,7 @@ from kdhub.files import write_json
 from kdhub.method import ObjectiveMethod, Progress, RunContext, TrainingOptions, step_count
 from kdhub.metric import Measure
 from kdhub.named_layers import Taps
-from kdhub.ranks import barrier, device, rank
+from kdhub.ranks import barrier, device, of_first, rank
 from kdhub.specs import MAIN
 
 if TYPE_CHECKING:
@@ -284,9 +284,11 @@ class AutoDistil(ObjectiveMethod):
                     student.cut(name).save(start)
                 barrier()
                 report = kdhub.distill(self.options.proxy, out=out, student=f"path:{start}").report
+            if rank() != 0:  # a run is measured by the first alone
+                return of_first(0.0)
             primary = set((report["facts"].get("primary") or {}).values())
             own = [m for m in report["measures"] if m["subject"] == "student" and m["metric"] in primary]
-            return own[0]["value"] * (1 if own[0].get("higher_is_better", True) else -1)
+            return of_first(own[0]["value"] * (1 if own[0].get("higher_is_better", True) else -1))
 
         if self.options.search == "agnostic":
             return {}
