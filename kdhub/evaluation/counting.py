@@ -62,7 +62,7 @@ def middle_row(task: Task, student: Student, rows: Sequence[Mapping[str, Any]]) 
     from kdhub.rows import prepared
     from kdhub.task import NetworkTask
 
-    if not isinstance(task, NetworkTask):
+    if not isinstance(task, NetworkTask) or not rows:
         return None
     examples = prepared(task.preparer(student, None), list(rows))
     read = [i for i, example in enumerate(examples) if "fault" not in example]

@@ -82,7 +82,7 @@ class Resolver:
             # A bare word may be a kind that needs no argument ("static"); anything else is an unknown name.
             kinds = {e.name: e for e in self.registry.all(kind, task)}
             bare = argument.partition("@")[0]
-            if bare in kinds and not _argument(kinds[bare]):
+            if bare in kinds and _argument(kinds[bare])[:1] in ("", "["):  # none, or "[one that may be left out]"
                 return Target(self.registry.find(kind, argument, task), "", text)
             known = [*self.catalog.names(section), *(f"{n}:{_argument(e)}".rstrip(":") for n, e in kinds.items())]
             raise UnknownNameError(kind, text, known, how_to_list=f"kdhub list {section}")

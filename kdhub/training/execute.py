@@ -158,6 +158,8 @@ def _add_costs(run: Run, session: Any, student: Any, report: Any, precision: str
     from kdhub.training.session import cost_subjects
 
     rows = session.task.sample(*session.evaluator.data[0], COST_ROWS) if session.evaluator.data else []
+    if student.members and not rows and "train" in session.data_uses:  # a family may be scored by its method alone
+        rows = session.table("train").select(range(min(COST_ROWS, len(session.table("train"))))).to_list()
     report.measures += members.counted(session.task, student, rows, precision)
     if run.recipe.evaluation.cost and not student.answers:
         report.measures += cost.of_files(student, run.student_folder, run.provenance)

@@ -9,6 +9,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NARROW = "kdhub-narrow-"
+"""Begins the `model_type` of networks of `kdhub_tasks.narrow`."""
+
+
+def is_ours(config: Any) -> bool:
+    """Whether the library has no such model."""
+    return hasattr(config, "efficient_attention") or config.model_type.startswith(NARROW)
+
+
 def is_efficient(config: Any) -> bool:
     """Whether a model's attention is other than full, so that it has no map of all pairs."""
     return config.model_type == "longformer" or hasattr(config, "efficient_attention")

@@ -18,7 +18,7 @@ from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
 from kdhub_tasks import wrappers
 from kdhub_tasks.classes import MULTI_LABEL, problem_of
-from kdhub_tasks.long import further_inputs, is_efficient
+from kdhub_tasks.long import further_inputs, is_efficient, is_ours
 from kdhub_tasks.models import TOKENS, Classifier
 from kdhub_tasks.reading import longest, marked, settle_pad
 from kdhub_tasks.signals import LAYERED
@@ -157,7 +157,7 @@ class TextClassifier(Classifier):
     def load(cls, folder: Path, *, name: str | None = None, start: Mapping[str, Any] | None = None) -> TextClassifier:
         import transformers
 
-        import kdhub_tasks.attention  # noqa: F401  families of models of ours
+        import kdhub_tasks.narrow  # noqa: F401  families of models of ours, with those of `attention`
 
         check_model_folder(folder, name=name)
         model = pretrained(getattr(transformers, cls.auto), folder, name=name)
@@ -173,7 +173,7 @@ class TextClassifier(Classifier):
         """A checked folder's network; its classifier is made again unless it is one for just these classes."""
         import transformers
 
-        import kdhub_tasks.attention  # noqa: F401  families of models of ours
+        import kdhub_tasks.narrow  # noqa: F401  families of models of ours, with those of `attention`
 
         config = transformers.AutoConfig.from_pretrained(folder, **without_wrappers(classes, problem))
         model = with_fresh_head(getattr(transformers, cls.auto), folder, config, seed)
@@ -210,7 +210,8 @@ class TextClassifier(Classifier):
         )
 
     def usage(self) -> str:
-        if is_efficient(self.module.model.config):  # the library has no such model, or gives it no global tokens
+        config = self.module.model.config
+        if is_efficient(config) or is_ours(config):  # the library has no such model, or gives it no global tokens
             return super().usage()
         if isinstance(self.module, wrappers.Wrapper) and (lines := self.module.usage()):
             return lines
@@ -222,7 +223,7 @@ class TextClassifier(Classifier):
 
     @property
     def library(self) -> str:
-        return "kdhub" if hasattr(self.module.model.config, "efficient_attention") else "transformers"
+        return "kdhub" if is_ours(self.module.model.config) else "transformers"
 
 
 def class_names(config: Any) -> list[str]:

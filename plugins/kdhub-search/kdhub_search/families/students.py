@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,3 +46,30 @@ def pool(argument: str, context: BuildContext) -> Student:
 
 
 pool.Options = PoolOptions
+
+
+class UntrainedOptions(BaseModel):
+    """Of a student with random weights."""
+
+    model_config = ConfigDict(extra="forbid")
+    settings: dict[str, Any] = Field(default_factory=dict, description="what stands beside the source itself")
+
+
+def untrained(argument: str, context: BuildContext) -> Student:
+    """`untrained:SOURCE`: the architecture of any student that is one network, with weights drawn from the seed.
+
+    Raises:
+        CompatibilityError: such a student cannot be made again.
+    """
+    from kdhub import open_student
+    from kdhub_search.scores import fresh
+
+    source = {"source": argument, **UntrainedOptions.model_validate(context.options).settings}
+    student = open_student(source, context.task.name, teacher=context.teacher, seed=context.seed, facts=context.facts)
+    state = fresh(student, context.seed).state_dict()
+    student.module.load_state_dict(state)
+    student.start = {"how": f"the architecture of {argument}, with random weights"}
+    return student
+
+
+untrained.Options = UntrainedOptions

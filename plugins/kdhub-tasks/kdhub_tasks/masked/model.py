@@ -14,7 +14,7 @@ from torch import nn
 from kdhub.errors import CompatibilityError
 from kdhub.rows import Example
 from kdhub_tasks.attention import without_square_mask
-from kdhub_tasks.long import further_inputs, is_efficient
+from kdhub_tasks.long import further_inputs, is_efficient, is_ours
 from kdhub_tasks.masked.masking import Tokens, mask_tokens, places, trim_space, ways
 from kdhub_tasks.models import Classifier
 from kdhub_tasks.reading import settle_pad
@@ -168,7 +168,7 @@ class MaskedLm(TextClassifier):
         raise CompatibilityError(f"{name} changes classes, and the outputs of a masked language model are tokens")
 
     def usage(self) -> str:
-        if is_efficient(self.module.model.config):
+        if is_efficient(self.module.model.config) or is_ours(self.module.model.config):
             return 'import kdhub\nstudent = kdhub.load("{path}")'
         return (
             "from transformers import pipeline\n\n"

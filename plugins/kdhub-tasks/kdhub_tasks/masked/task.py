@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,14 @@ class MaskedTeacher(ModelTeacher):
 
     def layout(self, kind: str) -> dict[str, Any]:
         return {kind: StoredField(kind, "int32", (4,), ragged=True)} if kind == "spans" else super().layout(kind)
+
+
+def _network(folder: Path) -> str | None:
+    """The registered network that a folder's configuration names."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("network")
+    except (OSError, ValueError, AttributeError):
+        return None  # what is wrong with it is said where it is opened
 
 
 class FillMask(Classification):
@@ -141,8 +150,13 @@ class FillMask(Classification):
     # -- models -----------------------------------------------------------------------------------------------
 
     def load(self, folder: Path, *, name: str | None = None) -> MaskedLm:
+        """A masked language model of transformers, or of a registered network that `config.json` names (`network`),
+        which opens its own folders by `load(folder, name)`."""
         from kdhub_tasks.masked.model import MaskedLm
+        from kdhub_tasks.wrappers import network_class
 
+        if own := _network(Path(folder)):
+            return network_class(own).load(Path(folder), name)
         return MaskedLm.load(Path(folder), name=name)
 
     def open(
@@ -153,6 +167,10 @@ class FillMask(Classification):
         from kdhub_tasks.masked.model import MaskedLm
 
         check_model_folder(folder, name=name)
+        if _network(Path(folder)):
+            student = self.load(folder, name=name)
+            student.start = dict(start)
+            return student
         return MaskedLm.with_head(Path(folder), [], context.seed, start)
 
     # -- evaluation -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdhub.errors import CompatibilityError
 from kdhub.rows import Example
-from kdhub_tasks.long import further_inputs, is_efficient
+from kdhub_tasks.long import further_inputs, is_efficient, is_ours
 from kdhub_tasks.questions.spans import ENDS, answer
 from kdhub_tasks.signals import LAYERED
 from kdhub_tasks.transformer import TextClassifier, Transformer, padded, segments
@@ -111,7 +111,7 @@ class Reader(TextClassifier):
         raise CompatibilityError(f"{name} changes classes, and the outputs of a reader are positions of tokens")
 
     def usage(self) -> str:
-        if is_efficient(self.module.model.config):
+        if is_efficient(self.module.model.config) or is_ours(self.module.model.config):
             return 'import kdhub\nstudent = kdhub.load("{path}")'
         return (
             "import kdhub\n\n"
