@@ -93,20 +93,26 @@ def pull(
     if to is not None and (to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir())))):
         raise UsageError(f"{to} is not empty", hint="choose a new folder with --to")
     found = cached(repo, revision, kind=kind, endpoint=hub.endpoint)
-    if found and (damage := _damage(found.folder)):
-        logger.warning("%s was changed since it was pulled (%s): fetching it again", found.folder, damage[0])
-        with _alone(found.folder):
-            shutil.rmtree(found.folder)
-        found = None
-    if found is None or not is_commit(revision):
+    damage = _damage(found.folder) if found else []
+    if found is None or damage or not is_commit(revision):
         try:
             kind, commit = _look_up(hub, repo, revision, kind)
         except UnreachableError as error:
             if found is None:
                 raise
+            if damage:
+                raise UnreachableError(
+                    f"{found.folder} was changed since it was pulled ({damage[0]}), and {error.message}",
+                    hint="pull it again when the hub can be reached",
+                ) from error
             logger.warning("%s; using the local copy, commit %s", error.message, found.commit[:12])
         else:
             found = cached(repo, commit, kind=kind, endpoint=hub.endpoint)
+            if found and (damage := _damage(found.folder)):
+                logger.warning("%s was changed since it was pulled (%s): fetching it again", found.folder, damage[0])
+                with _alone(found.folder):
+                    shutil.rmtree(found.folder, ignore_errors=True)
+                found = None
             if found is None:
                 return _fetch(hub, repo, kind, revision, commit, to, most_bytes)
             if to is None:
