@@ -12,7 +12,7 @@ from kdhub.plugins.registry import Registry
 from kdhub.verbs.distill import distill
 
 TASK = "spectrum-classification"
-CLASSES = ("classes", "labels", "named-classes", "single-label", "arrays")
+CLASSES = ("classes", "labels", "named-classes", "single-label", "apart", "arrays")
 
 
 class Spectra(ArrayClassification):

@@ -8,10 +8,12 @@ org/name             the Hub
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from kdhub.catalogue.catalog import Catalog, default_catalog
@@ -266,8 +268,15 @@ class Resolver:
         try:
             made = build(argument, **options) if entry.spec.argument else build(**options)
         except TypeError as error:
+            if not (unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error))):
+                raise UsageError(
+                    f"data set {kind}:{argument} does not take the options {dict(options)}: {error}"
+                ) from error
+            known = [name for name, p in signature(build).parameters.items() if p.kind is p.KEYWORD_ONLY]
+            close = close_matches(unknown[1], known)
             raise UsageError(
-                f"data set {kind}:{argument} does not take the options {dict(options)}: {error}"
+                f"data set {kind} has no option {unknown[1]!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
+                hint=f"it has {', '.join(known)}" if known else f"kdhub show {kind}",
             ) from error
         made.tags = tuple(dict.fromkeys((*made.tags, *entry.spec.tags)))
         return made

@@ -26,7 +26,7 @@ from pydantic import Field
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import ObjectiveMethod, Progress, RunContext
 from kdhub.metric import Measure
-from kdhub.ranks import device, rank
+from kdhub.ranks import barrier, device, rank
 from kdhub_search.methods.learngene import InstanceOptions, Learngene, Where
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class LearngenePool(ObjectiveMethod):
             (run.folder / FOLDER).mkdir(exist_ok=True)
             target = run.folder / FOLDER / f"{name}.safetensors"
             save_file({key: value.cpu().contiguous() for key, value in state.items()}, target)
+        barrier()  # the other ranks open it
 
     def _learngene(self, n: int) -> Learngene:
         from kdhub_search.families.spec import METHODS

@@ -10,7 +10,7 @@ def kdhub_tasks():
     yield TaskSpec(
         name=TASK,
         target="kdhub_series.task:SeriesClassification",
-        traits=("classes", "labels", "named-classes", "single-label", "arrays"),
+        traits=("classes", "labels", "named-classes", "single-label", "apart", "arrays"),
         signals=("logits", "features"),
         reads=(("series",),),
         summary="time series to one class of a list",
