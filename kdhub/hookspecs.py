@@ -6,7 +6,7 @@ point in the group `kdhub`. The first eight yield specs; the others are called d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -27,6 +27,24 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("kdhub")
 hookimpl = pluggy.HookimplMarker("kdhub")
+
+_KINDS = ("tasks", "methods", "teachers", "students", "datasets", "metrics", "samplers", "networks")
+
+
+def hooks_of(rooms: Iterable[Any], registry: Path | None = None) -> dict[str, Callable[[], Iterable[Any]]]:
+    """The hooks of a plugin whose rooms declare their specs as constants (`TASKS`, `METHODS`, ...), for its module:
+    `globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))`.
+
+    Args:
+        rooms: modules, in the order in which their specs are listed.
+        registry: the plugin's catalogue.
+    """
+
+    def declared(name: str) -> Callable[[], Iterable[Any]]:
+        return hookimpl(lambda: [spec for room in rooms for spec in getattr(room, name, ())])
+
+    found = {f"kdhub_{kind}": declared(kind.upper()) for kind in _KINDS}
+    return found | ({"kdhub_catalogs": hookimpl(lambda: [registry])} if registry else {})
 
 
 @hookspec

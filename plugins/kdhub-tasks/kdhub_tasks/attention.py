@@ -18,6 +18,7 @@ No function here makes a tensor of all queries by all keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -326,16 +327,20 @@ def _model_class(base: type, config: type) -> type:
     )
 
 
-def _register() -> dict[str, type]:
-    """A second family for each of `SOURCES`, known to the library's auto classes."""
+def registered(config_class: Callable[[str], type], model_class: Callable[[type, type], type]) -> dict[str, type]:
+    """A second family for each of `SOURCES`, known to the library's auto classes.
+
+    Args:
+        config_class: the configuration for a source; model_class: the model for one of the library's, and that.
+    """
     made = {}
     for source in SOURCES:
-        config = made[source] = _config_class(source)
+        config = made[source] = config_class(source)
         transformers.AutoConfig.register(config.model_type, config)
         base = transformers.models.auto.configuration_auto.CONFIG_MAPPING[source]
         for auto in (getattr(transformers, name) for name in AUTO):
-            auto.register(config, _model_class(auto._model_mapping[base], config))
+            auto.register(config, model_class(auto._model_mapping[base], config))
     return made
 
 
-CONFIGS = _register()
+CONFIGS = registered(_config_class, _model_class)

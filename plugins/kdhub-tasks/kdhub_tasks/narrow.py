@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 from torch import nn
 
-from kdhub_tasks.attention import AUTO, SOURCES
+from kdhub_tasks.attention import registered
 from kdhub_tasks.long import NARROW
 
 
@@ -40,19 +40,7 @@ def _model_class(base: type, config: type) -> type:
     return type(f"Narrow{base.__name__}", (base,), {"__init__": init, "config_class": config, "__module__": __name__})
 
 
-def _register() -> dict[str, type]:
-    """A second family for each of `SOURCES`, known to the library's auto classes."""
-    made = {}
-    for source in SOURCES:
-        config = made[source] = _config_class(source)
-        transformers.AutoConfig.register(config.model_type, config)
-        base = transformers.models.auto.configuration_auto.CONFIG_MAPPING[source]
-        for auto in (getattr(transformers, name) for name in AUTO):
-            auto.register(config, _model_class(auto._model_mapping[base], config))
-    return made
-
-
-CONFIGS = _register()
+CONFIGS = registered(_config_class, _model_class)
 
 
 def narrow_config(config: Any, **settings: Any) -> Any:

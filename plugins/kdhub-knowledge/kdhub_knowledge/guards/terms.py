@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from kdhub_tasks.language.prompted import ReadsTexts
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import TeacherError, UsageError
@@ -15,7 +16,7 @@ from kdhub.teacher import Teacher
 from kdhub_knowledge.guards.words import words
 
 
-class Terms(Teacher):
+class Terms(ReadsTexts, Teacher):
     """The second class has probability `sure` where a text has one of the terms, 1 - `sure` where it has none."""
 
     class Options(BaseModel):
@@ -40,16 +41,6 @@ class Terms(Teacher):
     @property
     def classes(self) -> list[str]:
         return list(self.options.classes)
-
-    @property
-    def reads(self) -> Terms:
-        return self
-
-    def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
-        return [[0] for _ in texts], [False] * len(texts)
-
-    def encode_pairs(self, pairs: Sequence[Any], max_length: int | None = None) -> list[dict[str, Any]]:
-        return [{"length": 1, "cut": False} for _ in pairs]
 
     def layout(self, kind: str) -> dict[str, Any]:
         """

@@ -24,7 +24,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -54,7 +54,21 @@ VALUES = (
 Bound = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
-class Prompted(Teacher):
+class ReadsTexts:
+    """For teachers of rows that are read as texts, whatever tokens a student makes of them."""
+
+    @property
+    def reads(self) -> Self:
+        return self
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
+        return [[0] for _ in texts], [False] * len(texts)
+
+    def encode_pairs(self, pairs: Sequence[Any], max_length: int | None = None) -> list[dict[str, Any]]:
+        return [{"length": 1, "cut": False} for _ in pairs]
+
+
+class Prompted(ReadsTexts, Teacher):
     """See above; a template has the row's own columns as placeholders, all of them as `{input}`, and `{classes}`,
     `{low}`, `{high}`."""
 
@@ -151,18 +165,6 @@ class Prompted(Teacher):
     @property
     def words(self) -> list[str]:
         return self.options.words or self.classes
-
-    # -- rows: read as texts, whatever tokens a student makes of them ------------------------------------------
-
-    @property
-    def reads(self) -> Prompted:
-        return self
-
-    def encode(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[list[int]], list[bool]]:
-        return [[0] for _ in texts], [False] * len(texts)
-
-    def encode_pairs(self, pairs: Sequence[Any], max_length: int | None = None) -> list[dict[str, Any]]:
-        return [{"length": 1, "cut": False} for _ in pairs]
 
     # -- signals ----------------------------------------------------------------------------------------------
 
