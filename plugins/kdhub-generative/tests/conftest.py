@@ -1,0 +1,3 @@
+"""What all tests here share."""
+
+from kdhub.testing.fixtures import home

@@ -1,0 +1,9 @@
+"""What kdhub-vision provides: each room declares its own in `spec.py`. No torch, no transformers here."""
+
+from pathlib import Path
+
+from kdhub.hookspecs import hooks_of
+
+ROOMS = ()
+
+globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))
