@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import kdhub
 from kdhub.dataset_student import splits_in
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
 from kdhub.recipes.chain import replaced, resolve_recipe
-from kdhub.recipes.recipe import Layer, Recipe, build, parse_set, read_yaml
+from kdhub.recipes.recipe import DataRef, Layer, Recipe, build, parse_set, read_yaml
 from kdhub.recipes.run import Run
 from kdhub.verbs.distill import distill
 
@@ -212,6 +213,15 @@ def layer_of(place):
 
 def _without(values):
     return {"teacher": {"source": "linear:1", **values["teacher"]}} if "teacher" in values else values
+
+
+def test_a_column_may_have_one_value_or_several_and_an_unknown_key_is_named(toys):
+    assert DataRef(source="toy-points", where={"split": "train", "n": [1, 2]}).where == {
+        "split": ["train"],
+        "n": [1, 2],
+    }
+    with pytest.raises(RecipeError, match="unknown key 'wher'; did you mean 'where'"):
+        kdhub.open_data({"source": "toy-points", "wher": {}})
 
 
 def test_a_recipe_survives_being_written(toys, recipe_file, tmp_path):

@@ -271,6 +271,17 @@ def test_a_recipe_trains_on_the_rows_that_another_one_leaves(isolated, chain):
     assert chain_of.unmade(resolve_recipe("student"), Resolver()) == [], "made once"
 
 
+def test_rows_of_a_recipe_are_named_after_it_and_not_after_their_folder(isolated, chain):
+    data = {"train": "recipe:labelled", "test": {"source": "toy-first:recipe:labelled", "split": "train"}}
+    evaluation = {"cost": False, "data": [data.pop("test")]}
+    chain("student", method="toy-plain", student="mlp:4", data=data, evaluation=evaluation, options={"max_steps": 2})
+    run = kdhub.distill("student", out=isolated / "run")
+    assert [d["name"] for d in run.provenance["data"]["use"]] == ["recipe:labelled", "toy-first:recipe:labelled"]
+    assert {m["dataset"] for m in run.report["measures"]} == {"toy-first:recipe:labelled"}
+    for told in ((run.folder / "report.json").read_text(), json.dumps(run.provenance["data"])):
+        assert str(isolated) not in told, "where it was made says nothing to anybody else"
+
+
 def test_a_recipe_whose_student_is_a_model_is_no_data(isolated, chain):
     chain("model", method="toy-plain", student="mlp:4")
     chain("student", method="toy-plain", student="mlp:4", data={"train": "recipe:model"})

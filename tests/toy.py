@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -27,8 +28,10 @@ from kdhub import (
     TaskSpec,
     TeacherSpec,
     hookimpl,
+    open_data,
 )
 from kdhub.data.dataset import Data
+from kdhub.data.prepare import iterate
 from kdhub.data.shared import Shared, shared
 from kdhub.dataset_student import DatasetStudent, splits_in
 from kdhub.errors import DataError
@@ -82,6 +85,7 @@ def kdhub_students():
 @hookimpl
 def kdhub_datasets():
     yield DatasetSpec(name="toy-points", target="toy:points", splits=("train", "test"))
+    yield DatasetSpec(name="toy-first", target="toy:first", argument="DATA", summary="the first rows of others")
     yield DatasetSpec(name="toy-graph", target="toy:nodes", splits=("train", "test"), summary="nodes of a graph")
 
 
@@ -116,6 +120,14 @@ def points(n: int = 40) -> Data:
 
     splits = {"train": lambda: rows(0, n), "test": lambda: rows(1, 16)}
     return Data.from_rows("toy-points", splits, key={"n": n, "version": 1}, licence="cc0-1.0")
+
+
+def first(argument: str, *, n: int = 4) -> Data:
+    """The first rows of another data set."""
+    data = open_data(argument)
+    return data.remade(
+        f"toy-first:{argument}", lambda split: islice(iterate(data.split(split)), n), data.splits, key={"n": n}
+    )
 
 
 def ring(n: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from kdhub.recipes.recipe import DataRef, Ref
+from pydantic import ValidationError
+
+from kdhub.errors import RecipeError
+from kdhub.recipes.recipe import DataRef, Ref, explain
 from kdhub.recipes.resolve import OPENING, Resolver
 from kdhub.student import BuildContext
 
@@ -34,7 +37,8 @@ def open_data(source: str | Mapping[str, Any] | DataRef, *, on_bad_rows: str | N
         keys: further keys of such an entry: `split`, `columns`, `where`, `limit`, `options` (of the data set's kind).
 
     Raises:
-        UnknownNameError: nobody provides it. DataError, UsageError: it cannot be had.
+        UnknownNameError: nobody provides it. RecipeError: a key that an entry does not have. DataError, UsageError: it
+            cannot be had.
     """
     if not isinstance(source, DataRef):
         source = _ref(DataRef, source, {k: v for k, v in keys.items() if v is not None})
@@ -103,4 +107,7 @@ def _ref(model: type[Any], source: Any, keys: Mapping[str, Any] | None = None) -
     if isinstance(source, model):
         return source
     given = {"source": source} if isinstance(source, str) else dict(source)
-    return model.model_validate({**given, **(keys or {})})
+    try:
+        return model.model_validate({**given, **(keys or {})})
+    except ValidationError as error:
+        raise RecipeError(explain(error, model)) from error

@@ -103,6 +103,11 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (str, dict)) else value
 
 
+def _one_or_more(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+Values = dict[str, Annotated[list[Any], BeforeValidator(_one_or_more)]]
 TextRef = Annotated[Ref, BeforeValidator(_as_mapping)]
 
 
@@ -135,8 +140,8 @@ class DataRef(_Model):
     source: str = Field(min_length=1, description="catalogue name, kind:argument, recipe:NAME, file, or org/name")
     split: str | None = Field(None, description="split to read; train for training and test for evaluation")
     columns: dict[str, str] = Field(default_factory=dict, description="our column name: the data set's")
-    where: dict[str, list[Any]] = Field(default_factory=dict, description="keep rows whose column has one of these")
-    exclude: dict[str, list[Any]] = Field(default_factory=dict, description="drop rows whose column has one of these")
+    where: Values = Field(default_factory=dict, description="keep rows whose column has one of these")
+    exclude: Values = Field(default_factory=dict, description="drop rows whose column has one of these")
     limit: int | None = Field(None, ge=1, description="first N rows")
     sample: int | None = Field(None, ge=1, description="N rows drawn with `sample_seed`")
     sample_seed: int = Field(0, description="seed of `sample`; not the run's, so that seeds share rows")

@@ -67,6 +67,14 @@ class Resolver:
     def __init__(self, registry: Registry | None = None, catalog: Catalog | None = None):
         self.registry = registry or Registry()
         self.catalog = catalog or default_catalog()
+        self.chained: dict[str, str] = {}  # `path:FOLDER` -> the `recipe:NAME` whose student is there
+
+    def made_by(self, source: str) -> str | None:
+        """A source with the `recipe:NAME` in place of its student's folder, which says nothing to anybody else; None
+        where it names no such folder."""
+        return next(
+            (source.removesuffix(path) + name for path, name in self.chained.items() if source.endswith(path)), None
+        )
 
     # -- names ------------------------------------------------------------------------------------------------
 
@@ -246,6 +254,7 @@ class Resolver:
         finally:
             OPENING.reset(token)
         data.made_of = (*data.made_of, *opening.parts)
+        data.name = self.made_by(text) or data.name
         return data
 
     def _open_data(self, text: str, options: DataOptions, own: Mapping[str, Any] | None, fetch: bool) -> Data:

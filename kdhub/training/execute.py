@@ -182,7 +182,9 @@ def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str
     def made(source: str) -> str:
         if source not in folders:
             folders[source] = str(_made_once(source, resolver))
-        return f"path:{folders[source]}"
+        path = f"path:{folders[source]}"
+        resolver.chained[path] = source
+        return path
 
     values = replaced(recipe, made)
     return (Recipe.model_validate(values), folders) if folders else (recipe, {})

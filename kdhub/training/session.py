@@ -108,18 +108,12 @@ class Session:
     def _known(self, teacher: Teacher, source: str) -> dict[str, Any]:
         """What the provenance says of a teacher, and of its members."""
         facts = {"source": source, **teacher.provenance, **({"terms": teacher.terms} if teacher.terms else {})}
-        if made := self._made_by(facts["source"]):  # its folder says nothing to anybody else
+        if made := self.resolver.made_by(facts["source"]):  # its folder says nothing to anybody else
             facts |= {"source": made, "id": made}
         if teacher.members:
             told = [self._known(one, str(one.provenance.get("source", one.argument))) for one in teacher.members]
             facts |= {"id": " and ".join(str(one.get("id") or one["source"]) for one in told), "members": told}
         return facts
-
-    def _made_by(self, source: str) -> str | None:
-        """A source with the `recipe:NAME` in place of the student's folder, by what this run noted when it began; None
-        where it has none."""
-        chained = {name: f"path:{folder}" for name, folder in self.run.provenance.get("chained", {}).items()}
-        return next((source.removesuffix(p) + name for name, p in chained.items() if source.endswith(p)), None)
 
     @cached_property
     def student(self) -> Student:
@@ -143,7 +137,7 @@ class Session:
         self._fits_problem(student)
         self._widen(student.module, student.precision)
         start = {"source": self.recipe.student.source, **student.start}
-        if made := self._made_by(self.recipe.student.source):
+        if made := self.resolver.made_by(self.recipe.student.source):
             how = str(start.get("how") or LOCAL)  # what the task did to it stays
             start |= {"source": made, "how": how.replace(LOCAL, f"the student of {link(made) or made}")}
         digest = weights_digest(student)
@@ -482,9 +476,10 @@ class Session:
             if d.get("skipped")
         }
         width = {"student": getattr(student, "width", None), "teacher": getattr(self.teacher, "width", None)}
+        width = {of: found for of, found in width.items() if isinstance(found, int)}  # some have one for each signal
         return {
             "primary": self.evaluator.primary,
-            "width": {k: v for k, v in width.items() if v},
+            "width": width,
             "truncated": {use: f["truncated"] for use, f in rows.items() if f.get("truncated")},
             "skipped": skipped,
             "unanswered": {
@@ -592,8 +587,16 @@ class Session:
         if any(spent.values()):
             self.run.add_provenance(spent={"data": {name: round(value, 6) for name, value in spent.items()}})
 
+    def _told(self, facts: Any) -> Any:
+        """What is written down of data, at every depth with recipes in place of their students' folders."""
+        if isinstance(facts, Mapping):
+            return {key: self._told(value) for key, value in facts.items()}
+        if isinstance(facts, list | tuple):
+            return [self._told(value) for value in facts]
+        return (self.resolver.made_by(facts) or facts) if isinstance(facts, str) else facts
+
     def _note_data(self, used: list[dict[str, Any]]) -> None:
-        used = [{**d, "source": self._made_by(d["source"]) or d["source"]} for d in used]
+        used = [self._told(d) for d in used]
         seen: Counter[str] = Counter()
         for d in used:
             name = f"{d['use']} data {d['source']} {d['split']}"
