@@ -23,9 +23,12 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt
 demo: install
 	$(BIN)/kdhub distill --method leaf
 
-# One thread a process: two workers with two threads each wait for each other on two cores.
+# One thread a process: two workers with two threads each wait for each other on two cores. Neighbours share what they
+# make (fixtures, runs of the kit), so each worker takes a half in its order, and who is done first takes from the other.
+# Compiled code is kept: the many processes that tests start would compile kdhub again.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from kdhub.evaluation import plots
 from kdhub.testing.fixtures import SESSION_HOME
 from kdhub.testing.fixtures import home as isolated
 
 ROOT = Path(__file__).parents[1]
+PNG = plots.png
 
 
 @pytest.fixture
@@ -25,6 +27,12 @@ def empty_registry():
     plugins = Plugins()
     set_plugins(plugins)
     return Registry(plugins)
+
+
+@pytest.fixture
+def drawn(isolated, monkeypatch) -> None:
+    """Figures are drawn, as in a real run."""
+    monkeypatch.setattr(plots, "png", PNG)
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on_and_is_kept(tmp_path, ca
 
 
 def test_killed_workers_and_a_killed_comparison_end_with_the_same_students(tmp_path):
-    plan = {"recipe": {**DIGITS, "options": {**DIGITS["options"], "epochs": 60}}, "arms": ["kd", "jsd"], "seeds": 2}
+    plan = {"recipe": {**DIGITS, "options": {**DIGITS["options"], "epochs": 25}}, "arms": ["kd", "jsd"], "seeds": 2}
     whole = kdhub.compare(plan, out=tmp_path / "whole", jobs=2)
 
     # A worker is killed: its cell failed, in one sentence, and the others are done.
@@ -174,10 +174,10 @@ def test_killed_workers_and_a_killed_comparison_end_with_the_same_students(tmp_p
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if list((tmp_path / "hurt").glob("cells/*/*/metrics.jsonl")):
-                busy = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
-                os.kill(busy[0].pid, signal.SIGKILL)
+                (server,) = [c for c in psutil.Process().children() if "forkserver" in " ".join(c.cmdline())]
+                os.kill(server.children()[0].pid, signal.SIGKILL)
                 return
-            time.sleep(0.02)
+            time.sleep(0.005)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
@@ -192,7 +192,7 @@ def test_killed_workers_and_a_killed_comparison_end_with_the_same_students(tmp_p
     (tmp_path / "cut/comparison.yaml").write_bytes((tmp_path / "whole/comparison.yaml").read_bytes())
     process = subprocess.Popen(args, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not list((tmp_path / "cut").glob("cells/*/*/metrics.jsonl")):
-        time.sleep(0.02)
+        time.sleep(0.005)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()

@@ -248,17 +248,31 @@ def test_a_run_in_which_everything_was_skipped_is_no_green_one():
     _count([False, True])
 
 
-def test_the_command_prints_a_table_and_fails_with_3(installed, run_python, tmp_path):
-    installed(requires="kdhub")
+ORDER = """
+from kdhub import Sampler, SamplerSpec, hookimpl
+
+@hookimpl
+def kdhub_samplers():
+    yield SamplerSpec(name="first", target="order_plugin:First", summary="the first row, again and again")
+
+class First(Sampler):
+    def epoch(self, number):
+        return [0]
+"""
+
+
+def test_the_command_prints_a_table_and_fails_with_3(make_distribution, run_python, tmp_path):
+    files = {"order_plugin.py": ORDER}
+    make_distribution(tmp_path, "kdhub-order", plugins={"order": "order_plugin"}, files=files)
     done = run_python(
-        "from kdhub.cli.app import run; run()", tmp_path, args=("plugins", "check", "kdhub-two", "--json")
+        "from kdhub.cli.app import run; run()", tmp_path, args=("plugins", "check", "kdhub-order", "--json")
     )
     said = json.loads(done.stdout)
     assert done.returncode == 3, done.stderr
     results = {(r["subject"], r["check"]): r["outcome"] for r in said["results"]}
-    assert results["plugin kdhub-two", "states_its_range_of_kdhub"] == "failed"
-    assert results["method two", "works_under_two_processes"] == "failed"
-    assert results["method two", "resume_is_exact"] == "passed"
+    assert results["plugin kdhub-order", "states_its_range_of_kdhub"] == "failed"
+    assert results["sampler first", "gives_whole_batches_of_rows"] == "failed"
+    assert results["sampler first", "order_follows_the_seed"] == "passed"
     assert said["summary"].startswith(f"{len(results)} checks: ")
 
 

@@ -34,6 +34,7 @@ from huggingface_hub.errors import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers, QueryParams
+from warm import Warm
 
 from kdhub.hub.server.access import Access, Caller
 from kdhub.hub.server.api import answer
@@ -712,9 +713,10 @@ def test_kdhub_itself(hub, toy_run, make_distribution, tmp_path):
     make_distribution(tmp_path / "site", "kdhub-toy", plugins={"toy": "toy"})
     environment = hub.environment(HF_HUB_OFFLINE="0", KDHUB_HOME=str(tmp_path / "home"))
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path / "site", ROOT / "tests", ROOT)))
+    warm = Warm(sys.executable, environment, tmp_path)
 
     def run(*args: str) -> str:
-        done = kdhub(*args, env=environment, cwd=tmp_path)
+        done = warm.run(["-m", "kdhub", *args], environment, tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -727,3 +729,4 @@ def test_kdhub_itself(hub, toy_run, make_distribution, tmp_path):
     weights = (tmp_path / "run/student/model.safetensors").read_bytes()
     assert [p.read_bytes() for p in (tmp_path / "back").rglob("*.safetensors")] == [weights]
     assert "verified" in run("verify", "me/toy-student")
+    warm.close()

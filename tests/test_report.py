@@ -356,7 +356,7 @@ def png_size(path):
     return struct.unpack(">II", data[16:24])
 
 
-def test_pictures_are_drawn_for_what_there_is(report, tmp_path):
+def test_pictures_are_drawn_for_what_there_is(report, tmp_path, drawn):
     from kdhub.evaluation.plots import plot_run
 
     report.facts["width"] = {"teacher": 384, "student": 384}

@@ -172,13 +172,18 @@ class Bench:
     # -- runs -------------------------------------------------------------------------------------------------
 
     @property
+    def plain(self) -> Trial:
+        """The recipe as it is, with evaluation and page."""
+        return self.trial("base", page=True)
+
+    @property
     def base(self) -> Trial:
-        """The plain run with evaluation.
+        """The plain run, which others follow.
 
         Raises:
             SkipTest: it failed; the check `distils` says why.
         """
-        trial = self.trial("base")
+        trial = self.plain
         if trial.error is not None:
             raise SkipTest("it does not distil; see the check distils")
         return trial
@@ -199,24 +204,27 @@ class Bench:
         self.base  # noqa: B018 - skips when it failed
         return self.trial("unscored", evaluation={"data": []})
 
-    def trial(self, name: str, *, watch: Watch | None = None, **changes: Any) -> Trial:
-        """Distil the tiny recipe with some keys changed, once under this name; what it raises is kept."""
+    def trial(self, name: str, *, watch: Watch | None = None, page: bool = False, **changes: Any) -> Trial:
+        """Distil the tiny recipe with some keys changed, once under this name; what it raises is kept. Plots and card
+        would take half of the time, and are the same in each (`page`)."""
         if name not in self._trials:
             watch = watch or Watch(self.registry)
             recipe = combine([Layer("recipe", self.recipe), Layer("check", changes)])
-            self._trials[name] = self._try(watch, lambda: distill(recipe, out=self.folder / name, resolver=watch))
+            self._trials[name] = self._try(
+                watch, lambda: distill(recipe, out=self.folder / name, page=page, resolver=watch)
+            )
         return self._trials[name]
 
     def resumed(self, trial: Trial) -> Trial:
         return self.resumed_at(trial.run.folder, Watch(self.registry))
 
     def resumed_at(self, folder: Path, watch: Watch) -> Trial:
-        return self._try(watch, lambda: distill(resume=folder, resolver=watch))
+        return self._try(watch, lambda: distill(resume=folder, page=False, resolver=watch))
 
     def _try(self, watch: Watch, work: Callable[[], Run]) -> Trial:
         error, run = None, None
         _disturb_generators()
-        with _Written() as written:
+        with _Written() as written, _splits_read() as read:
             try:
                 run = work()
             except Exception as caught:
@@ -226,7 +234,7 @@ class Bench:
         if run is None and watch.session is not None:
             run = watch.session.run
             run.unlock()
-        return Trial(run, watch, error, written.files)
+        return Trial(run, watch, error, written.files, read)
 
 
 @dataclass
@@ -238,12 +246,15 @@ class Trial:
         watch: the teacher, student and method it was made with.
         error: what it raised.
         written: files that Python code opened for writing.
+        read: name and split of the data whose rows were read; rows that a method makes itself (a teacher's answers)
+            are none of anybody's splits.
     """
 
     run: Run | None
     watch: Watch
     error: BaseException | None
     written: set[Path]
+    read: set[tuple[str, str]]
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -401,6 +412,26 @@ class _Written:
         if writes and isinstance(path, (str, bytes, os.PathLike)):
             for one in _Written._active:
                 one.files.add(Path(os.path.abspath(os.fsdecode(path))))
+
+
+@contextlib.contextmanager
+def _splits_read() -> Iterator[set[tuple[str, str]]]:
+    """Name and split of data whose rows are read while this is entered."""
+    from kdhub.data.dataset import Data
+
+    read: set[tuple[str, str]] = set()
+    own = Data.split
+
+    def split(self: Data, name: str, *arguments: Any, **how: Any) -> Any:
+        if not self.ref.startswith("made:"):
+            read.add((self.name, name))
+        return own(self, name, *arguments, **how)
+
+    Data.split = split
+    try:
+        yield read
+    finally:
+        Data.split = own
 
 
 def _disturb_generators() -> None:

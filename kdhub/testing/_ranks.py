@@ -1,6 +1,7 @@
-"""Two processes under `torchrun` that distil what they are given, one recipe after the other.
+"""Two processes as under `torchrun` that distil what they are given, one recipe after the other.
 
-To start them takes longer than many runs of a few steps, so they stay, and watch a folder for jobs.
+To start them takes longer than many runs of a few steps, so they stay, and watch a folder for jobs. Where a process can
+be forked, both are forks of one that has imported torch, with the variables that `torchrun` sets.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import itertools
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from typing import Any
 from kdhub.files import write_json
 from kdhub.ranks import barrier, leave, rank
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PAUSE = 0.02
 """Seconds between two looks at the folder."""
 
@@ -36,7 +41,7 @@ class Pair:
     def __init__(self) -> None:
         self.path, self._jobs = _import_path(), 0
         self._folder = Path(tempfile.mkdtemp(prefix="kdhub-ranks-"))
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", __name__]
+        launcher = [*([] if sys.platform == "linux" else TORCHRUN), "-m", __name__]
         with open(self._folder / "stderr", "w") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, *launcher, str(self._folder), str(os.getpid())],
@@ -98,7 +103,49 @@ def _tail(text: str, lines: int = 4) -> str:
     return " | ".join(said[-lines:]) or " | ".join(text.strip().splitlines()[-lines:]) or "it ended without a report"
 
 
-# -- each of the two ------------------------------------------------------------------------------------------
+# -- their processes ------------------------------------------------------------------------------------------
+
+
+def fork(folder: Path, parent: int) -> int:
+    """Start both and wait for them; where one fails, or this is terminated, both end. Returns the exit code."""
+    import kdhub.training.engine
+    import kdhub.training.execute  # noqa: F401 - once for both
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ranks: list[int] = []
+
+    def end(*_: object) -> None:
+        for process in ranks:
+            os.kill(process, signal.SIGKILL)
+        os._exit(1)
+
+    for number in range(2):
+        if (process := os.fork()) == 0:
+            variables = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in variables.items()})
+            os._exit(_served(folder, parent))
+        ranks.append(process)
+    signal.signal(signal.SIGTERM, end)
+    while ranks:
+        process, status = os.wait()
+        ranks.remove(process)
+        if status:
+            end()
+    return 0
+
+
+def _served(folder: Path, parent: int) -> int:
+    try:
+        serve(folder, parent)
+        leave()
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stderr.flush()
 
 
 def serve(folder: Path, parent: int) -> None:
@@ -131,5 +178,8 @@ def _alive(process: int) -> bool:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    _folder, _parent = Path(sys.argv[1]), int(sys.argv[2])
+    if "RANK" not in os.environ:
+        sys.exit(fork(_folder, _parent))
+    serve(_folder, _parent)
     leave()

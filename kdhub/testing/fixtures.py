@@ -6,6 +6,7 @@ huggingface_hub, which reads these switches once.
 
 from __future__ import annotations
 
+import base64
 import gc
 import logging
 import os
@@ -22,9 +23,21 @@ os.environ["HF_HOME"] = _session.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+LARGE = ("matplotlib", "numpy", "torch", "transformers")
+"""Packages whose sources `pydoc` does not read in a test: nine tenths of all, 20 seconds."""
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg==")
+"""A picture of one point."""
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch) -> Iterator[Path]:
-    """A kdhub home of the test's own, no switch from outside, strict plugins, and nothing left for the next test."""
+    """A kdhub home of the test's own, no switch from outside, strict plugins, and nothing left for the next test.
+
+    And quick: figures are made and not drawn, which takes longer than a few steps of a toy; files are not forced to
+    the disk, as processes are killed here and not machines; `pydoc` leaves the large packages out.
+    """
+    from kdhub.data import pydoc
+    from kdhub.evaluation import plots
     from kdhub.plugins import discovery as plugins
 
     _freeze_imports()
@@ -33,6 +46,9 @@ def home(tmp_path_factory, monkeypatch) -> Iterator[Path]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KDHUB_HOME", str(folder))
     monkeypatch.setenv("KDHUB_STRICT", "1")
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(plots, "png", lambda figure: PIXEL)
+    monkeypatch.setattr(pydoc, "PACKAGES", tuple(name for name in pydoc.PACKAGES if name not in LARGE))
     plugins.set_plugins(None)
     logger = logging.getLogger("kdhub")  # a command line that a test runs in this process sets it up for a terminal
     before = logger.handlers[:], logger.propagate, logger.level

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import datetime
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import ModuleType
@@ -389,7 +389,7 @@ class _Workers:
                 except Empty:
                     return
                 pool = pool or ProcessPoolExecutor(
-                    1, get_context("spawn"), initializer=_begin, initargs=(self.threads, os.getpid())
+                    1, _context(), initializer=_begin, initargs=(self.threads, dict(os.environ))
                 )
                 try:
                     with _without_main():
@@ -428,15 +428,26 @@ def _without_main() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
-def _begin(threads: int, parent: int) -> None:
+def _context() -> Any:
+    """How workers are started: forks of one process that has imported what all of them need; where there are no forks,
+    or they are not safe, each imports it."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["datasets", "kdhub.training.engine", "kdhub.training.execute"])
+    return context
+
+
+def _begin(threads: int, variables: Mapping[str, str]) -> None:
     """In a new worker."""
     import torch
 
+    os.environ.clear()  # what it was forked from may have been started under others
+    os.environ.update(variables)
     torch.set_num_threads(threads)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent_process().join()
         os._exit(1)  # nobody waits for what this one does
 
     threading.Thread(target=watch, daemon=True).start()

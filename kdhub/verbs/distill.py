@@ -25,6 +25,7 @@ def distill(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     set: Sequence[str] | Mapping[str, Any] = (),
+    page: bool = True,
     resolver: Resolver | None = None,
     **overrides: Any,
 ) -> Run:
@@ -35,6 +36,7 @@ def distill(
         out: the run folder, new or empty; `runs/<name>-<date>` by default.
         resume: an interrupted run's folder, instead of everything else.
         set: `["options.lr=1e-4"]` or `{"options.lr": 1e-4}`.
+        page: draw the plots and write the card, which takes as long as a few steps of a small student.
         overrides: method, teacher, student, data, seed.
 
     Returns:
@@ -55,7 +57,7 @@ def distill(
         resolved = resolve_recipe(recipe, set=set, resolver=resolver, **overrides)
         # The ranks of one job read different clocks, and the default name has the time in it.
         run = Run.create(Path(out) if out else of_first(default_folder(resolved)), resolved)
-    return execute(run, resolver)
+    return execute(run, resolver, page=page)
 
 
 def default_folder(recipe: Recipe) -> Path:

@@ -236,11 +236,20 @@ def test_wrong_forms_are_named():
         assert "it takes all" in told.value.hint
 
 
+@pytest.fixture(scope="module")
+def digits_teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDHUB_HOME", str(folder / "home"))
+        return kdhub.distill("digits-teacher", out=folder / "run", set=["options.epochs=10"]).student_folder
+
+
 @pytest.mark.parametrize("keep", ["top-3", "renormalised-3", "sampled-8"])
-def test_a_student_learns_from_a_part(keep, tmp_path):
+def test_a_student_learns_from_a_part(keep, digits_teacher, tmp_path):
     """From the store, in training alone: what is measured against has everything."""
     run = kdhub.distill(
         "digits", method="kd", out=tmp_path / "run",
+        teacher=f"path:{digits_teacher}",
         set=[f"signals.keep={keep}", "options.temperature=1", "options.alpha=1", "options.max_steps=150",
              "evaluation.cost=false"],
     )  # fmt: skip
