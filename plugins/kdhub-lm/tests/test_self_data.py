@@ -107,17 +107,18 @@ def test_a_run_learns_the_rewritten_rows(home, says, teacher):
 
     def preparer(*models, **settings):
         prepared.append((models, settings))
-        return task.CausalLanguage().preparer(*models, **settings)
+        return task.CausalLanguage().preparer(*models)
 
     run = SimpleNamespace(
         rows=lambda use, prompts: given[use, prompts], teacher=teacher, student=model, signals="signals",
         task=SimpleNamespace(preparer=preparer),
     )  # fmt: skip
     method = SelfData(SelfData.Options(answers={"max_new_tokens": 6}, selection="none", template="say {prompt}"))
+    method.settings = lambda: {"some": "setting"}
     rows = method.rows(run)
     read = [model.tokenizer.decode(e["labels"][:-1]) for e in rows[[0, 1]]]
     assert read == ["=> 9", "longer than these"] and len(rows) == 2
-    assert prepared == [((model, None), method.settings())]
+    assert prepared == [((model, None), {"some": "setting"})]
     assert [row["of"] for row in asked] == [(teacher, 6, "signals")] * 3 and asked[0]["prompt"] == "say 23+48: "
     method.rows(run)
     assert len(asked) == 3, "kept under what they depend on"
@@ -134,6 +135,11 @@ def test_a_run_learns_the_rewritten_rows(home, says, teacher):
     given["train", 6] = SimpleNamespace(table=table.select([0, 2]))
     method.rows(run)
     assert not texts and method.needs(None) == ()
+    teacher.on_bad_rows = "stop"
+    texts += ["refused"] * 3
+    given["train", 6] = SimpleNamespace(table=table.select([2, 1, 0]))
+    with pytest.raises(DataError, match="3 refused"):
+        method.rows(run)
 
 
 def test_a_report_says_how_many_were_rewritten(monkeypatch):
