@@ -143,6 +143,12 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             " or shipped_recipe)",
         ),
     ),
+    "saved": (("kdhub/training/saved.py", "kdhub/training/rates.py"), ("tests/test_saved.py", "tests/test_rates.py")),
+    "swing": (("kdhub_logits/methods/swing.py",), (f"{LOGITS}/test_swing.py", "-k not a_tagger")),
+    "trg": (
+        ("kdhub_logits/methods/trg.py",),
+        (f"{LOGITS}/test_relations.py", "-k graph or contrast or context or tokens or patches"),
+    ),
     "session": (("kdhub/training/session.py",), ("tests/test_session.py",)),
 }
 """Modules, as they are imported, and the tests that must see what changes in them; without those that take seconds, as
@@ -229,20 +235,16 @@ def mutants(folder: Path, part: str) -> Iterator[tuple[str, Mutant]]:
             yield name, Mutant(module, place, *("\n".join(lines) for lines in sides.values()), status)
 
 
-def drawn(folder: Path, part: str, n: int) -> list[str]:
-    """`n` of a part's mutants, always the same."""
+def drawn(folder: Path, part: str, n: int | None, words: list[str]) -> list[str]:
+    """`n` of a part's mutants, always the same, or all; of functions whose names have one of the words, if any."""
     from mutmut.mutation.file_mutation import mutate_file_contents
     from mutmut.utils.format_utils import get_mutant_name
 
     os.chdir(folder)
     paths = map(Path, PARTS[part][0])
     names = [get_mutant_name(p, n) for p in paths for n in mutate_file_contents(str(p), p.read_text()).mutant_names]
-    return random.Random(0).sample(names, min(n, len(names)))
-
-
-def of_functions(folder: Path, part: str, words: list[str]) -> list[str]:
-    """A part's mutants in functions whose names have one of these words."""
-    return [name for name in drawn(folder, part, sys.maxsize) if any(word in name for word in words)]
+    names = [name for name in names if not words or any(word in name for word in words)]
+    return names if n is None else random.Random(0).sample(names, min(n, len(names)))
 
 
 def report(found: list[Mutant], sampled: bool) -> bool:
@@ -290,10 +292,8 @@ if __name__ == "__main__":
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         lay_out(folder, part)
-        if given.sample and not names:
-            names = drawn(folder, part, given.sample)
-        if given.only and not names:
-            names = of_functions(folder, part, given.only)
+        if not names and (given.sample or given.only):
+            names = drawn(folder, part, given.sample, given.only)
         run(folder, names)
         print(f"# -- {part}")
         found = [mutant for _, mutant in mutants(folder, part)]
