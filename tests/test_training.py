@@ -299,6 +299,18 @@ def test_a_run_goes_on_with_the_teacher_and_the_start_it_began_with(broken, monk
         distill(resume=broken[0])
 
 
+def test_a_run_that_goes_on_with_another_library_says_so(broken, caplog):
+    known = read_sealed(before := broken[0] / "provenance.json")
+    here = known["environment"]["versions"]["torch"]
+    known["environment"]["versions"]["torch"] = "0.4"
+    write_sealed(before, known)
+    with caplog.at_level("WARNING", "kdhub"):
+        run = distill(resume=broken[0])
+    assert f"other versions than it began with: torch 0.4, now {here}" in caplog.text
+    assert run.provenance["resumed_with"] == {"torch": here}
+    assert f"Resumed with `torch` {here}." in (run.folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", STATE])
 @pytest.mark.parametrize("all_of_them", [False, True])
 def test_a_damaged_checkpoint_is_passed_over(train, tmp_path, monkeypatch, caplog, damaged, all_of_them):
