@@ -12,6 +12,7 @@ import torch
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.metric import Measure
+from kdhub.recipes.resolve import Resolver
 from kdhub.rows import Rows, Signals
 from kdhub.sampler import Probe
 from kdhub.signals.store import FillReport
@@ -33,9 +34,10 @@ class Notes:
         self.inputs.append((what, dict(now)))
 
 
-def session(**given):
-    made = object.__new__(Session)
-    vars(made).update({"run": Notes(), "seed": 3, "_writers": [], "_wrote": {}, **given})
+def session(chained=None, **given):
+    made, resolver = object.__new__(Session), object.__new__(Resolver)
+    resolver.chained = chained or {}
+    vars(made).update({"run": Notes(), "seed": 3, "_writers": [], "_wrote": {}, "resolver": resolver, **given})
     return made
 
 
@@ -149,10 +151,11 @@ def test_data_is_noted_once_for_each_use_and_kept_the_same():
 
 
 def test_a_chained_folder_is_told_by_the_recipe_that_made_it():
-    made = session(run=Notes(chained={"recipe:base": "/runs/x/student"}))
-    assert made._made_by("path:/runs/x/student") == "recipe:base"
-    assert made._made_by("layers:2 of path:/runs/x/student") == "layers:2 of recipe:base"
-    assert made._made_by("path:/runs/y/student") is None is session()._made_by("a")
+    made = session(chained={"path:/runs/x/student": "recipe:base"})
+    told = made.resolver.made_by
+    assert told("path:/runs/x/student") == "recipe:base"
+    assert told("layers:2 of path:/runs/x/student") == "layers:2 of recipe:base"
+    assert told("path:/runs/y/student") is None is session().resolver.made_by("a")
     made._note_data([{"use": "train", "source": "path:/runs/x/student", "split": "s", "rows": 1, "fingerprint": "f"}])
     assert made.run.provenance["data"]["use"][0]["source"] == "recipe:base"
 
