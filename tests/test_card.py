@@ -241,6 +241,7 @@ def test_hostile_names_stay_text(make_run, name):
         "method": dict.fromkeys(("name", "distribution", "version", "paper", "summary", "citation"), name),
         "data": {"use": [{"use": "train", "source": name, "name": name, "split": name, "licence": name, "from": name}]},
         "signals": {name: {"computed": 3}},
+        "resumed_with": {name: name},
         "environment": {"versions": {name: name}, "python": name, "hardware": {"processor": name, "gpus": [name]}},
         "training": {},
         "language": name,

@@ -136,6 +136,16 @@ def test_text_csv_and_tsv(write):
     assert csv.split("train")["text"] == ['two\nlines, one "field"', "plain"]
     tsv = sources.path(write("t.tsv", 'text\tlabel\n"not quoted\ta\n'))
     assert tsv.split("train")["text"] == ['"not quoted']
+    # As pandas writes them: quoted where there is a quote, or all; and literal quotes, of which some are no such.
+    for name, rows in (
+        ("some", 'text\tn\n"say ""hi"""\t1\nno\t2\n'),
+        ("all", '"text"\t"n"\n"say ""hi"""\t"1"\n"no"\t"2"\n'),
+    ):
+        quoted = sources.path(write(f"{name}.tsv", rows)).split("train")
+        assert (quoted["text"], quoted["n"]) == (['say "hi"', "no"], ["1", "2"]), name
+    literal = sources.path(write("l.tsv", 'text\tn\n"say ""hi"""\t1\n5" wide\t2\n')).split("train")
+    assert literal["text"] == ['"say ""hi"""', '5" wide']
+    assert sources.path(write("w.tsv", 'text\n"Emma"\n')).split("train")["text"] == ['"Emma"']
 
 
 def test_npz_arrays_stream_in_their_shape(write):

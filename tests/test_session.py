@@ -12,6 +12,7 @@ import torch
 
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.metric import Measure
+from kdhub.recipes.resolve import Resolver
 from kdhub.rows import Rows, Signals
 from kdhub.sampler import Probe
 from kdhub.signals.store import FillReport
@@ -33,9 +34,10 @@ class Notes:
         self.inputs.append((what, dict(now)))
 
 
-def session(**given):
-    made = object.__new__(Session)
-    vars(made).update({"run": Notes(), "seed": 3, "_writers": [], "_wrote": {}, **given})
+def session(chained=None, **given):
+    made, resolver = object.__new__(Session), object.__new__(Resolver)
+    resolver.chained = chained or {}
+    vars(made).update({"run": Notes(), "seed": 3, "_writers": [], "_wrote": {}, "resolver": resolver, **given})
     return made
 
 
@@ -149,10 +151,11 @@ def test_data_is_noted_once_for_each_use_and_kept_the_same():
 
 
 def test_a_chained_folder_is_told_by_the_recipe_that_made_it():
-    made = session(run=Notes(chained={"recipe:base": "/runs/x/student"}))
-    assert made._made_by("path:/runs/x/student") == "recipe:base"
-    assert made._made_by("layers:2 of path:/runs/x/student") == "layers:2 of recipe:base"
-    assert made._made_by("path:/runs/y/student") is None is session()._made_by("a")
+    made = session(chained={"path:/runs/x/student": "recipe:base"})
+    told = made.resolver.made_by
+    assert told("path:/runs/x/student") == "recipe:base"
+    assert told("layers:2 of path:/runs/x/student") == "layers:2 of recipe:base"
+    assert told("path:/runs/y/student") is None is session().resolver.made_by("a")
     made._note_data([{"use": "train", "source": "path:/runs/x/student", "split": "s", "rows": 1, "fingerprint": "f"}])
     assert made.run.provenance["data"]["use"][0]["source"] == "recipe:base"
 
@@ -189,7 +192,10 @@ def parted(*sizes, kept=None, **columns):
     for n, size in enumerate(sizes):
         more = {name: [f"{name}{n}{i}" for i in range(size)] for name in columns}
         tables.append(datasets.Dataset.from_dict({"id": [10 * n + i for i in range(size)], **more}))
-    data = [(SimpleNamespace(name=f"d{n}", split=lambda split, t=t: t), "train") for n, t in enumerate(tables)]
+    data = [
+        (SimpleNamespace(name=f"d{n}", split=lambda split, t=t: {"train": t}[split]), "train")
+        for n, t in enumerate(tables)
+    ]
     task = SimpleNamespace(
         training_table=lambda parts: datasets.concatenate_datasets([d.split(s) for d, s in parts]).select_columns(
             ["id"]
@@ -200,8 +206,10 @@ def parted(*sizes, kept=None, **columns):
     made.recipe = SimpleNamespace(sampler=SimpleNamespace(source="mine"), task="t", data={"train": refs})
     spec = SimpleNamespace(columns=("other",) if columns else ())
     made.resolver = SimpleNamespace(
-        sampler=lambda ref, task: ((lambda *given, **more: (given, more)), {"alpha": 1}),
-        target=lambda *_: SimpleNamespace(entry=SimpleNamespace(spec=spec)),
+        sampler=lambda ref, task: {("mine", "t"): ((lambda *given, **more: (given, more)), {"alpha": 1})}[
+            ref.source, task
+        ],
+        target=lambda *of: {("sampler", "mine", "t"): SimpleNamespace(entry=SimpleNamespace(spec=spec))}[of],
     )
     table = task.training_table(data)
     if kept is not None:
@@ -235,6 +243,10 @@ def test_a_sampler_is_told_columns_of_the_rows_or_of_the_data_they_are_of():
         CompatibilityError, match="'missing', which the rows of d0, d1 do not have; there are id, other"
     ):
         made._column(rows, "missing")
+    rows.kept = np.array([1, 5])  # of other rows than the data's
+    with pytest.raises(CompatibilityError, match="'other', which the rows of this method do not have"):
+        made._column(rows, "other")
+    rows.kept = np.array([1, 4])
     made.task.training_table = lambda parts: datasets.Dataset.from_dict({"id": [1, 2]})  # no longer one for one
     with pytest.raises(CompatibilityError, match="the rows of this method do not have; there are id$"):
         made._column(rows, "other")
@@ -265,7 +277,8 @@ def test_what_is_compared_is_the_mean_loss_of_each_data_sets_first_validation_ro
         preparer=lambda s, t, **how: settings.append((s, t, how)) or prepare,
         collate=lambda examples, s: collated.append(s) or {"x": torch.tensor([e["x"] for e in examples])},
     )  # fmt: skip
-    made.recipe.on_bad_rows, made.teachers = "stop", {"main": object()}
+    made.recipe.on_bad_rows, made.teachers, readable, asked = "skip", {"main": object()}, Rows.readable, []
+    monkeypatch.setattr(Rows, "readable", lambda self, *how: asked.append(how) or readable(self, *how))
     monkeypatch.setattr(Session, "teacher", SimpleNamespace())
     stored = []
 
@@ -285,6 +298,7 @@ def test_what_is_compared_is_the_mean_loss_of_each_data_sets_first_validation_ro
     student.module.train()
     now = made._prober(method, student, Probe(5, 40))
     found = now()
+    assert asked == [("validation rows of d0", "skip"), ("validation rows of d1", "skip")]
     assert (
         settings == [(student, made.teacher, {"max_length": 3})]
         and {*map(id, collated)} == {id(student)}

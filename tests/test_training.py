@@ -281,11 +281,15 @@ def test_a_run_goes_on_with_what_it_began_with(broken, of, old, new, said):
     assert list(distill(resume=folder).metrics())[-1]["step"] == 9, "put back, it goes on"
 
 
-@pytest.mark.parametrize("what", ["teacher", "start"])
+@pytest.mark.parametrize("what", ["teacher", "start", "method"])
 def test_a_run_goes_on_with_the_teacher_and_the_start_it_began_with(broken, monkeypatch, what):
     import toy
 
-    if what == "teacher":
+    if what == "method":  # of a plugin that was upgraded since
+        known = read_sealed(state := broken[0] / "state.json")
+        known["inputs"]["method"]["version"] = "0.0.1"
+        write_sealed(state, known)
+    elif what == "teacher":
         other = {"kind": "linear", "files": {"model.safetensors": "other"}}
         monkeypatch.setattr(toy.Linear, "identity", property(lambda self: other))
     else:
@@ -293,6 +297,18 @@ def test_a_run_goes_on_with_the_teacher_and_the_start_it_began_with(broken, monk
         monkeypatch.setattr(toy, "mlp", lambda argument, context: own("7", context))
     with pytest.raises(RunError, match=f"began with another {what}: "):
         distill(resume=broken[0])
+
+
+def test_a_run_that_goes_on_with_another_library_says_so(broken, caplog):
+    known = read_sealed(before := broken[0] / "provenance.json")
+    here = known["environment"]["versions"]["torch"]
+    known["environment"]["versions"]["torch"] = "0.4"
+    write_sealed(before, known)
+    with caplog.at_level("WARNING", "kdhub"):
+        run = distill(resume=broken[0])
+    assert f"other versions than it began with: torch 0.4, now {here}" in caplog.text
+    assert run.provenance["resumed_with"] == {"torch": here}
+    assert f"Resumed with `torch` {here}." in (run.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.pt", STATE])
@@ -431,7 +447,14 @@ def test_a_finished_run_is_not_done_again(train):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_the_number_of_ranks_may_not_change(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"ranks": 2}, "written by 2 ranks, this job has 1"),
+        ({"precision": "bfloat16"}, "trained in bfloat16, and this"),
+    ],
+)
+def test_the_number_of_ranks_and_the_precision_may_not_change(train, tmp_path, monkeypatch, other, says):
     import toy
 
     monkeypatch.setattr(toy.Hint, "fail_at", 4)
@@ -439,8 +462,8 @@ def test_the_number_of_ranks_may_not_change(train, tmp_path, monkeypatch):
         train(checkpoint_steps=2)
     monkeypatch.setattr(toy.Hint, "fail_at", None)
     state = tmp_path / "run" / "checkpoints" / "checkpoint-4" / STATE
-    write_sealed(state, {**read_sealed(state), "ranks": 2})
-    with pytest.raises(UsageError, match="was written by 2 ranks, this job has 1"):
+    write_sealed(state, {**read_sealed(state), **other})
+    with pytest.raises(UsageError, match=f"was {says}"):
         distill(resume=tmp_path / "run")
 
 

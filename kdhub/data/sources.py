@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _READ_ROWS = 1000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_QUOTED = re.compile(rb'"(?:[^"]|"")*"')
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 
 
@@ -117,8 +119,9 @@ class JsonLines(FileSource):
 class Table(FileSource):
     """Comma- or tab-separated values under a header. They have no types: all columns are text.
 
-    Tab-separated files have no quoting, one row a line; comma-separated ones are quoted as usual. A first column
-    without a name, as pandas writes its index, is left out.
+    Comma-separated files are quoted as usual. Tab-separated ones have one row a line, and no quoting but in files where
+    each field with a quote in it is quoted, as pandas writes them. A first column without a name, as pandas writes its
+    index, is left out.
     """
 
     kind = "csv"
@@ -128,7 +131,22 @@ class Table(FileSource):
         self.delimiter = delimiter
 
     def key(self) -> dict[str, Any]:
-        return {**super().key(), "delimiter": self.delimiter}
+        quoted = {"quoted": True} if self.delimiter == "\t" and self._quoted else {}
+        return {**super().key(), "delimiter": self.delimiter, **quoted}
+
+    @cached_property
+    def _quoted(self) -> bool:
+        """Whether a tab-separated file is quoted: all fields with quotes are so as a whole, and some of these, or all
+        names of the header, cannot be meant as they stand."""
+        sure = False
+        for number, line in self.lines():
+            if b'"' in line:
+                fields = line.split(b"\t")
+                quoted = [field for field in fields if b'"' in field]
+                if not all(map(_QUOTED.fullmatch, quoted)):
+                    return False
+                sure = sure or any(b'""' in one[1:-1] for one in quoted) or (number == 1 and quoted == fields)
+        return sure
 
     def columns(self) -> list[str]:
         return [name for name in self._header() if name]
@@ -166,7 +184,10 @@ class Table(FileSource):
             for number, line in self.lines():
                 try:
                     if line:
-                        yield number, line.decode().split("\t")
+                        fields = line.decode().split("\t")
+                        if b'"' in line and self._quoted:
+                            fields = [f[1:-1].replace('""', '"') if f.startswith('"') else f for f in fields]
+                        yield number, fields
                 except UnicodeDecodeError:
                     yield number, BadRow("not UTF-8")
             return

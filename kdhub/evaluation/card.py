@@ -468,6 +468,8 @@ def _versions(facts: _Facts) -> str:
         machine.append(f"{number(hardware['memory_bytes'], 'bytes')} memory")
     machine += [text(gpu) for gpu in hardware.get("gpus") or []]
     lines = [f"{', '.join(told)}."] if told else []
+    if isinstance(others := facts.provenance.get("resumed_with"), Mapping):
+        lines.append(f"Resumed with {', '.join(f'{code(k)} {text(v)}' for k, v in others.items())}.")
     lines += [f"Trained and measured on: {', '.join(machine)}."] if machine else []
     return "\n\n".join(lines)
 

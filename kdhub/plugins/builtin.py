@@ -18,7 +18,9 @@ def kdhub_datasets() -> Iterable[DatasetSpec]:
     yield file("text", "text", "one text a line")
     yield file("jsonl", "jsonl", "one JSON object a line")
     yield file("csv", "csv", "comma-separated values under a header, quoted as usual")
-    yield file("tsv", "tsv", "tab-separated values under a header, without quoting")
+    yield file(
+        "tsv", "tsv", "tab-separated values under a header; quoted only as pandas does, where a field has a quote"
+    )
     yield file("parquet", "parquet", "a Parquet file")
     yield file("npz", "npz", "NumPy arrays with one first dimension; pickled ones are refused")
     yield file("path", "path", "a file, or a folder with a file for each split (BEIR too)", argument="FILE|FOLDER")

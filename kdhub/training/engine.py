@@ -322,6 +322,7 @@ class _Trainer(Trainer):
             "unlogged": unlogged,
             "generator": engine.generator.get_state().numpy().tobytes().hex(),
             "ranks": world_size(),
+            "precision": engine.precision,
         }
         write_sealed(made / STATE, {**state, "files": sealed(made)})
         target = engine.checkpoints / name
@@ -635,6 +636,11 @@ class Engine:
                 raise UsageError(
                     f"{checkpoint} was written by {state['ranks']} ranks, this job has {world_size()}",
                     hint="resume with the same number of ranks",
+                )
+            if (before := state.get("precision", self.precision)) != self.precision:
+                raise UsageError(
+                    f"{checkpoint} was trained in {before}, and this machine trains in {self.precision}",
+                    hint="resume on a machine like the first one, or start a new run with another --out",
                 )
             self.method.load_state(state["method"])
             self.module.asked = state.get("asked", self.module.asked)

@@ -41,9 +41,11 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
     began = time.monotonic()
     with running(run, resolver.registry.plugins):
         run.same("recipe", read_yaml(run.folder / "recipe.yaml") if rank() == 0 else {})
+        entry = resolver.registry.find("method", run.recipe.method, run.recipe.task)
+        run.same("method", {"name": entry.name, "distribution": entry.distribution, "version": entry.version})
         run.recipe, chained = unchained(run.recipe, resolver)
         session = Session(run, resolver)
-        _first_provenance(run, session, chained)
+        _first_provenance(run, session, entry, chained)
         distilling = time.monotonic()
         student = session.method.distill(session)
         run.add_provenance(
@@ -92,12 +94,17 @@ def page(
     return card.assemble(card.front_matter(run, licence, despite), sections)
 
 
-def _first_provenance(run: Run, session: Any, chained: Mapping[str, str]) -> None:
-    """Everything known before work starts; a resumed run keeps when it first began and counts that it went on."""
-    entry = session.resolver.registry.find("method", run.recipe.method, run.recipe.task)
+def _first_provenance(run: Run, session: Any, entry: Any, chained: Mapping[str, str]) -> None:
+    """Everything known before work starts; a resumed run keeps when it first began and counts that it went on, and with
+    which other versions."""
     before = run.provenance
     now = environment()
     if "environment" in before:
+        then = before["environment"].get("versions", {})
+        if others := {name: here for name, here in now["versions"].items() if then.get(name) != here}:
+            told = ", ".join(f"{name} {then.get(name, 'none')}, now {here}" for name, here in others.items())
+            logger.warning("the run goes on with other versions than it began with: %s", told)
+            run.add_provenance(resumed_with=others)
         run.add_provenance(resumed=[*before.get("resumed", []), now["started"]])
         return
 

@@ -118,11 +118,12 @@ def test_other_ways_to_draw():
         made, probe = sampler(sampling=sampling, interval=300)
         domains = np.searchsorted([10, 30, 60], list(made.epoch(0)), side="right")
         assert probe is None and np.bincount(domains) / len(domains) == pytest.approx(shares, abs=0.05)
-    made, _ = sampler(sampling="no_smooth", first_interval="r0")
+    made, probe = sampler(sampling="no_smooth", first_interval="r0")
+    assert probe == Probe(40, 500)
     for rho in (RHO, RHO[::-1]):
         made.observe(0, terms(rho))
         assert made.shares == pytest.approx(initial(rho))
-    assert [sampler()[0].probes(n).every for n in (100, 1000, 30_000)] == [10, 40, 1000]
+    assert [sampler()[0].probes(n).every for n in (100, 1024, 30_000)] == [10, 40, 1000]
 
 
 def test_ratios_are_clipped_and_what_stops_is_a_measurement_of_training():
@@ -134,7 +135,8 @@ def test_ratios_are_clipped_and_what_stops_is_a_measurement_of_training():
     assert initial(np.array([30.0, 20.5, 1.0])) == pytest.approx([0.5, 0.5, 0], abs=1e-6), "20, unless said"
     assert updated(np.array([0.5, 0.5]), np.array([30.0, 20.5]), 1.0) == pytest.approx([0.5, 0.5])
     for stop, step, enough in ((2.5, 0, False), (2.5, 10, True), (1.9, 10, False), (2.0, 10, True), (None, 10, False)):
-        made, probe = sampler(stop_rho=stop, sampling="proportional")
+        made, probe = sampler(stop_rho=stop, sampling="equal" if step else "proportional")
+        assert made.enough is False
         made.observe(step, terms([1.2, 2.0, 1.0]))
         assert made.enough is enough and made.r is None and (probe is None) is (stop is None)
     made.observe(10, {"loss": 1.0})
@@ -152,12 +154,13 @@ def test_an_epoch_is_drawn_by_the_shares_of_the_start_and_goes_on_where_the_last
     assert DomainSampler(np.ones(6, np.int32), 2, 0, parts=[("a", 2), ("b", 4)]).interval == 10
     first = [one._next(0, n).tolist() for n in (4, 0, 9, 7)]
     assert [len(rows) for rows in first] == [4, 0, 9, 7] and one.drawn.tolist() == [20, 0, 0]
+    assert len(one._next(1, 21)) == 21, "one more than there are"
     rows = sum(first, [])
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10)) and rows[:10] != rows[10:]
     orders = [np.random.default_rng([0, 0, 1 + turn]).permutation(10).tolist() for turn in (0, 1)]
     assert rows == sum(orders, []), "the same rows in every version"
     state = json.loads(json.dumps(one.state()))
-    assert state == {"drawn": [20, 0, 0], "r": None, "shares": [1 / 3] * 3, "interval": 3}
+    assert state == {"drawn": [20, 21, 0], "r": None, "shares": [1 / 3] * 3, "interval": 3}
     two, _ = sampler(interval=9)
     two.load_state(state)
     assert two.r is None and two.drawn.dtype == np.int64 and two.state() == state

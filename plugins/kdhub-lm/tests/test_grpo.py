@@ -14,7 +14,7 @@ from kdhub_tasks.language.task import CausalLanguage
 
 import kdhub
 from kdhub.errors import DataError, RecipeError, TrainingError
-from kdhub.method import Progress
+from kdhub.method import ObjectiveMethod, Progress
 from kdhub.rows import Rows, Signals
 from kdhub.student import BuildContext
 
@@ -28,7 +28,8 @@ def student():
 
 
 def method_for(student, **options):
-    method = Grpo(Grpo.Options(max_new_tokens=4, group_size=4, **options))
+    method = Grpo(Grpo.Options(max_new_tokens=4, group_size=4, **options), "spec")
+    assert method.spec == "spec"
     method.adapt(student, None)
     method.extras(student, None)
     return method
@@ -98,7 +99,7 @@ def test_at_ratio_1_the_gradient_is_reinforce(student):
 def test_the_objective_by_hand(student, how, unit):
     """Clipped ratios to the policy that sampled, and the distance to the start; of a whole step where it is known."""
     method = method_for(student, loss_agg=how, beta_kl=0.5, eps_low=0.1, eps_high=0.3)
-    answers = Answers([[1, 50]] * 3, [[40, 1], [42, 43, 1], [44, 45]], [True, True, False], [""] * 3)
+    answers = Answers([[1, 50]] * 3, [[0, 1], [42, 43, 1], [44, 45]], [True, True, False], [""] * 3)
     batch = {**answers.batch(student), "advantages": torch.tensor([2.0, -1.0, 7.0])}
     with torch.no_grad():
         for p in student.module.parameters():
@@ -119,6 +120,8 @@ def test_the_objective_by_hand(student, how, unit):
     assert terms["policy"].item() == pytest.approx(mean(policy), rel=1e-5)
     assert terms["start"].item() == pytest.approx(0.5 * mean(apart), rel=1e-4) and terms["start"].item() > 1e-4
     assert method.counts(batch, {}) == {"answers": 2}
+    few = {"labels": torch.tensor([0, -1, -1, 7]), "counts": torch.tensor([1, 2, 1])}
+    assert method.counts(few, {}) == {"answers": 2}
     many = {"labels": 10.0, "answers": 4.0}
     step = method.objective(student.module(batch), Signals(), {**batch, "mean_counts": {unit: many[unit]}}, NOW)
     assert step["policy"].item() == pytest.approx(terms["policy"].item() / 2, rel=1e-5)
@@ -130,6 +133,8 @@ def test_defaults_and_means_of_a_step():
     values, counts, kept = torch.tensor([1.0, 3, 5]), torch.tensor([1, 2]), torch.tensor([True, True, True])
     assert aggregated(values, counts, kept).item() == 3
     assert [aggregated(values, counts, kept, how, 4.0).item() for how in ("token", "sequence")] == [9 / 4, 5 / 4]
+    one = torch.tensor([True, False, False])
+    assert [aggregated(values, counts, one, how).item() for how in ("token", "sequence")] == [1, 1]
     nothing = torch.zeros(3, dtype=torch.bool)
     assert [aggregated(values, counts, nothing, how).item() for how in ("token", "sequence")] == [0, 0]
 
@@ -143,16 +148,17 @@ def test_what_is_sampled_and_what_the_log_says_of_it(student, monkeypatch):
     generate = type(student).generate
 
     def noted(self, prompts, how, seed, rows, **more):
-        given.append((self, prompts, how.temperature, how.max_new_tokens, rows, more))
+        given.append((self, prompts, how.temperature, how.max_new_tokens, rows, {**more, "seed": seed}))
         return [[*ids[:3], self.tokenizer.eos_token_id] for ids in generate(self, prompts, how, seed, rows, **more)]
 
     monkeypatch.setattr(type(student), "generate", noted)
-    method.rewards = lambda answers, batch: torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 0])
+    method.rewards = lambda answers, batch: torch.tensor([1.0, 0, 0, 1] + [float(len(batch["gold"]) == 2)] * 4)
     rows = [{"prompt": "3+5=", "response": "8"}, {"prompt": "1+1=", "response": "2"}]
     inputs = asked(student, rows)
     batch = method.prepare_batch(inputs, torch.Generator().manual_seed(1))
     ((who, prompts, temperature, most, numbers, more),) = given
-    assert who is method.policy and (temperature, most, more) == (0.5, 4, {"trained": True})
+    drawn = torch.randint(2**31, (1,), generator=torch.Generator().manual_seed(1)).item()
+    assert who is method.policy and (temperature, most, more) == (0.5, 4, {"trained": True, "seed": drawn})
     assert prompts[0] == prompts[3] != prompts[4] and len(prompts) == 8
     assert numbers == [key * 4 + n for key in inputs["keys"].tolist() for n in range(4)]
     assert batch["advantages"].tolist() == pytest.approx([1, -1, -1, 1, 0, 0, 0, 0], abs=1e-4)
@@ -160,23 +166,24 @@ def test_what_is_sampled_and_what_the_log_says_of_it(student, monkeypatch):
     assert (batch["labels"][:first] >= 0).all() and (batch["labels"][first:] == -1).all()
     old = method.log_probs(method.policy.module(batch), batch["labels"])
     assert torch.allclose(batch["old"], old) and not batch["old"].requires_grad
-    assert method.state() == pytest.approx({"reward": 0.25, "ended": 1.0, "mixed": 0.5})
+    assert method.state() == pytest.approx({"reward": 0.75, "ended": 1.0, "mixed": 0.5})
     method.note(reward=1.0)
-    assert method.state()["reward"] == pytest.approx(0.9 * 0.25 + 0.1)
+    assert method.state()["reward"] == pytest.approx(0.9 * 0.75 + 0.1)
     other = method_for(student)
     other.load_state(method.state())
     assert other.seen == method.seen and other.seen is not method.seen
 
 
 def test_the_copy_follows_every_few_steps(student):
-    method = method_for(student, policy_steps=2)
-    weight, copied = (m.model.lm_head.weight for m in (student.module, method.policy.module))
+    method = method_for(student, policy_steps=3)
+    ((name, policy),) = method.extras(student, None).items()
+    weight, copied = (m.model.lm_head.weight for m in (student.module, policy))
     with torch.no_grad():
         weight.add_(1)
-    method.stepped({}, Progress(0, 9, 0.0))
-    assert not torch.equal(weight, copied)
-    method.stepped({}, Progress(1, 9, 0.0))
-    assert torch.equal(weight, copied)
+    for step in range(3):
+        assert not torch.equal(weight, copied)
+        method.stepped({}, Progress(step, 9, 0.0))
+    assert torch.equal(weight, copied) and name == "policy"
 
 
 def test_the_start_is_tried_on_rows_of_the_whole_set(student, monkeypatch, caplog):
@@ -185,19 +192,25 @@ def test_the_start_is_tried_on_rows_of_the_whole_set(student, monkeypatch, caplo
     table = SimpleNamespace(column_names=["prompt", "response"])
     kept = Rows(table, lambda plain: [{"ids": [1, 40 + int(r["prompt"][0])]} for r in plain], None, np.ones(9))
     monkeypatch.setattr(Rows, "__getitem__", lambda self, at: self.prepare([rows[i] for i in at]))
-    run = SimpleNamespace(seed=5, student=student, rows=lambda use, **how: kept if how == {"prompts": 4} else None)
+    run = SimpleNamespace(
+        seed=5, student=student, rows=lambda use, **how: {"train": kept}[use] if how == {"prompts": 4} else None
+    )
     asked_for = []
 
-    def of(student, prompts, numbers, options, seed):
-        asked_for.append((prompts, list(numbers), seed))
-        texts = ["1", "1", "9", "9", "5", "5", "5", "5", "7", "7", "7", "7"]
+    def of(who, prompts, numbers, options, seed):
+        asked_for.append((prompts, list(numbers), seed, options.group_size if who is student else None))
+        texts = ["1", "1", "9", "9", "5", "5", "5", "5", "9", "7", "7", "7"]
         return Answers([[1]] * 12, [[2]] * 12, [True] * 12, texts)
 
     monkeypatch.setattr(Answers, "of", of)
+    stages = {}
+    run.stage = lambda name, work: stages.update({name: work()})
+    monkeypatch.setattr(ObjectiveMethod, "distill", lambda self, run: run.student)
     with caplog.at_level("INFO", "kdhub"):
-        assert method.probed(run) == pytest.approx({"right": 0.5, "mixed": 1 / 3})
-    assert asked_for == [([[1, 40], [1, 44], [1, 48]], [0, 1, 2], 5)], "the first, the middle and the last"
-    assert "50 % of answers are right, 33 % of prompts have both" in caplog.text
+        assert method.distill(run) is student
+    assert stages == {"probe": pytest.approx({"right": 7 / 12, "mixed": 2 / 3})}
+    assert asked_for == [([[1, 40], [1, 44], [1, 48]], [0, 1, 2], 5, 4)], "the first, the middle and the last"
+    assert "58 % of answers are right, 67 % of prompts have both" in caplog.text
     prepared = method.rows(run).prepare([rows[2]])
     assert prepared == [{"ids": [1, 42], "at": [], "gold": "3"}]
 
@@ -233,8 +246,8 @@ def test_equal_prompts_get_answers_of_their_own(student):
 
 
 def test_what_is_right(student):
-    method = method_for(student, format=r"<\d+>")
-    texts, ended = ["<8>", "8", "<9>", "<8>"], [True, True, True, False]
+    method = method_for(student, format=r"<.*\d+>")
+    texts, ended = ["<8>", "8", "<\n9>", "<8>"], [True, True, True, False]
     answers = Answers([[1]] * 4, [[2]] * 4, ended, texts)
     given = method.rewards(answers, {"gold": ["8"]}).tolist()
     assert given == pytest.approx([1.1, 1.0, 0.1, 0.0]), "one that was cut off is never right"

@@ -97,6 +97,12 @@ def test_it_never_falls_and_never_lags(losses, start, alpha, beta):
         last = t
 
 
+def test_the_curriculum_ends_at_1_unless_said():
+    found = Curriculum(0.5, loss=1.0)
+    found.update(1.0, 1.5, alpha=0.1, beta=0.5)
+    assert found.t == 1.0
+
+
 def test_the_lead_is_what_the_specification_measured():
     """With a flat loss: none below 4,000 steps at the default, 0.24 with auto."""
     for alpha, most in ((5e-4, 0.0), (6 / 1000, 0.24)):
@@ -159,6 +165,10 @@ def test_mixed_probabilities_by_hand():
         value = interpolated(S[None], Z[None].float(), t, "prob")
         assert value.shape == (1,) and value.item() == pytest.approx(-(((1 - t) * q + t * p) * q.log()).sum().item())
     assert interpolated(S, Z, 0.4).item() == interpolated(S, Z, 0.4, "logit").item()
+    half = [x.bfloat16() for x in (S, Z)]
+    for space in ("logit", "prob"):  # in few bits alone the rows are, not what is made of them
+        exact = interpolated(half[0].float(), half[1].float(), 0.4, space)
+        assert torch.equal(interpolated(*half, 0.4, space), exact)
 
 
 @pytest.mark.parametrize(("options", "t"), [

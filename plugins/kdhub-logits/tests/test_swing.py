@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,6 +147,44 @@ def test_laplace_keeps_a_distribution_and_shares_what_is_beyond_the_top():
     assert all(len(set(row[mask].tolist())) == 1 for row, mask in zip(p, rest)), "the others share one number"
     small = laplace(torch.tensor([[1.0, 0.0]]), 1e-9, torch.Generator().manual_seed(0)).exp()
     near(small[0], torch.softmax(torch.tensor([1.0, 0.0]), -1).tolist(), abs=1e-5)
+
+
+def test_laplace_by_hand():
+    """Without noise the others share what is left of 1; with it each group moves by a draw of its own."""
+    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p = logits.softmax(-1)
+    top, at = p.topk(32, -1)
+    quiet = laplace(logits, 1e-12, torch.Generator().manual_seed(2)).exp()
+    by_hand = ((1 - top.sum(-1, keepdim=True)) / 8).expand(2, 40).scatter(1, at, top)
+    assert torch.allclose(quiet, by_hand, atol=1e-6)
+    u = torch.rand(2, 33, generator=torch.Generator().manual_seed(2)).double() - 0.5
+    moved = torch.cat([top, 1 - top.sum(-1, keepdim=True)], -1) - 0.01 * u.sign() * (1 - 2 * u.abs()).log()
+    moved = moved.clamp_min(1e-8) / moved.clamp_min(1e-8).sum(-1, keepdim=True)
+    by_hand = (moved[:, 32:] / 8).expand(2, 40).scatter(1, at, moved[:, :32])
+    by_hand = by_hand / by_hand.sum(-1, keepdim=True)
+    assert torch.allclose(laplace(logits, 0.01, torch.Generator().manual_seed(2)).exp(), by_hand, atol=1e-6)
+
+
+def test_public_texts_are_counted_as_the_students_tokens(monkeypatch):
+    texts = {"train": {"text": ["ab", "b"]}}
+    data = SimpleNamespace(pick=lambda split: {"train": "train"}[split], split=lambda name: texts[name])
+    monkeypatch.setattr("kdhub.open_data", lambda name: {"x": data}[name])
+    read = lambda given, **how: {"input_ids": [[ord(c) - 94 for c in text] for text in given]} if how == {  # noqa: E731
+        "add_special_tokens": False, "verbose": False} else None  # fmt: skip
+    for begin, counted in ((1, [[1, 3, 4], [1, 4]]), (None, [[3, 4], [4]])):
+        tokenizer = type("T", (), {"bos_token_id": begin, "__call__": lambda self, *a, **k: read(*a, **k)})()
+        student = SimpleNamespace(tokenizer=tokenizer, task="causal-lm", width=lambda kind: {"logits": (8, 9)}[kind])
+        for scorer in ("memorisation", "combined"):
+            method = swing(privacy_scorer=scorer, public="x")
+            method.adapt(student, None)
+            mine, theirs = (model.log_probabilities([1, 3, 4]) for model in (method._public, Ngrams(counted, 8)))
+            assert np.array_equal(mine, theirs)
+    other = swing(privacy_scorer="pattern", public="x")
+    other.adapt(SimpleNamespace(), None)
+    assert getattr(other, "_public", None) is None
+    for task, tokens in (("text-classification", tokenizer), ("causal-lm", None)):
+        with pytest.raises(CompatibilityError, match="memorisation is judged for language models"):
+            method.adapt(SimpleNamespace(task=task, tokenizer=tokens), None)
 
 
 def test_what_the_pattern_marks():

@@ -35,6 +35,8 @@ PROBLEMS = (MULTI_LABEL, REGRESSION)
 SCORE = "score"
 """The column of values, and the name of the one output of a model of values."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+TRUTH = {"true": "1", "false": "0"}
+"""Truth values, however a file or a model writes them, and the numbers that stand for them."""
 
 
 def problem_of(config: Mapping[str, Any]) -> str:
@@ -157,7 +159,7 @@ def _target_for(context: BuildContext) -> tuple[list[str], str]:
     classes = teacher.classes if teacher is not None else None
     if classes:
         theirs = getattr(teacher, "problem", "")
-        others = [name for name in rows or () if name not in {*classes, *map(class_name, classes)}]
+        others = [name for name in rows or () if Targets(classes).named(name) is None]
         if theirs == REGRESSION or not others or _are_positions(rows, classes):
             return list(classes), theirs
         logger.info(
@@ -185,7 +187,7 @@ class Targets:
         # Also as rows are read: a model that learnt "1.0" from a table with gaps knows the class 1.
         self._at = {class_name(name): i for i, name in enumerate(self.classes)}
         self._at |= {name: i for i, name in enumerate(self.classes)}
-        self._numbered = any(map(NUMBER.fullmatch, self.classes))
+        self._numbered = any(NUMBER.fullmatch(name) or name.lower() in TRUTH for name in self.classes)
         self._said = False
 
     @classmethod
@@ -200,6 +202,13 @@ class Targets:
             return self.positions([row.get(column) for row in rows])
         return [self._labels(row.get(column)) for row in rows]
 
+    def named(self, name: str) -> int | None:
+        """The position of the class of this name; of True also that of `true`, `TRUE` or 1, of False likewise."""
+        if name in self._at or name.lower() not in TRUTH:
+            return self._at.get(name)
+        said = name.lower()
+        return next((self._at[n] for n in (said, said.title(), said.upper(), TRUTH[said]) if n in self._at), None)
+
     def positions(self, labels: Sequence[Any]) -> list[int]:
         """The position of each label."""
         found = [self._position(label) for label in labels]
@@ -211,12 +220,9 @@ class Targets:
         name = class_name(label)
         if name is None:
             return -1
-        if name in self._at:
-            return self._at[name]
-        if isinstance(label, bool):  # models of 0 and 1 that truth values taught
-            name = str(int(label))
-            if name in self._at:
-                return self._at[name]
+        if (at := self.named(name)) is not None:
+            return at
+        name = TRUTH.get(name.lower(), name)
         if self._numbered or not name.isdecimal() or int(name) >= len(self.classes):
             return None
         if not self._said:
@@ -231,6 +237,11 @@ class Targets:
             value = None if class_name(value) is None else [value]
         if value is None:
             return np.full(len(self.classes), -1, np.int8)
+        if len(self.classes) == len(value) == 2 and all(type(one) is int and one in (0, 1) for one in value):
+            raise DataError(
+                f"label {value} may say yes or no of each class, or number two classes",
+                hint="write truth values (true, false) or the names of classes",
+            )
         if len(value) == len(self.classes) and is_one_hot(value, {len(value)}):
             return np.asarray(value, np.int8)
         made = np.zeros(len(self.classes), np.int8)

@@ -13,6 +13,8 @@ from kdhub_tasks.long import further_inputs
 
 NO_LIMIT = 1_000_000
 """From here on a length is the library's way to say that there is none."""
+POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
+"""Names that configurations have for the number of positions (those of LED and of MPT are their own)."""
 
 
 def longest(network: nn.Module, tokenizer: Any, default: int) -> int:
@@ -31,7 +33,8 @@ def positions(network: nn.Module) -> int | None:
     RoBERTa and its kin number tokens from behind the pad, so of 514 positions 512 are left: their table of positions
     has a `padding_idx`.
     """
-    told = getattr(text_config(network.config), "max_position_embeddings", None)
+    config = text_config(network.config)
+    told = next((n for name in POSITIONS if (n := getattr(config, name, None)) is not None), None)
     for name, table in network.named_modules():
         pad, weight = getattr(table, "padding_idx", None), getattr(table, "weight", None)
         if "position" in name.rpartition(".")[2] and pad is not None and weight is not None and len(weight) == told:

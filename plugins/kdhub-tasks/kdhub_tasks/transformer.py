@@ -326,7 +326,8 @@ def segments(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def padded(ids: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
-    """Token ids of some rows as one batch with its mask."""
+    """Token ids of some rows as one batch with its mask; of a row without tokens one of padding is read."""
+    ids = [row or [pad] for row in ids]
     longest = max(map(len, ids))
     rows = [list(i) + [pad] * (longest - len(i)) for i in ids]
     mask = [[1] * len(i) + [0] * (longest - len(i)) for i in ids]

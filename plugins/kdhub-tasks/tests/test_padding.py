@@ -76,6 +76,13 @@ def test_a_text_without_tokens_is_read_alike_alone_and_in_a_batch(tmp_path):
     np.testing.assert_allclose(logits(student, ["", TEXTS[1]])[:1], alone, atol=1e-5)
 
 
+def test_a_pair_without_tokens_is_read(tmp_path):
+    pairs = PairClassifier.load(decoder(tmp_path, pad=0))
+    none, other = {"pair": ("", ""), "length": 0}, {"pair": (TEXTS[0], TEXTS[1]), "length": 9}
+    alone = pairs.signals([none], "logits")["logits"]
+    np.testing.assert_allclose(pairs.signals([none, other], "logits")["logits"][:1], alone, atol=1e-5)
+
+
 def test_a_network_that_mixes_in_the_padding_is_refused(tmp_path):
     """FNet has no mask: all positions are mixed."""
     with pytest.raises(CompatibilityError, match="FNet.*padding"):
@@ -111,6 +118,14 @@ def test_the_longest_text_is_what_the_network_has_positions_for(family):
     spare = 2 if family in ("bart", "opt") else 0
     with pytest.raises((IndexError, RuntimeError)):
         network(input_ids=torch.full((1, limit + spare + 1), 5))
+
+
+@pytest.mark.parametrize("family, name", [("led", "max_encoder_position_embeddings"), ("mpt", "max_seq_len")])
+def test_positions_of_another_name(family, name):
+    network = types.SimpleNamespace(
+        config=transformers.AutoConfig.for_model(family, **{name: 20}), named_modules=lambda: []
+    )
+    assert longest(network, types.SimpleNamespace(model_max_length=int(1e30)), default=512) == 20
 
 
 def test_without_positions_the_tokenizer_or_the_default_says_it():

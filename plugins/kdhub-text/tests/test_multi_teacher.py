@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +143,139 @@ def test_tokens_far_into_a_text_are_compared():
     mine = torch.tensor([[0, 0, 0, -1], [1, 0, 7, 0], [2, 2048, 2051, 1], [3, 4096, 4099, 2]])
     value, many = Bridge([0, 1], [0, 1]).divergence(torch.zeros(4, 2), mine, torch.ones(4, 2), mine.int(), 2.0)
     assert many == 3 and float(value) == pytest.approx(0, abs=1e-6)
+
+
+class Of:
+    """A model of tokens."""
+
+    members, weights = (), None
+
+    def __init__(self, vocabulary, width):
+        self.vocabulary, self.tokenizer, self.wide = vocabulary, f"{vocabulary} tokens", width
+
+    def layout(self, kind):
+        return {"hidden_states": (None, 6, self.wide)}
+
+    def width(self, kind):
+        return {"hidden_states": (2, self.wide)}[kind]
+
+
+class Both(Of):
+    members, weights = (Of("v", 5), Of("w", 4)), [0.25, 0.75]
+
+
+MINE = torch.tensor([[0, 0, 0, -1], [1, 0, 2, 0], [2, 2, 7, 0], [3, 8, 11, 1]])
+THEIRS = torch.tensor([[0, 0, 0, -1], [1, 0, 7, 0], [2, 8, 11, 1]])
+
+
+@pytest.fixture
+def bridged(monkeypatch):
+    """What a student and two teachers give, of whom the second one, of more weight, has other tokens."""
+    bridges = {("v tokens", "w tokens"): Bridge([1, 2], [0, 2])}
+    monkeypatch.setattr(Bridge, "between", lambda a, b: bridges[a, b])
+    torch.manual_seed(0)
+    student = Signals(logits=torch.randn(4, 3), hidden_states=torch.randn(4, 2, 5))
+    given = {"0/logits": torch.randn(4, 3), "0/hidden_states": torch.randn(4, 1, 5)}
+    given |= {"1/logits": torch.randn(3, 4) + torch.tensor([9.0, 0, 9, 0]), "1/hidden_states": torch.randn(3, 1, 4)}
+    return student, Signals({**given, "1/spans": THEIRS}), {"labels": torch.tensor([-1, 2, 0, -1]), "spans": MINE}
+
+
+def made(teacher=None, **options):
+    method, teacher = MultiTeacher(MultiTeacher.Options(**options), "spec"), teacher or Both("v", 5)
+    method.needs(teacher)
+    method.check(Of("v", 5), teacher)
+    method.modules = method.extras(Of("v", 5), teacher)
+    assert method.spec == "spec"
+    return method
+
+
+def cosine(a, b):
+    return (1 - torch.cosine_similarity(a, b, -1)).sum().item()
+
+
+def kl(s, z, tau=2.0):
+    return divergence(s, [z], [1.0], "avg_loss", tau).sum().item()
+
+
+def test_terms_of_teachers_with_and_without_other_tokens_by_hand(bridged):
+    student, given, batch = bridged
+    method = made(a_ce=3.0, a_mlm=0.5)
+    assert {name: tuple(one.weight.shape) for name, one in method.modules.items()} == {"width-1": (4, 5)}
+    counts = {"tokens-1": 1, "words-1": 2}
+    assert method.counts(batch, given) == counts
+    log_q, mine = student.logits.log_softmax(-1), student.hidden_states[:, 1]
+    labels = -(log_q[1, 2] + log_q[2, 0]).item()
+    near = kl(student.logits, given["0/logits"])
+    far = kl(student.logits[3:, [1, 2]], given["1/logits"][2:, [0, 2]])
+    states = cosine(mine, given["0/hidden_states"][:, 0])
+    own = method.modules["width-1"](mine)
+    words = cosine(torch.stack([own[1:3].mean(0), own[3]]), given["1/hidden_states"][1:, 0])
+    whole = {"labels": 4.0, "positions": 10.0, "tokens": 16.0, "tokens-1": 2.0, "words-1": 5.0}
+    steps = {None: {"labels": 2, "positions": 4, "tokens": 4, **counts}, "step": whole}
+    for of, n in steps.items():
+        one = batch if of is None else {**batch, "mean_counts": whole, "attention_mask": torch.ones(1, 4)}
+        terms = {name: value.item() for name, value in method.objective(student, given, one, None).items()}
+        assert terms == pytest.approx({
+            "labels": 0.5 * labels / n["labels"],
+            "teacher": 3 * 4 * (0.25 * near / n["positions"] + 0.75 * far / n["tokens-1"]),
+            "cosine": 0.25 * states / n["tokens"] + 0.75 * words / n["words-1"],
+        }, rel=1e-5), of  # fmt: skip
+    state = json.loads(json.dumps(method.state()))
+    assert state == {"coverage-2": pytest.approx(2 / 6), "seen": {"1": [2.0, 6.0]}}
+    other = made()
+    assert other.state() == {}
+    other.load_state(state)
+    assert other.state() == state
+    report, runs = SimpleNamespace(notes=[]), SimpleNamespace(evaluate=lambda one: {5: report}[one])
+    assert other.evaluate(runs, 5) is report
+    said = "teacher 2 uses another vocabulary: the probabilities of 33.3% of the training tokens were compared"
+    assert report.notes == [said]
+
+
+def test_other_tokens_alone_or_strictly(bridged):
+    student, given, batch = bridged
+    strict = made(vocab_bridge="strict", a_cos=2.0)
+    assert strict.modules == {}
+    states = cosine(student.hidden_states[:, 1], given["0/hidden_states"][:, 0])
+    terms = strict.objective(student, given, batch, None)
+    assert terms["cosine"].item() == pytest.approx(2 * 0.25 * states / 4, rel=1e-5)
+    alone = Of("w", 4)
+    only = {name.partition("/")[2]: value for name, value in given.items() if name.startswith("1/")}
+    terms = made(alone, vocab_bridge="strict").objective(student, Signals(only), batch, None)
+    far = kl(student.logits[3:, [1, 2]], given["1/logits"][2:, [0, 2]])
+    assert terms["teacher"].item() == pytest.approx(5 * 4 * far, rel=1e-5) and terms["cosine"].item() == 0
+    unlike = {**only, "logits": torch.tensor([0.0, 9, 0, 0]).repeat(3, 1)}  # next to nothing on what both know
+    terms = made(alone, a_cos=0).objective(student, Signals(unlike), batch, None)
+    assert terms["teacher"].item() == 0 and set(terms) == {"labels", "teacher"}
+    with pytest.raises(UsageError, match="as teacher 2 and the student use different vocabularies"):
+        made(positions="masked")
+
+
+def test_what_teachers_are_asked_for(bridged):
+    method = MultiTeacher(MultiTeacher.Options())
+    assert method.settings() == {"mlm_prob": 0.15, "whole": True, "bridge": True}
+    assert method.needs(Both("v", 5)) == ("each:logits", "each:hidden_states:last", "each:spans")
+    assert method.needs(Of("v", 5)) == ("logits", "hidden_states:6", "spans")
+    assert method.needs(Of(None, 5)) == ("logits",), "classes"
+    other = MultiTeacher(MultiTeacher.Options(positions="masked", a_cos=0.5, vocab_bridge="off", mlm_prob=0.3))
+    assert other.settings() == {"mlm_prob": 0.3, "whole": False, "bridge": False}
+    assert other.needs(Of("v", 5)) == ("logits", "hidden_states:6") == other.needs(Of(None, 5))
+    assert MultiTeacher(MultiTeacher.Options(a_cos=0)).needs(Of("v", 5)) == ("logits", "spans")
+
+
+def test_values_and_sure_teachers_by_hand():
+    class Two(Both):
+        members = (Of(None, 5), Of(None, 5))
+
+    s, z1, z2 = torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [0.0]]), torch.tensor([[4.0], [3.0]])
+    given, batch = Signals({"0/logits": z1, "1/logits": z2}), {"labels": torch.tensor([math.nan, 5.0])}
+    terms = made(Two(None, 5)).objective(Signals(logits=s), given, batch, None)
+    assert terms["labels"].item() == pytest.approx(2 * 9) and set(terms) == {"labels", "teacher"}
+    assert terms["teacher"].item() == pytest.approx(5 * ((1 - 3.5) ** 2 + (2 - 2.25) ** 2) / 2)
+    given, batch = Signals({"0/logits": Z1, "1/logits": 2 * Z2}), {"labels": torch.tensor([0])}
+    terms = made(Two(None, 5), weights="confidence", mode="avg_prob").objective(Signals(logits=S), given, batch, None)
+    w = confidence([Z1, 2 * Z2])
+    assert terms["teacher"].item() == pytest.approx(5 * 4 * divergence(S, [Z1, 2 * Z2], w, "avg_prob", 2.0).item())
 
 
 def test_nothing_in_common_matches_nothing():

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kdhub")
 
+OVER = 1e-3
+"""What fractions may reach beyond 0 and 1 by rounding; those of 0 to 255 reach 2 at least in some image."""
 CHANNELS = 4
 """An image has at most so many; a first axis of that size before a longer last one is that of the channels."""
 BATCH = 256
@@ -71,14 +73,20 @@ def is_file(value: Any) -> bool:
 
 
 def _in_bytes(x: np.ndarray) -> np.ndarray:
-    if x.dtype.kind not in "buif" or not np.isfinite(x).all() or x.min() < 0 or x.max() > 255:
+    fit = x.dtype.kind in "buif" and np.isfinite(x).all() and -OVER <= x.min() and x.max() <= 255
+    if not fit or (x.dtype.kind == "f" and _between(x.max())):
         raise DataError(
             f"an image has values of 0 to 255, or fractions of 0 to 1, not {_range(x)}",
             hint="undo the standardisation: networks have their own",
         )
-    if x.dtype.kind == "b" or (x.dtype.kind == "f" and x.max() <= 1):
+    if x.dtype.kind == "b" or (x.dtype.kind == "f" and x.max() < 2):
         x = x * 255.0
-    return np.rint(x).astype(np.uint8) if x.dtype.kind == "f" else x.astype(np.uint8)
+    return np.rint(x).clip(0, 255).astype(np.uint8) if x.dtype.kind == "f" else x.astype(np.uint8)
+
+
+def _between(highest: float) -> bool:
+    """Whether the highest fraction of one or all images fits neither 0 to 1 nor 0 to 255."""
+    return 1 + OVER < highest < 2
 
 
 def held(value: Any) -> np.ndarray:
@@ -148,12 +156,19 @@ def as_bytes(table: datasets.Dataset, column: str, data: Data, split: str) -> da
         fractions, highest = str(kind.dtype).startswith("float"), []
         if fractions:
             highest = [float(np.max(x, initial=0)) for batch in _batches(table, column) for x in batch]
-        first, upper = channels_first(read_shape(table, column)), 255 if max(highest, default=0) > 1 else 1
+        top = max(highest, default=0)
+        if _between(top):
+            raise DataError(
+                f"{data.name}, split {split!r}: the highest fraction of all images is {top:g}, so they are neither of "
+                "0 to 1 nor of 0 to 255",
+                hint="bring them to 0 to 1, as numpy.clip does",
+            )
+        first, upper = channels_first(read_shape(table, column)), 255 if top >= 2 else 1
         if fractions or first:
             values = f"fractions of 0 to {upper}" if fractions else "whole numbers"
             where = "first" if first else "last, if there are any"
             logger.info("%s, split %s: images are %s, channels %s", data.name, split, values, where)
-        _known[name] = upper == 255 and any(0 < high <= 1 for high in highest)
+        _known[name] = upper == 255 and any(0 < high < 2 for high in highest)
     if not _known[name]:
         return table
     return prepare_tables({"images": "bytes", "of": name, "column": column}, lambda: _tables(table, column), data.name)

@@ -33,15 +33,13 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False)
     Raises:
         DataError: the chat template does not accept such a conversation.
     """
-    from jinja2 import TemplateError
-
     if not messages:
         raise DataError("nothing comes before the answer: a conversation without a prompt")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = TEMPLATE
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # whatever its code runs into
+    except Exception as error:  # whatever its code runs into
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the tokenizer's chat template does not accept a conversation of {roles}: {error}") from error
 

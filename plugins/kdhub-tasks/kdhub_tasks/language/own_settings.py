@@ -24,9 +24,10 @@ HONOURED = ("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_
             "begin_suppress_tokens")  # fmt: skip
 """Settings that change the scores of the next token, in the library's order."""
 OTHERS = ("num_beams", "penalty_alpha", "exponential_decay_length_penalty", "guidance_scale", "watermarking_config",
-          "dola_layers", "diversity_penalty", "constraints", "force_words_ids", "token_healing")  # fmt: skip
+          "dola_layers", "diversity_penalty", "constraints", "force_words_ids", "token_healing",
+          "encoder_repetition_penalty", "encoder_no_repeat_ngram_size")  # fmt: skip
 """Settings that change texts and are not supported."""
-NEUTRAL = {"repetition_penalty": 1.0, "num_beams": 1, "guidance_scale": 1.0}
+NEUTRAL = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "num_beams": 1, "guidance_scale": 1.0}
 """Values that change nothing, besides none, 0 and an empty list."""
 
 Scores = Callable[[Tensor, Tensor], Tensor]
@@ -49,7 +50,8 @@ class OwnSettings:
     def listed(self) -> list[int]:
         """The end tokens that the configuration lists."""
         given = getattr(self.config, "eos_token_id", None)
-        return list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        given = given if isinstance(given, (list, tuple)) else [given]
+        return [n for n in given if n is not None and n >= 0]  # -1 is some configurations' word for none
 
     @cached_property
     def ends(self) -> frozenset[int]:

@@ -105,6 +105,7 @@ def test_a_single_image_is_read_alike():
         (np.zeros((2, 3)) - 1, "not -1 to -1"),
         (np.full((2, 3), 300), "not 300 to 300"),
         (np.full((2, 3), np.nan), "not NaN or infinite"),
+        (np.full((2, 3), 1.2), "not 1.2 to 1.2"),
         ([[1, 2], [3]], "lines of several lengths"),
         ([1, 2], "not an array of shape"),
         (None, "not an array of shape"),
@@ -115,6 +116,22 @@ def test_a_single_image_is_read_alike():
 def test_what_is_no_image_is_told(value, says):
     with pytest.raises(DataError, match=says):
         read(value)
+
+
+def test_fractions_a_little_over_1_are_of_0_to_1(tmp_path):
+    """As sums of float32 end; more is of neither range."""
+    task = kdhub.open_task("image-classification")
+    for over, low in ((1e-6, -1e-6), (0.2, 0.0)):
+        images = COLOUR / 255
+        images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + over, low
+        np.savez(tmp_path / "over.npz", image=images, label=LABELS)
+        data = kdhub.open_data(f"path:{tmp_path / 'over.npz'}")
+        if over == 0.2:
+            with pytest.raises(DataError, match="the highest fraction of all images is 1.2"):
+                task.training_table([(data, "train")])
+        else:
+            seen = [read(row["image"]) for row in plain_rows(task.training_table([(data, "train")]), range(12))]
+            assert np.abs(np.stack(seen)[2:] - COLOUR[2:].transpose(0, 3, 1, 2).astype(int)).max() == 0
 
 
 def test_images_of_several_sizes_are_counted(tmp_path):

@@ -176,7 +176,11 @@ def test_names_of_labels():
     ]
     assert [class_name(v) for v in values] == ["1"] * 5 + ["01", "1.5", "True", "good"] + [None] * 8
     assert [label_index(v, ["2", "1", "0"]) for v in (0, "1", 2.0)] == [2, 1, 0]
-    assert label_index(True, ["0", "1"]) == 1, "students that truth values taught before"
+    for true, classes in (("1", ["1", "0"]), ("true", ["true", "false"]), ("TRUE", ["TRUE", "FALSE"])):
+        assert [label_index(v, classes) for v in (True, "True", "true", False)] == [0, 0, 0, 1], true
+    assert [label_index(v, ["no", "yes"]) for v in (True, "TRUE", "False")] == [1, 1, 0], "where nothing is so called"
+    with pytest.raises(DataError, match="label 'False' is not one of the 2 classes 'true', 'maybe'"):
+        label_index("False", ["true", "maybe"])
     assert [label_index(v, ["", "0.0", "1.0"]) for v in (0, "1", "1.0", "")] == [1, 2, 2, -1], "or a table with gaps"
     with pytest.raises(DataError, match="label 0 is not one of the 3 classes '1', '2', '3'"):
         label_index(0, ["1", "2", "3"])
@@ -198,6 +202,7 @@ class Teaching:
         (["1", "2", "3"], ["0", "1", "2"], ["1", "2", "3"]),  # 3 is no name of the teacher's
         (["1", "2"], ["2", "1", "0"], ["2", "1", "0"]),
         (["a", "c"], ["b", "a"], ["a", "c"]),
+        (["False", "True"], ["true", "false"], ["true", "false"]),
     ],
 )
 def test_teacher_and_rows_are_matched_by_name(rows, teacher, classes, caplog):

@@ -122,6 +122,12 @@ def test_what_a_model_should_give():
     assert [row.tolist() for row in labels([{"label": row} for row in rows])] == [
         [0, 1, 1], [0, 0, 0], [-1, -1, -1], [1, 0, 0], [0, 0, 1], [0, 1, 1], [1, 0, 0],
     ]  # fmt: skip
+    two = Targets(["b", "a"], MULTI_LABEL)
+    assert [row.tolist() for row in two([{"label": row} for row in ([True, False], [0.0, 1.0], [1], ["a", "b"])])] == [
+        [1, 0], [0, 1], [0, 1], [1, 1],
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"label \[1, 0\] may say yes or no of each class, or number two classes"):
+        two([{"label": [1, 0]}])
     with pytest.raises(DataError, match="label 'x' is not one of the 3 classes 'b', 'a', 'c'"):
         labels([{"label": ["a", "x"]}])
     values = Targets(["score-0", "score-1"], REGRESSION)([{"score": [1, 2.5]}, {"score": "[3, 4]"}, {"label": None}])

@@ -118,6 +118,10 @@ def test_conversations_that_are_refused(tiny):
         DataError, match="does not accept a conversation of system, user, assistant: roles must alternate"
     ):
         prepared(tiny, {"messages": [{"role": "system", "content": "x"}, *ONE]})
+    tiny.tokenizer.chat_template = "{{ 1 / (messages | length - 2) }}"
+    with pytest.raises(DataError, match="does not accept a conversation of user, assistant: .*zero"):
+        prepared(tiny, {"messages": ONE})
+    tiny.tokenizer.chat_template = "{{ messages[0].content }}"
     other = llama("width=16,layers=1,heads=2,length=64", BuildContext(None, None, 3))
     with pytest.raises(CompatibilityError, match="different chat templates"):
         other.tokenizer.chat_template = CHATML

@@ -123,12 +123,14 @@ def test_a_stop_string_ends_a_text(tiny, saved_in):
 
 
 def test_settings_that_do_not_apply_are_told_once(tiny, saved_in, caplog, monkeypatch):
-    student = saved_in(num_beams=4, repetition_penalty=1.3)
+    student = saved_in(num_beams=4, repetition_penalty=1.3, encoder_repetition_penalty=1.2, eos_token_id=[-1, 1])
+    assert student.own_settings.ends == {1}, "-1 is none"
     monkeypatch.setattr(logging.getLogger("kdhub"), "propagate", True)
     with caplog.at_level(logging.WARNING, "kdhub"):
         student.generate(PROMPTS, HOW, 0)
         student.generate(PROMPTS, HOW, 0)
-    assert [r.message.count("num_beams=4") for r in caplog.records] == [1]
+    (told,) = (r.message for r in caplog.records)
+    assert "num_beams=4, encoder_repetition_penalty=1.2" in told
     assert "repetition_penalty" not in caplog.text
 
 
