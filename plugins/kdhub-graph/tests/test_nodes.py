@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from kdhub_graph.methods.lingugkd import LinguGkd
 from kdhub_graph.nodes.data import of_networkx
 from kdhub_graph.nodes.graphs import open_graph
 from kdhub_graph.nodes.prompts import Prompter, Prompting, words_in
@@ -23,7 +25,8 @@ KINDS = ("gcn", "sage", "gat", "gin", "node-mlp")
 def folder_of(path, nodes, edges, **splits):
     path.mkdir(exist_ok=True)
     (path / "nodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nodes))
-    (path / "edges.tsv").write_text("source\ttarget\n" + "".join(f"{u}\t{v}\n" for u, v in edges))
+    head = "source\ttarget\n" if len(edges[0]) == 2 else "source\n"
+    (path / "edges.tsv").write_text(head + "".join("\t".join(edge) + "\n" for edge in edges))
     for name, ids in splits.items():
         (path / f"{name}.tsv").write_text("id\n" + "".join(f"{i}\n" for i in ids))
     return path
@@ -51,19 +54,22 @@ def test_a_folder_is_a_graph_with_its_own_split(tmp_path, caplog):
     assert graph.features.tolist()[:2] == [[1, 0], [0, 1]] and graph.text(1) == "word1 red"
     for said in ("1 self-loops", "(nodes n3)", "1 nodes without an edge (nodes n12)", "1 nodes without a label"):
         assert said in caplog.text
-    assert (
-        "listed more than once" in caplog.text and "11 edges are listed in one direction and 1 in both" in caplog.text
-    )
+    assert "listed more than once" in caplog.text and "11 edges in one direction, and 1 in both" in caplog.text
     assert data.split("edges")[0] == {"source": "n0", "target": "n1"}
 
 
 @pytest.mark.parametrize(
     "given, edges, split, says",
     [
-        (nodes(), [*RING, ("n1", "x")], {}, "edges.tsv: 1 ends are of no node: 'x' in row 13"),
+        (nodes(), [*RING, ("n1", "x")], {}, "edges.tsv: 1 ids are of no node: 'x' in row 13"),
         (nodes(id="n1"), RING, {}, "1 ids are of several nodes .n1"),
         (nodes(), RING, {**SPLIT, "test": ["n2", "n4"]}, "1 nodes are in train and in test .nodes n2"),
+        (nodes(), RING, {**SPLIT, "train": ["n2", "n1", "n2"]}, "1 nodes are several times in train .nodes n2"),
+        (nodes(), [("n1",)], {}, "edges.tsv: row 1 has one column"),
         (nodes(label="c"), RING, {**SPLIT, "train": ["n1", "n2"], "test": ["n0"]}, "classes c, which test has"),
+        ([{"id": "a", "features": [1.0]}, {"id": "b", "features": None}], [("a", "b")], {}, "node b has no list of"),
+        ([{"id": "a", "features": [1]}, {"id": "b", "features": [1, 2]}], [("a", "b")], {}, "node b has 2 features"),
+        (nodes(), RING, {"train": ["n1"], "validation": ["x"]}, "validation.tsv: 1 ids are of no node: 'x' in row 1"),
         ([{"id": "a", "label": "x"}], [], {}, "neither 'text' nor 'features'"),
         ([{"id": "a", "features": [1.0]}, {"id": "b", "features": [float("nan")]}], [("a", "b")], {}, "nodes b"),
     ],
@@ -72,6 +78,23 @@ def test_what_no_reading_allows_is_refused_by_id(tmp_path, given, edges, split, 
     edges = edges or [("a", "a")]
     with pytest.raises(DataError, match=says):
         kdhub.open_data(f"graph:{folder_of(tmp_path / 'g', given, edges, **split)}").split("train")
+
+
+@pytest.mark.parametrize(
+    "arrays, says",
+    [
+        ({}, "neither an array features nor words"),
+        ({"features": np.eye(2)}, "features are of 2 nodes, and y is of 3"),
+        ({"features": np.eye(3), "edges": [[0, 9]]}, "1 edges are of no node: .9. of 3"),
+        ({"features": np.eye(3), "train": [0, 7]}, "train has 1 numbers of no node: .7. of 3"),
+        ({"feat_indices": [0, 9], "feat_indptr": [0, 1, 2, 2], "num_features": 3}, "1 words are none of 3: .9."),
+        ({"features": np.eye(3), "y": [-1, -1, -1]}, "leaves no nodes for train, validation, test"),
+    ],
+)
+def test_what_arrays_do_not_hold_is_refused(tmp_path, arrays, says):
+    np.savez(tmp_path / "g.npz", **{k: np.asarray(v) for k, v in {"edges": [[0, 1]], "y": [0, 1, 0], **arrays}.items()})
+    with pytest.raises(DataError, match=says):
+        kdhub.open_data(f"graph:{tmp_path / 'g.npz'}").split("train")
 
 
 @pytest.mark.parametrize(
@@ -261,3 +284,34 @@ def test_a_student_reads_other_nodes_with_its_features_and_refuses_other_feature
             student.signals(task.preparer(student, None)([row]), "logits")
     with pytest.raises(DataError, match="node 9999 of 60"):
         task.preparer(student, None)([{**row, "node": 9999}])
+
+
+def test_labels_of_test_nodes_reach_nothing_and_their_states_are_never_read(tmp_path, monkeypatch):
+    """With the labels of all test nodes permuted prompts, stored states and the student are the same bytes."""
+    split, seen = {**SPLIT, "test": ["n4", "n5", "n6", "n7"]}, []
+    loss = LinguGkd.objective
+
+    def counted(self, student, teacher, batch, progress):
+        seen.extend((len(teacher.hop_states), key) for key in batch["keys"].tolist())
+        return loss(self, student, teacher, batch, progress)
+
+    monkeypatch.setattr(LinguGkd, "objective", counted)
+    tiny = kdhub.open_task("node-classification").tiny_recipe(tmp_path)
+    found = []
+    for world, other in (("one", {}), ("two", {"n4": "b", "n5": "a", "n6": "b", "n7": "a"})):
+        monkeypatch.setenv("KDHUB_HOME", str(tmp_path / world))
+        rows = [{**row, "label": other.get(row["id"], row["label"])} for row in nodes()]
+        source = f"graph:{folder_of(tmp_path / 'graph', rows, RING, **split)}"
+        hops = {"source": "hops", "reader": {"source": f"path:{tmp_path / 'reader'}"}, "budget": 48}
+        options = {"epochs": 4, "batch_size": 3, "precision": "float32"}
+        data = {"train": [{"source": source, "split": "train"}]}
+        given = {**tiny, "method": "lingugkd", "teacher": hops, "options": options, "data": data}
+        run = kdhub.distill({**given, "evaluation": {"data": []}}, out=tmp_path / f"run-{world}")
+        stored = sorted((tmp_path / world).glob("signals/*/*.safetensors"))
+        files = [*stored, *(run.student_folder / name for name in ("model.safetensors", "config.json"))]
+        found.append({file.name: file.read_bytes() for file in files})
+    assert len(stored) == 1 and found[0] == found[1]
+    teacher = kdhub.open_teacher(hops, "node-classification")
+    graph = kdhub.open_data(source).split("train")[0]["graph"]
+    keys = [zlib.crc32(teacher.content_of(graph, node)) for node in range(12)]
+    assert len(seen) == 2 * 4 * 3 and {key for _, key in seen} == set(keys[:3]), "three training nodes, no other"
