@@ -99,7 +99,7 @@ def step() -> None:
 
     given = {"a": {"layers": [4, 6], "hidden": [192, 320], "ratio": [4], "heads": [10]}}
     family, task = _family(given, "packaged:all-minilm-l6-v2")
-    data = kdhub.open_data(texts(48))
+    data = kdhub.open_data(texts(24))
     batch = task.collate(task.preparer(family, None)([{"text": t} for t in data.split("train")["text"]]), family)
     batch = {**batch, "at": batch["at"][:0]}
     alone = [family.module.filled(name).train() for name in family.members]

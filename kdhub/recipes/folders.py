@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kdhub.recipes.resolve import Resolver
     from kdhub.task import Task
 
+FORMAT = 1
+"""Of students that have no format of anybody else's: `"kdhub": 1` in their config.json."""
+
 
 def opened(folder: Path, task: str | None, resolver: Resolver) -> tuple[Task, Path]:
     """The task that opens a student, and the folder with its files: of a run, of its student, of a published student
@@ -67,9 +70,18 @@ def published_task(folder: Path, task: str | None, resolver: Resolver) -> Task:
 
 def tasks_of(folder: Path, registry: Registry) -> tuple[list[str], list[str]]:
     """The tasks whose models such a folder holds, and those whose models look the same. Where several are sure, those
-    count whose format says most: a SentenceTransformer's folder has the configuration of any encoder inside."""
+    count whose format says most: a SentenceTransformer's folder has the configuration of any encoder inside.
+
+    Raises:
+        CompatibilityError: a student of kdhub's own, in a format of another version.
+    """
     config = _config(folder)
     if "kdhub" in config and isinstance(config.get("task"), str):
+        if config["kdhub"] != FORMAT:
+            raise CompatibilityError(
+                f"{folder}/config.json is of format {config['kdhub']}, and this kdhub reads format {FORMAT}",
+                hint="open it with the kdhub that wrote it, or a newer one",
+            )
         return [config["task"]], []  # of a network that has no format of anybody else's
     sure, possible = {}, []
     for entry in registry.all("task"):

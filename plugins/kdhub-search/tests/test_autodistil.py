@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from kdhub_search.families.relations import last_attention, relations
 from kdhub_search.methods.autodistil import AutoDistil
 from kdhub_tasks.classification import tiny
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.named_layers import Taps
+from kdhub.rows import plain_rows
 
 SPACES = {
     "a": {"layers": [1, 2], "hidden": [8, 12], "ratio": [1, 2], "heads": [1, 2]},
@@ -153,6 +156,16 @@ def test_a_vision_transformer_and_a_search_by_proxy(tmp_path):
     before, after = losses(run, "student-before"), losses(run)
     assert before.pop("b-3x16-r2-h2") == pytest.approx(0, abs=1e-6)
     assert all(after[name] < before[name] for name in before)
+    # To whom all four patches are alike has a quarter everywhere.
+    task, of = kdhub.open_task("image-classification"), last_attention(vit.module)
+    table = task.training_table([(kdhub.open_data("digits", limit=32), "train")])
+    batch = vit.collate(list(task.preparer(vit, None)(plain_rows(table, range(32)))))
+    taps = Taps(vit.module, of.kinds)
+    with torch.no_grad(), taps.reading():
+        vit.module(batch)
+    given = [relations(x, 2, None) for x in of.of(taps.signals(batch))]
+    assert found["loss_all_alike"] == pytest.approx(sum((x - 0.25).square().mean().item() for x in given), rel=1e-4)
+    assert any("all tokens of a row are alike" in note for note in run.report["notes"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Pools of stitched transformers: the numbers of the specification, members, and what a step changes."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,19 @@ def test_a_step_on_a_member_leaves_all_others_as_they_were():
         own = {id(p) for part in family.module.parts(name).values() for p in _parameters(part)}
         for key, value in family.module.named_parameters():
             assert torch.equal(value, before[key]) == (id(value) not in own), key
+
+
+def test_a_family_of_another_kdhub_is_refused(tmp_path):
+    pool().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, value, said in (
+        ("kdhub", 2, "format 2, and this kdhub reads format 1"),
+        ("network", "vit-lake", "vit-lake"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(CompatibilityError, match=said) as error:
+            kdhub.load(tmp_path)
+        assert error.value.hint
 
 
 def _parameters(part):

@@ -281,8 +281,10 @@ class Nested(nn.Module):
             for module in network.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = p
-        # Of one block of memory, as a network of its own has them: so products are the same to the last bit.
-        state = {name: weight[cut].contiguous() for name, (weight, cut) in self.parts(self.chosen).items()}
+        # At rest of one block of memory, as a network of its own has them: so products are the same to the last bit.
+        # In training those copies would be a tenth of a step, most of it of the embeddings.
+        own = (lambda x: x) if self.training else Tensor.contiguous
+        state = {name: own(weight[cut]) for name, (weight, cut) in self.parts(self.chosen).items()}
         state |= {name: value for name, value in whole.named_buffers()}
         with taps.reading():
             given = functional_call(network, state, (inputs,))

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from kdhub_search.families.relations import LastAttention
 
 LOSS, HELD_OUT = "relation-loss", "validation rows"
+ALIKE = "all alike"
+"""Among the losses of members: that of a network to which all tokens of a row are alike. A loss falls to it by
+forgetting alone, and below it only by learning from the teacher."""
 BATCH = 32
 """Held-out rows that are run together."""
 
@@ -186,7 +189,8 @@ class AutoDistil(ObjectiveMethod):
             best = {space: next((n for n in order if n in of), None) for space, of in module.spaces.items()}
             write_json(run.folder / "search.json", {
                 "chosen": chosen, "best_of_each_sub_space": best, "within_budget": order, "scores": scores,
-                "members": each, "loss_before": before,
+                "members": each, "loss_before": {s: {n: of[n] for n in module.spaces[s]} for s, of in before.items()},
+                "loss_all_alike": losses[ALIKE],
             })  # fmt: skip
         return student
 
@@ -236,19 +240,19 @@ class AutoDistil(ObjectiveMethod):
         return fitting
 
     def _held_out(self, run: RunContext, student: Student, space: str, when: str) -> dict[str, float]:
-        """The loss of each member of a sub-space on held-out rows, in eval mode; {} without any."""
+        """The loss of each member of a sub-space on held-out rows, in eval mode, and `ALIKE`; {} without any."""
         import torch
 
         from kdhub.rows import Signals
-        from kdhub_search.families.relations import pairs
+        from kdhub_search.families.relations import RELATED, pairs
 
         if not run.has_rows("validation"):
             return {}
 
         def measure() -> dict[str, float]:
             rows, names = run.rows("validation", **self.settings()), student.module.spaces[space]
-            of, network, sums, total = _attention(run.teacher), run.teacher.module.to(device()), np.zeros(len(names)), 0
-            taps, where = Taps(network, of.kinds), device()
+            of, network, total = _attention(run.teacher), run.teacher.module.to(device()), 0
+            taps, where, sums = Taps(network, of.kinds), device(), np.zeros(len(names) + 1)
             student.module.to(where).eval()
             with torch.no_grad():
                 for start in range(0, len(rows), BATCH):
@@ -263,9 +267,11 @@ class AutoDistil(ObjectiveMethod):
                         student.choose(name)
                         terms = self._losses(run.task.forward(student.module, batch), teacher, batch, of)
                         sums[n] += many * float(sum(terms.values()))
+                    blind = {name: torch.zeros_like(given) for name, given in zip(RELATED, of.of(teacher))}
+                    sums[-1] += many * float(sum(self._losses(blind, teacher, batch, of).values()))
                     total += many
             student.choose(None)
-            return dict(zip(names, (sums / total).tolist()))
+            return dict(zip((*names, ALIKE), (sums / total).tolist()))
 
         return run.stage(f"losses {when} {space}", measure)
 
@@ -295,14 +301,22 @@ class AutoDistil(ObjectiveMethod):
         return {name: run.stage(f"score {name}", lambda name=name: score(name)) for name in names}
 
     def evaluate(self, run: RunContext, student: Student) -> Any:
-        """Also each member's loss on held-out rows, in thousandths, before training and after."""
+        """Also each member's loss on held-out rows, in thousandths, before training and after; and which loss says that
+        nothing of the teacher was learned."""
         report = run.evaluate(student)
         for when, subject in (("before", "student-before"), ("after", "student")):
             for space in student.module.spaces:
-                for name, value in self._held_out(run, student, space, when).items():
+                losses = self._held_out(run, student, space, when)
+                alike = losses.pop(ALIKE, None)
+                for name, value in losses.items():
                     known = {"dataset": HELD_OUT, "higher_is_better": False, "unit": "e-3", "subject": subject}
                     for variant in [{MEMBER: name}, *([{}] if name == student.module.chosen else [])]:
                         report.measures.append(Measure(metric=LOSS, value=1000 * value, variant=variant, **known))
+        if alike is not None:
+            report.notes.append(
+                f"a network to which all tokens of a row are alike would have a relation-loss of {1000 * alike:.3g} "
+                "e-3: a member above it, or hardly below, has learned little of the teacher's relations"
+            )
         return report
 
 
