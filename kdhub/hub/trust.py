@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any
 
 from kdhub.errors import UntrustedError
 from kdhub.hub.weights import check_weights
+from kdhub.plain_json import read_json
 from kdhub.plain_yaml import plain_yaml
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -178,8 +178,6 @@ def _modules(path: Path, name: str) -> list[dict]:
 
 def _read(path: Path, name: str):
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UntrustedError(f"{name}: {path.name} has {path.stat().st_size:,} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        return read_json(path, most=_LARGEST)
+    except (ValueError, OSError) as error:
         raise UntrustedError(f"{name}: {path.name} is not readable JSON ({error})") from error

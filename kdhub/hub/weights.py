@@ -3,7 +3,6 @@ are says how large a configuration may claim to be."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.errors import UntrustedError
+from kdhub.plain_json import plain_json, read_json
 
 _LARGEST_HEADER = 100 * 10**6  # as the library itself has it
 _LARGEST_CONFIG = 8 * 2**20
@@ -43,13 +43,13 @@ def read_header(path: Path) -> Header:
         if not 0 < length <= min(size - 8, _LARGEST_HEADER):
             raise ValueError(f"its header of {length:,} bytes is none")
         try:
-            told = json.loads(file.read(length))
+            told = plain_json(file.read(length))
             tensors = {
                 name: (str(t["dtype"]), tuple(map(int, t["shape"])), tuple(map(int, t["data_offsets"])))
                 for name, t in told.items()
                 if name != "__metadata__"
             }
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError("its header is not that of a safetensors file") from error
     if any(n < 0 for _, shape, _ in tensors.values() for n in shape):
         raise ValueError("a tensor has a negative size")
@@ -84,11 +84,9 @@ def check_weights(folder: Path, name: str) -> None:
 
 
 def _config(path: Path, name: str) -> Any:
-    if path.stat().st_size > _LARGEST_CONFIG:
-        raise UntrustedError(f"{name}: {path.name} has {path.stat().st_size:,} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, most=_LARGEST_CONFIG)
+    except (OSError, ValueError) as error:
         raise UntrustedError(f"{name}: {path.name} is not readable JSON ({error})") from error
 
 
