@@ -73,22 +73,40 @@ def fit(shape: Any, value: Any) -> Any:
     are left as they are.
 
     Raises:
-        NotPlain: names up to three keys, what stands there and what was expected.
+        NotPlain: names up to three keys, what was expected and what stands there.
     """
     from pydantic import ValidationError
 
     try:
         _adapter(shape).validate_python(value, strict=True)
     except ValidationError as error:
-        told = []
-        for item in error.errors(include_url=False)[:3]:
-            inner = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "is-instance"))]
-            key = ".".join(inner)[:200] or "it"
-            said = item["msg"][0].lower() + item["msg"][1:]
-            given = "" if item["type"] == "missing" else f" (found {_short(item['input'])})"
-            told.append(f"{key}: {said}{given}")
+        wanted: dict[str, list[str]] = {}
+        found: dict[str, Any] = {}
+        for item in error.errors(include_url=False):
+            key = ".".join(str(part) for part in item["loc"] if not _KIND.fullmatch(str(part)))[:200] or "it"
+            said = _SAID.get(item["type"]) or item["msg"][0].lower() + item["msg"][1:]
+            wanted.setdefault(key, []).append(said)
+            found[key] = "" if item["type"] == "missing" else f" (found {_short(item['input'])})"
+        told = [
+            f"{key} {'' if 'is missing' in said else 'must be '}{' or '.join(dict.fromkeys(said))}{found[key]}"
+            for key, said in list(wanted.items())[:3]
+        ]
         raise NotPlain("; ".join(told)) from None
     return value
+
+
+_KIND = re.compile(r"(?:str|int|float|bool|none|list|dict|function-\w+)(?:\[.*\])?")
+"""What pydantic puts among the keys: of a union, which of its types was tried."""
+_SAID = {
+    "missing": "is missing",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
 
 
 @lru_cache(maxsize=256)

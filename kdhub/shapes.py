@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 Text = str | None
-Number = int | float | None
+Number = float | None
 
 
 class Shape(BaseModel):

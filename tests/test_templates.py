@@ -13,7 +13,11 @@ from kdhub.hub import templates
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "How are you?\n  Tell me <b>all</b>."},
-    {"role": "assistant", "content": "<think>hm</think>Fine.", "tool_calls": [{"name": "f", "arguments": {"x": [1, "é"]}}]},
+    {
+        "role": "assistant",
+        "content": "<think>hm</think>Fine.",
+        "tool_calls": [{"name": "f", "arguments": {"x": [1, "é"]}}],
+    },
 ]
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 

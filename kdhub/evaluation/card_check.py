@@ -24,9 +24,9 @@ from kdhub.student import RELATIONS
 
 class _Metric(Shape):
     type: str
-    value: int | float
+    value: float
     name: Text = None
-    args: dict[str, str | int | float | bool | None] | None = None
+    args: dict[str, str | float | bool | None] | None = None
 
 
 class _Dataset(Shape):
@@ -60,7 +60,7 @@ class _Own(Shape):
     method: _Method | None = None
     recipe_sha256: Text = None
     members: dict[str, dict[str, Any]] = {}
-    cost: dict[str, int | float | None] = {}
+    cost: dict[str, float | None] = {}
 
 
 class Front(Shape):

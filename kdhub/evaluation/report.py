@@ -146,7 +146,11 @@ class Report:
             raise RunError(f"{source} is damaged: {error}") from error
         known = {f.name for f in fields(Measure)}
         measures = [{"value": None, **{k: v for k, v in m.items() if k in known}} for m in value["measures"]]
-        return cls([_finite(Measure(**m)) for m in measures], value.get("notes") or [], dict(value.get("facts") or {}))
+        return cls(
+            [_finite(Measure(**m)) for m in measures],
+            [str(note) for note in value.get("notes") or []],
+            dict(value.get("facts") or {}),
+        )
 
     # -- asking -----------------------------------------------------------------------------------------------
 
@@ -323,7 +327,7 @@ def _shape() -> Any:
 
     from kdhub.shapes import Shape
 
-    types = get_type_hints(Measure) | {"variant": dict[str, str | int | float | bool | None]}
+    types = get_type_hints(Measure) | {"variant": dict[str, str | bool | float | None]}
     optional = {f.name: f.default if f.default is not MISSING else {} for f in fields(Measure)}
     needed = dict.fromkeys(("metric", "subject"), ...)
     counted = dict[str, int | dict[str, int]] | None
@@ -340,7 +344,7 @@ def _shape() -> Any:
         "ReportShape",
         __base__=Shape,
         measures=(list[measure], ...),
-        notes=(list[str] | None, None),
+        notes=(list[Any] | None, None),
         facts=(facts | None, None),
     )
 

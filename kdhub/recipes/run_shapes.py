@@ -149,7 +149,7 @@ class Provenance(Shape):
     rows: dict[str, dict[str, Any]] = {}
     chained: dict[str, str] = {}
     signals: dict[str, Signals] = {}
-    spent: dict[str, dict[str, int | float | dict[str, int]]] = {}
+    spent: dict[str, dict[str, float | dict[str, int]]] = {}
     not_stored: dict[str, int] = {}
     training: Training = Training()
     distilled: dict[str, Number] = {}
@@ -162,7 +162,7 @@ class Provenance(Shape):
 class Logged(Shape):
     """A line of `metrics.jsonl`."""
 
-    step: int = 0
+    step: int
     fit: int = 1
     epoch: Number = None
     loss: Number = None
