@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdhub.plain_yaml import NotPlain
+from kdhub.plain_yaml import NotPlain, kind_of
 
 if TYPE_CHECKING:
     pass
@@ -117,7 +117,7 @@ def _adapter(shape: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
+    text = kind_of(value) if isinstance(value, (dict, list)) or value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -279,18 +279,22 @@ def weights(whole: bytes) -> Iterator[tuple[str, bytes]]:
 YAML = {
     "nothing": "", "a list": "- a\n", "a text": "x", "a number": "7", "half": "a: [", "twice": "a: 1\na: 2\n",
     "an alias": "a: &a [1]\nb: *a\n", "int": "a: !!int ''\n", "bool": "a: !!bool foo\n", "time": "a: !!timestamp x\n",
-    "python": "a: !!python/object/apply:os.system ['true']\n", "a tag": "a: !evil x\n", "directive": "%YAML 9.9\n---\na: 1\n",
-    "two documents": "a: 1\n---\nb: 2\n", "deep": "[" * 5_000, "tab": "a:\n\t- b\n", "zero": "a: \0\n", "bell": "a: \x07\n",
+    "python": "a: !!python/object/apply:os.system ['true']\n", "a tag": "a: !evil x\n",
+    "directive": "%YAML 9.9\n---\na: 1\n",
+    "two documents": "a: 1\n---\nb: 2\n", "deep": "[" * 5_000, "tab": "a:\n\t- b\n", "zero": "a: \0\n",
+    "bell": "a: \x07\n",
     "merge": "<<: 7\n", "a key of keys": "? [a]\n: b\n", "a key of a mapping": "? {a: 1}\n: b\n",
 }  # fmt: skip
 """Files of YAML that are no mapping of plain values, also none of ours."""
 
 FRONT = {
     "tags": [7, "kdhub", {"a": 1}, [7], [None]], "license": [7, [], {"a": 1}, True], "base_model": [7, {"a": 1}, [7]],
-    "model-index": ["x", 7, {}, [7], [{"results": 7}], [{"results": [{}]}], [{"results": [{"dataset": [], "metrics": []}]}],
+    "model-index": ["x", 7, {}, [7], [{"results": 7}], [{"results": [{}]}], [{"results": [{"dataset": [],
+    "metrics": []}]}],
                     [{"results": [{"dataset": {"name": "a"}, "metrics": [{"type": "x", "value": "1"}]}]}],
                     [{"results": [{"dataset": {"name": 7}, "metrics": []}]}],
-                    [{"results": [{"dataset": {"name": "a"}, "metrics": [{"type": "x", "value": 1, "args": {"member": []}}]}]}]],
+                    [{"results": [{"dataset": {"name": "a"}, "metrics": [{"type": "x", "value": 1,
+                    "args": {"member": []}}]}]}]],
     "kdhub": ["x", [], {"method": "x"}, {"members": []}, {"members": {"a": 7}}, {"cost": []}, {"cost": {"disk": "x"}},
               {"recipe_sha256": 7}, {"kind": []}],
 }  # fmt: skip
@@ -298,7 +302,8 @@ FRONT = {
 
 REPORT = {
     "measures": ["x", {}, 7, [7], [{}], [{"metric": 7, "subject": "student"}], [{"metric": "x", "subject": []}],
-                 [{"metric": "x", "subject": "student", "value": "1"}], [{"metric": "x", "subject": "student", "value": True}],
+                 [{"metric": "x", "subject": "student", "value": "1"}], [{"metric": "x", "subject": "student",
+                 "value": True}],
                  [{"metric": "x", "subject": "student", "value": 1, "variant": []}],
                  [{"metric": "x", "subject": "student", "value": 1, "variant": {"a": [1]}}],
                  [{"metric": "x", "subject": "student", "value": 1, "dataset": 7}],
@@ -332,13 +337,17 @@ PROVENANCE = {
 }  # fmt: skip
 
 RECIPE = {
-    "schema": [2, "x", []], "task": [7, [], "", "no-such-task"], "method": [7, {}, "no-such-method"], "seed": ["x", -1, 10**30, []],
-    "teacher": [7, [], "", {}, {"source": 7}, {"source": ""}, "no-such-teacher", "no:such", {"source": "linear:1", "x": 1},
+    "schema": [2, "x", []], "task": [7, [], "", "no-such-task"], "method": [7, {}, "no-such-method"], "seed": ["x",
+    -1, 10**30, []],
+    "teacher": [7, [], "", {"source": 7}, {"source": ""}, "no-such-teacher", "no:such", {"source": "linear:1",
+    "x": 1},
                 "linear:x", "linear:", {"source": "roles"}, {"source": "roles", "a": 7}],
-    "student": [7, [], {}, "no-such", "mlp:x", "mlp:", {"source": "mlp:6", "x": 1}, {"source": "mlp:6", "dtype": "x"}],
-    "data": [7, [], {"train": 7}, {"train": [7]}, {"train": "no-such"}, {"train": {"source": "toy-points", "split": []}},
+    "student": [7, [], "no-such", "mlp:x", "mlp:", {"source": "mlp:6", "x": 1}, {"source": "mlp:6", "dtype": "x"}],
+    "data": [7, [], {"train": 7}, {"train": [7]}, {"train": "no-such"}, {"train": {"source": "toy-points",
+    "split": []}},
              {"train": {"source": "toy-points", "limit": "x"}}, {"train": {"source": "toy-points", "x": 1}}],
-    "options": [7, [], {"batch_size": 0}, {"batch_size": "x"}, {"no_such": 1}, {"lr": "x"}, {"epochs": -1}, {"epochs": []}],
+    "options": [7, [], {"batch_size": 0}, {"batch_size": "x"}, {"no_such": 1}, {"lr": "x"}, {"epochs": -1},
+    {"epochs": []}],
     "evaluation": [7, [], {"data": 7}, {"x": 1}, {"options": 7}, {"options": {"x": 1}}, {"cost": "x"}],
     "on_bad_rows": ["x", 7], "summary": [7, []], "no_such_key": [1],
 }  # fmt: skip

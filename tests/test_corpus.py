@@ -166,7 +166,7 @@ def of_recipes(folder: Path, recipe: dict[str, Any]) -> Iterator[Case]:
     folder.mkdir()
 
     def case(name: str, content: bytes) -> Case:
-        use = lambda: kdhub.distill(folder / "r.yaml", out=folder / "out")  # noqa: E731
+        use = lambda: kdhub.distill(folder / "r.yaml", out=folder / f"out-{name.encode().hex()}"[:200])  # noqa: E731
         return Case(f"recipe, {name}", lambda: (folder / "r.yaml").write_bytes(content), use, 2, folder)
 
     for name, value in hostile.replaced(recipe, hostile.RECIPE):
@@ -190,7 +190,7 @@ def tried(cases: list[Case]) -> list[str]:
             except KdhubError as error:
                 if int(error.exit_code) != case.code:
                     wrong.append(f"{case.name}: exit code {int(error.exit_code)}, not {case.code} ({error})")
-                if any(word in error.message for word in ("subscriptable", "has no attribute", "NoneType")):
+                if any(word in error.message for word in ("subscriptable", "has no attribute", "is a NoneType")):
                     wrong.append(f"{case.name}: says {error.message}")
             except Exception as error:  # what would end in a traceback
                 wrong.append(f"{case.name}: {type(error).__name__}: {error}")

@@ -48,8 +48,8 @@ FOUND = {
             {"results": [{"dataset": {"name": "x", "split": "test"}, "metrics": [{"type": "f1", "value": 0.5}]}]}]},
 }  # fmt: skip
 ENTRY = {
-    "summary": "rows", "licence": "mit", "splits": {"train": {"sources": [{"kind": "file", "path": "x.jsonl"}],
-                                                              "columns": {"text": "a"}}},
+    "summary": "rows", "licence": "mit",
+    "splits": {"train": {"sources": [{"file": "x.jsonl", "sha256": "0" * 64}], "columns": {"text": "a"}}},
 }  # fmt: skip
 
 

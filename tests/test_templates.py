@@ -23,31 +23,38 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 # As published models have them: ChatML, Llama 3, Mistral, Gemma, Qwen 3 (abridged), and one with a macro.
 KNOWN = [
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}",
-    "{%- if messages[0]['role'] == 'system' %}\n    {%- set system = messages[0]['content'] %}\n    {%- set rest = "
-    "messages[1:] %}\n{%- endif %}\n{{- bos_token }}\n{%- for m in rest %}\n    {%- if (m['role'] == 'user') != "
-    "(loop.index0 % 2 == 0) %}\n        {{- raise_exception('roles must alternate') }}\n    {%- endif %}\n    {{- "
-    "'[INST] ' + system + m['content'] + ' [/INST]' if m.role == 'user' else ' ' ~ m.content|trim ~ eos_token }}\n"
-    "{%- endfor %}",
-    "{%- set ns = namespace(multi=true, last=messages|length - 1) %}\n{%- for message in messages[::-1] %}\n    {%- set "
-    "index = (messages|length - 1) - loop.index0 %}\n    {%- if ns.multi and message.role == 'user' and not("
-    "message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}\n        {%- set "
-    "ns.multi = false %}\n        {%- set ns.last = index %}\n    {%- endif %}\n{%- endfor %}\n{%- for message in messages "
-    "%}\n{%- if message.content is string and '</think>' in message.content %}\n{{- message.content.split('</think>')[-1]"
-    ".lstrip('\n') }}|{{ message.content.split('</think>')[0].rstrip('\n').split('<think>')[-1] }}\n{%- else %}{{ "
-    "message.content.replace('\n', ' ') }}{% endif %}\n{%- for call in message.tool_calls or [] %}{{ call.arguments | "
-    "tojson }}{{ call | tojson(indent=4) }}{% endfor %}\n{%- endfor %}{{ ns.last }}",
-    "{% macro line(m, n=1) %}{{ m.role|upper }}: {{ m['content'].strip()|replace('e', 'E')|indent(2) }}{% if n < 2 %}"
-    "{{ line(m, n + 1) }}{% endif %}{% endmacro %}{% for m in messages if m.role != 'system' %}{{ line(m) }}{% if loop.first"
-    " %}{% continue %}{% endif %}{{ '%s-%d' % (m.role, loop.index) }}{{ '{} {x}'.format(1, x='y') }}{% endfor %}{{ messages|"
-    "map(attribute='role')|join(', ') }} {{ {'a': [1, 2.5, none]} }} {{ (1, 2)|list + [3] }} {{ 'x' * 3 }} {{ 2 ** 5 }}",
-    "{% for m in messages|rejectattr('role', 'equalto', 'system')|list %}{% generation %}{{ m.content }}{% endgeneration"
-    " %}{% endfor %}{{ missing is defined }}{{ missing }}{{ messages|selectattr('role', 'in', ['user'])|map(attribute="
-    "'content')|first }}{{ dict(a=1, b=2)|items|list }}{{ 'a,b'.split(',')|last }}",
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% "
+    "endif %}",
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
+    "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + "
+    "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ "
+    "content }}{% endfor %}",
+    "{%- if messages[0]['role'] == 'system' %}\n    {%- set system = messages[0]['content'] %}\n    "
+    "{%- set rest = messages[1:] %}\n{%- endif %}\n{{- bos_token }}\n{%- for m in rest %}\n    {%- if "
+    "(m['role'] == 'user') != (loop.index0 % 2 == 0) %}\n        {{- raise_exception('roles must "
+    "alternate') }}\n    {%- endif %}\n    {{- '[INST] ' + system + m['content'] + ' [/INST]' if "
+    "m.role == 'user' else ' ' ~ m.content|trim ~ eos_token }}\n{%- endfor %}",
+    "{%- set ns = namespace(multi=true, last=messages|length - 1) %}\n{%- for message in "
+    "messages[::-1] %}\n    {%- set index = (messages|length - 1) - loop.index0 %}\n    {%- if "
+    "ns.multi and message.role == 'user' and not(message.content.startswith('<tool_response>') and "
+    "message.content.endswith('</tool_response>')) %}\n        {%- set ns.multi = false %}\n        "
+    "{%- set ns.last = index %}\n    {%- endif %}\n{%- endfor %}\n{%- for message in messages %}\n{%- "
+    "if message.content is string and '</think>' in message.content %}\n{{- "
+    "message.content.split('</think>')[-1].lstrip('\n') }}|{{ "
+    "message.content.split('</think>')[0].rstrip('\n').split('<think>')[-1] }}\n{%- else %}{{ "
+    "message.content.replace('\n', ' ') }}{% endif %}\n{%- for call in message.tool_calls or [] %}{{ "
+    "call.arguments | tojson }}{{ call | tojson(indent=4) }}{% endfor %}\n{%- endfor %}{{ ns.last }}",
+    "{% macro line(m, n=1) %}{{ m.role|upper }}: {{ m['content'].strip()|replace('e', 'E')|indent(2) "
+    "}}{% if n < 2 %}{{ line(m, n + 1) }}{% endif %}{% endmacro %}{% for m in messages if m.role != "
+    "'system' %}{{ line(m) }}{% if loop.first %}{% continue %}{% endif %}{{ '%s-%d' % (m.role, "
+    "loop.index) }}{{ '{} {x}'.format(1, x='y') }}{% endfor %}{{ "
+    "messages|map(attribute='role')|join(', ') }} {{ {'a': [1, 2.5, none]} }} {{ (1, 2)|list + [3] }} "
+    "{{ 'x' * 3 }} {{ 2 ** 5 }}",
+    "{% for m in messages|rejectattr('role', 'equalto', 'system')|list %}{% generation %}{{ m.content "
+    "}}{% endgeneration %}{% endfor %}{{ missing is defined }}{{ missing }}{{ "
+    "messages|selectattr('role', 'in', ['user'])|map(attribute='content')|first }}{{ dict(a=1, "
+    "b=2)|items|list }}{{ 'a,b'.split(',')|last }}",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from kdhub.errors import UntrustedError
 from kdhub.hub.weights import check_weights
 from kdhub.plain_json import read_json
-from kdhub.plain_yaml import plain_yaml
+from kdhub.plain_yaml import kind_of, plain_yaml
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*", "*.jinja")
@@ -57,7 +57,7 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     except ValueError as error:
         raise ValueError(f"the front matter is not valid YAML: {error}") from error
     if not isinstance(front, dict):
-        raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
+        raise ValueError(f"the front matter is {kind_of(front)}, not a mapping of keys")
     return front, body
 
 

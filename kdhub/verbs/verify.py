@@ -28,7 +28,7 @@ from kdhub.hub.manifest import RECIPE, REPORT, Manifest
 from kdhub.hub.trust import split_card
 from kdhub.metric import Measure
 from kdhub.plain_json import read_json
-from kdhub.plain_yaml import plain_yaml
+from kdhub.plain_yaml import kind_of, plain_yaml
 from kdhub.recipes import strangers
 from kdhub.recipes.folders import published_task
 from kdhub.recipes.recipe import Layer, Recipe, build
@@ -180,7 +180,7 @@ def _recipe(folder: Path, name: str) -> Recipe:
     try:
         values = plain_yaml(_text(folder / RECIPE), stranger=True)
         if not isinstance(values, dict):
-            raise ValueError(f"it is a {type(values).__name__}, not a mapping")
+            raise ValueError(f"it is {kind_of(values)}, not a mapping")
         return build([Layer(f"{name}/{RECIPE}", values)])
     except (OSError, ValueError, RecipeError) as error:
         raise UntrustedError(f"{name}: {RECIPE} cannot be read: {error}") from error
