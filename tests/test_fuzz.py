@@ -98,7 +98,7 @@ class Readers:
             build([Layer("recipe.yaml", values)]).to_yaml()
 
     def card(self, content: bytes) -> None:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8", "replace")
         check_card(text)
         read_card(text)
 
