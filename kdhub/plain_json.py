@@ -24,7 +24,6 @@ DIGITS = 40
 DEEPEST = 100
 
 _HALF = re.compile(r"\\u[dD][89abAB]|[\ud800-\udfff]")
-_OPENING = re.compile(r"[\[{]")
 
 
 def plain_json(content: bytes | str, shape: Any = None, *, finite: bool = False) -> Any:
@@ -48,7 +47,7 @@ def plain_json(content: bytes | str, shape: Any = None, *, finite: bool = False)
         raise NotPlain(f"not JSON: {error.msg[0].lower() + error.msg[1:]}, line {error.lineno}") from None
     except RecursionError:
         raise NotPlain(f"not JSON that ends: nested more than {DEEPEST} deep") from None
-    if len(_OPENING.findall(text)) > DEEPEST and _depth(value) > DEEPEST:
+    if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
         raise NotPlain(f"nested more than {DEEPEST} deep")
     if _HALF.search(text) and (key := _half(value)) is not None:
         raise NotPlain(f"{key or 'it'} holds half of a character, which is no text")

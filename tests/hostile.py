@@ -240,6 +240,10 @@ def models() -> Iterator[tuple[str, str, bytes]]:
         for value in (10**7 if "layer" in key else 10**12, 10**30):
             yield f"{key}={value}", "config.json", of({key: value})
         yield f"{key} inside", "config.json", of({"text_config": {key: 10**15}})
+    for place in ("evil/base", "/etc", "../other", "./"):
+        yield f"adapter of {place}", "adapter_config.json", of({"peft_type": "LORA", "base_model_name_or_path": place})
+        yield f"tokens of {place}", "sentence_bert_config.json", of({"tokenizer_name_or_path": place})
+        yield f"weights {place}", "config.json", of({"transformers_weights": place + "model.bin"})
     yield "layer types", "config.json", of({"layer_types": ["full_attention"] * 100_000})
     for path in ("/etc/passwd", "../x.safetensors", "a/../../x"):
         yield f"shard {path}", "model.safetensors.index.json", of({"weight_map": {"a": path}})

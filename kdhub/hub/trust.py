@@ -26,6 +26,15 @@ _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementati
 _PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 """Ways to compute attention that come with the libraries; the name of a repository is code from there."""
 
+_REDIRECTING = ("adapter_config.json", "sentence_bert_config.json")
+_ELSEWHERE = (
+    "base_model_name_or_path",
+    "tokenizer_name_or_path",
+    "model_name_or_path",
+    "pretrained_model_name_or_path",
+)
+"""Keys by which a library opens another model than the one that was asked for."""
+
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 _CLASSES = re.compile(
     r"sentence_transformers(?:\.\w+)*\.(?:models|modules)(?:\.\w+)*\.(?:Asym|BoW|CLIPModel|CNN|Dense|Dropout|LSTM|LayerNorm"
@@ -133,6 +142,13 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
                         f"{name}: {path.name} has {key}, which runs Python from a repository",
                         hint="set trust_remote_code: true on the teacher or student if you have read that code",
                     )
+                if path.name in _REDIRECTING and key.rpartition(".")[2] in _ELSEWHERE and value:
+                    raise UntrustedError(
+                        f"{name}: {path.name} has {key}={str(value)[:200]!r}: other files are opened in its place",
+                        hint="nobody checked those; merge an adapter into its model, and keep what belongs together",
+                    )
+                if key.rpartition(".")[2] == "transformers_weights" and not str(value).endswith(".safetensors"):
+                    raise UntrustedError(f"{name}: {path.name} has {key}={str(value)[:200]!r}, which is no safetensors")
                 said = "id2label" in key or key.endswith(".content")  # names of classes, and tokens
                 if not said and _names_code(value):
                     raise UntrustedError(
