@@ -82,7 +82,10 @@ def _tree(content: bytes, draw: random.Random, front: bool) -> bytes:
         def write(value):
             return yaml.dump(value, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
 
-    places = list(_places(value))
+    try:
+        places = list(_places(value))
+    except RecursionError:  # an earlier change put a value into itself
+        return _text(content, draw, front)
     if not places:
         return json.dumps(draw.choice(VALUES)).encode()
     holder, key = draw.choice(places)

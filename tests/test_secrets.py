@@ -56,6 +56,18 @@ def test_a_secret_is_found_and_cut(secret, capsys):
     assert secret in capsys.readouterr().out, "a new token is told once"
 
 
+def test_nothing_that_is_shown_drives_a_terminal(capsys):
+    name = "a\x1b]0;owned\x07\x1b[2Jb\rc\x9bd\u202etxt.exe\u2066\ud800"
+    with _output.redacted():
+        print(f"{name}\tü 🙂\nnext")
+        _output.emit({"name": name})
+        _output.error(KdhubError(name), as_json=False)
+    out, err = capsys.readouterr()
+    table, _, document = out.partition("\nnext\n")
+    assert table == "a\\u001b]0;owned\\u0007\\u001b[2Jb\\u000dc\\u009bd\\u202etxt.exe\\u2066\\ud800\tü 🙂"
+    assert json.loads(document)["name"] == name and not set("\x1b\x9b\u202e\r\x07") & set(out + err)
+
+
 @pytest.mark.parametrize(
     "text", ["pad_token: <pad>", "sk-learn is fine", "text-classification", "development", "/a/folder/with/keys1",
              "commit 0123456789abcdef0123456789abcdef01234567", "key=value&more=1", "a" * 300, "https://host/a:b@c"]
