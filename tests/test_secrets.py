@@ -160,13 +160,12 @@ def test_a_session_tells_none(toys, isolated, tmp_path, monkeypatch, capfd):
     told = ""
     for number, (kind, secret) in enumerate(FORTY.items()):
         monkeypatch.setenv("SOME_SERVICE_TOKEN", secret)
-        for place in (number, number + 5, number + 9):
+        for place, more in ((number, []), (number + 5, ["--json"])):
             words = [word.replace("{}", secret) for word in COMMANDS[place % len(COMMANDS)]]
-            for more in ([], ["--json"]):
-                monkeypatch.setattr(sys, "argv", ["kdhub", "--verbose", "--traceback", *words, *more])
-                with pytest.raises(SystemExit) as ended:
-                    app.run()
-                assert ended.value.code in (0, 1, 2, 4), (kind, words)
+            monkeypatch.setattr(sys, "argv", ["kdhub", "--verbose", "--traceback", *words, *more])
+            with pytest.raises(SystemExit) as ended:
+                app.run()
+            assert ended.value.code in (0, 1, 2, 4), (kind, words)
         out, err = capfd.readouterr()
         found = core(secret) in out + err
         assert not found, f"{kind}: {out[-500:]} {err[-2000:]}"
