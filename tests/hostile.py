@@ -228,7 +228,7 @@ def models() -> Iterator[tuple[str, str, bytes]]:
         yield f"{key} among arguments", "sentence_bert_config.json", of({"model_args": {key: "evil/kernel"}})
     for name in CLASSES:
         yield f"module {name!r}", "modules.json", of([{"idx": 0, "name": "0", "path": "", "type": name}])
-    for path in ("../x", "/etc", "a/../../x", "../"):
+    for path in ("../x", "/etc", "a/../../x", "../", "x" * 5_000, "a\0b"):
         kind = "sentence_transformers.models.Pooling"
         yield f"module at {path}", "modules.json", of([{"path": path, "type": kind}])
     for value in ({}, [1], ["x"], [[]], None, "x", 7, [{"path": ["x"], "type": {}}]):
@@ -248,7 +248,7 @@ def models() -> Iterator[tuple[str, str, bytes]]:
         yield f"tokens of {place}", "sentence_bert_config.json", of({"tokenizer_name_or_path": place})
         yield f"weights {place}", "config.json", of({"transformers_weights": place + "model.bin"})
     yield "layer types", "config.json", of({"layer_types": ["full_attention"] * 100_000})
-    for path in ("/etc/passwd", "../x.safetensors", "a/../../x"):
+    for path in ("/etc/passwd", "../x.safetensors", "a/../../x", "x" * 5_000, "a\0b"):
         yield f"shard {path}", "model.safetensors.index.json", of({"weight_map": {"a": path}})
 
 

@@ -118,9 +118,6 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
     for path in sorted(folder.rglob("*.json")):
         if path.name == "modules.json":
             for module in _modules(path, name):
-                part = path.parent / str(module.get("path", ""))
-                if not part.resolve().is_relative_to(path.parent.resolve()):
-                    raise UntrustedError(f"{name}: modules.json leads outside the folder ({module['path']!r})")
                 if allow_remote_code:
                     continue
                 kind = str(module.get("type", ""))
@@ -133,7 +130,7 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
             index = _read(path, name)
             shards = index.get("weight_map") if isinstance(index, dict) else None
             for shard in set(map(str, shards.values())) if isinstance(shards, dict) else ():
-                if not (path.parent / shard).resolve().is_relative_to(folder.resolve()):
+                if not _inside(path.parent, shard):
                     raise UntrustedError(f"{name}: {path.name} leads outside the folder ({shard[:200]!r})")
         elif not allow_remote_code and not any(path.match(pattern) for pattern in _DATA):
             for key, value in _settings(_read(path, name)):
@@ -189,7 +186,20 @@ def _modules(path: Path, name: str) -> list[dict]:
     modules = _read(path, name)
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise UntrustedError(f"{name}: modules.json is not a list of modules")
+    for module in modules:
+        if not _inside(path.parent, str(module.get("path", ""))):
+            raise UntrustedError(f"{name}: modules.json leads outside the folder ({str(module['path'])[:200]!r})")
     return modules
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a name that a file gives is of something in its folder."""
+    if len(name) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _read(path: Path, name: str):
