@@ -4,8 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 NPM_CLIENT := 2.17.5
 MUTMUT := 3.8.1
+SCHEMATHESIS := 4.32.5
 
-.PHONY: install demo test test-slow hub-clients mutants lint docs bench bench-peers relation-peers evidence clean
+.PHONY: install demo test test-slow fuzz hub-fuzz hub-clients mutants lint docs bench bench-peers relation-peers evidence clean
 
 install: $(STAMP)
 
@@ -32,6 +33,21 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# 100,000 valid files, each changed at random (KDHUB_FUZZ=N: others), and each byte of what outlives a run.
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s tests/test_fuzz.py tests/test_corpus.py tests/test_damage.py
+
+# What clients may send to the routes of the hub, tried by schemathesis too, which is installed apart.
+hub-fuzz: install
+	$(BIN)/python -m pytest -m slow tests/test_hub_openapi.py
+	mkdir -p build/hub-fuzz
+	test -x build/hub-fuzz/venv/bin/schemathesis || $(PYTHON) -m venv build/hub-fuzz/venv
+	build/hub-fuzz/venv/bin/pip install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS)
+	$(BIN)/python tests/hub_openapi.py build/hub-fuzz/hub.json
+	$(BIN)/kdhub hub serve --folder build/hub-fuzz/hub --port 8788 > build/hub-fuzz/log & echo $$! > build/hub-fuzz/pid
+	sleep 5; build/hub-fuzz/venv/bin/schemathesis run build/hub-fuzz/hub.json --url http://127.0.0.1:8788 \
+		--checks not_a_server_error --max-examples 200; code=$$?; kill $$(cat build/hub-fuzz/pid); exit $$code
 
 # Two clients of the hub's protocol that others wrote, and the tests that use them; needs Node.js for one.
 hub-clients: install

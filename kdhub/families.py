@@ -8,7 +8,6 @@ it may cost.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import UnknownNameError, UsageError
+from kdhub.plain_json import read_json
 
 if TYPE_CHECKING:
     from kdhub.student import Student
@@ -159,7 +159,7 @@ def sizes_at(folder: Path, metric: str | None = None) -> Sizes:
     """What the report beside a student says of its members; of none where there is no report."""
     for path in (folder / "report.json", folder.parent / "report.json"):
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = read_json(path)
             facts = report.get("facts") or {}
             return Sizes.of(report["measures"], (facts.get("primary") or {}).values(), metric)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

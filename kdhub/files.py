@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdhub.plain_json import read_json
+
 
 def home() -> Path:
     """Where stores, prepared data and made-once students live: `$KDHUB_HOME`, else the user's cache folder."""
@@ -87,14 +89,9 @@ def read_sealed(path: Path | str) -> dict[str, Any]:
     """The values of a file that `write_sealed` or, before there were seals, `write_json` wrote.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is no JSON object, or was changed since it was written.
+        OSError: it cannot be read. ValueError: it is not a JSON object, or was changed since it was written.
     """
-    try:
-        value = json.loads(Path(path).read_bytes())
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it is no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"it is a {type(value).__name__}, not an object")
+    value = read_json(path, dict[str, Any])
     seal = value.pop(_SEAL, None)
     if seal is not None and seal != _seal_of(value):
         raise ValueError("it was changed since it was written")
@@ -182,7 +179,7 @@ def changed(folder: Path, seals: Mapping[str, Any]) -> list[str]:
         path = folder / name
         try:
             return path.stat().st_size == seal["size"] and known_sha256(path) == seal["sha256"]
-        except (OSError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):  # also a name that no file can have
             return False
 
     return [name for name, seal in seals.items() if not same(name, seal)]

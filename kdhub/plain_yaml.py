@@ -38,6 +38,19 @@ class NotPlain(ValueError):
         self.line, self.column = (mark.line + 1, mark.column + 1) if mark else (None, None)
 
 
+def kind_of(value: Any) -> str:
+    """What a plain value is, in words."""
+    kinds = {
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "a mapping",
+    }
+    return kinds.get(type(value), "empty")
+
+
 def plain_yaml(text: str | bytes, *, stranger: bool = False) -> Any:
     """The values of one document.
 

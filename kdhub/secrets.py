@@ -16,6 +16,10 @@ _TOKEN = (
     r"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|github_pat_\w{22,}|glpat-[\w-]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}"
     r"|pypi-AgE[\w-]{20,}|npm_[A-Za-z0-9]{36}|dop_v1_[0-9a-f]{64}|SG\.[\w-]{16,}\.[\w-]{16,}|shpat_[0-9a-f]{32}"
+    r"|xapp-\d-[A-Za-z0-9-]{20,}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/=]{20,}|sq0(?:atp|csp)-[\w-]{20,}"
+    r"|dapi[0-9a-f]{32}|hv[sb]\.[\w-]{20,}|AGE-SECRET-KEY-1[A-Z0-9]{50,}|gsk_[A-Za-z0-9]{40,}|pplx-[A-Za-z0-9]{40,}"
+    r"|nvapi-[\w-]{40,}|xai-[A-Za-z0-9]{40,}|dckr_pat_[\w-]{20,}|gl(?:sa|c)_[A-Za-z0-9+/=_]{32,}|lin_api_[A-Za-z0-9]{32,}"
+    r"|ntn_[A-Za-z0-9]{40,}|figd_[\w-]{30,}|SK[0-9a-f]{32}|key-[0-9a-f]{32}|\d{8,10}:AA[\w-]{33}"
     r"|ya29\.[\w-]{20,}|r8_[A-Za-z0-9]{37}|wandb_v1_\w{20,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
 )
 
@@ -23,6 +27,10 @@ SECRET = re.compile(
     rf"(?<![A-Za-z0-9])(?:{_TOKEN})|://[^/\s:@]{{1,256}}:[^/\s@]{{1,256}}@"
     r"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----"
     r"|(?i:aws_secret_access_key|secretaccesskey)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])"
+    r"|(?i:\b(?:accountkey|sharedaccesskey)=)[A-Za-z0-9+/]{32,}={0,2}"
+    r"|hooks\.slack\.com/services/[A-Z0-9]+/[A-Z0-9]+/\w{16,}|discord(?:app)?\.com/api/webhooks/\d+/[\w-]{30,}"
+    r"|(?i:\b(?:api|secret|access|auth|client|private)[_-]?(?:key|token|secret)|\bpass(?:word|wd))"
+    r"[\"']?\s*[:=]\s*[\"'](?=[^\"'\s]*\d)(?=[^\"'\s]*[A-Za-z])[^\"'\s]{10,}[\"']"
     r"|(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+)[\w.+/=~-]{8,}"
     r"|[?&](?i:access_token|api_key|apikey|token|sig|signature|password)=[^&\s\"']{8,}"
 )
@@ -68,7 +76,7 @@ class Formatter(logging.Formatter):
 
 def _cut(found: re.Match[str]) -> str:
     """What stands in front of a value (`Authorization: Bearer `) stays."""
-    name = re.match(r".*(?:[:=]\s*[\"']?(?:(?i:bearer|basic|token)\s+)?)", found[0])
+    name = re.match(r".*?(?:[:=]\s*[\"']?(?:(?i:bearer|basic|token)\s+)?)", found[0])
     return f"{name[0]}***" if name else "***"
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from kdhub.errors import CompatibilityError, KdhubError, UntrustedError
 from kdhub.rows import Example, Prepare, Signals
 from kdhub.teachers.saved import SavedTeacher
 
@@ -69,6 +71,25 @@ class View:
     metrics: tuple[str, ...] | None = None
 
 
+def _refusing(method: Callable[..., Student]) -> Callable[..., Student]:
+    """A method that opens a folder, and says so whatever a library makes of files that are none of a student."""
+
+    @wraps(method)
+    def refusing(self: Task, folder: Path, *args: Any, **more: Any) -> Student:
+        try:
+            return method(self, folder, *args, **more)
+        except KdhubError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"[:300]
+            raise UntrustedError(
+                f"{more.get('name') or folder} cannot be opened as a student for {self.name} ({said})",
+                hint="its files are damaged, or of another kind of model than they say",
+            ) from error
+
+    return refusing
+
+
 class Task(ABC):
     """What a model is for: how one is opened, what is measured of it, and what it is tried on.
 
@@ -120,6 +141,11 @@ class Task(ABC):
         return {}
 
     # -- models -----------------------------------------------------------------------------------------------
+
+    def __init_subclass__(cls, **more: Any):
+        super().__init_subclass__(**more)
+        for name in {"load", "open"} & {*vars(cls)}:
+            setattr(cls, name, _refusing(getattr(cls, name)))
 
     @abstractmethod
     def load(self, folder: Path, *, name: str | None = None) -> Student:
@@ -262,6 +288,4 @@ class NetworkTask(Task):
         Raises:
             CompatibilityError: labels have no probability in this task.
         """
-        from kdhub.errors import CompatibilityError
-
         raise CompatibilityError(f"in task {self.name} labels have no probability that a sampler could follow")

@@ -297,10 +297,10 @@ BREAKAGES = [
     ("base_model_relation: finetune", "base_model_relation: distill", "'distill', not one that hubs know"),
     ("base_model: sentence-transformers/all-MiniLM-L6-v2\nbase", "base_model: ./local\nbase", "'./local' is not an id"),
     ("value: 0.458", "value: .nan", "is nan, not a number"),
-    ("value: 0.458", "value: '0.458'", "is '0.458', not a number"),
+    ("value: 0.458", "value: '0.458'", "metrics.0.value must be a number (found '0.458')"),
     ("value: 0.458", "value: 0.958", "is 0.958, which is not in the report"),
     ("value: 0.458", "value: 0.506", "is 0.506, which is not in the report"),  # the teacher's
-    ("      name: pydoc\n", "", "KeyError: 'name'"),
+    ("      name: pydoc\n", "", "results.0.dataset.name is missing"),
     ("recipe_sha256", "recipe", "kdhub.recipe_sha256 is missing"),
     ("kdhub:\n  schema: 1", "kdhub:\n  schema: 7", "kdhub.schema is 7"),
     ("## Usage", "## Use", "the section 'Usage' is missing"),

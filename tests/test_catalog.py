@@ -138,7 +138,7 @@ splits:
     [
         ("a: [1", "line 2"),
         ("- a\n- b", "is a mapping of keys, this is a list"),
-        ("", "this is a NoneType"),
+        ("", "this is empty"),
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("name: other\n" + GOOD, "'name' is 'other', the file is named 'bad'"),
     ],

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
+import os
+import random
 import re
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kdhub
-from kdhub.errors import RunError, UntrustedError
+from kdhub.errors import KdhubError, RunError, UntrustedError
 from kdhub.files import changed, known_sha256, read_sealed, sealed, write_sealed
+from kdhub.recipes.run import Run
+from kdhub.signals.store import SignalStore
+from kdhub.training.engine import newest_checkpoint
+from kdhub.training.execute import _damage
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +138,106 @@ def test_prepared_rows_that_were_changed_are_made_again(isolated, tmp_path, capl
         caplog.clear()
         data = kdhub.open_data(str(tmp_path / "rows.jsonl"))
         assert [row["text"] for row in data.split("train")] == before and "damaged, and are made again" in caplog.text
+
+
+# -- any byte -------------------------------------------------------------------------------------------------
+
+ROWS = [{"x": [0.1 * n, -0.3, 0.5, 1.0]} for n in range(4)]
+
+
+def of_run(toy_run: Path, tmp_path: Path, *_: Any) -> tuple[Path, Callable[[], Any]]:
+    folder = shutil.copytree(toy_run, tmp_path / "run")
+
+    def use() -> Any:
+        run = Run.open(folder)
+        run.whole_student(told=True)
+        assert run.finished("done")
+        known = {key: value for key, value in run.provenance.items() if key != "environment"}
+        return kdhub.load(folder).signals(ROWS, "vector")["vector"].tobytes(), run.report, known, [*run.metrics()]
+
+    return folder, use
+
+
+def of_store(toy_run: Path, tmp_path: Path, *_: Any) -> tuple[Path, Callable[[], Any]]:
+    (folder,) = (toy_run.parent / "home" / "signals").glob("*")
+    folder = shutil.copytree(folder, tmp_path / "signals" / folder.name)
+    meta = read_sealed(folder / "store.json")
+    whole = SignalStore.load(folder)
+    keys = np.concatenate([chunk.keys() for chunk in whole._chunks])
+
+    def use() -> Any:
+        store = SignalStore.open(folder.parent, meta["key"], whole.fields)
+        at = store.locate(keys)
+        if (at < 0).any():
+            raise KdhubError("rows are missing, and are computed again")
+        return {name: np.asarray(values).tobytes() for name, values in store.read(at).items()}
+
+    return folder, use
+
+
+def of_rows(toy_run: Path, tmp_path: Path, home: Path) -> tuple[Path, Callable[[], Any]]:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "row {n}"}}\n' for n in range(20)))
+
+    def use() -> Any:
+        return [row["text"] for row in kdhub.open_data(str(tmp_path / "rows.jsonl")).split("train")]
+
+    use()
+    return home / "data" / "prepared", use
+
+
+def of_made_teacher(toy_run: Path, tmp_path: Path, *_: Any) -> tuple[Path, Callable[[], Any]]:
+    folder, use = of_run(toy_run, tmp_path)
+
+    def use_made() -> Any:
+        if damage := _damage(folder):  # it is made again then
+            raise KdhubError(", ".join(damage))
+        return use()[0]
+
+    return folder, use_made
+
+
+def of_pulled(toy_run: Path, tmp_path: Path, home: Path) -> tuple[Path, Callable[[], Any]]:
+    kdhub.publish(toy_run, "me/toy", licence="mit")
+    folder = kdhub.pull("me/toy").folder
+    return folder, lambda: kdhub.load(folder).signals(ROWS, "vector")["vector"].tobytes()
+
+
+def of_checkpoint(toy_run: Path, tmp_path: Path, *_: Any) -> tuple[Path, Callable[[], Any]]:
+    folder = tmp_path / "checkpoints"
+    (folder / "checkpoint-3").mkdir(parents=True)
+    shutil.copyfile(toy_run / "student" / "model.safetensors", folder / "checkpoint-3" / "model.safetensors")
+    (folder / "checkpoint-3" / "optimizer.bin").write_bytes(bytes(range(256)))
+    state = {"step": 3, "loss": 0.25, "files": sealed(folder / "checkpoint-3")}
+    write_sealed(folder / "checkpoint-3" / "kdhub_state.json", state)
+
+    def use() -> Any:
+        if (found := newest_checkpoint(folder)) is None:
+            raise KdhubError("damaged, and passed over")
+        read = read_sealed(found / "kdhub_state.json")
+        return {key: read[key] for key in state}, [
+            p.read_bytes() for p in sorted(found.iterdir()) if p.suffix != ".json"
+        ]
+
+    return folder, use
+
+
+@pytest.mark.parametrize("many", [10, pytest.param(int(os.environ.get("KDHUB_CHANGES", 1000)), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("made", [of_run, of_store, of_rows, of_made_teacher, of_pulled, of_checkpoint])
+def test_any_changed_byte_is_found_or_changes_nothing(toys, toy_run, hub, tmp_path, isolated, made, many):
+    folder, use = made(toy_run, tmp_path, isolated)
+    whole, draw, told = use(), random.Random(7), Counter()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    for _ in range(many):
+        path = draw.choice(files)
+        content = path.read_bytes()
+        at = draw.randrange(len(content))
+        path.write_bytes(content[:at] + bytes([content[at] ^ draw.randrange(1, 256)]) + content[at + 1 :])
+        try:
+            told["silent" if use() != whole else "without effect"] += 1
+        except KdhubError:
+            told["found"] += 1
+        if path.exists() and path.read_bytes() != content:
+            path.write_bytes(content)
+    print(f"{made.__name__}: {dict(told)}")
+    assert not told["silent"] and told["found"] + told["without effect"] == many
+    assert told["found"] or made is of_rows  # rows are made again, and nobody stops

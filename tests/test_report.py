@@ -328,17 +328,23 @@ def test_a_value_that_is_no_number_becomes_none_with_a_note():
         ({"schema": 99, "measures": []}, "r.json has schema 99, this kdhub reads 1"),
         ({"measures": []}, "r.json has schema None, this kdhub reads 1"),
         ([], "r.json is not a report"),
-        ({"schema": 1, "measures": [{"metric": "a"}]}, "r.json, measure 1: a measure needs"),
-        ({"schema": 1, "measures": [{"metric": "a", "subject": "s", "value": "0.9"}]}, "'0.9', not a number"),
-        ({"schema": 1, "measures": [{"metric": "a", "subject": "s", "variant": 3}]}, "variant is 3"),
-        ({"schema": 1, "measures": [{"metric": "a", "subject": 3}]}, "r.json, measure 1: a measure needs"),
-        ({"schema": 1, "measures": [3]}, "r.json, measure 1: a measure needs"),
+        ({"schema": 1, "measures": [{"metric": "a"}]}, "r.json is damaged: measures.0.subject is missing"),
+        (
+            {"schema": 1, "measures": [{"metric": "a", "subject": "s", "value": "0.9"}]},
+            "must be a number (found '0.9')",
+        ),
+        (
+            {"schema": 1, "measures": [{"metric": "a", "subject": "s", "variant": 3}]},
+            "measures.0.variant must be a mapping (found 3)",
+        ),
+        ({"schema": 1, "measures": [{"metric": "a", "subject": 3}]}, "measures.0.subject must be a text (found 3)"),
+        ({"schema": 1, "measures": [3]}, "measures.0 must be a mapping"),
         (
             {"schema": 1, "measures": [{"metric": "a", "subject": "s", "value": True}]},
-            "is True, not a number",
+            "must be a number (found True)",
         ),
         ({"schema": 1, "measures": [], "notes": "n"}, "r.json is damaged: notes must be a list"),
-        ({"schema": 1, "measures": [], "facts": [1]}, "r.json is damaged: notes must be a list"),
+        ({"schema": 1, "measures": [], "facts": [1]}, "r.json is damaged: facts must be a mapping"),
     ],
 )
 def test_another_schema_or_a_damaged_report_is_refused_in_one_sentence(value, said):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdhub.errors import RecipeError, UnknownNameError, UsageError
 from kdhub.files import config_home, home
-from kdhub.plain_yaml import NotPlain, plain_yaml
+from kdhub.plain_yaml import NotPlain, kind_of, plain_yaml
 
 if TYPE_CHECKING:
     from kdhub.catalogue.index import Index
@@ -236,5 +236,5 @@ def read(file: Path, what: str = "an entry") -> dict[str, Any]:
         place = f", line {error.line}, column {error.column}" if error.line else ""
         raise RecipeError([f"{file}{place}: not valid YAML ({error})"]) from error
     if not isinstance(values, dict):
-        raise RecipeError([f"{file}: {what} is a mapping of keys, this is a {type(values).__name__}"])
+        raise RecipeError([f"{file}: {what} is a mapping of keys, this is {kind_of(values)}"])
     return values

@@ -73,14 +73,18 @@ class _Exactly(Source):
 def written(template: str) -> Callable[[Mapping[str, Any]], str | BadRow]:
     """What writes a row by a template, in a sandbox: a catalogue may be a stranger's."""
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    given = ImmutableSandboxedEnvironment().from_string(template)
+    from kdhub.hub import templates
+
+    try:
+        templates.compiled(template, False)
+    except TemplateError as error:
+        raise DataError(f"the template {template[:100]!r} cannot be used: {error}") from error
 
     def write(row: Mapping[str, Any]) -> str | BadRow:
         try:
-            return given.render(row)
-        except TemplateError as error:
+            return templates.render(template, row, trim=False)
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             return BadRow(f"no text by the template {template!r}: {error}")
 
     return write

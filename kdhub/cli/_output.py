@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,14 +44,26 @@ class _Formatter(Formatter):
         return f"warning: {text}" if record.levelno >= logging.WARNING else text
 
 
-class _Redacted:
-    """A stream without secrets: tables, JSON, tracebacks and what libraries print all go through here."""
+_DRIVES = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""Characters by which a name could move the cursor, set the window's title, or turn a line round."""
+
+
+def harmless(text: str) -> str:
+    """The text with what would drive a terminal written out, as it may also stand in JSON."""
+    return _DRIVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Shown:
+    """A stream without secrets, and without what drives a terminal: tables, JSON, messages, tracebacks and what
+    libraries print all go through here."""
 
     def __init__(self, stream: Any):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(redact(text))
+        bar = re.match(r"\r|(?:\x1b\[A)+\Z", text) if self.stream is sys.__stderr__ else None  # of progress
+        begins = bar[0] if bar else ""
+        self.stream.write(begins + harmless(redact(text[len(begins) :])))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -59,9 +72,9 @@ class _Redacted:
 
 @contextmanager
 def redacted() -> Iterator[None]:
-    """Nothing that is written to stdout or stderr tells a secret, but what `tell_once` writes."""
+    """Nothing that is written to stdout or stderr tells a secret, but what `tell_once` writes, or drives a terminal."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_Redacted, before)
+    sys.stdout, sys.stderr = map(_Shown, before)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from kdhub.comparison.comparison import SCHEMA, Result, claim_table
 from kdhub.errors import RunError
 from kdhub.evaluation.report import Table
 from kdhub.files import write_json
+from kdhub.plain_json import read_json
 
 SECTION = "evidence"
 
@@ -66,10 +67,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: it is no evidence, or of another schema.
     """
-    import json
-
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
         if value["schema"] != SCHEMA:
             raise RunError(f"{path} has schema {value['schema']!r}, this kdhub reads {SCHEMA}")
         return list(value["entries"])

@@ -10,12 +10,84 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import Field
+
 from kdhub.evaluation.card import ABOUT, DATASET, HUB_ID, LICENCES, REQUIRED, SCHEMA, many
 from kdhub.evaluation.report import ASYMMETRIC, STUDENT, Report, printable
 from kdhub.families import MEMBER
 from kdhub.hub.trust import split_card
+from kdhub.plain_json import fit
 from kdhub.secrets import SECRET
+from kdhub.shapes import Shape, Text
 from kdhub.student import RELATIONS
+
+
+class _Metric(Shape):
+    type: str
+    value: float
+    name: Text = None
+    args: dict[str, str | float | bool | None] | None = None
+
+
+class _Dataset(Shape):
+    type: Text = None
+    name: str
+    split: Text = None
+
+
+class _Task(Shape):
+    type: Text = None
+
+
+class _Result(Shape):
+    task: _Task = _Task()
+    dataset: _Dataset
+    metrics: list[_Metric]
+
+
+class _Model(Shape):
+    results: list[_Result]
+
+
+class _Method(Shape):
+    name: Text = None
+
+
+class _Own(Shape):
+    name: Text = None
+    kind: Text = None
+    task: Text = None
+    method: _Method | None = None
+    recipe_sha256: Text = None
+    members: dict[str, dict[str, Any]] = {}
+    cost: dict[str, float | None] = {}
+
+
+class Front(Shape):
+    """What the front matter of a card must be, as far as anything here reads it."""
+
+    license: Text = None
+    license_name: Text = None
+    library_name: Text = None
+    pipeline_tag: Text = None
+    tags: list[str] = []
+    base_model: str | list[str] | None = None
+    base_model_relation: Text = None
+    models: list[_Model] | None = Field(None, alias="model-index")
+    kdhub: _Own | None = None
+
+
+def read_card(card: str) -> tuple[dict[str, Any], str]:
+    """Front matter and body of a card.
+
+    Raises:
+        ValueError: there is no front matter, or it is not what it must be; names the key.
+    """
+    front, body = split_card(card)
+    try:
+        return fit(Front, front), body
+    except ValueError as error:
+        raise ValueError(f"front matter: {error}") from None
 
 
 def check_card(card: str, report: Report | None = None) -> list[str]:
@@ -26,22 +98,19 @@ def check_card(card: str, report: Report | None = None) -> list[str]:
         report: when given, every result in the front matter must be one of its numbers.
     """
     try:
-        front, body = split_card(card)
+        front, body = read_card(card)
     except ValueError as error:
         return [str(error)]
     return [*_check_front(front), *_check_results(front, report), *_check_body(body), *_check_secrets(card)]
 
 
 def _check_front(front: Mapping[str, Any]) -> Iterable[str]:
-    own = front.get("kdhub")
-    is_rows = isinstance(own, Mapping) and own.get("kind") == DATASET
+    own = front.get("kdhub") or {}
+    is_rows = own.get("kind") == DATASET
     for key in (*(("configs", "size_categories") if is_rows else ("library_name",)), "license", "tags", "kdhub"):
         if not front.get(key):
             yield f"front matter: {key!r} is missing"
-    tags = front.get("tags") if isinstance(front.get("tags"), list) else []
-    if not all(isinstance(tag, str) for tag in tags):
-        yield "front matter: tags must be texts"
-    tags = [str(tag) for tag in tags]
+    tags = front.get("tags") or []
     for wanted in ("kdhub", "knowledge-distillation"):
         if wanted not in tags:
             yield f"front matter: the tag {wanted!r} is missing"
@@ -56,19 +125,17 @@ def _check_front(front: Mapping[str, Any]) -> Iterable[str]:
     base = front.get("base_model")
     if base is not None:
         for one in many(base):
-            if not isinstance(one, str) or not HUB_ID.fullmatch(one):
+            if not HUB_ID.fullmatch(one):
                 yield f"front matter: base_model {one!r} is not an id on a hub (org/name)"
         if front.get("base_model_relation") not in RELATIONS:
             yield f"front matter: base_model_relation is {front.get('base_model_relation')!r}, not one that hubs know"
-    if isinstance(own, Mapping):
+    if own:
         if own.get("schema") != SCHEMA:
             yield f"front matter: kdhub.schema is {own.get('schema')!r}, this kdhub reads {SCHEMA}"
-        if not isinstance(own.get("method"), Mapping) or not own["method"].get("name"):
+        if not (own.get("method") or {}).get("name"):
             yield "front matter: kdhub.method.name is missing"
         if not own.get("recipe_sha256"):
             yield "front matter: kdhub.recipe_sha256 is missing"
-    elif own:
-        yield "front matter: kdhub must be a mapping"
 
 
 def _check_results(front: Mapping[str, Any], report: Report | None) -> Iterable[str]:
@@ -80,25 +147,19 @@ def _check_results(front: Mapping[str, Any], report: Report | None) -> Iterable[
             for m in known
         }
     count = 0
-    try:
-        for model in front.get("model-index") or []:
-            for result in model["results"]:
-                dataset = result["dataset"]
-                if not (result["task"]["type"] and dataset["type"] and dataset["name"]):
-                    yield "front matter: a result of model-index lacks its task, data set type or data set name"
-                for metric in result["metrics"]:
-                    count += 1
-                    value = metric["value"]
-                    name = f"{metric['name' if metric.get('args') else 'type']} on {dataset['name']}"
-                    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                        yield f"front matter: {name} is {value!r}, not a number"
-                    elif measured is not None:
-                        of = (metric.get("args") or {}).get(MEMBER)
-                        if (metric["type"], dataset["name"], dataset.get("split"), of, round(value, 6)) not in measured:
-                            yield f"front matter: {name} is {value}, which is not in the report"
-    except (KeyError, TypeError, AttributeError) as error:
-        yield f"front matter: model-index is malformed ({type(error).__name__}: {error})"
-        return
+    for result in [result for model in front.get("model-index") or [] for result in model["results"]]:
+        dataset = result["dataset"]
+        if not ((result.get("task") or {}).get("type") and dataset.get("type") and dataset["name"]):
+            yield "front matter: a result of model-index lacks its task, data set type or data set name"
+        for metric in result["metrics"]:
+            count += 1
+            value, of = metric["value"], (metric.get("args") or {}).get(MEMBER)
+            name = f"{metric.get('name') if of else metric['type']} on {dataset['name']}"
+            if not math.isfinite(value):
+                yield f"front matter: {name} is {value!r}, not a number"
+            elif measured is not None:
+                if (metric["type"], dataset["name"], dataset.get("split"), of, round(value, 6)) not in measured:
+                    yield f"front matter: {name} is {value}, which is not in the report"
     if not count:
         yield "front matter: model-index has no results; evaluate the student first"
 

@@ -10,12 +10,15 @@ import json
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any, get_type_hints
 
 from kdhub.errors import RunError
 from kdhub.families import LIMITS, MEMBER, Sizes
 from kdhub.metric import Measure
+from kdhub.plain_json import fit
+from kdhub.plain_yaml import NotPlain
 
 SCHEMA = 1
 
@@ -137,11 +140,17 @@ class Report:
                 f"{source} has schema {value.get('schema')!r}, this kdhub reads {SCHEMA}",
                 hint="evaluate again with this version: kdhub evaluate RUN",
             )
-        notes, facts = value.get("notes") or [], value.get("facts") or {}
-        if not isinstance(notes, list) or not isinstance(facts, Mapping):
-            raise RunError(f"{source} is damaged: notes must be a list and facts a mapping")
-        measures = [_measure(m, f"{source}, measure {i}") for i, m in enumerate(value["measures"], 1)]
-        return cls(measures, [str(note) for note in notes], dict(facts))
+        try:
+            fit(_shape(), value)
+        except NotPlain as error:
+            raise RunError(f"{source} is damaged: {error}") from error
+        known = {f.name for f in fields(Measure)}
+        measures = [{"value": None, **{k: v for k, v in m.items() if k in known}} for m in value["measures"]]
+        return cls(
+            [_finite(Measure(**m)) for m in measures],
+            [str(note) for note in value.get("notes") or []],
+            dict(value.get("facts") or {}),
+        )
 
     # -- asking -----------------------------------------------------------------------------------------------
 
@@ -311,16 +320,33 @@ def _finite(measure: Measure) -> Measure:
     return replace(measure, value=None, note=measure.note or f"the measured value was {measure.value}")
 
 
-def _measure(value: Any, where: str) -> Measure:
-    known = {f.name for f in fields(Measure)}
-    if not isinstance(value, Mapping) or not all(isinstance(value.get(k), str) for k in ("metric", "subject")):
-        raise RunError(f"{where}: a measure needs the texts 'metric' and 'subject'")
-    number_ = value.get("value")
-    if not (number_ is None or (isinstance(number_, (int, float)) and not isinstance(number_, bool))):
-        raise RunError(f"{where}: the value is {number_!r}, not a number")
-    if not isinstance(value.get("variant", {}), Mapping):
-        raise RunError(f"{where}: the variant is {value['variant']!r}, not a mapping")
-    return _finite(Measure(**{"value": None, **{k: v for k, v in value.items() if k in known}}))
+@lru_cache
+def _shape() -> Any:
+    """What a report must be as JSON: measures by the types of `Measure`."""
+    from pydantic import create_model
+
+    from kdhub.shapes import Shape
+
+    types = get_type_hints(Measure) | {"variant": dict[str, str | bool | float | None]}
+    optional = {f.name: f.default if f.default is not MISSING else {} for f in fields(Measure)}
+    needed = dict.fromkeys(("metric", "subject"), ...)
+    counted = dict[str, int | dict[str, int]] | None
+    measure = create_model(
+        "One", __base__=Shape, **{k: (types[k], {**optional, "value": None, **needed}[k]) for k in types}
+    )
+    facts = create_model(
+        "Facts",
+        __base__=Shape,
+        primary=(str | dict[str, str] | None, None),
+        **dict.fromkeys(("truncated", "skipped", "unanswered"), (counted, None)),
+    )
+    return create_model(
+        "ReportShape",
+        __base__=Shape,
+        measures=(list[measure], ...),
+        notes=(list[Any] | None, None),
+        facts=(facts | None, None),
+    )
 
 
 def _group(measures: Iterable[Measure]) -> list[Line]:

@@ -7,7 +7,6 @@ connection, its proxies and the token are the library's.
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
@@ -23,6 +22,7 @@ from kdhub.errors import HubError, KdhubError, UnreachableError, UntrustedError,
 from kdhub.hub.fetch import is_network_fault, refused
 from kdhub.hub.files import MOST_FILES, Entry, parse_commit, parse_tree
 from kdhub.hub.tokens import token_for
+from kdhub.plain_json import plain_json
 
 T = TypeVar("T")
 
@@ -135,10 +135,10 @@ class Hub:
 
         content, links = _patiently(lambda: _in_time(ask, ANSWER_IN, doing, self.endpoint))
         try:
-            return json.loads(content), self._own_path(links.get("next", ""), path, doing)
-        except (ValueError, RecursionError) as error:
+            return plain_json(content), self._own_path(links.get("next", ""), path, doing)
+        except ValueError as error:
             raise HubError(
-                f"{doing}: {self.endpoint} did not answer in JSON",
+                f"{doing}: {self.endpoint} did not answer in JSON ({error})",
                 hint="is this the address of a hub? see --endpoint",
             ) from error
 

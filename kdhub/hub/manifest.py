@@ -11,6 +11,8 @@ from typing import Any
 
 from kdhub.errors import UntrustedError
 from kdhub.hub.files import ATTRIBUTES, CARD, LARGEST_TEXT, MANIFEST, SIGNATURE, Digests, name_problem, short
+from kdhub.plain_json import fit, plain_json
+from kdhub.shapes import Shape, Text
 
 SCHEMA = 1
 RECIPE, REPORT = "recipe.yaml", "report.json"
@@ -19,6 +21,31 @@ RECORD = ".kdhub-pull.json"
 
 UNLISTED = frozenset((CARD, MANIFEST, SIGNATURE, ATTRIBUTES, RECORD))
 """Files without a digest in the manifest. People may better the words of a card; its figures are checked one by one."""
+
+
+class _Named(Shape):
+    name: Text = None
+    id: Text = None
+    source: Text = None
+    distribution: Text = None
+    version: Text = None
+
+
+class _Rows(Shape):
+    name: Text = None
+    split: Text = None
+    fingerprint: Text = None
+
+
+class Facts(Shape):
+    """What a manifest must be besides its files, as far as anything here reads it."""
+
+    name: Text = None
+    provided_by: _Named | None = None
+    method: _Named | None = None
+    teacher: _Named | None = None
+    withheld: list[str] = []
+    data: list[_Rows] = []
 
 
 @dataclass(frozen=True)
@@ -81,11 +108,12 @@ def read(path: Path, name: str) -> Manifest:
 
 def parse(content: bytes, name: str) -> Manifest:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UntrustedError(f"{name}: {MANIFEST} is not JSON") from error
-    if problem := next(iter(_problems(value)), None):
-        raise UntrustedError(f"{name}: {MANIFEST} {problem}")
+        value = plain_json(content, finite=True)
+        if problem := next(iter(_problems(value)), None):
+            raise UntrustedError(f"{name}: {MANIFEST} {problem}")
+        fit(Facts, value)
+    except ValueError as error:
+        raise UntrustedError(f"{name}: {MANIFEST} cannot be read: {error}") from error
     return Manifest(value, {n: (f["size"], f["sha256"]) for n, f in value["files"].items()})
 
 

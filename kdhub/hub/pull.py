@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from kdhub.errors import HubError, KdhubError, NotFoundError, UnreachableError, UntrustedError, UsageError
-from kdhub.files import atomic_write, changed, home, read_sealed, write_sealed
+from kdhub.files import atomic_write, changed, home, read_sealed, remember_sha256, write_sealed
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub, writing
 from kdhub.hub.files import (
@@ -224,6 +224,8 @@ def _fetch(
         if to is None:
             shutil.rmtree(target, ignore_errors=True)  # without a record it is nobody's
         _move(staging, target)
+        for name, known in found.items():
+            remember_sha256(target / name, known.sha256)  # it need not be read again to be loaded
     if to is None:
         _remember(pulled, revision)
     return pulled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -11,7 +10,8 @@ from typing import Any
 
 from kdhub.errors import UntrustedError
 from kdhub.hub.weights import check_weights
-from kdhub.plain_yaml import plain_yaml
+from kdhub.plain_json import read_json
+from kdhub.plain_yaml import kind_of, plain_yaml
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*", "*.jinja")
@@ -25,6 +25,15 @@ _RUN = ("auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", 
 _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _PLAIN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 """Ways to compute attention that come with the libraries; the name of a repository is code from there."""
+
+_REDIRECTING = ("adapter_config.json", "sentence_bert_config.json")
+_ELSEWHERE = (
+    "base_model_name_or_path",
+    "tokenizer_name_or_path",
+    "model_name_or_path",
+    "pretrained_model_name_or_path",
+)
+"""Keys by which a library opens another model than the one that was asked for."""
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 _CLASSES = re.compile(
@@ -57,7 +66,7 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     except ValueError as error:
         raise ValueError(f"the front matter is not valid YAML: {error}") from error
     if not isinstance(front, dict):
-        raise ValueError(f"the front matter is a {type(front).__name__}, not a mapping of keys")
+        raise ValueError(f"the front matter is {kind_of(front)}, not a mapping of keys")
     return front, body
 
 
@@ -109,9 +118,6 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
     for path in sorted(folder.rglob("*.json")):
         if path.name == "modules.json":
             for module in _modules(path, name):
-                part = path.parent / str(module.get("path", ""))
-                if not part.resolve().is_relative_to(path.parent.resolve()):
-                    raise UntrustedError(f"{name}: modules.json leads outside the folder ({module['path']!r})")
                 if allow_remote_code:
                     continue
                 kind = str(module.get("type", ""))
@@ -124,7 +130,7 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
             index = _read(path, name)
             shards = index.get("weight_map") if isinstance(index, dict) else None
             for shard in set(map(str, shards.values())) if isinstance(shards, dict) else ():
-                if not (path.parent / shard).resolve().is_relative_to(folder.resolve()):
+                if not _inside(path.parent, shard):
                     raise UntrustedError(f"{name}: {path.name} leads outside the folder ({shard[:200]!r})")
         elif not allow_remote_code and not any(path.match(pattern) for pattern in _DATA):
             for key, value in _settings(_read(path, name)):
@@ -133,6 +139,13 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
                         f"{name}: {path.name} has {key}, which runs Python from a repository",
                         hint="set trust_remote_code: true on the teacher or student if you have read that code",
                     )
+                if path.name in _REDIRECTING and key.rpartition(".")[2] in _ELSEWHERE and value:
+                    raise UntrustedError(
+                        f"{name}: {path.name} has {key}={str(value)[:200]!r}: other files are opened in its place",
+                        hint="nobody checked those; merge an adapter into its model, and keep what belongs together",
+                    )
+                if key.rpartition(".")[2] == "transformers_weights" and not str(value).endswith(".safetensors"):
+                    raise UntrustedError(f"{name}: {path.name} has {key}={str(value)[:200]!r}, which is no safetensors")
                 said = "id2label" in key or key.endswith(".content")  # names of classes, and tokens
                 if not said and _names_code(value):
                     raise UntrustedError(
@@ -173,13 +186,24 @@ def _modules(path: Path, name: str) -> list[dict]:
     modules = _read(path, name)
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise UntrustedError(f"{name}: modules.json is not a list of modules")
+    for module in modules:
+        if not _inside(path.parent, str(module.get("path", ""))):
+            raise UntrustedError(f"{name}: modules.json leads outside the folder ({str(module['path'])[:200]!r})")
     return modules
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a name that a file gives is of something in its folder."""
+    if len(name) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _read(path: Path, name: str):
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UntrustedError(f"{name}: {path.name} has {path.stat().st_size:,} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        return read_json(path, most=_LARGEST)
+    except (ValueError, OSError) as error:
         raise UntrustedError(f"{name}: {path.name} is not readable JSON ({error})") from error

@@ -3,14 +3,17 @@ are says how large a configuration may claim to be."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from kdhub.errors import UntrustedError
+from kdhub.plain_json import fit, plain_json, read_json
+from kdhub.shapes import Shape
 
 _LARGEST_HEADER = 100 * 10**6  # as the library itself has it
 _LARGEST_CONFIG = 8 * 2**20
@@ -18,6 +21,24 @@ _FEW_LAYERS = 512
 """So many any model may have: some share their weights between layers."""
 _LAYERS = ("layers", "n_layer", "depth", "blocks", "layer_types")
 _WIDTHS = ("hidden_size", "intermediate_size", "vocab_size", "d_model", "d_ff", "n_embd", "n_inner", "ffn_dim", "dim")
+
+
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+"""Type of numbers -> bits of one."""
+
+_Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Tensor(Shape):
+    dtype: str
+    shape: Annotated[list[_Size], Field(max_length=64)]
+    data_offsets: Annotated[list[_Size], Field(min_length=2, max_length=2)]
 
 
 @dataclass(frozen=True)
@@ -42,20 +63,23 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(size - 8, _LARGEST_HEADER):
             raise ValueError(f"its header of {length:,} bytes is none")
-        try:
-            told = json.loads(file.read(length))
-            tensors = {
-                name: (str(t["dtype"]), tuple(map(int, t["shape"])), tuple(map(int, t["data_offsets"])))
-                for name, t in told.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError("its header is not that of a safetensors file") from error
-    if any(n < 0 for _, shape, _ in tensors.values() for n in shape):
-        raise ValueError("a tensor has a negative size")
-    if (end := max((offsets[-1] for _, _, offsets in tensors.values()), default=0)) != size - 8 - length:
-        raise ValueError(f"it has {size - 8 - length:,} bytes of numbers, its header speaks of {end:,}")
-    return Header({name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()})
+        told = plain_json(file.read(length), dict[str, Any])
+    told.pop("__metadata__", None)
+    fit(dict[str, _Tensor], told)
+    at = 0
+    for name, tensor in sorted(told.items(), key=lambda one: one[1]["data_offsets"]):
+        kind, shape, (begin, end) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
+        if kind not in _BITS:
+            raise ValueError(f"{name[:100]} holds numbers of an unknown type, {kind[:20]!r}")
+        if begin != at or 8 * (end - begin) != _BITS[kind] * prod(shape):
+            raise ValueError(
+                f"{name[:100]} is not where its header says ({kind} of {shape}, bytes {begin} to {end})"[:300]
+            )
+        at = end
+    if at != size - 8 - length:
+        raise ValueError(f"it has {size - 8 - length:,} bytes of numbers, its header speaks of {at:,}")
+    tensors = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in told.items()}
+    return Header(tensors)
 
 
 def check_weights(folder: Path, name: str) -> None:
@@ -84,11 +108,9 @@ def check_weights(folder: Path, name: str) -> None:
 
 
 def _config(path: Path, name: str) -> Any:
-    if path.stat().st_size > _LARGEST_CONFIG:
-        raise UntrustedError(f"{name}: {path.name} has {path.stat().st_size:,} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, most=_LARGEST_CONFIG)
+    except (OSError, ValueError) as error:
         raise UntrustedError(f"{name}: {path.name} is not readable JSON ({error})") from error
 
 

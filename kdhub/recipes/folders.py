@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdhub.errors import CompatibilityError, UnknownNameError, UsageError
 from kdhub.hub.files import MANIFEST
 from kdhub.hub.pull import check_pulled
+from kdhub.plain_json import read_json
 from kdhub.plugins.registry import Registry
 from kdhub.specs import FolderFormat, TaskSpec
 
@@ -140,7 +140,7 @@ def _reads(spec: TaskSpec | None, tables: list[set[str]]) -> bool:
 
 def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     try:
-        read = json.loads((folder / name).read_text(encoding="utf-8"))
+        read = read_json(folder / name)
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -9,7 +9,8 @@ org/name             the Hub
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -172,7 +173,8 @@ class Resolver:
     def teacher(self, ref: Ref, task: str) -> Teacher:
         target = self.target("teacher", ref.source, task)
         options = self.model_options("teacher", ref, task)
-        return self.registry.load(target.entry)(target.argument, options, task=self.task(task))
+        with _argument_of("teacher", ref.source):
+            return self.registry.load(target.entry)(target.argument, options, task=self.task(task))
 
     def model_options(self, kind: str, ref: Ref, task: str, layers: Sequence[Layer] = ()) -> Any:
         """The checked options of a teacher or student: those of its catalogue entry, then the recipe's.
@@ -204,7 +206,8 @@ class Resolver:
         options = self.model_options("student", ref, context.task.name)
         own = SavedOptions.model_fields if isinstance(options, SavedOptions) else ()
         context.options = options.model_dump(exclude=set(own))
-        student = self.registry.load(target.entry)(target.argument, context)
+        with _argument_of("student", ref.source):
+            student = self.registry.load(target.entry)(target.argument, context)
         student = context.task.configure(student, context)
         student.precision = (options.dtype if own else None) or precision_of(student.module)
         if own and options.withheld:
@@ -409,6 +412,15 @@ class Resolver:
 def _argument(entry: Entry) -> str:
     """What a kind takes after the colon; samplers take nothing."""
     return getattr(entry.spec, "argument", "")
+
+
+@contextmanager
+def _argument_of(kind: str, source: str) -> Iterator[None]:
+    """What builds a model takes its argument as a text, and may find that it is none of its own."""
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError([f"{kind} {source!r} cannot be made of what follows the colon: {error}"]) from error
 
 
 def _options(model: type[MethodOptions], given: dict[str, Any], prefix: Sequence[str], layers: Sequence[Layer] = ()):

@@ -26,8 +26,10 @@ from typing import Any
 
 from kdhub.errors import RecipeError, RunError
 from kdhub.files import atomic_write, changed, is_leftover, read_sealed, sealed, write_json, write_sealed
+from kdhub.plain_json import fit, plain_json
 from kdhub.ranks import rank, world_size
 from kdhub.recipes.recipe import Layer, Recipe, build, read_yaml
+from kdhub.recipes.run_shapes import SHAPES, Logged
 from kdhub.secrets import redact
 
 SCHEMA = 1
@@ -148,7 +150,7 @@ class Run:
         try:
             known = self.read_json(_SEALS, {"files": {}})["files"]
             return changed(self.folder, {name: seal for name, seal in known.items() if name.startswith(below)})
-        except (RunError, KeyError, AttributeError):
+        except RunError:
             return [_SEALS]
 
     def whole_student(self, told: bool = False) -> Path:
@@ -180,9 +182,16 @@ class Run:
     def read_json(self, name: str, default: Any = None) -> Any:
         path = self.folder / name
         try:
-            return read_sealed(path) if path.exists() else default
+            value = read_sealed(path) if path.exists() else default
+            return fit(SHAPES[name], value) if name in SHAPES else value
         except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}", hint="every file is written whole; was it edited?") from error
+            raise self._damaged(path, error) from error
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    @staticmethod
+    def _damaged(path: Path, why: Any) -> RunError:
+        return RunError(f"{path} is damaged: {why}", hint="every file is written whole; was it edited?")
 
     def write_json(self, name: str, value: Any) -> None:
         if rank() == 0 and not self.read_only:
@@ -210,10 +219,13 @@ class Run:
         """Logged steps, oldest first. A half-written last line (after a kill) is left out."""
         if not self.metrics_path.exists():
             return
-        with open(self.metrics_path, encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        with open(self.metrics_path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    try:
+                        yield plain_json(line, Logged)
+                    except ValueError as error:
+                        raise self._damaged(self.metrics_path, f"line {number}, {error}") from error
 
     def log(self, **record: Any) -> None:
         """Add one line to `metrics.jsonl`."""

@@ -732,7 +732,7 @@ def magnitudes(terms: Sequence[Mapping[str, float]]) -> Finding:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / STATE).is_file()]
+    found = [p for p in folder.glob("checkpoint-*") if (p / STATE).is_file() and p.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
 

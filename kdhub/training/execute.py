@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdhub.errors import RunError
 from kdhub.files import canonical_json
 from kdhub.ranks import barrier, rank
 from kdhub.recipes.chain import folder_of, lineage, replaced, resolved, withheld_in
@@ -197,11 +198,20 @@ def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str
     return (Recipe.model_validate(values), folders) if folders else (recipe, {})
 
 
+def _damage(folder: Path) -> list[str]:
+    try:
+        run = Run.open(folder)
+        run.finished("done")  # reads what it says of its stages
+        return run.damage()
+    except RunError as error:
+        return [error.message]
+
+
 def _made_once(source: str, resolver: Resolver) -> Path:
     """The student folder of a recipe, distilled now if it never was; an interrupted one is continued."""
     recipe = resolved(source, resolver)
     folder = folder_of(recipe, resolver)
-    if rank() == 0 and (folder / "recipe.yaml").exists() and (damage := Run.open(folder).damage()):
+    if rank() == 0 and (folder / "recipe.yaml").exists() and (damage := _damage(folder)):
         logger.warning("%s: %s changed since it was made; made again", source, ", ".join(damage[:3]))
         shutil.rmtree(folder)
     barrier()

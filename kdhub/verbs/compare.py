@@ -487,6 +487,7 @@ def run_cell(recipe: str, place: str) -> dict[str, Any]:
 
 def _told(run: Run) -> dict[str, Any]:
     """What a finished run says for the comparison."""
+    run.whole_student(told=True)
     report, known = Report.from_dict(run.report), run.provenance
     head = next(iter(report.headline()), None)
     training, student, signals = (known.get(key, {}) for key in ("training", "student", "signals"))
@@ -498,7 +499,7 @@ def _told(run: Run) -> dict[str, Any]:
         "peak_memory_bytes": training.get("peak_memory_bytes"),
         "parameters": student.get("parameters"),
         "start": student.get("start_sha256"),
-        "teacher_rows": sum(s["computed"] for s in signals.values()) + training.get("live_teacher_rows", 0),
+        "teacher_rows": sum(s.get("computed", 0) for s in signals.values()) + training.get("live_teacher_rows", 0),
     }
     records = list(run.metrics())
     logged = [r for r in records if "measured" in r]

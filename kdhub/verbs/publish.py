@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -54,6 +53,7 @@ from kdhub.secrets import find
 from kdhub.training.execute import page
 from kdhub.training.members import run_of_member
 from kdhub.verbs.search import COSTS_OF
+from kdhub.verbs.verify import read_report
 
 logger = logging.getLogger("kdhub")
 
@@ -150,7 +150,7 @@ def publish(
             kind=kind,
             endpoint=hub.endpoint,
             files={n: path.stat().st_size for n, path in walk(staging)},
-            card=(staging / CARD).read_text(encoding="utf-8"),
+            card=_card(staging),
             warnings=warnings,
         )
         for warning in warnings:
@@ -283,8 +283,8 @@ def _again(
     problems: list[str] = check_folder(folder, name)
     _take_all(folder, staging, problems)
     (staging / RECORD).unlink(missing_ok=True)
-    card = (staging / CARD).read_text(encoding="utf-8") if (staging / CARD).is_file() else ""
-    report = Report.from_dict(_json(staging / REPORT), f"{name}/{REPORT}")
+    card = _card(staging)
+    report = read_report(staging, name)
     problems += [*_card_problems(card, report), *_file_problems(staging, allowed)]
     facts = manifest.read(staging / MANIFEST, name)
     reasons = listed if isinstance(listed := facts.get("withheld"), list) else []
@@ -292,6 +292,16 @@ def _again(
     if problems:
         raise PublishError(name, problems)
     return facts.kind, [f"it is published despite this: {one}" for one in reasons]
+
+
+def _card(staging: Path) -> str:
+    """The card's text; "" where there is none."""
+    try:
+        return (staging / CARD).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        raise UntrustedError(f"{CARD} is not UTF-8 at byte {error.start}") from error
 
 
 def _take_all(folder: Path, staging: Path, problems: list[str]) -> None:
@@ -522,7 +532,7 @@ def _register(done: Publication, staging: Path) -> Path:
     given = os.environ.get("KDHUB_CATALOG", "").split(os.pathsep)[0]
     folder = (Path(given).expanduser() if given else config_home() / "registry") / "published"
     facts = manifest.read(staging / MANIFEST, done.repo)
-    report = Report.from_dict(_json(staging / REPORT), REPORT)
+    report = read_report(staging, done.repo)
     front = split_card(done.card)[0]
     cost = (front.get("kdhub") or {}).get("cost") or {}
     organisation, _, name = re.sub(r"[^a-z0-9./-]", "-", done.repo.lower()).partition("/")
@@ -552,10 +562,3 @@ def _register(done: Publication, staging: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=100))
     return path
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PublishError(str(path.parent), [f"{path.name} cannot be read"]) from error

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.data.prepare import names_of
-from kdhub.errors import KdhubError, RecipeError, UntrustedError
+from kdhub.errors import KdhubError, RecipeError, RunError, UntrustedError
 from kdhub.evaluation.card import TOGETHER
+from kdhub.evaluation.card_check import read_card
 from kdhub.evaluation.counting import count_costs
 from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
 from kdhub.evaluation.report import ASYMMETRIC, OWN_FILES, STUDENT, Report, printable
@@ -26,7 +27,8 @@ from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, short
 from kdhub.hub.manifest import RECIPE, REPORT, Manifest
 from kdhub.hub.trust import split_card
 from kdhub.metric import Measure
-from kdhub.plain_yaml import plain_yaml
+from kdhub.plain_json import read_json
+from kdhub.plain_yaml import kind_of, plain_yaml
 from kdhub.recipes import strangers
 from kdhub.recipes.folders import published_task
 from kdhub.recipes.recipe import Layer, Recipe, build
@@ -136,7 +138,7 @@ def verify(
         found.problems += _unsigned(folder, Path(key), name)
         found.signed = not found.problems
     facts = manifest.read(folder / MANIFEST, name)
-    report, recipe = _report(folder, name), _recipe(folder, name)
+    report, recipe = read_report(folder, name), _recipe(folder, name)
     found.figures = [f for f in _figures(folder, name, report) if member in (None, f.member)]
     if not found.problems:  # what was changed is not run
         student = published_task(folder, None, resolver).load(folder)  # its manifest is what it is held against
@@ -162,20 +164,23 @@ def _unsigned(folder: Path, key: Path, name: str) -> list[str]:
 # -- what the card says ---------------------------------------------------------------------------------------
 
 
-def _report(folder: Path, name: str) -> Report:
-    import json
+def read_report(folder: Path, name: str) -> Report:
+    """The report beside a published student.
 
+    Raises:
+        UntrustedError: it cannot be read; says why.
+    """
     try:
-        return Report.from_dict(json.loads(_text(folder / REPORT)), f"{name}/{REPORT}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UntrustedError(f"{name}: {REPORT} cannot be read") from error
+        return Report.from_dict(read_json(folder / REPORT), f"{name}/{REPORT}")
+    except (OSError, ValueError, RunError) as error:
+        raise UntrustedError(f"{name}: {REPORT} cannot be read: {error}") from error
 
 
 def _recipe(folder: Path, name: str) -> Recipe:
     try:
         values = plain_yaml(_text(folder / RECIPE), stranger=True)
         if not isinstance(values, dict):
-            raise ValueError(f"it is a {type(values).__name__}, not a mapping")
+            raise ValueError(f"it is {kind_of(values)}, not a mapping")
         return build([Layer(f"{name}/{RECIPE}", values)])
     except (OSError, ValueError, RecipeError) as error:
         raise UntrustedError(f"{name}: {RECIPE} cannot be read: {error}") from error
@@ -190,12 +195,14 @@ def _text(path: Path) -> str:
 def _figures(folder: Path, name: str, report: Report) -> list[Figure]:
     """Every result of the card's front matter, beside the report's."""
     try:
-        front, _ = split_card(_text(folder / CARD))
+        front, _ = read_card(_text(folder / CARD))
+        if not front.get("model-index"):
+            raise ValueError("front matter: model-index is missing")
         found = [
             _figure(result["dataset"], metric) for model in front["model-index"] for result in model["results"]
             for metric in result["metrics"]
         ]  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UntrustedError(f"{name}: the results in {CARD} cannot be read ({error})") from error
     for figure in found:
         known = [m for m in report.measures if _same(figure, m)]
@@ -251,12 +258,12 @@ def _members_in(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _figure(dataset: Mapping[str, Any], metric: Mapping[str, Any]) -> Figure:
     value = metric["value"]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not math.isfinite(value):
         raise ValueError(f"{value!r} is not a number")
-    subject = ASYMMETRIC if str(metric.get("name", "")).endswith(TOGETHER) else STUDENT
+    subject = ASYMMETRIC if (metric.get("name") or "").endswith(TOGETHER) else STUDENT
     member = (metric.get("args") or {}).get(MEMBER)
     return Figure(
-        str(dataset["name"]), dataset.get("split"), str(metric["type"]), subject, float(value),
+        dataset["name"], dataset.get("split"), metric["type"], subject, float(value),
         member=None if member is None else str(member),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 import anyio.to_thread
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -68,6 +69,7 @@ class Hub:
         async def watched(message: Any) -> None:
             if message["type"] == "http.response.start":
                 told["status"] = message["status"]
+                MutableHeaders(scope=message).setdefault("X-Content-Type-Options", "nosniff")
             await send(message)
 
         try:
@@ -80,7 +82,6 @@ class Hub:
             response = _refusal(Refused(507, "the hub's disk is full; nothing of this request was kept"))
         except ClientDisconnect:
             return
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
         try:
             await response(scope, receive, watched)
         finally:

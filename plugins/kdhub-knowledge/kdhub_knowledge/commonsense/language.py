@@ -24,6 +24,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdhub.errors import DataError, UsageError, close_matches
+from kdhub.plain_yaml import plain_yaml
 
 HERE = Path(__file__).parent
 Text = Annotated[str, Field(min_length=1)]
@@ -162,18 +163,16 @@ def open_language(name: str) -> Language:
     Raises:
         UsageError: there is none. DataError: its file cannot be read; says which key is wrong.
     """
-    import yaml
-
     ours = HERE / f"{name}.yaml"
     path = ours if ours.is_file() else Path(name).expanduser()
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in HERE.glob("*.yaml") if not file.stem.startswith("world")))
         raise UsageError(f"there is no language {name!r}", hint=f"{known}, or the path of a file like en.yaml")
     try:
-        return Language.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Language.model_validate(plain_yaml(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(f"language file {path}: {where}: {first['msg']} ({error.error_count()} in all)") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"language file {path} cannot be read: {error}") from error

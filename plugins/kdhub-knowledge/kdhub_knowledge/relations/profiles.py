@@ -8,11 +8,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kdhub.errors import UnknownNameError, UsageError
 from kdhub.files import given_or_shared
+from kdhub.plain_yaml import plain_yaml
 from kdhub_knowledge.relations.spans import Span, longest, pairs_of
 
 STOP = (
@@ -83,7 +83,7 @@ class Profile(BaseModel):
 
 @lru_cache
 def known() -> dict[str, Any]:
-    return yaml.safe_load((Path(__file__).parent / "profiles.yaml").read_text(encoding="utf-8"))
+    return plain_yaml((Path(__file__).parent / "profiles.yaml").read_bytes())
 
 
 @lru_cache
@@ -99,8 +99,8 @@ def profile(name: str) -> Profile:
     if file is None:
         raise UnknownNameError("profile", name, known(), how_to_list=f"one of {', '.join(known())}, or a YAML file")
     try:
-        return Profile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
+        return Profile.model_validate(plain_yaml(file.read_bytes()))
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"profile {name} cannot be read: {error}", hint="it has the keys of the one called ade"
         ) from error

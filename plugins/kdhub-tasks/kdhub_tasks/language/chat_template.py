@@ -11,6 +11,7 @@ from os.path import commonprefix
 from typing import Any
 
 from kdhub.errors import CompatibilityError, DataError
+from kdhub.hub import templates
 
 MARK = "[the answer goes on here]"
 """Stands in a template where the model is to go on."""
@@ -38,7 +39,10 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = TEMPLATE
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+        # In kdhub's own sandbox: a template is a stranger's program, and that of the library has no end.
+        said = [{key: value for key, value in one.items() if value is not None} for one in messages]
+        given = {"messages": said, "tools": None, "documents": None, "add_generation_prompt": prompt}
+        return templates.render(tokenizer.get_chat_template(), given | tokenizer.special_tokens_map)
     except Exception as error:  # whatever its code runs into
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the tokenizer's chat template does not accept a conversation of {roles}: {error}") from error
