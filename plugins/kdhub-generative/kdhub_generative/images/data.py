@@ -42,7 +42,9 @@ def noise(
     if conditions is not None and prompts is not None:
         raise UsageError(f"noise:{argument}: conditions are classes or prompts, not both")
     many = int(argument)
-    named = list(map(str, range(conditions))) if isinstance(conditions, int) else [*map(str, conditions or prompts or ())]
+    named = (
+        list(map(str, range(conditions))) if isinstance(conditions, int) else [*map(str, conditions or prompts or ())]
+    )
     real = None if reference is None else real_pictures(reference)
 
     def rows(split: str) -> Iterator[dict[str, Any]]:

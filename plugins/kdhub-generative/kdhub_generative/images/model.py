@@ -122,9 +122,7 @@ class ImageModel(Student):
             return {}
         null = len(self.classes)
         found = [null if name is None else self.classes.index(name) for name in names]
-        return {"condition": torch.tensor(found)} | (
-            {"null": torch.full((len(found),), null)} if self.has_null else {}
-        )
+        return {"condition": torch.tensor(found)} | ({"null": torch.full((len(found),), null)} if self.has_null else {})
 
     # -- drawing ----------------------------------------------------------------------------------------------
 

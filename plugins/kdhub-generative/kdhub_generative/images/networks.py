@@ -60,9 +60,7 @@ class DenoiserMlp(nn.Module):
         nn.init.zeros_(made.bias)
         return made
 
-    def forward(
-        self, x: Tensor, t: Tensor, condition: Tensor | None = None, guidance: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         known = self.time(waves(t))
         if self.condition is not None:
             known = known + self.condition(condition)

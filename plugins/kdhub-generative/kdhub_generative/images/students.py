@@ -20,7 +20,9 @@ class FreshOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     conditional: bool = Field(False, description="learn the labels of the rows as conditions, and drawing without one")
     prediction: str = Field(
-        "v", pattern="^(v|epsilon|x0)$", description="what the network gives: v, epsilon (the noise) or x0 (the picture)"
+        "v",
+        pattern="^(v|epsilon|x0)$",
+        description="what the network gives: v, epsilon (the noise) or x0 (the picture)",
     )
 
 

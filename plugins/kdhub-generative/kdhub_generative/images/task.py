@@ -91,7 +91,9 @@ class ImageTeacher(SavedTeacher):
         if not Drawing.names(kind):
             return super().layout(kind)
         if (how := Drawing.parse(kind)).steps not in (None, 1) and self.facts["one_call"]:
-            raise CompatibilityError(f"{self.argument} is a one-call model: steps cannot be several (steps={how.steps})")
+            raise CompatibilityError(
+                f"{self.argument} is a one-call model: steps cannot be several (steps={how.steps})"
+            )
         return {"image": Stored("image", "uint8", tuple(self.facts["pixels"]))}
 
 
@@ -307,4 +309,3 @@ def example_of(row: Mapping[str, Any], model: Any) -> Example:
     if fault := model.fault(condition) if condition is not None else "":
         return {**one, "length": 0, "cut": False, "fault": Fault(fault)}
     return {**one, "length": 1, "cut": False}
-

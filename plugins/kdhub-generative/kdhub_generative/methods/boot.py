@@ -102,7 +102,9 @@ class Boot(Averaged):
                 conditions or other noise; guidance without a condition of nothing.
         """
         if not student.one_call:
-            raise CompatibilityError("boot trains a one-call model, and the student draws in steps", hint="--student signal")
+            raise CompatibilityError(
+                "boot trains a one-call model, and the student draws in steps", hint="--student signal"
+            )
         model = teacher.model
         if model.one_call:
             raise CompatibilityError("boot needs a teacher that draws in many steps, and this is a one-call model")
@@ -115,7 +117,9 @@ class Boot(Averaged):
             )
         start = model.process.start
         if self.options.t_max > start:
-            raise CompatibilityError(f"t_max must be at most the process's start (t_max={self.options.t_max}, {start=})")
+            raise CompatibilityError(
+                f"t_max must be at most the process's start (t_max={self.options.t_max}, {start=})"
+            )
 
     def adapt(self, student: Student, teacher: Teacher | None) -> None:
         super().adapt(student, teacher)
@@ -191,7 +195,9 @@ def mismatched(student: Any, teacher: Any) -> str:
     if (student.classes, student.prompts) != (teacher.classes, teacher.prompts):
         return "student and teacher have other conditions"
     mine, theirs = student.process.kept, teacher.process.kept
-    if (mine is None) != (theirs is None) or (mine is not None and (mine.shape != theirs.shape or (mine != theirs).any())):
+    if (mine is None) != (theirs is None) or (
+        mine is not None and (mine.shape != theirs.shape or (mine != theirs).any())
+    ):
         return "student and teacher have other schedules of noise"
     return ""
 

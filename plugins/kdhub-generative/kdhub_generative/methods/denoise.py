@@ -33,7 +33,10 @@ class Denoise(Averaged):
 
     class Options(DrawingOptions):
         drop_condition: float = Field(
-            0.1, ge=0, lt=1, description="share of rows whose condition is hidden, where the model knows that of nothing"
+            0.1,
+            ge=0,
+            lt=1,
+            description="share of rows whose condition is hidden, where the model knows that of nothing",
         )
 
     options: Options

@@ -43,9 +43,13 @@ class Rollout(Averaged):
 
     def check(self, student: Student, teacher: Teacher | None) -> None:
         if not student.one_call:
-            raise CompatibilityError("rollout trains a one-call model, and the student draws in steps", hint="--student signal")
+            raise CompatibilityError(
+                "rollout trains a one-call model, and the student draws in steps", hint="--student signal"
+            )
         if student.shape != student.pixels:
-            raise CompatibilityError("rollout learns pictures, and the student ends at codes of them", hint="--method boot")
+            raise CompatibilityError(
+                "rollout learns pictures, and the student ends at codes of them", hint="--method boot"
+            )
 
     def adapt(self, student: Student, teacher: Teacher | None) -> None:
         super().adapt(student, teacher)
