@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -173,6 +174,19 @@ def test_students_and_teachers_that_do_not_fit_are_refused(diffusion, tmp_path):
     for n, (given, says) in enumerate(cases):
         with pytest.raises((CompatibilityError, DataError), match=says):
             kdhub.distill({k: v for k, v in given.items() if v is not None}, out=tmp_path / f"run-{n}")
+
+
+def test_a_prediction_of_another_kind_than_it_says_is_seen_in_its_pictures(diffusion, tmp_path):
+    """Of a network that predicts v, and of the same one that is said to predict the noise: what `doctor` looks at."""
+    shutil.copytree(diffusion, wrong := tmp_path / "wrong")
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps({**config, "prediction": "epsilon"}))
+    task = kdhub.open_task("image-generation")
+    for folder, status in ((diffusion, "ok"), (wrong, "warn")):
+        teacher = kdhub.open_teacher(f"path:{folder}", "image-generation")
+        found = task.compare(teacher.model, teacher, thorough=True)
+        assert [one.status for one in found] == ["ok", status], found
+    assert "prediction_type" in found[-1].do
 
 
 def test_one_call_comes_close_to_many(diffusion, tmp_path):

@@ -126,8 +126,8 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def paired_error(out: Drawn, teacher: Drawn) -> float:
-    """Mean squared difference of a pixel in -1 to 1 from what the teacher draws of the same seed in many steps, with the
-    guidance that the student was made for."""
+    """Mean squared difference of a pixel in -1 to 1 from what the teacher draws of the same seed in many steps, with
+    the guidance that the student was made for."""
     try:
         return _apart(out.images, teacher.at(steps=MANY, guidance=out.guidance).images)
     except CompatibilityError:  # a one-call teacher

@@ -29,6 +29,7 @@ TASK = "image-generation"
 STEPS = 25
 """Calls from noise to the picture where nobody says how many."""
 BATCH = 256
+PLAIN = Drawing()
 
 
 class Predictor(nn.Module):
@@ -180,7 +181,13 @@ class ImageModel(Student):
         self.module.train(was)
         return {kind.partition(":")[0]: np.concatenate(parts)}
 
-    def draw(self, batch: Mapping[str, Tensor], how: Drawing = Drawing()) -> Tensor:
+    def raw(self, examples: Sequence[Example]) -> Tensor:
+        """What some rows end at, before it is cut to the range of pictures."""
+        self.module.to(where := device())
+        with torch.no_grad():
+            return self.draw({name: value.to(where) for name, value in self.collate(examples).items()})
+
+    def draw(self, batch: Mapping[str, Tensor], how: Drawing = PLAIN) -> Tensor:
         """The pictures of a batch's noise and conditions, by this model's own process.
 
         Raises:

@@ -1,7 +1,7 @@
 """Pipelines of the diffusers library as models that draw: their folders are opened and written as they are.
 
     model_index.json    unet/    scheduler/        and for prompts and codes of pictures text_encoder/ tokenizer/ vae/
-    drawing.json        classes, whether the condition of nothing is known, calls, guidance: what the library has no place for
+    drawing.json        what the library has no place for: classes, whether that of nothing is known, calls, guidance
 
 The process is the scheduler's `alphas_cumprod`, what the network gives its `prediction_type`. A one-call model needs
 nothing else: its scheduler has a single step, with the constants that the network is read at, so that the library's own
@@ -182,8 +182,9 @@ class PipelineModel(ImageModel):
             gives = {value: key for key, value in GIVES.items()}[self.module.prediction]
             beta = 1 - float(self.process.kept[1])
             scheduler = DDIMScheduler(
-                num_train_timesteps=1, trained_betas=[beta], prediction_type=gives, clip_sample=False
-            )
+                num_train_timesteps=1, trained_betas=[beta], prediction_type=gives, clip_sample=False,
+                timestep_spacing="trailing", steps_offset=1,  # as Stable Diffusion's pipeline has it in any case
+            )  # fmt: skip
         self.unet.save_pretrained(folder / "unet")
         scheduler.save_pretrained(folder / "scheduler")
         pipeline = "StableDiffusionPipeline" if self.prompts else "DDIMPipeline"

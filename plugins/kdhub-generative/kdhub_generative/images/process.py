@@ -1,4 +1,4 @@
-"""A diffusion: alpha_t and sigma_t for t from 0, the picture, to 1, noise. What models and methods of this family share.
+"""A diffusion: alpha_t and sigma_t for t from 0, the picture, to 1, noise. Models and methods of this family share it.
 
     x_t = alpha_t x_0 + sigma_t e        e: noise of unit variance; alpha_t^2 + sigma_t^2 = 1
 
@@ -31,8 +31,8 @@ class Process:
     """alpha and sigma of t.
 
     Args:
-        kept: alpha^2 after each of N discrete steps, falling, as diffusers has it (`alphas_cumprod`); t = i / N is after
-            i of them. None: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+        kept: alpha^2 after each of N discrete steps, falling, as diffusers has it (`alphas_cumprod`); t = i / N is
+            after i of them. None: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
 
     Attributes:
         start: t at which sampling begins, with x = e.

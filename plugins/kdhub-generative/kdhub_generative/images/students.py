@@ -36,7 +36,8 @@ class Denoiser(NetworkModel):
         shape, more = of_rows("denoiser", context)
         if prod(shape) > LARGEST:
             raise UsageError(
-                f"student denoiser reads all pixels at once, and a picture has {prod(shape):,} numbers, over {LARGEST:,}",
+                f"student denoiser reads all pixels at once, and a picture has {prod(shape):,} numbers of at most "
+                f"{LARGEST:,}",
                 hint="take a U-Net: --student unet",
             )
         torch.manual_seed(context.seed)

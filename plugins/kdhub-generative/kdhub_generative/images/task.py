@@ -19,6 +19,7 @@ from kdhub.data.shared import shared
 from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.fields import Field as Stored
 from kdhub.files import canonical_json
+from kdhub.findings import Finding
 from kdhub.recipes.recipe import Ref
 from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, class_names
 from kdhub.task import Encoder, NetworkTask, View
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 MANY = 100
 """Steps of the picture that others of the same seed are compared with."""
+LOOKED_AT, STRAY = 16, 0.2
+"""Pictures whose range is looked at, and the share of their numbers outside it at which one is warned."""
 SHOWN = (1, 2, 4, 25)
 """Steps in which a teacher is drawn and measured."""
 
@@ -198,6 +201,27 @@ class ImageGeneration(NetworkTask):
             mine, theirs = (" x ".join(map(str, size)) for size in (mine, theirs))
             return f"the student draws pictures of {mine}, the teacher of {theirs}"
         return ""
+
+    def compare(self, student: Any, teacher: Any, thorough: bool = False) -> list[Finding]:
+        """Whether they draw pictures of one size, and, where the teacher may be asked, whether what it draws is in the
+        range of pictures: with another `prediction_type` than it was trained for it is not."""
+        if why := self.mismatch(student, teacher):
+            return [Finding("warn", "pictures", why, "--student signal takes the teacher's own network")]
+        found = [Finding("ok", "pictures", "of one size")]
+        if not thorough or not (model := getattr(teacher, "model", None)):
+            return found
+        rows = [{"seed": n, "condition": None, "content": b"", "length": 1} for n in range(LOOKED_AT)]
+        if model.classes is not None and not model.has_null:
+            rows = [{**row, "condition": model.classes[n % len(model.classes)]} for n, row in enumerate(rows)]
+        drawn = model.raw(rows).abs()
+        stray = float((drawn > 1.25).float().mean())
+        said = f"{stray:.0%} of what the teacher draws lies outside -1 to 1, up to {drawn.max():.3g}"
+        if stray > STRAY:
+            return [
+                *found,
+                Finding("warn", "range", said, "does its scheduler say another prediction_type than it has?"),
+            ]
+        return [*found, Finding("ok", "range", said)]
 
     def pictures(self, model: ImageModel, rows: Sequence[Mapping[str, Any]], **how: Any) -> np.ndarray:
         """Pictures of some seeds, bytes (rows, channels, height, width).

@@ -10,27 +10,27 @@ prediction is taught by one step of the teacher from the student's own predictio
 
 f is the teacher's picture. g(e, 0) is the student's, in one call. No data is opened, and no trajectory is run: the
 teacher is asked once a step, once more for the boundary (`boundary_weight`), and once more for `target_solver: heun`,
-which takes the mean of the pictures at both ends. With guidance f is f(0) + w (f(c) - f(0)), both in one call of twice
-the rows.
+which takes the mean of the pictures at both ends. With guidance f is f(0) + w (f(c) - f(0)), in one call of twice the
+rows.
 
-Noise is drawn anew in each step for each row, by the row's seed and the step; the rows of `data` say no more than which
-conditions there are. t is uniform over the whole range from the first step to the last.
+Noise is drawn anew in each step for each row, by the row's seed and the step; the rows of `data` say no more than
+which conditions there are. t is uniform over the whole range from the first step to the last.
 
 The student is the teacher's network (`student: signal`), initialised with its weights, and read at the constants of
-t_max, whatever t it is asked at: of a v-prediction g(e, t) = alpha(t_max) e - sigma(t_max) v(e, t), so that the boundary
-term begins at 0. Read at t itself, g(e, 0) would be e whatever the weights. A network that predicts epsilon gets a last
-layer of its own for pictures, since 1 / alpha(t_max) would amplify its errors.
+t_max, whatever t it is asked at: of a v-prediction g(e, t) = alpha(t_max) e - sigma(t_max) v(e, t), so that the
+boundary term begins at 0. Read at t itself, g(e, 0) would be e whatever the weights. A network that predicts epsilon
+gets a last layer of its own for pictures, since 1 / alpha(t_max) would amplify its errors.
 
 Reconstructed, as the paper's full text was not available: `step_size`, `boundary_weight`, uniform weights as the
-default (`inverse_step`, 1 / (1 - r)^2, is the other reading), the readout of v and epsilon networks, and how guidance is
-drawn. The average of the weights is for drawing alone, never for targets. Calling a student again on its own noised
+default (`inverse_step`, 1 / (1 - r)^2, is the other reading), the readout of v and epsilon networks, and how guidance
+is drawn. The average of the weights is for drawing alone, never for targets. Calling a student again on its own noised
 picture is not defined, and not offered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kdhub.student import Student
     from kdhub.teacher import Teacher
 
+Scale = Annotated[float, Field(ge=0, le=100)]
 KEPT = 0.995
 """Share of a picture's numbers that dynamic clipping leaves in range (arXiv:2205.11487)."""
 
@@ -64,7 +65,7 @@ class Boot(Averaged):
         target_solver: Literal["ddim", "heun"] = Field(
             "ddim", description="the teacher's step: first order, or second with one call more"
         )
-        guidance_scale: float | tuple[float, float] = Field(
+        guidance_scale: Scale | tuple[Scale, Scale] = Field(
             1.0, description="guidance of the pictures, from 0; two numbers: drawn between them, and set when drawing"
         )
         clip_signal: Literal["none", "range", "dynamic"] = Field(
@@ -85,8 +86,8 @@ class Boot(Averaged):
             if self.least >= self.t_max:
                 raise ValueError(f"t_min must be below t_max (t_min={self.least:g}, t_max={self.t_max:g})")
             scales = self.guidance_scale if isinstance(self.guidance_scale, tuple) else (self.guidance_scale,) * 2
-            if not 0 <= scales[0] <= scales[1]:
-                raise ValueError(f"guidance_scale must be from 0, the smaller number first ({self.guidance_scale})")
+            if scales[0] > scales[1]:
+                raise ValueError(f"guidance_scale must have the smaller number first ({self.guidance_scale})")
             return self
 
         @property
