@@ -128,16 +128,18 @@ class ImageModel(Student):
     # -- drawing ----------------------------------------------------------------------------------------------
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """`x`, the noise of each row's seed; `t`, where its drawing begins (a one-call model: 0); conditions; `seed`;
-        and `picture`, in -1 to 1, of rows that have one."""
-        batch = {"x": torch.from_numpy(own_noise([e["seed"] for e in examples], self.shape))}
-        batch["t"] = torch.full((len(examples),), 0.0 if self.one_call else self.process.start)
+        """`x`, the noise of each row's seed, and `t`, where its drawing begins (a one-call model: 0); of rows with a
+        picture that, in -1 to 1, also as `picture`, and t = 0. Then `seed` and conditions."""
+        if all("picture" in e for e in examples):
+            pictures = self.encode(np.stack([self._fitting(e["picture"]) for e in examples]))
+            batch = {"x": pictures, "picture": pictures, "t": torch.zeros(len(examples))}
+        else:
+            batch = {"x": torch.from_numpy(own_noise([e["seed"] for e in examples], self.shape))}
+            batch["t"] = torch.full((len(examples),), 0.0 if self.one_call else self.process.start)
         batch["seed"] = torch.tensor([e["seed"] for e in examples])
         batch |= self.conditions([e["condition"] for e in examples])
         if self.one_call and isinstance(self.guidance, tuple):
             batch["guidance"] = torch.full((len(examples),), self.guidance[0])
-        if all("picture" in e for e in examples):
-            batch["picture"] = self.encode(np.stack([self._fitting(e["picture"]) for e in examples]))
         return batch
 
     def _fitting(self, picture: np.ndarray) -> np.ndarray:

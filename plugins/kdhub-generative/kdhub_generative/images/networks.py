@@ -23,11 +23,10 @@ def waves(t: Tensor, width: int = WAVES) -> Tensor:
 class Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.norm, self.inner = nn.LayerNorm(width), nn.Linear(width, 2 * width)
-        self.time, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norm, self.inner, self.outer = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, h: Tensor, known: Tensor) -> Tensor:
-        return h + self.outer(nn.functional.silu(self.inner(self.norm(h)) + self.time(known)))
+        return h + self.outer(nn.functional.silu(self.inner(self.norm(h) + known)))
 
 
 class DenoiserMlp(nn.Module):
@@ -66,7 +65,7 @@ class DenoiserMlp(nn.Module):
             known = known + self.condition(condition)
         if self.guidance is not None:
             known = known + self.guidance(waves(guidance / SCALE))
-        known, h = nn.functional.silu(known), self.read(x.flatten(1))
+        h = self.read(x.flatten(1))
         for block in self.blocks:
             h = block(h, known)
         return self.write(self.norm(h)).reshape(x.shape)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from kdhub.data.dataset import Data
     from kdhub.pictures import Picture
+    from kdhub.student import BuildContext
     from kdhub_generative.images.model import ImageModel
 
 MANY = 100
@@ -117,6 +118,15 @@ class ImageGeneration(NetworkTask):
             None, description="a classifier of images in whose features pictures are compared as well as in pixels"
         )
 
+    class StudentOptions(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        steps: int | None = Field(
+            None,
+            ge=1,
+            le=1000,
+            description="calls that a model which draws in steps takes from here on; its own if unset",
+        )
+
     # -- rows -------------------------------------------------------------------------------------------------
 
     def training_table(self, parts: Sequence[tuple[Data, str]]) -> datasets.Dataset:
@@ -194,6 +204,17 @@ class ImageGeneration(NetworkTask):
                 hint="expected model_index.json of a diffusers pipeline, or config.json of a model that kdhub saved",
             ) from error
         return NetworkModel.load(folder, config, name or "")
+
+    def configure(self, student: ImageModel, context: BuildContext) -> ImageModel:
+        """
+        Raises:
+            CompatibilityError: `steps` of a one-call model.
+        """
+        if (steps := context.options.get("steps")) is not None:
+            if student.one_call:
+                raise CompatibilityError(f"a one-call model is not drawn in steps (steps={steps})")
+            student.steps = steps
+        return student
 
     def mismatch(self, student: Any, teacher: Any) -> str:
         mine, theirs = tuple(student.pixels), tuple(teacher.facts["pixels"])

@@ -90,7 +90,7 @@ def drawn_anew(
     import torch
 
     step = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    draws = [np.random.default_rng([step, int(seed) % 2**64]) for seed in seeds]
+    draws = [np.random.Generator(np.random.Philox(key=[step, int(seed) % 2**63])) for seed in seeds]
     first = np.stack([draw.random(uniform, np.float32) for draw in draws])
     noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
     return torch.from_numpy(first).to(seeds.device), torch.from_numpy(noise).to(seeds.device)
