@@ -38,7 +38,7 @@ class Denoiser(NetworkModel):
             raise UsageError(
                 f"student denoiser reads all pixels at once, and a picture has {prod(shape):,} numbers of at most "
                 f"{LARGEST:,}",
-                hint="take a U-Net: --student unet",
+                hint="take a U-Net: --student unet:",
             )
         torch.manual_seed(context.seed)
         config = {"network": "denoiser-mlp", "settings": settings, "shape": shape, **more}

@@ -49,7 +49,7 @@ class Denoise(Averaged):
         if student.one_call:
             raise CompatibilityError(
                 "denoise trains models that draw in many steps, and the student is a one-call model",
-                hint="take a fresh one, --student denoiser or --student unet",
+                hint="take a fresh one, --student denoiser: or --student unet:",
             )
 
     def rows(self, run: RunContext) -> Rows:
