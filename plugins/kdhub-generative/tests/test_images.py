@@ -222,6 +222,22 @@ def test_metrics_of_pictures_see_copies_and_sameness():
         metrics.frechet(drawn_of(real, np.zeros((3, 1, 8, 8), np.uint8)))
 
 
+def test_pictures_are_compared_in_the_features_of_a_named_classifier(tmp_path):
+    from kdhub_generative.images.task import ImageGeneration
+    from kdhub_tasks.classification.model import NetworkClassifier
+
+    torch.manual_seed(0)
+    config = {"network": "mlp", "shape": [4, 4], "hidden": [5], "classes": ["a", "b"]}
+    NetworkClassifier("image-classification", config).save(tmp_path)
+    real = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4)).astype(np.uint8)
+    task, options = ImageGeneration(), ImageGeneration.EvaluationOptions(feature={"source": f"path:{tmp_path}"})
+    plain, named = task.views(drawn_of(255 - real, real), options, "student")
+    seen = named.apply(drawn_of(255 - real, real))
+    assert named.variant == {"feature": f"path:{tmp_path}"} and "frechet" in named.metrics
+    assert metrics.features(seen, real).shape == (40, 5)
+    assert metrics.frechet(seen) != pytest.approx(metrics.frechet(drawn_of(255 - real, real)))
+
+
 def test_the_paired_error_asks_the_teacher_for_many_steps_with_the_students_guidance():
     asked = []
 
@@ -344,7 +360,7 @@ def test_a_one_call_pipeline_draws_the_same_without_kdhub(unet, tmp_path):
     e = torch.from_numpy(own_noise([1, 2], (1, 4, 4)))
     one.save(tmp_path)
     mine = kdhub.load(tmp_path)
-    assert mine.one_call and not mine.conditional
+    assert mine.one_call and not mine.knows.any
     with torch.no_grad():
         expected = mine.module({"x": e, "t": torch.zeros(2)}).x0
         assert torch.allclose(one.module({"x": e, "t": torch.zeros(2)}).x0, expected, atol=1e-6)

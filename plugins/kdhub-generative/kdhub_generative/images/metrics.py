@@ -83,9 +83,11 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def covered(points: np.ndarray, by: np.ndarray) -> float:
     """The share of points that lie in a ball around one of others as large as the distance to its third neighbour among
     these."""
-    of = np.partition(squared_distances(by, by), min(NEIGHBOURS, len(by) - 1), axis=1)[:, min(NEIGHBOURS, len(by) - 1)]
-    parts = [squared_distances(points[n : n + ROWS], by) <= of for n in range(0, len(points), ROWS)]
-    return float(np.concatenate(parts).any(1).mean())
+    at = min(NEIGHBOURS, len(by) - 1)
+    near = [np.partition(squared_distances(by[n : n + ROWS], by), at, axis=1)[:, at] for n in range(0, len(by), ROWS)]
+    of = np.concatenate(near)
+    parts = [(squared_distances(points[n : n + ROWS], by) <= of).any(1) for n in range(0, len(points), ROWS)]
+    return float(np.concatenate(parts).mean())
 
 
 def frechet(out: Drawn) -> float | None:

@@ -23,7 +23,7 @@ from kdhub.rows import Example, Signals
 from kdhub.signals.settings import own_noise
 from kdhub.student import Student
 from kdhub_generative.images.process import Process, ddim, guided, process_of
-from kdhub_generative.images.settings import Drawing
+from kdhub_generative.images.settings import Conditions, Drawing
 
 TASK = "image-generation"
 STEPS = 25
@@ -96,30 +96,20 @@ class ImageModel(Student):
         return self.module.readout is not None
 
     @property
-    def conditional(self) -> bool:
-        return self.prompts or self.classes is not None
+    def knows(self) -> Conditions:
+        return Conditions(None if self.classes is None else tuple(self.classes), self.prompts, self.has_null)
 
     @property
     def pixels(self) -> tuple[int, ...]:
         return self.shape
 
     def describe(self) -> dict[str, Any]:
-        known = {"classes": self.classes, "prompts": self.prompts, "one_call": self.one_call, "steps": self.steps}
-        return {"widths": {"x0": list(self.shape)}, "pixels": list(self.pixels), **known}
-
-    def fault(self, condition: str | None) -> str:
-        """Why it cannot draw a condition; "" where it can."""
-        if self.prompts or condition is None:
-            missing = self.conditional and condition is None and not self.has_null
-            return "has no condition, and the model has none of nothing" if missing else ""
-        if self.classes is None:
-            return f"the condition {condition!r} means nothing to a model without conditions"
-        known = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
-        return "" if condition in self.classes else f"the model does not know the condition {condition!r} ({known})"
+        known = {"classes": self.classes, "prompts": self.prompts, "has_null": self.has_null}
+        return {"widths": {"x0": list(self.shape)}, "pixels": list(self.pixels), "one_call": self.one_call, **known}
 
     def conditions(self, names: Sequence[str | None]) -> dict[str, Tensor]:
         """`condition` of some rows, and `null`, that of nothing, where it knows one; empty where it has none."""
-        if not self.conditional:
+        if not self.knows.any:
             return {}
         null = len(self.classes)
         found = [null if name is None else self.classes.index(name) for name in names]

@@ -17,7 +17,7 @@ _method = MethodSpec.shorthand("kdhub_generative.methods.", tasks=(NAME,))
 METHODS = (
     _method(
         "denoise", "denoise:Denoise", "a diffusion trained on pictures: teachers, and the baseline without one",
-        uses=("x0",), baseline=True, paper="arXiv:2006.11239", recipe="digits-diffusion",
+        uses=("x0",), labels=True, baseline=True, paper="arXiv:2006.11239", recipe="digits-diffusion",
     ),
     _method(
         "boot", "boot:Boot", "a diffusion to one call, from noise alone, by bootstrapping along its own trajectories",

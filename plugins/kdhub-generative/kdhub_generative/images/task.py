@@ -24,7 +24,7 @@ from kdhub.recipes.recipe import Ref
 from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, class_names
 from kdhub.task import Encoder, NetworkTask, View
 from kdhub.teachers.saved import SavedTeacher
-from kdhub_generative.images.settings import Drawing
+from kdhub_generative.images.settings import Conditions, Drawing
 
 if TYPE_CHECKING:
     import datasets
@@ -88,15 +88,21 @@ class ImageTeacher(SavedTeacher):
     group_rows = 256
 
     @property
-    def prompts(self) -> bool:
-        return self.model.prompts
+    def knows(self) -> Conditions:
+        classes = self.facts["classes"]
+        return Conditions(classes and tuple(classes), self.facts["prompts"], self.facts["has_null"])
 
     def layout(self, kind: str) -> dict[str, Any]:
         if not Drawing.names(kind):
             return super().layout(kind)
-        if (how := Drawing.parse(kind)).steps not in (None, 1) and self.facts["one_call"]:
+        how = Drawing.parse(kind)
+        if how.steps not in (None, 1) and self.facts["one_call"]:
             raise CompatibilityError(
                 f"{self.argument} is a one-call model: steps cannot be several (steps={how.steps})"
+            )
+        if how.guidance not in (None, 1) and not (self.facts["one_call"] or self.knows.has_null):
+            raise CompatibilityError(
+                f"{self.argument} does not know conditions and nothing, as guidance needs (guidance={how.guidance:g})"
             )
         return {"image": Stored("image", "uint8", tuple(self.facts["pixels"]))}
 
@@ -168,10 +174,10 @@ class ImageGeneration(NetworkTask):
         return facts
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
-        model = student or teacher.model
+        knows = (student or teacher).knows
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            made = [example_of(row, model) for row in rows]
+            made = [example_of(row, knows) for row in rows]
             if any("fault" in one for one in made):
                 raise UnreadableRows(made)
             return made
@@ -333,17 +339,17 @@ class ImageGeneration(NetworkTask):
         }
 
 
-def example_of(row: Mapping[str, Any], model: Any) -> Example:
+def example_of(row: Mapping[str, Any], knows: Conditions) -> Example:
     """One row as models see it; with a `fault` where they cannot draw its condition or read its picture."""
     if "image" not in row:
         condition = None if row.get("condition") is None else str(row["condition"])
         one = {"seed": int(row["seed"]), "condition": condition, "length": 1, "cut": False}
         one["content"] = canonical_json([one["seed"], condition])
-        if fault := model.fault(condition):
+        if fault := knows.fault(condition):
             return {**one, "fault": fault, "length": 0}
         return one
-    given = row.get("prompt" if getattr(model, "prompts", False) else "label")
-    condition = str(given) if given is not None and model.conditional else None
+    given = row.get("prompt" if knows.prompts else "label")
+    condition = str(given) if given is not None and knows.any else None
     try:
         picture, content = images.seen(row["image"])
     except DataError as error:
@@ -351,6 +357,6 @@ def example_of(row: Mapping[str, Any], model: Any) -> Example:
         return {"seed": 0, "condition": None, "content": b"", "length": 0, "cut": False, "fault": fault}
     content += canonical_json(condition)
     one = {"seed": zlib.crc32(content), "condition": condition, "picture": np.asarray(picture), "content": content}
-    if fault := model.fault(condition) if condition is not None else "":
+    if fault := knows.fault(condition):
         return {**one, "length": 0, "cut": False, "fault": Fault(fault)}
     return {**one, "length": 1, "cut": False}

@@ -193,7 +193,7 @@ def mismatched(student: Any, teacher: Any) -> str:
     """Why a student cannot follow a teacher's trajectories; "" where it can."""
     if student.shape != teacher.shape:
         return f"student and teacher have pictures of other shapes ({student.shape} and {teacher.shape})"
-    if (student.classes, student.prompts) != (teacher.classes, teacher.prompts):
+    if student.knows != teacher.knows:
         return "student and teacher have other conditions"
     mine, theirs = student.process.kept, teacher.process.kept
     if (mine is None) != (theirs is None) or (
