@@ -177,7 +177,7 @@ class ImageModel(Student):
         """What some rows end at, before it is cut to the range of pictures."""
         self.module.to(where := device())
         with torch.no_grad():
-            return self.draw({name: value.to(where) for name, value in self.collate(examples).items()})
+            return self.decode(self.draw({n: value.to(where) for n, value in self.collate(examples).items()}))
 
     def draw(self, batch: Mapping[str, Tensor], how: Drawing = PLAIN) -> Tensor:
         """The pictures of a batch's noise and conditions, by this model's own process.

@@ -240,7 +240,7 @@ class ImageGeneration(NetworkTask):
         rows = [{"seed": n, "condition": None, "content": b"", "length": 1} for n in range(LOOKED_AT)]
         if model.classes is not None and not model.has_null:
             rows = [{**row, "condition": model.classes[n % len(model.classes)]} for n, row in enumerate(rows)]
-        drawn = model.raw(rows).abs()
+        drawn = model.raw(rows).abs()  # in pixels, whatever the process runs in
         stray = float((drawn > 1.25).float().mean())
         said = f"{stray:.0%} of what the teacher draws lies outside -1 to 1, up to {drawn.max():.3g}"
         if stray > STRAY:

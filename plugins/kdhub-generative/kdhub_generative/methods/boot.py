@@ -69,7 +69,7 @@ class Boot(Averaged):
             1.0, description="guidance of the pictures, from 0; two numbers: drawn between them, and set when drawing"
         )
         clip_signal: Literal["none", "range", "dynamic"] = Field(
-            "none", description="the teacher's guided picture cut to -1..1, or to its own 99.5 % and scaled back"
+            "none", description="the teacher's picture, guided, cut to -1..1, or to its own 99.5 % and scaled back"
         )
 
         @property
@@ -87,7 +87,9 @@ class Boot(Averaged):
                 raise ValueError(f"t_min must be below t_max (t_min={self.least:g}, t_max={self.t_max:g})")
             scales = self.guidance_scale if isinstance(self.guidance_scale, tuple) else (self.guidance_scale,) * 2
             if scales[0] > scales[1]:
-                raise ValueError(f"guidance_scale must have the smaller number first ({self.guidance_scale})")
+                raise ValueError(
+                    f"guidance_scale must have the smaller number first (guidance_scale={self.guidance_scale})"
+                )
             return self
 
         @property
