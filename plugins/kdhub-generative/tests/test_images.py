@@ -247,6 +247,10 @@ def test_the_paired_error_asks_the_teacher_for_many_steps_with_the_students_guid
     mine.guidance = 3.0
     assert metrics.paired_error(mine, Drawn(teacher, mine.table)) == pytest.approx(4.0)
     assert asked == ['image:{"guidance":3.0,"steps":100}']
+    by_steps = {'image:{"steps":1}': 55, 'image:{"steps":100}': 255}  # the teacher in one call is .8 of the way off
+    teacher = Drawn(lambda _, kind: {"image": np.full((3, 1, 2, 2), by_steps[kind], np.uint8)}, mine.table)
+    half = drawn_of(np.full((3, 1, 2, 2), 155, np.uint8))
+    assert metrics.paired_share(half, teacher) == pytest.approx(0.25) and metrics.frechet_share(half, teacher) is None
 
 
 def test_the_sheet_has_every_row_of_every_subject():

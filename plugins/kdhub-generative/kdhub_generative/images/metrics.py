@@ -136,6 +136,18 @@ def paired_error(out: Drawn, teacher: Drawn) -> float:
         return _apart(out.images, teacher.images)
 
 
+def paired_share(out: Drawn, teacher: Drawn) -> float | None:
+    """The paired error as a share of that of the teacher in one call."""
+    once = _apart(*(teacher.at(steps=n, guidance=out.guidance).images for n in (1, MANY)))
+    return paired_error(out, teacher) / once if once else None
+
+
+def frechet_share(out: Drawn, teacher: Drawn) -> float | None:
+    """The Fréchet distance to real pictures as a share of that of the teacher in one call."""
+    once = frechet(teacher.at(steps=1, guidance=out.guidance))
+    return frechet(out) / once if once else None
+
+
 def own_error(out: Drawn) -> float | None:
     """The same from what the model itself draws in many steps; None for one that cannot."""
     if out.one_call:

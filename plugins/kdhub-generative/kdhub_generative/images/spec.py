@@ -68,5 +68,13 @@ METRICS = (
         "paired-error", "paired_error", "mean squared difference from the teacher's picture of the same seed in 100 "
         "steps", fidelity=True, **LOWER,
     ),
+    _metric(
+        "paired-share", "paired_share", "the paired error as a share of that of the teacher in one call",
+        fidelity=True, **LOWER,
+    ),
+    _metric(
+        "frechet-share", "frechet_share", "the Fréchet distance as a share of that of the teacher in one call",
+        fidelity=True, **LOWER,
+    ),
     _metric("own-error", "own_error", "the same from the model's own picture in 100 steps", **LOWER),
 )  # fmt: skip
