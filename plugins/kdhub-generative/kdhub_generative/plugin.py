@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from kdhub.hookspecs import hooks_of
+from kdhub_generative.images import spec as images
 
-ROOMS = ()
+ROOMS = (images,)
 
 globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))
