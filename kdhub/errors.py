@@ -187,6 +187,10 @@ class RunError(KdhubError):
     pass
 
 
+class InUseError(RunError):
+    """Another job works in the run folder."""
+
+
 class AwaitingError(KdhubError):
     """A run stops until people have given it something (labels), and goes on with --resume."""
 

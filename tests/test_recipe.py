@@ -304,6 +304,32 @@ def test_a_chain_is_made_once_and_reused(chain, isolated, tmp_path):
     assert names == ["assistant", "assistant", "labelled"], "a changed recipe is made again, what it stands on is not"
 
 
+def test_jobs_that_stand_on_the_same_students_share_the_work(chain, isolated, tmp_path, monkeypatch):
+    """What another job is making comes last, and is waited for; one that died at it is taken over."""
+    from kdhub.recipes.chain import folder_of, resolved
+    from kdhub.recipes.resolve import Resolver
+    from kdhub.training import execute
+
+    chain("assistant", method="toy-plain", teacher=None)
+    chain("beginning", method="toy-plain", teacher=None, seed=4)
+    chain("last", teacher="recipe:assistant", student="recipe:beginning")
+    resolver = Resolver()
+    folders = [folder_of(resolved(f"recipe:{name}", resolver), resolver) for name in ("assistant", "beginning")]
+    other = Run.create(folders[0], resolved("recipe:assistant", resolver))
+    waited = []
+
+    def sleep(seconds):
+        if seconds == execute.POLL_SECONDS:
+            waited.append([Run.open(folder).finished("done") for folder in folders])
+            other.unlock()
+
+    monkeypatch.setattr(execute.time, "sleep", sleep)
+    run = distill("last", out=tmp_path / "one")
+    assert waited == [[False, True]] and run.provenance["chained"] == {
+        "recipe:assistant": str(folders[0] / "student"), "recipe:beginning": str(folders[1] / "student")
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_a_made_teacher_that_was_changed_is_made_again(chain, isolated, tmp_path, caplog, suffix):
     chain("assistant", method="toy-plain", teacher=None)

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdhub.errors import RecipeError, RunError
+from kdhub.errors import InUseError, RecipeError, RunError
 from kdhub.files import atomic_write, changed, is_leftover, read_sealed, sealed, write_json, write_sealed
 from kdhub.plain_json import fit, plain_json
 from kdhub.ranks import rank, world_size
@@ -105,7 +105,7 @@ class Run:
         """Keep other jobs out until this process ends; the ranks of one job share the folder.
 
         Raises:
-            RunError: another job has it.
+            InUseError: another job has it. RunError: it cannot be written.
         """
         if rank() != 0:
             return
@@ -115,7 +115,7 @@ class Run:
         try:
             self._lock.acquire()
         except Timeout:
-            raise RunError(
+            raise InUseError(
                 f"{self.folder} is in use by another kdhub job", hint="wait for it to end, or choose another --out"
             ) from None
         except OSError as error:

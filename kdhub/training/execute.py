@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdhub.errors import RunError
+from kdhub.errors import InUseError, RunError
 from kdhub.files import canonical_json
-from kdhub.ranks import barrier, rank
+from kdhub.ranks import barrier, of_first, rank
 from kdhub.recipes.chain import folder_of, lineage, replaced, resolved, withheld_in
 from kdhub.recipes.recipe import Recipe, read_yaml
 from kdhub.recipes.resolve import Resolver
@@ -22,6 +22,8 @@ logger = logging.getLogger("kdhub")
 
 COST_ROWS = 256
 """Rows that cost is measured on."""
+POLL_SECONDS = 2.0
+"""Between looks at a student that another job makes."""
 
 
 def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
@@ -62,7 +64,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         _note_student(run, session, student, saved)
         report = session.method.evaluate(session, student)
         _add_costs(run, session, student, report, saved.precision)
-        pictured.draw(run, session.task, session.evaluator.data)
+        pictured.draw(run, session.task, session.evaluator.data, student)
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))
@@ -185,17 +187,27 @@ def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str
     Returns:
         the recipe, and which folder stands for which name.
     """
+    sources: list[str] = []
+    replaced(recipe, lambda source: sources.append(source) or source)
+    if not sources:
+        return recipe, {}
+    folders = _made(list(dict.fromkeys(sources)), resolver)
+    resolver.chained |= {f"path:{folder}": source for source, folder in folders.items()}
+    return Recipe.model_validate(replaced(recipe, lambda source: f"path:{folders[source]}")), folders
+
+
+def _made(sources: Sequence[str], resolver: Resolver) -> dict[str, str]:
+    """The student folders of some recipes. What another job is making is left for last and waited for, so that jobs
+    which stand on the same students share the work."""
     folders: dict[str, str] = {}
-
-    def made(source: str) -> str:
-        if source not in folders:
-            folders[source] = str(_made_once(source, resolver))
-        path = f"path:{folders[source]}"
-        resolver.chained[path] = source
-        return path
-
-    values = replaced(recipe, made)
-    return (Recipe.model_validate(values), folders) if folders else (recipe, {})
+    while left := [source for source in sources if source not in folders]:
+        for source in left:
+            if folder := _made_once(source, resolver):
+                folders[source] = str(folder)
+        if not folders.keys() & {*left}:
+            logger.info("waiting for another job, which makes %s", ", ".join(left))
+            time.sleep(POLL_SECONDS)
+    return {source: folders[source] for source in sources}
 
 
 def _damage(folder: Path) -> list[str]:
@@ -207,18 +219,29 @@ def _damage(folder: Path) -> list[str]:
         return [error.message]
 
 
-def _made_once(source: str, resolver: Resolver) -> Path:
-    """The student folder of a recipe, distilled now if it never was; an interrupted one is continued."""
+def _made_once(source: str, resolver: Resolver) -> Path | None:
+    """The student folder of a recipe, distilled now if it never was; an interrupted one is continued. None while
+    another job is at it."""
     recipe = resolved(source, resolver)
     folder = folder_of(recipe, resolver)
     if rank() == 0 and (folder / "recipe.yaml").exists() and (damage := _damage(folder)):
         logger.warning("%s: %s changed since it was made; made again", source, ", ".join(damage[:3]))
         shutil.rmtree(folder)
     barrier()
-    if not (folder / "recipe.yaml").exists():
-        execute(Run.create(folder, recipe), resolver)
-    elif not (run := Run.open(folder)).finished("done"):
-        run.lock()
+    run, busy = None, False
+    try:
+        if not (folder / "recipe.yaml").exists():
+            run = Run.create(folder, recipe)
+        elif not (found := Run.open(folder)).finished("done"):
+            found.lock()
+            run = found
+    except RunError as error:
+        busy = isinstance(error, InUseError) or (folder / "recipe.yaml").exists()  # written since we looked
+        if not busy:
+            raise
+    if of_first(busy):
+        return None
+    if run is not None:
         execute(run, resolver)
     barrier()  # the first rank saves the student, all of them open it
     return folder / "student"
