@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from kdhub.hookspecs import hooks_of
+from kdhub_vision.counting import spec as counting
 
-ROOMS = ()
+ROOMS = (counting,)
 
 globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))
