@@ -10,7 +10,7 @@ import torch
 from kdhub_vision.counting import targets
 from kdhub_vision.counting.data import points
 from kdhub_vision.counting.generated import pasted_digits
-from kdhub_vision.counting.metrics import Counts, bias, game, mae, nae, ranges, rmse
+from kdhub_vision.counting.metrics import Counts, bias, game, mae, nae, rae, ranges, rmse
 from kdhub_vision.counting.model import Counter
 from kdhub_vision.counting.networks import BACK, FRONT, divided
 from kdhub_vision.counting.students import csrnet, divided_teacher
@@ -120,7 +120,7 @@ def test_errors_by_hand():
     out.add(1, second, 1.0, Truth.of({"count": 1}).regions(16, 16), 16, 16)
     out.done()
     assert (mae(out), rmse(out), bias(out)) == (2.5, pytest.approx(np.sqrt(6.5)), 0.5)
-    assert nae(out) == pytest.approx((2 / 5 + 3) / 2)
+    assert nae(out) == pytest.approx((2 / 5 + 3) / 2) and rae(out) == 2.5 / 2
     assert game(out, 0) == 2 and game(out, 1) == 1 + 1 + 1 + 1, "of the image whose places are known"
     assert game(out, 1) <= game(out, 2) <= game(out, 3)
     assert nae(out.some(np.array([True, False]))) == 2 / 5

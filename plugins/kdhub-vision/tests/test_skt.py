@@ -124,7 +124,7 @@ def test_the_adapters_are_105_728_weights_and_no_part_of_the_student(tmp_path):
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_a_batch_is_the_mean_of_its_images(reduction):
     """Each has its own Gram matrices and its own size: nothing of another, or of what is padded, counts."""
-    student, teacher, sizes = csrnet("32", Context()), csrnet("16", Context()), ((64, 48), (33, 57))
+    student, teacher, sizes = csrnet("32", Context()), csrnet("16", Context()), ((64, 48), (33, 57), (64, 48))
     whole = Trial(student, teacher, sizes, reduction=reduction)
     alone = []
     for n, (high, wide) in enumerate(sizes):
@@ -138,7 +138,7 @@ def test_a_batch_is_the_mean_of_its_images(reduction):
         )
     each = [whole.terms(batch) for batch in alone]
     for name, value in whole.terms().items():
-        assert value == pytest.approx((each[0][name] + each[1][name]) / 2, rel=1e-3), name
+        assert value == pytest.approx(sum(one[name] for one in each) / 3, rel=1e-3), name
 
 
 def test_sums_are_much_larger_than_means_and_rows_without_labels_have_no_hard_term():
@@ -156,12 +156,12 @@ def test_sums_are_much_larger_than_means_and_rows_without_labels_have_no_hard_te
 
 def test_crops_are_of_whole_cells_and_keep_what_lies_in_them():
     student = csrnet("32", Context())
-    trial = Trial(student, csrnet("32", Context()), sizes=[(65, 90), (40, 48), (17, 23)], flip=0.5)
+    trial = Trial(student, csrnet("32", Context()), sizes=[(65, 90), (40, 48), (24, 33)], flip=0.5)
     made, seen = [], set()
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         batch = trial.method.prepare_batch(trial.batch, generator)
-        for size, whole in zip(batch["sizes"].tolist(), ((65, 90), (40, 48), (17, 23))):
+        for size, whole in zip(batch["sizes"].tolist(), ((65, 90), (40, 48), (24, 33))):
             assert all(n % 8 == 0 and n >= max(16, whole[i] // 2 - 12) for i, n in enumerate(size))
             seen.add(tuple(size))
         high, wide = (n // 8 for n in batch["sizes"][0].tolist())
@@ -208,11 +208,10 @@ def test_a_teacher_alone_teaches_its_maps(tmp_path):
         use["options"] = {**use["options"], "train": 32}
     options = {"reduction": "mean", "hard_weight": 0, "lr": 3e-3, "batch_size": 8, "epochs": 8, "crop": [1, 1]}
     run = kdhub.distill({**tiny, "task": "counting", "method": "skt", "options": options}, out=tmp_path / "run")
-    measured = {m["subject"]: m["value"] for m in run.report["measures"] if m["metric"] == "count-gap"}
-    start = [m["value"] for m in run.report["measures"] if m["metric"] == "mae" and m["subject"] == "student-before"]
+    gap = [m["value"] for m in run.report["measures"] if m["metric"] == "count-gap"]
+    assert gap[1] < gap[0] / 4, "the student's counts are the teacher's, as far as they can be"
     last = list(run.metrics())[-1]
     assert set(last["terms"]) == {"labels", "teacher", "cos", "fsp"} and last["state"]["share_teacher"] > 0
-    print(measured, start, last)
     saved = kdhub.load(run.folder)
     assert sum(p.numel() for p in saved.module.parameters()) == sum(
         p.numel() for p in csrnet("32", Context()).module.parameters()

@@ -35,11 +35,7 @@ def overlays(
     maps = {who: [_cut(m, image) for m, image in zip(of["map"], images)] for who, of in given.items()}
     with matplotlib.rc_context(STYLE):
         figure = new_figure(SIDE * (1 + len(given)), (SIDE + 0.3) * len(images))
-        figure.set_layout_engine("none")
         axes = figure.subplots(len(images), 1 + len(given), squeeze=False)
-        figure.subplots_adjust(
-            left=0.01, right=0.99, bottom=0.01, top=1 - 0.25 / figure.get_size_inches()[1], hspace=0.2, wspace=0.04
-        )
         for n, (line, image) in enumerate(zip(axes, images)):
             high, wide = image.shape[-2:]
             # One scale of colours a line: what one model sees and another does not must show.

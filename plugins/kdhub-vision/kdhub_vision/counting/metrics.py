@@ -4,6 +4,7 @@ mae, rmse      mean absolute error of the count; root of its mean square (arXiv:
 nae            mean of the absolute error over the true count, of images that have any
 game@L         grid average mean absolute error: the errors of 4^L regions of an image added up
                (Guerrero-Gomez-Olmedo et al., 2015); of images whose places are known
+rae            mae over that of always saying the mean count of these images: 1 for a model that sees nothing
 count-bias     mean of predicted - true: what is counted on empty images, or a constant factor, shows here
 """
 
@@ -106,6 +107,11 @@ def rmse(out: Counts) -> float:
 def nae(out: Counts) -> float | None:
     some = out.true > 0
     return float((np.abs(out.predicted - out.true)[some] / out.true[some]).mean()) if some.any() else None
+
+
+def rae(out: Counts) -> float | None:
+    plain = np.abs(out.true - out.true.mean()).mean()
+    return mae(out) / float(plain) if plain else None
 
 
 def bias(out: Counts) -> float:

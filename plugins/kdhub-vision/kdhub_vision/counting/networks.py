@@ -100,6 +100,12 @@ def flat(maps: Tensor, sizes: Tensor) -> Tensor:
     return maps[inside(maps, sizes)]
 
 
+def unflat(cells: Tensor, sizes: Tensor) -> Tensor:
+    """The maps of which `flat` gave the cells, with zeros beyond the smaller ones."""
+    made = cells.new_zeros(len(sizes), 1, *sizes.amax(0).tolist())
+    return made.masked_scatter(inside(made, sizes), cells)
+
+
 def divided(settings: Mapping[str, Any], by: float) -> dict[str, Any]:
     """Settings of a network with every width divided, rounded to the nearest: 64, 128, 256, 512 by 3 are 21, 43, 85,
     171 (arXiv:2003.10120, its `model_student_vgg.py`).

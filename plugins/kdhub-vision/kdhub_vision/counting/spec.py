@@ -61,6 +61,7 @@ METRICS = (
     _metric("mae", "mae", "mean absolute error of the count"),
     _metric("rmse", "rmse", "root mean squared error of the count"),
     _metric("nae", "nae", "mean absolute error over the true count, of images that have any"),
+    _metric("rae", "rae", "mae over that of always saying the mean count; 1 for a model that sees nothing"),
     *(
         _metric(f"game@{n}", f"game_{n}", f"absolute errors of {4**n} regions of an image, added up, mean")
         for n in (1, 2, 3)

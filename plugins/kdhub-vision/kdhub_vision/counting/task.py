@@ -81,7 +81,6 @@ class Counting(NetworkTask):
     name = NAME
     primary = {"rows": "mae"}
     primary_signal = "density"
-    pipeline_tag = "image-to-image"
     drawn = 64
     Teacher = CounterTeacher
     StudentOptions = CounterOptions

@@ -129,36 +129,30 @@ class Skt(Density):
         terms["teacher"] = o.soft_weight * gap.square().sum() / many
         if not self.kinds:
             return terms
+        from kdhub_vision.counting.networks import unflat
+
+        strides = [stride_of(kind, batch["image"], student[kind], teacher[kind]) for kind in self.kinds] + [STRIDE]
+        of_both = [
+            [*(given[kind] for kind in self.kinds), unflat(given.density, -(-sizes // STRIDE))]
+            for given in (student, teacher)
+        ]
         cos, fsp, mean = [], [], o.reduction == "mean"
-        densities = [self._rows_of(given.density, sizes) for given in (student, teacher)]
-        for n in range(many):
-            mine, theirs, strides = [], [], []
-            for kind, adapter in zip(self.kinds, self.modules["adapters"]):
-                made = adapter(student[kind][n : n + 1])
-                stride = stride_of(kind, batch["image"], student[kind], teacher[kind])
-                high, wide = (-(-sizes[n] // stride)).tolist()
-                mine.append((made.relu() if o.adapter_relu else made)[..., :high, :wide])
-                theirs.append(teacher[kind][n : n + 1, :, :high, :wide])
-                strides.append(stride)
+        for (high, wide), rows in alike(sizes).items():
+            mine, theirs = (
+                [m[rows, :, : -(-high // s), : -(-wide // s)] for m, s in zip(maps, strides)] for maps in of_both
+            )
+            for n, adapter in enumerate(self.modules["adapters"]):
+                mine[n] = adapter(mine[n]).relu() if o.adapter_relu else adapter(mine[n])
+            weight = len(rows) if mean else 1
             if o.lambda_cos:
-                cos.append(sum(cosine_distance(f, t, mean) for f, t in zip(mine, theirs)))
+                cos += [weight * cosine_distance(f, t, mean) for f, t in zip(mine[:-1], theirs)]
             if o.lambda_fsp:
                 own, other = (
-                    grams([pooled(m, o.fsp_stride // s) for m, s in zip([*maps, of[n]], [*strides, STRIDE])])
-                    for maps, of in zip((mine, theirs), densities)
+                    grams([pooled(m, o.fsp_stride // s) for m, s in zip(maps, strides)]) for maps in (mine, theirs)
                 )
-                fsp.append(sum(squares(a - b, mean) for a, b in zip(own, other)))
-        if cos:
-            terms["cos"] = o.lambda_cos * sum(cos) / many
-        if fsp:
-            terms["fsp"] = o.lambda_fsp * sum(fsp) / many
-        return terms
-
-    def _rows_of(self, density: Tensor, sizes: Tensor) -> list[Tensor]:
-        """Cells of all rows as a map of each, (1, 1, height, width)."""
-        shapes = (-(-sizes // STRIDE)).tolist()
-        parts = density.split([high * wide for high, wide in shapes])
-        return [cells.reshape(1, 1, *shape) for cells, shape in zip(parts, shapes)]
+                fsp += [weight * squares(a - b, mean) for a, b in zip(own, other)]
+        factors = {"cos": (o.lambda_cos, cos), "fsp": (o.lambda_fsp, fsp)}
+        return terms | {name: factor * sum(of) / many for name, (factor, of) in factors.items() if factor}
 
     def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
         total = sum(terms.values())
@@ -170,6 +164,14 @@ class Skt(Density):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._shares = dict(state)
+
+
+def alike(sizes: Tensor) -> dict[tuple[int, int], list[int]]:
+    """Height and width of images -> the rows that have them."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for n, size in enumerate(sizes.tolist()):
+        found.setdefault(tuple(size), []).append(n)
+    return found
 
 
 def stride_of(kind: str, images: Tensor, *maps: Tensor) -> int:
