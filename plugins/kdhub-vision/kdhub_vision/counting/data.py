@@ -77,8 +77,11 @@ class Annotated(Source):
     @cached_property
     def _common(self) -> dict[str, Known | DataError]:
         """What a file of all images of the split says, by their names."""
-        file = next(file for file in self.annotations.values() if file.name in COMMON)
-        return _of_all(file)
+        file = next((file for file in self.annotations.values() if file.name in COMMON), None)
+        try:
+            return {} if file is None else _of_all(file)
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"an annotation that cannot be read: {file.name}: {error}") from error
 
     def columns(self) -> list[str]:
         return ["image", *KINDS] if self.annotations else ["image"]
@@ -96,6 +99,7 @@ class Annotated(Source):
         return {"kind": "points", "folder": self.label, "images": len(self.images), "annotated": len(self.annotations)}
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+        self._common  # noqa: B018 - where it cannot be read, no image is to blame
         for number, image in enumerate(self.images, 1):
             name = str(image.relative_to(self.root))
             try:
@@ -191,7 +195,7 @@ def read_annotation(file: Path) -> Known:
         if file.suffix == ".json":
             return _value(json.loads(file.read_text(encoding="utf-8")), file.name)
         return _mat(file) if file.suffix == ".mat" else _npy(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"an annotation that cannot be read: {file.name}: {error}") from error
 
 

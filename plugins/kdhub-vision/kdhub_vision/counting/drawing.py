@@ -46,14 +46,14 @@ def overlays(
             if points[n] is not None:
                 size = float(np.clip(160 / np.sqrt(len(points[n]) + 1), 4, 40))
                 line[0].scatter(*points[n].T, s=size, facecolors="none", edgecolors=POINT, linewidths=1.2)
-            line[0].set_title(f"true {true[n]:.4g}", fontsize=10, color=INK, pad=3)
+            line[0].set_title(f"true {true[n]:g}", fontsize=10, color=INK, pad=3)
             for axis, (who, of) in zip(line[1:], given.items()):
                 seen = np.clip(maps[who][n] / most, 0, 1)
                 high_cells, wide_cells = (STRIDE * many for many in seen.shape)  # the last ones may reach beyond
                 look = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.25 + 0.65 * seen}
                 axis.imshow(seen, extent=(0, wide_cells, high_cells, 0), interpolation="nearest", **look)
                 axis.set(xlim=(0, wide), ylim=(high, 0))
-                axis.set_title(f"{WHO[who]} {of['predicted'][n]:.4g}", fontsize=10, color=INK, pad=3)
+                axis.set_title(f"{WHO[who]} {of['predicted'][n]:.1f}", fontsize=10, color=INK, pad=3)
         who = ", ".join(WHO[name] for name in given)
         sentence = (
             f"Images with their points and the true count; over them the density that each model gives ({who}) and the "

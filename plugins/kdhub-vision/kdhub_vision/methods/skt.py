@@ -52,7 +52,7 @@ class SktOptions(DensityOptions):
     hook_points: tuple[str, ...] = Field(
         HOOKS, description="layers that are compared, by their names in both networks; two or more, outermost first"
     )
-    fsp_stride: int = Field(8, ge=1, description="pixels of a side of a cell that maps are pooled to, a power of two")
+    fsp_stride: int = Field(STRIDE, ge=STRIDE, description="pixels of a cell that maps are pooled to, a power of two")
     adapter_relu: bool = Field(
         True, description="ReLU behind the 1x1 convolutions that bring layers to the teacher's width"
     )
@@ -99,14 +99,6 @@ class Skt(Density):
 
     def uses(self, student: Student) -> tuple[str, ...]:
         return self.kinds
-
-    def check(self, student: Student, teacher: Teacher | None) -> None:
-        super().check(student, teacher)
-        if self.options.fsp_stride < STRIDE:
-            raise CompatibilityError(
-                f"fsp_stride must not be below the {STRIDE} pixels of a cell of the density map "
-                f"(fsp_stride={self.options.fsp_stride})"
-            )
 
     def extras(self, student: Student, teacher: Teacher | None) -> Mapping[str, nn.Module]:
         if not self.kinds:
