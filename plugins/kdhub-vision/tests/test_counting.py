@@ -16,6 +16,7 @@ from kdhub_vision.counting.networks import BACK, FRONT, divided
 from kdhub_vision.counting.students import csrnet, divided_teacher
 from kdhub_vision.counting.task import Counting, Truth
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.io import savemat
 
 import kdhub
@@ -55,6 +56,17 @@ def test_widths_and_weights_are_those_of_the_paper():
             csrnet(wrong, Context())
     with pytest.raises(CompatibilityError, match="needs a teacher for counting"):
         divided_teacher("4", Context())
+
+
+def test_the_front_is_taken_from_a_vgg_by_the_names_of_its_layers(tmp_path):
+    front = Counter(csrnet("32", Context()).config).module.front.state_dict()
+    save_file({f"features.{n}": t for n, t in front.items()}, tmp_path / "vgg.safetensors")
+    made = csrnet("32", Context(vgg=str(tmp_path / "vgg.safetensors")))
+    assert all(torch.equal(t, front[n]) for n, t in made.module.front.state_dict().items())
+    with pytest.raises(UsageError, match=r"has no features.0.weight of shape \[4, 3, 3, 3\]"):
+        csrnet("16", Context(vgg=str(tmp_path / "vgg.safetensors")))
+    with pytest.raises(UsageError, match="vgg=nowhere"):
+        csrnet("32", Context(vgg="nowhere"))
 
 
 def test_images_of_all_sizes_have_the_map_that_each_has_alone_and_whole():
