@@ -12,6 +12,7 @@ of a batch (the nodes around some nodes), it says under `row_at` which of these 
 
     mean, first, last                    (width,) a row
     all                                  (positions, width) a row, ragged where there is a mask
+    map                                  (channels, ...) a row: its positions where they are, of what has channels first
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 PREFIX = "layer:"
 SIDES = ("output", "input")
-POOLINGS = ("mean", "first", "last", "all")
+POOLINGS = ("mean", "first", "last", "all", "map")
 ROWS = 32
 """Rows that are run together."""
 
@@ -210,6 +211,10 @@ def _pooled(x: torch.Tensor, mask: torch.Tensor | None, layer: Layer) -> torch.T
             f"{layer.kind}: the module has a tensor of shape {tuple(x.shape)}, expected (rows, width), "
             f"(rows, positions, width) or (rows, channels, ...) for {rows} rows"
         )
+    if layer.pooling == "map":
+        if x.dim() < 4:
+            raise CompatibilityError(f"{layer.kind}: the module has no channels over places", hint="leave out :map")
+        return x
     if x.dim() == 2:
         if layer.pooling == "all":
             raise CompatibilityError(f"{layer.kind}: the module has one vector a row", hint="leave out :all")

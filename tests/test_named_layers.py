@@ -60,6 +60,9 @@ def test_padding_in_front_and_maps_of_channels():
     maps = torch.arange(16.0).reshape(1, 2, 4, 2)  # one row of 2 channels over 4 x 2
     assert read("layer:body.step:input", maps, None) == [[3.5, 11.5]]
     assert read("layer:body.step:input:all", maps, None)[0][:2] == [[0, 8], [1, 9]]
+    assert read("layer:body.step:input:map", maps, None) == maps.tolist(), "where they are"
+    with pytest.raises(CompatibilityError, match="no channels over places"):
+        read("layer:body.step:map", mask=None)
     assert read("layer:head:output", mask=None) == [[2 * 113.0], [2 * 21.0]], "the first tensor of several"
 
 
