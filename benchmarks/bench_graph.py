@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from _common import child, record, spread
 
 TASK = "node-classification"
 CORA = {"source": "graph:planetoid_cora/cora.npz", "options": {"split": "random", "sizes": [0.6, 500]}}
@@ -27,8 +29,8 @@ def recipe(data: dict, student: str | dict, **options) -> dict:
     }  # fmt: skip
 
 
-def speed(epochs: int = 60) -> None:
-    """Milliseconds of an epoch, in turns, the smaller half of three rounds."""
+def speed(rounds: int = 5) -> None:
+    """Milliseconds of the processor for an epoch, in turns: the difference of 90 epochs and 10, over 80."""
     import torch
     from kdhub_graph.nodes.graphs import open_graph
 
@@ -41,9 +43,8 @@ def speed(epochs: int = 60) -> None:
     graph = open_graph(facts["graph"])
     at, labels = torch.tensor(table["node"]), torch.tensor([facts["classes"].index(y) for y in table["label"]])
 
-    def bare() -> float:
+    def bare(epochs: int) -> float:
         from torch_geometric.nn import GCNConv, Sequential
-        from torch_geometric.utils import contains_self_loops
 
         net = Sequential("x, edge_index", [
             (torch.nn.Linear(graph.width, 64), "x -> x"), torch.nn.ReLU(), torch.nn.Dropout(0.5),
@@ -52,72 +53,100 @@ def speed(epochs: int = 60) -> None:
             torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, len(facts["classes"])),
         ])  # fmt: skip
         x, edges = graph.whole["x"], graph.whole["edge_index"]
-        assert not contains_self_loops(edges)
         optimiser = torch.optim.AdamW(net.parameters(), 5e-3, fused=True)
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(epochs):
             optimiser.zero_grad()
             loss = torch.nn.functional.cross_entropy(net(x, edges)[at], labels)
+            if not loss.isfinite():
+                raise FloatingPointError
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
-        return (time.perf_counter() - began) / epochs
+        return time.process_time() - began
 
-    def ours() -> float:
+    def ours(epochs: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             given = recipe(CORA, "gcn:width=64,layers=2", epochs=epochs, batch_size=len(at))
-            run = kdhub.distill(given, out=Path(folder) / "run")
-            return run.provenance["training"]["seconds"] / epochs
+            began = time.process_time()
+            kdhub.distill(given, out=Path(folder) / "run")
+            return time.process_time() - began
 
-    rounds = [(bare(), ours()) for _ in range(3)]
-    one, two = (min(r[n] for r in rounds) * 1e3 for n in (0, 1))
-    print(f"bare loop {one:.1f} ms, engine {two:.1f} ms: {two / one:.2f} times")
+    def epoch(train: Callable[[int], float]) -> float:
+        return (train(90) - train(10)) / 80 * 1e3
+
+    ours(1), bare(1)
+    found = {"bare loop": [], "engine": []}
+    for _ in range(rounds):
+        found["bare loop"].append(epoch(bare)), found["engine"].append(epoch(ours))
+    ratios = [two / one for one, two in zip(found["bare loop"], found["engine"])]
+    print("; ".join(f"{name} {spread(each)} ms" for name, each in found.items()), f"; ratio {spread(ratios)}")
+    record("graph_speed", ms=found, ratio=ratios)
 
 
 def scale() -> None:
-    """Each size in a process of its own: seconds to make and open it, rows a second, peak memory."""
+    """Each size in a process of its own: see `one`."""
     for nodes in (2_000, 20_000, 200_000):
-        done = subprocess.run([sys.executable, __file__, "one", str(nodes)], capture_output=True, text=True, check=True)
-        print(done.stdout.strip().splitlines()[-1], flush=True)
+        found = child(__file__, "one", str(nodes))
+        print(found, flush=True)
+        record("graph_scale", **found)
 
 
-def one(nodes: int) -> None:
+def one(nodes: int, steps: int = 30) -> None:
+    """Seconds of the processor to make the data set and to open it again, and for a step of 512 nodes; peak memory, all
+    of Python included."""
+    import torch_geometric  # noqa: F401
+    from kdhub_graph.nodes.graphs import open_graph
+
     import kdhub
+    from kdhub.training.engine import Engine  # noqa: F401
 
     data = {"source": "papers", "options": {"nodes": nodes, "degree": 20.0, "features": 32, "texts": False}}
-    began = time.perf_counter()
-    opened = kdhub.open_data(data)
-    rows = len(opened.split("train"))
-    made = time.perf_counter() - began
-    with tempfile.TemporaryDirectory() as folder:
+    began, times = time.process_time(), []
+    for _ in range(2):
+        table = kdhub.open_data(data).split("train")
+        graph = open_graph(table[0]["graph"])
+        times.append(time.process_time() - began)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+    def trained(steps: int) -> float:
         student = {"source": "sage:width=64,layers=2", "neighbours": [10, 5]}
-        run = kdhub.distill(recipe(data, student, max_steps=30, batch_size=512), out=Path(folder) / "run")
-        speed = run.provenance["training"]["rows_per_second"]
+        began = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            kdhub.distill(recipe(data, student, max_steps=steps, batch_size=512), out=Path(folder) / "run")
+        return time.process_time() - began
+
+    trained(1)
+    step = (trained(steps + 2) - trained(2)) / steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps({"nodes": nodes, "edges": 10 * nodes, "train": rows, "made": round(made, 1),
-                      "rows_per_second": round(speed), "peak_GB": round(peak, 2)}))  # fmt: skip
+    print(json.dumps({
+        "nodes": nodes, "edges": int(graph.indptr[-1]) // 2, "train": len(table), "made": round(times[0], 1),
+        "opened": round(times[1] - times[0], 2), "ms_a_step": round(step * 1e3, 1), "rows_a_second": round(512 / step),
+        "data_GB": round(before, 2), "peak_GB": round(peak, 2),
+    }))  # fmt: skip
 
 
 def reader(nodes: int = 240) -> None:
-    """Seconds for all nodes of a generated graph: the student's, and those of a reader of its prompts."""
+    """Seconds of the processor for all nodes of a generated graph: a GCN's, and those of all-MiniLM-L6-v2 for their
+    prompts of two hops."""
     import kdhub
 
     task, data = kdhub.open_task(TASK), kdhub.open_data("papers", options={"nodes": nodes})
     rows, facts = [dict(row) for row in data.split("nodes")], task.survey([(data, "train")])
     student = kdhub.open_student("gcn:", TASK, facts=facts)
     with tempfile.TemporaryDirectory() as folder:
-        encoder = kdhub.open_student("packaged:all-minilm-l6-v2", "text-classification", facts=facts)
-        encoder.save(Path(folder))
+        kdhub.open_student("packaged:all-minilm-l6-v2", "text-classification", facts=facts).save(Path(folder))
         hops = {"source": "hops", "reader": {"source": f"path:{folder}"}, "budget": 192}
         teacher = kdhub.open_teacher(hops, TASK)
         times = []
-        for model, kind in ((student, "logits"), (teacher, "logits")):
-            examples = task.preparer(*((model, None) if model is student else (None, model)))(rows)
-            model.signals(examples[:4], kind)
-            began = time.perf_counter()
-            model.signals(examples, kind)
-            times.append(time.perf_counter() - began)
+        for model, given in ((student, (student, None)), (teacher, (None, teacher))):
+            prepare = task.preparer(*given)
+            model.signals(prepare(rows[:4]), "logits")
+            began = time.process_time()
+            model.signals(prepare(rows), "logits")
+            times.append(time.process_time() - began)
     print(f"{nodes} nodes: student {times[0] * 1e3:.1f} ms, reader {times[1]:.1f} s: {times[1] / times[0]:.0f} times")
+    record("graph_reader", nodes=nodes, seconds={"student": times[0], "reader": times[1]})
 
 
 if __name__ == "__main__":

@@ -286,6 +286,10 @@ class ObjectiveMethod(Method):
         checkpoints, never in the student. They are at `self.modules[name]` when `objective` is called."""
         return {}
 
+    across_ranks: ClassVar[bool] = False
+    """Whether a loss of batches is of the rows of all ranks (`kdhub.ranks.gathered`), so that their number changes
+    nothing."""
+
     @property
     def batchwise(self) -> str:
         """Why the loss is of batches and not a mean over independent rows (they are contrasted with each other, or

@@ -121,6 +121,39 @@ def of_first(value: T) -> T:
     return broadcast_object_list([value])[0]
 
 
+def gathered(values: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, (ranks x n, ...), those of the first rank first; what each has must be of one shape.
+
+    A loss that contrasts all of them is that of one process: gradients of each rank's rows come from the losses of all.
+    """
+    if world_size() == 1:
+        return values
+    import torch
+
+    n = len(values)
+    every = values.new_zeros(n * world_size(), *values.shape[1:])
+    every = torch.cat([every[: n * rank()], values, every[n * (rank() + 1) :]])
+    return _summed().apply(every)
+
+
+@cache
+def _summed() -> type[torch.autograd.Function]:
+    import torch
+
+    class Summed(torch.autograd.Function):
+        @staticmethod
+        def forward(context, values):
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+            return values
+
+        @staticmethod
+        def backward(context, gradient):
+            return Summed.forward(context, gradient)
+
+    return Summed
+
+
 def resolve_precision(name: str, device: str | None = None) -> str:
     """`auto` becomes bfloat16 where the hardware computes in it, else float32."""
     if name != "auto":

@@ -231,7 +231,7 @@ class NetworkTask(Task):
 
     @abstractmethod
     def collate(self, examples: Sequence[Example], student: Student) -> dict[str, torch.Tensor]:
-        """A padded batch for `forward`."""
+        """A padded batch for `forward`. The examples stay as they are: a later epoch may have them again."""
 
     def counts(self, batch: Mapping[str, Any]) -> Mapping[str, int]:
         """How many there are in a batch of what losses are means over and batches have not alike (tokens, labels).

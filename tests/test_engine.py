@@ -384,3 +384,31 @@ def test_a_step_knows_what_its_means_are_over(built, monkeypatch):
     monkeypatch.setattr(made.method, "counts", lambda inputs, teacher: {"pairs": teacher.n})
     given = made.prepared([{"inputs": {}, "teacher": {"n": n}} for n in (1, 4)], 0)
     assert [b["inputs"]["mean_counts"] for b in given] == [{"pairs": 2.5}] * 2, "and what the method counts"
+
+
+# -- rows -----------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Rows that say how often each was prepared."""
+
+    def __init__(self, size):
+        self.size, self.read = size, []
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, indices):
+        self.read += indices
+        return [{"x": np.zeros(self.size), "node": n, "more": [n, "text"]} for n in indices]
+
+
+@pytest.mark.parametrize("again, size, once", [(True, 2, True), (False, 2, False), (True, 2000, False)])
+def test_rows_that_are_read_again_are_prepared_once_where_they_are_small(monkeypatch, again, size, once):
+    monkeypatch.setattr(engine, "KEPT", 10_000)
+    rows, batches = Counted(size), [[0, 2, 1], [5, 4, 3], [3, 1, 5], [4, 2, 0, 0]]
+    data = engine._TrainingRows(rows, {}, again=again)
+    for indices in batches:
+        ((examples, given),) = data.__getitems__(indices)
+        assert [e["node"] for e in examples] == indices and given == {}
+    assert sorted(rows.read) == (list(range(6)) if once else sorted(sum(batches, [])))

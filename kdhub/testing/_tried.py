@@ -54,7 +54,8 @@ def same_alone(model: Any, rows: list[Any], kind: str) -> None:
 
 
 def same_in_a_batch(task: Any, student: Any, rows: list[Any]) -> None:
-    """A forward pass of all rows, and of each alone: one row after the other, where rows have several outputs."""
+    """A forward pass of all rows, and of each alone: one row after the other, where rows have several outputs. The rows
+    stay as they were: a later epoch has them again."""
     import torch
     from accelerate.utils import send_to_device
 
@@ -64,7 +65,11 @@ def same_in_a_batch(task: Any, student: Any, rows: list[Any]) -> None:
         with torch.no_grad():
             return task.forward(module, send_to_device(task.collate(some, student), device()))[kind].float().cpu()
 
+    before = [dict(row) for row in rows]
     equal_apart(given(rows).numpy(), torch.cat([given([row]) for row in rows]).numpy(), f"{kind} of a forward pass")
+    for row, was in zip(rows, before):
+        changed = [name for name in {**row, **was} if row.get(name) is not was.get(name)]
+        assert not changed, f"collate changes {', '.join(changed)} of its examples, which a later epoch has again"
 
 
 def equal_apart(beside: Any, alone: Any, what: str) -> None:

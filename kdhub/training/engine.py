@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,7 +34,7 @@ from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptio
 from kdhub.named_layers import Taps
 from kdhub.ranks import barrier, of_first, on_gpu, rank, resolve_precision, world_size
 from kdhub.recipes.run import Run
-from kdhub.rows import Rows, Signals, as_tensor
+from kdhub.rows import Example, Rows, Signals, as_tensor
 from kdhub.sampler import Probe, Sampler, ShuffledSampler
 from kdhub.specs import MAIN
 from kdhub.student import Student
@@ -51,6 +52,9 @@ SAY_EVERY = 2.0
 
 UNWRITTEN = ("inline_container", "iostream", "PytorchStreamWriter")
 """What a RuntimeError of `torch.save` says when the file could not be written."""
+
+KEPT = 64 * 2**20
+"""Bytes of prepared rows that are held from one epoch to the next, at most."""
 
 SCALE_WARNING = 1e3
 """Warn when, over the first steps, one loss term is this many times another."""
@@ -141,22 +145,44 @@ class _Objective(nn.Module):
 
 
 class _TrainingRows(torch.utils.data.Dataset):
-    """Batches of prepared rows with their stored signals, read by row number."""
+    """Batches of prepared rows with their stored signals, read by row number.
 
-    def __init__(self, rows: Rows, signals: Mapping[str, StoredSignals]):
+    Examples that are read again in a later epoch are kept, where those of all rows take less than `KEPT`.
+    """
+
+    def __init__(self, rows: Rows, signals: Mapping[str, StoredSignals], *, again: bool):
         self.rows, self.signals = rows, signals
+        self._kept: dict[int, Example] | None = {} if again else None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def _examples(self, indices: list[int]) -> list[Example]:
+        kept = self._kept
+        if kept is None:
+            return self.rows[indices]
+        if len(kept) < len(self) and (new := [n for n in dict.fromkeys(indices) if n not in kept]):
+            made = self.rows[new]
+            if not kept and size_of(made) / len(made) * len(self) > KEPT:
+                self._kept = None
+            kept.update(zip(new, made))
+        return [kept[n] for n in indices]
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         given = {}
         for stored in self.signals.values():
             given.update(stored[indices])
-        return [(self.rows[indices], given)]
+        return [(self._examples(indices), given)]
 
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
+
+
+def size_of(value: Any) -> int:
+    """Bytes of memory that prepared rows take, about; what several share counts for each."""
+    if isinstance(value, (list, tuple, dict)):
+        return sys.getsizeof(value) + sum(map(size_of, value.values() if isinstance(value, dict) else value))
+    return getattr(value, "nbytes", 0) or sys.getsizeof(value)
 
 
 class _Order(torch.utils.data.Sampler):
@@ -181,9 +207,16 @@ class _Order(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[int]:
         self._given = self._start
         while self._given < self.total:
-            rows = iter(self.sampler.epoch(self._epoch))
+            drawn = self.sampler.epoch(self._epoch)
+            if isinstance(drawn, np.ndarray) and not self._learns:
+                drawn, before = drawn[: self.total - self._given].tolist(), self._given
+                self._given += len(drawn)
+                yield from drawn[max(0, self.first - before) :]
+                drawn = ()
+            rows = iter(drawn)
             while True:
-                self._replay()
+                if self._told:
+                    self._replay()
                 row = next(rows, None)
                 if row is None or self._given == self.total:
                     break
@@ -453,10 +486,11 @@ class Engine:
                 f"{options.accumulate} accumulated batches",
                 hint=f"use a multiple of {parts}",
             )
-        if parts > 1 and method.batchwise and rank() == 0:
+        apart = options.accumulate if method.across_ranks else parts
+        if apart > 1 and method.batchwise and rank() == 0:
             logger.warning(
                 "batch_size %d is computed as %d batches of %d rows, and the loss is of each: %s",
-                options.batch_size, parts, options.batch_size // parts, method.batchwise,
+                options.batch_size, apart, options.batch_size // apart, method.batchwise,
             )  # fmt: skip
         self.steps_per_epoch, self.steps = steps_of(options, len(rows))
         self.seed = seed
@@ -475,7 +509,7 @@ class Engine:
         self._follows = type(method).stepped is not ObjectiveMethod.stepped
         self.resumed_from: Path | None = None
         self._first_terms: list[dict[str, float]] = []
-        data = _TrainingRows(rows, signals)
+        data = _TrainingRows(rows, signals, again=self.steps > self.steps_per_epoch)
         cuda = on_gpu()
         if torch.cuda.is_available() and not cuda and rank() == 0:
             logger.warning("more processes than the %d GPUs here: all compute on the CPU", torch.cuda.device_count())

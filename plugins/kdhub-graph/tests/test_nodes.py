@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from kdhub_graph.methods.lingugkd import LinguGkd
 from kdhub_graph.nodes.data import of_networkx
 from kdhub_graph.nodes.graphs import open_graph
 from kdhub_graph.nodes.prompts import Prompter, Prompting, words_in
@@ -261,3 +263,34 @@ def test_a_student_reads_other_nodes_with_its_features_and_refuses_other_feature
             student.signals(task.preparer(student, None)([row]), "logits")
     with pytest.raises(DataError, match="node 9999 of 60"):
         task.preparer(student, None)([{**row, "node": 9999}])
+
+
+def test_labels_of_test_nodes_reach_nothing_and_their_states_are_never_read(tmp_path, monkeypatch):
+    """With the labels of all test nodes permuted prompts, stored states and the student are the same bytes."""
+    split, seen = {**SPLIT, "test": ["n4", "n5", "n6", "n7"]}, []
+    loss = LinguGkd.objective
+
+    def counted(self, student, teacher, batch, progress):
+        seen.extend((len(teacher.hop_states), key) for key in batch["keys"].tolist())
+        return loss(self, student, teacher, batch, progress)
+
+    monkeypatch.setattr(LinguGkd, "objective", counted)
+    tiny = kdhub.open_task("node-classification").tiny_recipe(tmp_path)
+    found = []
+    for world, other in (("one", {}), ("two", {"n4": "b", "n5": "a", "n6": "b", "n7": "a"})):
+        monkeypatch.setenv("KDHUB_HOME", str(tmp_path / world))
+        rows = [{**row, "label": other.get(row["id"], row["label"])} for row in nodes()]
+        source = f"graph:{folder_of(tmp_path / 'graph', rows, RING, **split)}"
+        hops = {"source": "hops", "reader": {"source": f"path:{tmp_path / 'reader'}"}, "budget": 48}
+        options = {"epochs": 4, "batch_size": 3, "precision": "float32"}
+        data = {"train": [{"source": source, "split": "train"}]}
+        given = {**tiny, "method": "lingugkd", "teacher": hops, "options": options, "data": data}
+        run = kdhub.distill({**given, "evaluation": {"data": []}}, out=tmp_path / f"run-{world}")
+        stored = sorted((tmp_path / world).glob("signals/*/*.safetensors"))
+        files = [*stored, *(run.student_folder / name for name in ("model.safetensors", "config.json"))]
+        found.append({file.name: file.read_bytes() for file in files})
+    assert len(stored) == 1 and found[0] == found[1]
+    teacher = kdhub.open_teacher(hops, "node-classification")
+    graph = kdhub.open_data(source).split("train")[0]["graph"]
+    keys = [zlib.crc32(teacher.content_of(graph, node)) for node in range(12)]
+    assert len(seen) == 2 * 4 * 3 and {key for _, key in seen} == set(keys[:3]), "three training nodes, no other"

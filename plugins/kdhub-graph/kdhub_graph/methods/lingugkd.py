@@ -20,11 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from kdhub_tasks.losses import ClassifierOptions, label_loss
+from kdhub_tasks.losses import ClassifierOptions, label_loss, labelled_in, positions_in
 from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError
 from kdhub.method import ObjectiveMethod, Progress
+from kdhub.ranks import gathered, rank
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,6 +68,7 @@ class LinguGkd(ObjectiveMethod):
             return self
 
     options: Options
+    across_ranks = True
     tiny_recipe = {"options": {"epochs": 4, "lr": 1e-2, "batch_size": 16}}
 
     @property
@@ -131,10 +133,12 @@ class LinguGkd(ObjectiveMethod):
             return {"labels": self.options.weights[0] * label_loss(student.logits, batch)}
         states, labels = student.hop_states.float(), batch["labels"]
         given = teacher.hop_states.to(states.dtype)
-        mask = labels if self.options.mask_same_label else None
+        mask = gathered(labels) if self.options.mask_same_label else None
+        rows, first = positions_in(batch) if mask is None else labelled_in(batch), rank() * len(states)
+        led = [gathered(project(self.modules["projections"], k, given[:, k])) for k in range(states.shape[1])]
         each = torch.stack([
-            contrast(states[:, k], project(self.modules["projections"], k, given[:, k]), mask, self.options.temperature)
-            for k in range(states.shape[1])
+            contrast(states[:, k], every, mask, self.options.temperature, first).sum() / rows
+            for k, every in enumerate(led)
         ])  # fmt: skip
         gamma, w = self.layer_weights(len(each)).to(each.device), self.loss_weights().to(each.device)
         return {"labels": w[0] * label_loss(student.logits, batch), "teacher": w[1] * (gamma * each).sum()}
@@ -149,25 +153,25 @@ class LinguGkd(ObjectiveMethod):
         return {**layers, "weight_labels": of_labels, "weight_teacher": of_teacher}
 
 
-def contrast(student: Tensor, teacher: Tensor, labels: Tensor | None, temperature: float) -> Tensor:
-    """One-way InfoNCE, a scalar: each of the student's rows against all of the teacher's.
+def contrast(student: Tensor, teacher: Tensor, labels: Tensor | None, temperature: float, first: int = 0) -> Tensor:
+    """One-way InfoNCE of each row, (n,): the student's rows against all of the teacher's.
 
     Args:
-        student, teacher: (n, d), of any scale.
-        labels: (n,) classes: columns of a row's own class other than itself, and of unknown ones (-1), are left out,
-            and rows without a label count nothing; None: all columns contrast.
+        student (n, d), teacher (m, d): of any scale; the student's first row is the teacher's row `first`.
+        labels: (m,) classes: columns of a row's own class other than itself, and of unknown ones (-1), are left out,
+            and a row without a label has 0; None: all columns contrast.
     """
     import torch
     from torch.nn.functional import normalize
 
     scores = normalize(student, dim=1) @ normalize(teacher, dim=1).T / temperature
+    mine = torch.arange(first, first + len(student), device=scores.device)
+    right = scores.gather(1, mine[:, None])[:, 0]
     if labels is None:
-        return (scores.logsumexp(1) - scores.diagonal()).mean()
-    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    out = ((labels[:, None] == labels[None, :]) | (labels < 0)[None, :]) & ~own
-    known = labels >= 0
-    each = scores.masked_fill(out, float("-inf")).logsumexp(1) - scores.diagonal()
-    return (each * known).sum() / known.sum().clamp_min(1)
+        return scores.logsumexp(1) - right
+    own = torch.arange(len(teacher), device=scores.device)[None, :] == mine[:, None]
+    out = ((labels[mine][:, None] == labels[None, :]) | (labels < 0)[None, :]) & ~own
+    return (scores.masked_fill(out, float("-inf")).logsumexp(1) - right) * (labels[mine] >= 0)
 
 
 def projections(hops: int, inputs: int, width: int, inner: int, dropout: float) -> nn.ModuleDict:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from kdhub_tasks.models import ProbedClassifier
-from kdhub_tasks.wrappers import KEY, wrapped, wrappers_in
+from kdhub_tasks.wrappers import KEY, LazySignals, wrapped, wrappers_in
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv, Sequential
@@ -69,7 +69,7 @@ class GraphNetwork(Sequential):
             if isinstance(module, GCNConv):  # degrees are those of the whole graph: a batch knows its own alone
                 module.normalize = module.add_self_loops = False
 
-    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> LazySignals:
         edges, at = (inputs["edge_index"],), inputs["row_at"]
         if self.layer_kind == "gcn":
             own = torch.arange(len(inputs["x"]), device=at.device)
@@ -83,7 +83,7 @@ class GraphNetwork(Sequential):
         features = act(linear(dropout(states[-1])))
         # Every module runs over all nodes of the batch, so that `layer:NAME` is of those at `row_at` for any of them.
         found = {"logits": last(features)[at], "features": features[at]}
-        return {**found, "hop_states": torch.stack([state[at] for state in states], 1)}
+        return LazySignals(found, hop_states=lambda: torch.stack([state[at] for state in states], 1))
 
 
 class GraphClassifier(ProbedClassifier):
@@ -143,11 +143,11 @@ class GraphClassifier(ProbedClassifier):
         Args:
             drawn: whether neighbours are drawn (`neighbours`), as in training, or complete.
         """
-        names = [e["graph"] for e in examples]
+        of, every = [e["graph"] for e in examples], np.asarray([e["node"] for e in examples])
         parts, at, before = [], torch.zeros(len(examples), dtype=torch.long), 0
-        for name in dict.fromkeys(names):
-            rows = np.asarray([n for n, one in enumerate(names) if one == name])
-            graph, nodes = open_graph(name), np.asarray([examples[n]["node"] for n in rows])
+        for name in dict.fromkeys(of):
+            rows = np.flatnonzero([one == name for one in of])
+            graph, nodes = open_graph(name), every[rows]
             self.fits(graph)
             if (fanouts := self.neighbours if drawn else None) is None and len(rows) * WHOLE >= len(graph):
                 part, places = graph.whole, nodes

@@ -248,7 +248,7 @@ class Classification(NetworkTask):
 
         labels = torch.as_tensor(np.asarray([e["label"] for e in examples]))
         batch = {**student.collate(examples), "labels": labels.float() if labels.is_floating_point() else labels.long()}
-        batch["keys"] = torch.tensor([zlib.crc32(e["content"]) for e in examples])
+        batch["keys"] = torch.as_tensor(np.asarray([zlib.crc32(e["content"]) for e in examples], np.int64))
         if all(e.get("subclass") is not None for e in examples):
             batch["subclasses"] = torch.tensor([e["subclass"] for e in examples])
         return batch
