@@ -403,7 +403,7 @@ def test_every_comparison_of_the_catalogue_can_run(name):
 
 UNMEASURED = set(
     """
-    commonsense-students found-students pools scarce-harm slices-sst2 snowman-student
+    citeseer-layers commonsense-students found-students pools scarce-harm slices-sst2 snowman-student
     """.split()
 )
 """Comparisons that are written and not measured yet: nothing is claimed of them anywhere."""

@@ -43,7 +43,8 @@ def refused_data(ref: DataRef) -> str:
     told = [
         key
         for key, value in ref.options.items()
-        if key == CODE or not (_plain(value) or (kind == "hf" and key == "config" and _WORD.fullmatch(str(value))))
+        if key == CODE
+        or not (all(map(_plain, _items(value))) or (kind == "hf" and key == "config" and _WORD.fullmatch(str(value))))
     ]
     return f"{named} asks for {_names(told)} ({FLAG} does it)" if told else ""
 
