@@ -166,7 +166,7 @@ class _TrainingRows(torch.utils.data.Dataset):
             if not kept and size_of(made) / len(made) * len(self) > KEPT:
                 self._kept = None
             kept.update(zip(new, made))
-        return [kept[n] for n in indices]
+        return list(map(kept.__getitem__, indices))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         given = {}

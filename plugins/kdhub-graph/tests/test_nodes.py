@@ -25,7 +25,8 @@ KINDS = ("gcn", "sage", "gat", "gin", "node-mlp")
 def folder_of(path, nodes, edges, **splits):
     path.mkdir(exist_ok=True)
     (path / "nodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nodes))
-    (path / "edges.tsv").write_text("source\ttarget\n" + "".join(f"{u}\t{v}\n" for u, v in edges))
+    head = "source\ttarget\n" if len(edges[0]) == 2 else "source\n"
+    (path / "edges.tsv").write_text(head + "".join("\t".join(edge) + "\n" for edge in edges))
     for name, ids in splits.items():
         (path / f"{name}.tsv").write_text("id\n" + "".join(f"{i}\n" for i in ids))
     return path
@@ -53,19 +54,22 @@ def test_a_folder_is_a_graph_with_its_own_split(tmp_path, caplog):
     assert graph.features.tolist()[:2] == [[1, 0], [0, 1]] and graph.text(1) == "word1 red"
     for said in ("1 self-loops", "(nodes n3)", "1 nodes without an edge (nodes n12)", "1 nodes without a label"):
         assert said in caplog.text
-    assert (
-        "listed more than once" in caplog.text and "11 edges are listed in one direction and 1 in both" in caplog.text
-    )
+    assert "listed more than once" in caplog.text and "11 edges in one direction, and 1 in both" in caplog.text
     assert data.split("edges")[0] == {"source": "n0", "target": "n1"}
 
 
 @pytest.mark.parametrize(
     "given, edges, split, says",
     [
-        (nodes(), [*RING, ("n1", "x")], {}, "edges.tsv: 1 ends are of no node: 'x' in row 13"),
+        (nodes(), [*RING, ("n1", "x")], {}, "edges.tsv: 1 ids are of no node: 'x' in row 13"),
         (nodes(id="n1"), RING, {}, "1 ids are of several nodes .n1"),
         (nodes(), RING, {**SPLIT, "test": ["n2", "n4"]}, "1 nodes are in train and in test .nodes n2"),
+        (nodes(), RING, {**SPLIT, "train": ["n2", "n1", "n2"]}, "1 nodes are several times in train .nodes n2"),
+        (nodes(), [("n1",)], {}, "edges.tsv: row 1 has one column"),
         (nodes(label="c"), RING, {**SPLIT, "train": ["n1", "n2"], "test": ["n0"]}, "classes c, which test has"),
+        ([{"id": "a", "features": [1.0]}, {"id": "b", "features": None}], [("a", "b")], {}, "node b has no list of"),
+        ([{"id": "a", "features": [1]}, {"id": "b", "features": [1, 2]}], [("a", "b")], {}, "node b has 2 features"),
+        (nodes(), RING, {"train": ["n1"], "validation": ["x"]}, "validation.tsv: 1 ids are of no node: 'x' in row 1"),
         ([{"id": "a", "label": "x"}], [], {}, "neither 'text' nor 'features'"),
         ([{"id": "a", "features": [1.0]}, {"id": "b", "features": [float("nan")]}], [("a", "b")], {}, "nodes b"),
     ],
@@ -74,6 +78,23 @@ def test_what_no_reading_allows_is_refused_by_id(tmp_path, given, edges, split, 
     edges = edges or [("a", "a")]
     with pytest.raises(DataError, match=says):
         kdhub.open_data(f"graph:{folder_of(tmp_path / 'g', given, edges, **split)}").split("train")
+
+
+@pytest.mark.parametrize(
+    "arrays, says",
+    [
+        ({}, "neither an array features nor words"),
+        ({"features": np.eye(2)}, "features are of 2 nodes, and y is of 3"),
+        ({"features": np.eye(3), "edges": [[0, 9]]}, "1 edges are of no node: .9. of 3"),
+        ({"features": np.eye(3), "train": [0, 7]}, "train has 1 numbers of no node: .7. of 3"),
+        ({"feat_indices": [0, 9], "feat_indptr": [0, 1, 2, 2], "num_features": 3}, "1 words are none of 3: .9."),
+        ({"features": np.eye(3), "y": [-1, -1, -1]}, "leaves no nodes for train, validation, test"),
+    ],
+)
+def test_what_arrays_do_not_hold_is_refused(tmp_path, arrays, says):
+    np.savez(tmp_path / "g.npz", **{k: np.asarray(v) for k, v in {"edges": [[0, 1]], "y": [0, 1, 0], **arrays}.items()})
+    with pytest.raises(DataError, match=says):
+        kdhub.open_data(f"graph:{tmp_path / 'g.npz'}").split("train")
 
 
 @pytest.mark.parametrize(

@@ -131,17 +131,13 @@ def arrays_of(raw: Raw, words: int | None, directed: bool) -> dict[str, np.ndarr
     kept = np.ones(len(ends), bool)
     kept[1:] = (ends[1:] != ends[:-1]).any(1)
     # Of edges that go both ways each is there twice where files list both directions: that is no doubled edge.
-    given = raw.edges if directed else np.sort(raw.edges, axis=1)
-    _, many = np.unique(raw.edges, axis=0, return_counts=True)
-    raw.odd("edges that are listed more than once, which count once", np.unique(raw.edges, axis=0)[many > 1][:, 0])
+    listed, many = np.unique(raw.edges, axis=0, return_counts=True)
+    raw.odd("edges that are listed more than once, which count once", listed[many > 1][:, 0])
     if not directed:
-        pairs, times = np.unique(given, axis=0, return_counts=True)
-        if 0 < (both := int((times > 1).sum())) < len(pairs):
-            raw.counted["edges listed in one direction alone"] = one = len(pairs) - both
-            reading.logger.warning(
-                "%d edges are listed in one direction and %d in both; all carry messages both ways "
-                "(directed: true keeps directions)", one, both,
-            )  # fmt: skip
+        pairs, times = np.unique(np.sort(listed, axis=1), axis=0, return_counts=True)
+        if both := int((times > 1).sum()):
+            said = "all carry messages both ways (directed: true keeps directions)"
+            raw.odd(f"edges in one direction, and {both} in both: {said}", pairs[times == 1][:, 0])
     ends = ends[kept]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(ends[:, 1], minlength=n))]).astype(np.int64)
     made = {"indptr": indptr, "indices": ends[:, 0].astype(np.int32), **_features(raw, words)}
@@ -216,23 +212,24 @@ def parts_of(raw: Raw, name: str, split: str | None, sizes: Sequence[float], see
     if none := [part for part in PARTS if not len(parts[part])]:
         raise DataError(f"{name}: the split leaves no nodes for {', '.join(none)}", hint="other sizes")
     known = {raw.labels[n] for n in parts["train"]}
-    if alone := [n for n in parts["test"] if raw.labels[n] is not None and raw.labels[n] not in known]:
-        classes = sorted({str(raw.labels[n]) for n in alone})
-        raise DataError(
-            f"{name}: no node of train has the classes {', '.join(classes)}, which test has (nodes {raw.named(alone)})",
-            hint="split: stratified, or another seed",
-        )
+    for part in PARTS[1:]:
+        if alone := [n for n in parts[part] if raw.labels[n] is not None and raw.labels[n] not in known]:
+            classes = ", ".join(sorted({str(raw.labels[n]) for n in alone}))
+            raise DataError(
+                f"{name}: no node of train has the classes {classes}, which {part} has (nodes {raw.named(alone)})",
+                hint="split: stratified, or another seed",
+            )
     return parts
 
 
 def _drawn(raw: Raw, sizes: Sequence[float], seed: int, stratified: bool) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
-    labelled = np.asarray([n for n, label in enumerate(raw.labels) if label is not None])
+    labelled = np.asarray([n for n, label in enumerate(raw.labels) if label is not None], int)
     classes = sorted({raw.labels[n] for n in labelled})
     groups = [[n for n in labelled if raw.labels[n] == c] for c in classes] if stratified else [labelled]
     found: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for group in groups:
-        order, share = draw.permutation(group), len(group) / len(labelled)
+        order, share = draw.permutation(group), len(group) / max(1, len(labelled))
         first, second = (round(size * len(group) if size < 1 else size * share) for size in sizes)
         for part, some in zip(PARTS, np.split(order, [first, first + second])):
             found[part].append(some)

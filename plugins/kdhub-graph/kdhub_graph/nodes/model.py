@@ -145,8 +145,8 @@ class GraphClassifier(ProbedClassifier):
         """
         of, every = [e["graph"] for e in examples], np.asarray([e["node"] for e in examples])
         parts, at, before = [], torch.zeros(len(examples), dtype=torch.long), 0
-        for name in dict.fromkeys(of):
-            rows = np.flatnonzero([one == name for one in of])
+        for name in (names := dict.fromkeys(of)):
+            rows = np.flatnonzero([one == name for one in of]) if len(names) > 1 else np.arange(len(of))
             graph, nodes = open_graph(name), every[rows]
             self.fits(graph)
             if (fanouts := self.neighbours if drawn else None) is None and len(rows) * WHOLE >= len(graph):

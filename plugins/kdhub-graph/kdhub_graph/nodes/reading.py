@@ -101,6 +101,13 @@ def read(path: Path) -> Raw:
 def checked(raw: Raw, where: str) -> Raw:
     if raw.features is not None and len(bad := np.flatnonzero(~np.isfinite(raw.features).all(1))):
         raise DataError(f"{where}: features of {len(bad)} nodes are NaN or infinite (nodes {raw.named(bad)})")
+    for part, nodes in (raw.parts or {}).items():
+        if len(bad := nodes[(nodes < 0) | (nodes >= len(raw.ids))]):
+            raise DataError(
+                f"{where}: {part} has {len(bad)} numbers of no node: {bad[:SHOWN].tolist()} of {len(raw.ids)}"
+            )
+        if twice := [n for n, many in Counter(nodes.tolist()).items() if many > 1]:
+            raise DataError(f"{where}: {len(twice)} nodes are several times in {part} (nodes {raw.named(twice)})")
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")) if raw.parts else ():
         if len(both := np.intersect1d(raw.parts.get(one, []), raw.parts.get(other, [])).astype(int)):
             raise DataError(f"{where}: {len(both)} nodes are in {one} and in {other} (nodes {raw.named(both)})")
@@ -149,15 +156,17 @@ def _folder(folder: Path) -> Raw:
     rows = _rows(files["nodes"])
     if "id" not in rows[0]:
         raise DataError(f"{files['nodes']}: nodes have no column 'id', only {', '.join(rows[0])}")
-    texts = [str(row.get("text") or "") for row in rows] if "text" in rows[0] else None
-    given = _numbers([row["features"] for row in rows], files["nodes"].name) if "features" in rows[0] else None
+    at = _positions([str(row.get("id")) for row in rows], files["nodes"].name)
+    texts = [str(row.get("text") or "") for row in rows] if any("text" in row for row in rows) else None
+    given = _numbers(rows, list(at), files["nodes"].name) if any("features" in row for row in rows) else None
     if texts is None and given is None:
         raise DataError(f"{files['nodes']}: nodes have neither 'text' nor 'features', only {', '.join(rows[0])}")
-    at = _positions([str(row["id"]) for row in rows], files["nodes"].name)
     pairs = [tuple(row.values())[:2] for row in _rows(files["edges"])]
+    if short := [n for n, pair in enumerate(pairs, 1) if len(pair) < 2]:
+        raise DataError(f"{files['edges'].name}: row {short[0]} has one column, and an edge is two ids")
     edges = _known(pairs, at, files["edges"].name)
     parts = {
-        part: _known([(row["id"],) for row in _rows(files[part])], at, files[part].name)[:, 0]
+        part: _known([(row.get("id"),) for row in _rows(files[part])], at, files[part].name)[:, 0]
         for part in PARTS
         if part in files
     }
@@ -167,11 +176,20 @@ def _folder(folder: Path) -> Raw:
     return raw
 
 
-def _numbers(values: Sequence[Any], where: str) -> np.ndarray:
-    try:
-        return np.asarray([np.asarray(v, np.float32) for v in values], np.float32).reshape(len(values), -1)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: features are lists of equally many numbers, one list a node ({error})") from None
+def _numbers(rows: Sequence[Mapping[str, Any]], ids: Sequence[str], where: str) -> np.ndarray:
+    """(nodes, width), what the rows have as `features`."""
+    made: list[np.ndarray] = []
+    for name, row in zip(ids, rows):
+        try:
+            made.append(np.asarray(row.get("features"), np.float32))
+        except (TypeError, ValueError):
+            made.append(np.zeros(()))
+        if made[-1].ndim != 1 or len(made[-1]) != len(made[0]):
+            given = (
+                f"{len(made[-1])} features, others have {len(made[0])}" if made[-1].ndim == 1 else "no list of numbers"
+            )
+            raise DataError(f"{where}: node {name} has {given}: features are equally many numbers for each node")
+    return np.stack(made)
 
 
 def _positions(ids: Sequence[str], where: str) -> dict[str, int]:
@@ -187,7 +205,7 @@ def _known(rows: Sequence[Sequence[Any]], at: Mapping[str, int], where: str) -> 
     if unknown:
         named = ", ".join(f"{name!r} in row {n}" for n, name in unknown[:SHOWN])
         raise DataError(
-            f"{where}: {len(unknown)} ends are of no node: {named}", hint="ids are those of the column id of the nodes"
+            f"{where}: {len(unknown)} ids are of no node: {named}", hint="ids are those of the column id of the nodes"
         )
     return np.asarray([[at[str(name)] for name in row] for row in rows], np.int64).reshape(len(rows), -1)
 
@@ -206,14 +224,20 @@ def _npz(path: Path) -> Raw:
     ids = [str(n) for n in range(len(labels))]
     ends = np.asarray(given["edges"], np.int64).reshape(-1, 2)
     if len(bad := ends[(ends < 0) | (ends >= len(ids))]):
-        raise DataError(f"{path.name}: {len(bad)} ends are of no node: {bad[:SHOWN].tolist()} of {len(ids)}")
+        raise DataError(f"{path.name}: {len(bad)} edges are of no node: {bad[:SHOWN].tolist()} of {len(ids)}")
     raw = Raw(ids, labels, ends)
     if "features" in given:
         raw.features = np.asarray(given["features"], np.float32)
         raw.width = raw.features.shape[1]
+    elif missing := {"feat_indices", "feat_indptr", "num_features"} - set(given):
+        raise DataError(f"{path.name} has neither an array features nor words ({', '.join(sorted(missing))})")
     else:
         raw.width = int(given["num_features"])
         raw.words = np.split(given["feat_indices"], given["feat_indptr"][1:-1])
+        if len(bad := given["feat_indices"][(given["feat_indices"] < 0) | (given["feat_indices"] >= raw.width)]):
+            raise DataError(f"{path.name}: {len(bad)} words are none of {raw.width}: {bad[:SHOWN].tolist()}")
+    if (many := len(raw.features if raw.words is None else raw.words)) != len(ids):
+        raise DataError(f"{path.name}: features are of {many} nodes, and y is of {len(ids)}")
     if "texts" in given:
         raw.texts = [str(text) for text in given["texts"]]
     named = {"train": "train", "validation": "val", "test": "test"}
@@ -238,7 +262,7 @@ def of_networkx(graph: Any) -> Raw:
     edges = np.asarray([(at[str(u)], at[str(v)]) for u, v in graph.edges()], np.int64).reshape(-1, 2)
     raw = Raw(list(at), [class_name(row.get("label")) for row in rows], edges)
     if all("features" in row for row in rows):
-        raw.features = _numbers([row["features"] for row in rows], "the networkx graph")
+        raw.features = _numbers(rows, raw.ids, "the networkx graph")
         raw.width = raw.features.shape[1]
     if any("text" in row for row in rows):
         raw.texts = [str(row.get("text", "")) for row in rows]
