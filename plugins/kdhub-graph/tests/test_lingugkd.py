@@ -127,8 +127,11 @@ def test_a_run_aligns_training_nodes_alone_and_leaves_nothing_in_the_student(tmp
     }
     assert "w1" not in (run.student_folder / "config.json").read_text()
 
-    # The teacher is asked nothing by a second method on its states; without weight it is plain training, bit for bit.
+    # The teacher is asked nothing by a second student of its states; without weight it is plain training, bit for bit.
     before = set(home.glob("signals/*/*.safetensors"))
+    second = kdhub.distill({**given, "student": "sage:width=8", "evaluation": {"data": []}}, out=tmp_path / "second")
+    asked = second.provenance["signals"]["hop_states"]
+    assert (asked["computed"], asked["calls"], asked["found"]) == (0, 0, 36)
     none = {**given["options"], "loss_weights": "fixed", "weights": [1, 0]}
     bare = {**given, "options": none, "evaluation": {"data": []}}
     off = kdhub.distill(bare, out=tmp_path / "off")
