@@ -100,7 +100,7 @@ def test_a_run_killed_in_its_last_training_ends_with_the_same_bytes(kind, recipe
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_what_one_gives(kind, recipes, runs, tmp_path):
-    pair().distil(recipes[kind], tmp_path / "both")
+    pair().distil(recipes[kind], tmp_path / "both", timeout=600)  # a pool has three trainings
     one, two = (load_file(weights(folder)) for folder in (runs(kind).folder, tmp_path / "both"))
     assert one.keys() == two.keys()
     for name in one:  # a key's bias is added to all scores of a softmax: its gradient is rounding
