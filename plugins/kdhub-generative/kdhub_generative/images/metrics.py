@@ -137,7 +137,9 @@ def paired_error(out: Drawn, teacher: Drawn) -> float:
 
 
 def paired_share(out: Drawn, teacher: Drawn) -> float | None:
-    """The paired error as a share of that of the teacher in one call."""
+    """The paired error as a share of that of the teacher in one call; None for a teacher that has no more calls."""
+    if teacher.one_call:
+        return None
     once = _apart(*(teacher.at(steps=n, guidance=out.guidance).images for n in (1, MANY)))
     return paired_error(out, teacher) / once if once else None
 
