@@ -67,7 +67,7 @@ class CSRNet(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x, sizes = inputs["image"], inputs["sizes"]
         several = bool((sizes != torch.tensor(x.shape[2:], device=sizes.device)).any())
-        x, step = self.standardise(x), 1
+        x, step = self.standardise(x).to(self.head.weight.dtype), 1
         for layer in (nn.Identity(), *self.front, *self.back, self.head):
             x = layer(x)
             step *= 2 if isinstance(layer, nn.MaxPool2d) else 1
