@@ -37,7 +37,7 @@ def plain_json(content: bytes | str, shape: Any = None, *, finite: bool = False)
         NotPlain: it is not JSON, more than plain values, or of another shape.
     """
     try:
-        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
+        text = (content.decode() if isinstance(content, bytes) else content).removeprefix("\ufeff")
         value = json.loads(
             text, parse_int=_whole, parse_constant=_no_number if finite else None, object_pairs_hook=_object
         )

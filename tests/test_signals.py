@@ -601,6 +601,7 @@ def test_no_permission(tmp_path):
     for path in [tmp_path, *tmp_path.parents][:4]:
         path.chmod(0o755)
     code = f"""
+fill({f"{tmp_path}-first"!r})  # what is imported with the first store may not be readable for others
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 root = Path({str(tmp_path)!r})

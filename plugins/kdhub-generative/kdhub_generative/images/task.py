@@ -333,7 +333,7 @@ class ImageGeneration(NetworkTask):
         seeds = {"reference": {"source": "digits", "split": "test", "limit": 40}}
         return {
             "teacher": {"source": f"path:{folder / 'teacher'}"},
-            "student": "signal",
+            "student": {"source": f"path:{folder / 'teacher'}"},
             "data": {"train": "noise:64"},
             "evaluation": {"data": [{"source": "noise:24", "split": "test", "options": seeds}], "cost": False},
         }

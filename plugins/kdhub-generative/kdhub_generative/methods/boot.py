@@ -97,6 +97,7 @@ class Boot(Averaged):
             return self.guidance_scale != 1
 
     options: Options
+    tiny_recipe = {"student": "signal"}
 
     def check(self, student: Student, teacher: Teacher | None) -> None:
         """

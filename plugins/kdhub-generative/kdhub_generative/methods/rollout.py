@@ -35,7 +35,7 @@ class Rollout(Averaged):
         guidance_scale: float = Field(1.0, ge=0, description="guidance of the teacher's pictures")
 
     options: Options
-    tiny_recipe = {"options": {"teacher_steps": 2}}
+    tiny_recipe = {"student": "signal", "options": {"teacher_steps": 2}}
 
     def needs(self, teacher: Teacher | None) -> tuple[str, ...]:
         scale = self.options.guidance_scale

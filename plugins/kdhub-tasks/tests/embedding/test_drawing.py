@@ -10,10 +10,14 @@ from kdhub_tasks.embedding.outputs import StsOutputs
 from kdhub_tasks.embedding.task import TextEmbedding
 from PIL import Image
 
+from kdhub.evaluation import plots
 from kdhub.pictures import problems
 
+PNG = plots.png
 
-def test_cosines_of_the_first_rows_have_a_panel_for_each_subject():
+
+def test_cosines_of_the_first_rows_have_a_panel_for_each_subject(monkeypatch):
+    monkeypatch.setattr(plots, "png", PNG)  # drawn, which other tests are spared
     task, rng = TextEmbedding(), np.random.default_rng(0)
     left, right = rng.normal(size=(2, 9, 4)).astype(np.float32)
     mine = task.to_draw(StsOutputs(left, right, np.zeros(9)), 5)["cosines"]
