@@ -162,7 +162,7 @@ class Provenance(Shape):
 class Logged(Shape):
     """A line of `metrics.jsonl`."""
 
-    step: int
+    step: int = 0  # what a method with a loop of its own logs may have none
     fit: int = 1
     epoch: Number = None
     loss: Number = None
