@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from kdhub_tasks.classification.images import as_bytes, fault_of, held, seen
@@ -68,7 +68,7 @@ class CounterOptions(MethodOptions):
 
 
 class CountingOptions(MethodOptions):
-    ranges: list[float] | None = Field(
+    ranges: list[Annotated[float, Field(ge=0)]] | None = Field(
         None, description="borders of ranges of the true count to measure apart; if unset, three of equally many images"
     )
 
