@@ -91,7 +91,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "report": (("kdhub/evaluation/report.py",), ("tests/test_report.py", "-k not picture and not decades")),
     "resolve": (("kdhub/recipes/resolve.py",), ("tests/test_resolve.py",)),
     "engine": (
-        ("kdhub/training/engine.py",),
+        ("kdhub/training/engine.py", "kdhub/training/feed.py"),
         (
             "tests/test_engine.py",
             "tests/test_training.py",

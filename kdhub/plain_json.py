@@ -11,12 +11,9 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdhub.plain_yaml import NotPlain, kind_of
-
-if TYPE_CHECKING:
-    pass
 
 LARGEST = 64 * 2**20
 """Bytes of a file that is read whole."""

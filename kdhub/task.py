@@ -128,8 +128,16 @@ class Task(ABC):
         """
         from datasets import concatenate_datasets
 
-        tables = [data.split(split) for data, split in parts]
+        tables = [self.training_rows(data, split) for data, split in parts]
         return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+
+    def training_rows(self, data: Data, split: str) -> datasets.Dataset:
+        """Those of one split, with the columns that the task reads.
+
+        Raises:
+            DataError: as `training_table`.
+        """
+        return data.split(split)
 
     def labelled(self, table: datasets.Dataset) -> bool:
         """Whether such rows can be learnt from without a teacher."""

@@ -172,13 +172,7 @@ def no_token_anywhere(tmp_path_factory) -> Iterator[None]:
 @pytest.fixture
 def hub(monkeypatch, no_token_anywhere):
     """A hub in this process (`fake_hub.Hub`), which the client library and kdhub talk to."""
-    from fake_hub import TOKEN, Hub
-    from huggingface_hub import constants
+    from fake_hub import talked_to
 
-    hub = Hub()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield hub
-    hub.close()
+    with talked_to(monkeypatch) as hub:
+        yield hub

@@ -10,7 +10,8 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -304,3 +305,18 @@ class Request(BaseHTTPRequestHandler):
 
     def _url(self, key: tuple[str, str]) -> str:
         return f"{self.hub.endpoint}/{'' if key[0] == 'model' else key[0] + 's/'}{key[1]}"
+
+
+@contextmanager
+def talked_to(monkeypatch: Any) -> Iterator[Hub]:
+    """A hub which the client library and kdhub talk to, logged in."""
+    from huggingface_hub import constants
+
+    hub = Hub()
+    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": False, "ENDPOINT": hub.endpoint}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    try:
+        yield hub
+    finally:
+        hub.close()

@@ -14,8 +14,9 @@ from torch import nn
 
 from kdhub.method import TrainingOptions
 from kdhub.sampler import Sampler, ShuffledSampler
-from kdhub.training import engine
-from kdhub.training.engine import STATE, _Order, list_checkpoints, magnitudes, newest_checkpoint, steps_of
+from kdhub.training import engine, feed
+from kdhub.training.engine import STATE, list_checkpoints, magnitudes, newest_checkpoint, steps_of
+from kdhub.training.feed import Order
 
 # -- order ----------------------------------------------------------------------------------------------------
 
@@ -54,18 +55,18 @@ def taught(order, taken, upto=16):
 
 def test_rows_follow_epoch_after_epoch_to_the_last():
     sampler = ShuffledSampler(np.ones(5, np.int32), 2, 0)
-    order = _Order(sampler, 15)
+    order = Order(sampler, 15)
     expected = np.concatenate([sampler.epoch(n) for n in range(3)])[:15].tolist()
     assert list(order) == expected and len(order) == 15 and all(type(row) is int for row in expected)
     assert order.state() == {}, "a sampler without state has none"
     for first in (0, 1, 6, 14, 15):
-        again = _Order(sampler, 15)
+        again = Order(sampler, 15)
         again.resume(first, {})
         assert list(again) == expected[first:]
 
 
 def test_a_sampler_that_learns_is_told_what_it_was_told_when_it_drew():
-    order = _Order(Follows(np.ones(6, np.int32), 2, 0), 16)
+    order = Order(Follows(np.ones(6, np.int32), 2, 0), 16)
     whole = list(taught(order, 0))
     # told 1 before row 2, 2 before row 4, 3 before row 6 of the first epoch, ...
     assert whole == [0, 1, 12, 13, 34, 35, 160, 161, 202, 203, 254, 255, 410, 411, 482, 483]
@@ -74,11 +75,11 @@ def test_a_sampler_that_learns_is_told_what_it_was_told_when_it_drew():
 
 @pytest.mark.parametrize("stop", [1, 2, 5, 6, 7, 11, 12, 13, 15])
 def test_a_resumed_order_goes_on_as_if_nothing_had_been(stop):
-    whole = list(taught(_Order(Follows(np.ones(6, np.int32), 2, 0), 16), 0))
-    order = _Order(Follows(np.ones(6, np.int32), 2, 0), 16)
+    whole = list(taught(Order(Follows(np.ones(6, np.int32), 2, 0), 16), 0))
+    order = Order(Follows(np.ones(6, np.int32), 2, 0), 16)
     assert list(taught(order, 0, stop)) == whole[:stop]
     state = json.loads(json.dumps(order.state()))
-    again = _Order(Follows(np.ones(6, np.int32), 2, 0), 16)
+    again = Order(Follows(np.ones(6, np.int32), 2, 0), 16)
     again.resume(stop, state)
     assert list(taught(again, stop)) == whole[stop:]
 
@@ -87,7 +88,7 @@ def test_losses_reach_a_sampler_without_state_at_once():
     told = []
     sampler = ShuffledSampler(np.ones(4, np.int32), 2, 0)
     sampler.observe = lambda step, terms: told.append((step, terms))
-    _Order(sampler, 8).observe(3, {"a": 1.0})
+    Order(sampler, 8).observe(3, {"a": 1.0})
     assert told == [(3, {"a": 1.0})]
 
 
@@ -405,9 +406,9 @@ class Counted:
 
 @pytest.mark.parametrize("again, size, once", [(True, 2, True), (False, 2, False), (True, 2000, False)])
 def test_rows_that_are_read_again_are_prepared_once_where_they_are_small(monkeypatch, again, size, once):
-    monkeypatch.setattr(engine, "KEPT", 10_000)
+    monkeypatch.setattr(feed, "KEPT", 10_000)
     rows, batches = Counted(size), [[0, 2, 1], [5, 4, 3], [3, 1, 5], [4, 2, 0, 0]]
-    data = engine._TrainingRows(rows, {}, again=again)
+    data = feed.TrainingRows(rows, {}, again=again)
     for indices in batches:
         ((examples, given),) = data.__getitems__(indices)
         assert [e["node"] for e in examples] == indices and given == {}

@@ -23,6 +23,8 @@ from kdhub.plain_yaml import NotPlain
 SCHEMA = 1
 
 TEACHER, BEFORE, STUDENT, ASYMMETRIC = "teacher", "student-before", "student", "asymmetric"
+WHO = {TEACHER: "teacher", BEFORE: "start", STUDENT: "student"}
+"""Subjects as pictures call them."""
 
 OWN_FILES = "its own files"
 """The data set of measures for which nothing is run: a student's files are read (`MetricSpec.files`)."""

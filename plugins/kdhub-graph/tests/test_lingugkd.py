@@ -178,22 +178,16 @@ def test_a_student_is_published_pulled_and_verified_from_another_cache(tmp_path,
     import sys
     from pathlib import Path
 
-    from huggingface_hub import constants
-
     sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
-    from fake_hub import TOKEN, Hub
+    from fake_hub import talked_to
 
-    hub = Hub()
-    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": False, "ENDPOINT": hub.endpoint}.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    run = kdhub.distill({k: v for k, v in recipe(tmp_path, method="supervised").items() if k != "teacher"})
-    done = kdhub.publish(run.folder, "me/nodes", licence="mit")  # the usage lines are run: torch_geometric alone
-    assert "torch_geometric.nn" in done.card and "graph-ml" in done.card
-    monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "another"))
-    found = kdhub.verify("me/nodes")
-    assert found.status == "verified" and {f.verdict for f in found.figures} == {"ok"}
-    hub.close()
+    with talked_to(monkeypatch):
+        run = kdhub.distill({k: v for k, v in recipe(tmp_path, method="supervised").items() if k != "teacher"})
+        done = kdhub.publish(run.folder, "me/nodes", licence="mit")  # the usage lines are run: torch_geometric alone
+        assert "torch_geometric.nn" in done.card and "graph-ml" in done.card
+        monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "another"))
+        found = kdhub.verify("me/nodes")
+        assert found.status == "verified" and {f.verdict for f in found.figures} == {"ok"}
 
 
 def test_layers_and_hops_must_be_as_many(tmp_path):

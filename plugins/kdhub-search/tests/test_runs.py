@@ -19,7 +19,7 @@ from kdhub.testing._ranks import pair
 from kdhub.verbs import publish as publishing
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
-from fake_hub import TOKEN, Hub  # noqa: E402
+from fake_hub import talked_to  # noqa: E402
 
 IMAGE = "image-classification"
 FACTS = {"shape": [8, 8], "classes": [str(i) for i in range(10)], "mean": [[0.3]], "std": [[0.4]]}
@@ -115,15 +115,9 @@ def test_two_processes_give_what_one_gives(kind, recipes, runs, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    from huggingface_hub import constants
-
-    hub = Hub()
-    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": False, "ENDPOINT": hub.endpoint}.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(publishing, "_usage_problems", lambda *a: [])  # whether usage lines run is tested elsewhere
-    yield hub
-    hub.close()
+    with talked_to(monkeypatch) as hub:
+        yield hub
 
 
 @pytest.mark.parametrize("kind", ["pool", "slices", "texts"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from kdhub.errors import CompatibilityError
+from kdhub.errors import CompatibilityError, UntrustedError
 from kdhub.ranks import device
 from kdhub.rows import Example
 from kdhub.student import Student
@@ -19,6 +21,25 @@ from kdhub_tasks import wrappers
 BATCH = 256
 TOKENS = 2**16
 """Of the texts that are run together, at most."""
+
+
+def take_weights(module: nn.Module, file: Path, name: str) -> None:
+    """Fill a network from a safetensors file, in the precision that it has there.
+
+    Args:
+        name: of the student, for the error.
+
+    Raises:
+        UntrustedError: they are not its weights.
+    """
+    state = load_file(file)
+    for known, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if known in state:
+            tensor.data = tensor.data.to(state[known].dtype)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UntrustedError(f"{name}: its weights are not those of its configuration: {error}") from error
 
 
 class Classifier(Student):

@@ -13,19 +13,13 @@ import kdhub
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from fake_hub import TOKEN, Hub  # noqa: E402
+from fake_hub import talked_to  # noqa: E402
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    from huggingface_hub import constants
-
-    hub = Hub()
-    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": False, "ENDPOINT": hub.endpoint}.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield hub
-    hub.close()
+    with talked_to(monkeypatch) as hub:
+        yield hub
 
 
 def test_round_trip(tiny, hub, tmp_path, monkeypatch):

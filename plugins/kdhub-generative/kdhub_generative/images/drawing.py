@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kdhub.evaluation.report import BEFORE, STUDENT, TEACHER
+from kdhub.evaluation.report import WHO
 from kdhub.pictures import Picture
 
-WHO = {TEACHER: "teacher", BEFORE: "start", STUDENT: "student"}
 PIXELS = 64
 """Of a picture's longer side, at least; small ones are enlarged by whole numbers, without smoothing."""
 GAP, LABEL = 4, 132

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kdhub.errors import CompatibilityError, UntrustedError
 from kdhub.hub.trust import check_model_folder
+from kdhub.plain_json import read_json
 from kdhub.student import BuildContext, sizes
 from kdhub_generative.images.model import STEPS, ImageModel, Predictor
 from kdhub_generative.images.process import Process
@@ -213,7 +214,7 @@ class PipelineModel(ImageModel):
 
         check_model_folder(folder, name=name or None)
         try:
-            index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+            index = read_json(folder / "model_index.json")
             classes = {part: index[part][1] for part in ("unet", "scheduler")}
             classes |= {p: index[p][1] for p in PARTS if p in index and index[p][1] is not None}
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -236,7 +237,7 @@ class PipelineModel(ImageModel):
             except (OSError, ValueError, RuntimeError) as error:
                 raise UntrustedError(f"{name or folder}: its {part} cannot be opened: {error}") from error
         known = folder / "drawing.json"
-        said = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+        said = read_json(known) if known.is_file() else {}
         student = cls(opened.pop("unet"), scheduler, opened, {k: v for k, v in said.items() if v is not None})
         student.module.eval()
         return student

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.fields import Field as Stored
 from kdhub.files import canonical_json
 from kdhub.findings import Finding
+from kdhub.plain_json import read_json
 from kdhub.recipes.recipe import Ref
 from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, class_names
 from kdhub.task import Encoder, NetworkTask, View
@@ -135,13 +135,7 @@ class ImageGeneration(NetworkTask):
 
     # -- rows -------------------------------------------------------------------------------------------------
 
-    def training_table(self, parts: Sequence[tuple[Data, str]]) -> datasets.Dataset:
-        from datasets import concatenate_datasets
-
-        tables = [self._columns(data, split) for data, split in parts]
-        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
-
-    def _columns(self, data: Data, split: str) -> datasets.Dataset:
+    def training_rows(self, data: Data, split: str) -> datasets.Dataset:
         """
         Raises:
             DataError: there are neither seeds nor pictures.
@@ -202,7 +196,7 @@ class ImageGeneration(NetworkTask):
         from kdhub_generative.images.model import NetworkModel
 
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = read_json(folder / "config.json")
             config["network"], config["shape"], config["prediction"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UntrustedError(
@@ -309,7 +303,7 @@ class ImageGeneration(NetworkTask):
 
     def to_draw(self, outputs: Drawn, n: int) -> dict[str, np.ndarray]:
         some = replace(outputs, table=outputs.table.select(range(min(n, len(outputs.table)))), _known={})
-        if self._once(outputs):
+        if self._once(some):
             return {"1": some.images}
         return {str(steps): some.at(steps=steps).images for steps in SHOWN}
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kdhub_tasks.models import take_weights
 from torch import nn
 
 from kdhub.errors import CompatibilityError, DataError, UntrustedError, UsageError
@@ -226,16 +227,7 @@ class Extractor(Student):
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def restore(self, folder: Path) -> Extractor:
-        from safetensors.torch import load_file
-
-        state = load_file(folder / "model.safetensors")
-        for name, parameter in self.module.named_parameters():
-            if name in state:
-                parameter.data = parameter.data.to(state[name].dtype)
-        try:
-            self.module.load_state_dict(state)
-        except RuntimeError as error:
-            raise UntrustedError(f"{folder}: its weights are not those of its configuration: {error}") from error
+        take_weights(self.module, folder / "model.safetensors", str(folder))
         self.module.eval()
         return self
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kdhub.evaluation.plots import GREY, INK, STYLE, new_figure, png
-from kdhub.evaluation.report import BEFORE, STUDENT, TEACHER, printable
+from kdhub.evaluation.report import WHO, printable
 from kdhub.pictures import Picture
 
-WHO = {TEACHER: "teacher", BEFORE: "start", STUDENT: "student"}
 COLUMNS = 8
 PIXELS = 400
 """Of an image's longer side, roughly; larger ones are thinned."""

@@ -135,6 +135,19 @@ def fault_of(error: DataError, value: Any) -> Fault:
     return Fault(cause, ": ".join(filter(None, (name, detail))))
 
 
+def size_of(content: bytes) -> tuple[int, int] | None:
+    """Width and height of an image file as `read` turns it, without decoding it; None where it cannot be opened, which
+    `read` explains."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # by its EXIF
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except Exception:  # decoders fail in many ways
+        return None
+
+
 def channels_first(shape: tuple[int, ...]) -> bool:
     """Whether an image has its channels first; last where both could be."""
     return len(shape) == 3 and shape[0] <= CHANNELS < shape[2]

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kdhub_tasks.classification.images import size_of
 from kdhub_tasks.classification.pictures import ENDINGS, SPLITS
 
 from kdhub.data.dataset import Data
@@ -137,7 +138,9 @@ class Annotated(Source):
 
     def _inside(self, known: Known, content: bytes, file: str, image: str) -> list[list[float]]:
         points = known["points"]
-        if (size := _size(content)) is None or not len(points):  # an image that cannot be opened is found as a bad row
+        if (size := size_of(content)) is None or not len(
+            points
+        ):  # an image that cannot be opened is found as a bad row
             return points.tolist()
         moved = np.clip(points, 0, size)
         points = np.where(np.abs(moved - points).max(1, keepdims=True) <= self.near, moved, points)
@@ -316,17 +319,3 @@ def _npy(file: Path) -> Known:
     if density.ndim != 2 or not density.size or not np.isfinite(density).all() or density.min() < 0:
         raise DataError(f"a density that is not height x width of numbers from 0: {file.name}: {density.shape}")
     return {"density": density.astype(np.float32).tolist()}
-
-
-def _size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of an image file, turned as its EXIF says, without decoding it; None where that fails."""
-    import io
-
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return (image.height, image.width) if turned else (image.width, image.height)
-    except Exception:  # it is named when its row is read
-        return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kdhub.evaluation.plots import GREY, INK, LOOKS, STYLE, new_figure, png
+from kdhub.evaluation.report import BEFORE, WHO
 from kdhub.pictures import Picture
 from kdhub_vision.counting.targets import STRIDE
 
@@ -15,7 +16,6 @@ PIXELS = 300
 SIDE = 1.9
 """Inches of an image."""
 POINT = "#56b4e9"
-WHO = {"teacher": "teacher", "student-before": "start", "student": "student"}
 
 
 def overlays(
@@ -39,7 +39,7 @@ def overlays(
         for n, (line, image) in enumerate(zip(axes, images)):
             high, wide = image.shape[-2:]
             # One scale of colours a line: what one model sees and another does not must show.
-            most = max(1e-6, *(float(of[n].max()) for who, of in maps.items() if who != "student-before"))
+            most = max(1e-6, *(float(of[n].max()) for who, of in maps.items() if who != BEFORE))
             for axis in line:
                 axis.set_axis_off()
                 _show(axis, image)
@@ -69,11 +69,9 @@ def against(given: Mapping[str, Mapping[str, np.ndarray]]) -> Picture:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(5.6, 4.6)
         axes = figure.add_subplot(xlabel="true count", ylabel="predicted count")
-        most = max(
-            float(max(of["true"].max(), of["predicted"].max())) for who, of in given.items() if who != "student-before"
-        )
+        most = max(float(max(of["true"].max(), of["predicted"].max())) for who, of in given.items() if who != BEFORE)
         for who, of in given.items():
-            if who != "student-before":
+            if who != BEFORE:
                 look = {name: LOOKS[who][name] for name in ("label", "color", "marker")}
                 axes.scatter(of["true"], of["predicted"], s=22, alpha=0.7, **look)
         axes.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle="--")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -127,16 +128,7 @@ def game(out: Counts, level: int) -> float | None:
     return float(np.abs(wrong).sum((1, 2)).mean())
 
 
-def game_1(out: Counts) -> float | None:
-    return game(out, 1)
-
-
-def game_2(out: Counts) -> float | None:
-    return game(out, 2)
-
-
-def game_3(out: Counts) -> float | None:
-    return game(out, 3)
+game_1, game_2, game_3 = (partial(game, level=level) for level in (1, 2, 3))
 
 
 def gap(student: Counts, teacher: Counts) -> float:

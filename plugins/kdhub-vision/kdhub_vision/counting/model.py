@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from kdhub_tasks.classification.images import read
-from safetensors.torch import load_file, save_file
+from kdhub_tasks.models import take_weights
+from safetensors.torch import save_file
 
 from kdhub import open_network
 from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
+from kdhub.plain_json import read_json
 from kdhub.ranks import device
 from kdhub.rows import Example
 from kdhub.student import Student
+from kdhub_vision.counting.networks import alike
 from kdhub_vision.counting.targets import STRIDE
 
 NAME = "counting"
@@ -77,7 +80,7 @@ class Counter(Student):
         where, was, found = device(), self.module.training, [np.zeros(0, np.float32)] * len(examples)
         self.module.to(where).eval()
         with torch.no_grad():
-            for some in _alike(examples, self.config["tile"]):
+            for some in _batches(examples, self.config["tile"]):
                 if len(some) == 1:
                     found[some[0]] = self._tiled(np.asarray(examples[some[0]]["image"])).ravel()
                 else:
@@ -152,18 +155,11 @@ def load(folder: Path, *, name: str | None = None) -> Counter:
     """
     check_model_folder(folder, name=name)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["counter"]
+        config = read_json(folder / "config.json")["counter"]
         student = Counter(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UntrustedError(f"{name or folder} is not a student for {NAME} that kdhub saved") from error
-    state = load_file(folder / "model.safetensors")
-    for known, tensor in (*student.module.named_parameters(), *student.module.named_buffers()):
-        if known in state:
-            tensor.data = tensor.data.to(state[known].dtype)
-    try:
-        student.module.load_state_dict(state)
-    except RuntimeError as error:
-        raise UntrustedError(f"{name or folder}: its weights are not those of its configuration: {error}") from error
+    take_weights(student.module, folder / "model.safetensors", name or str(folder))
     student.module.eval()
     return student
 
@@ -185,12 +181,9 @@ def _parts(total: int, tile: int, around: int) -> Iterator[_Part]:
         yield _Part(first, min(first + tile, total), total, around)
 
 
-def _alike(examples: Sequence[Example], tile: int) -> Iterator[list[int]]:
+def _batches(examples: Sequence[Example], tile: int) -> Iterator[list[int]]:
     """Numbers of examples that are run together: images of one size that are no larger than a tile."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for n, example in enumerate(examples):
-        groups.setdefault(tuple(example["image"].shape[-2:]), []).append(n)
-    for (high, wide), numbers in groups.items():
+    for (high, wide), numbers in alike(example["image"].shape[-2:] for example in examples).items():
         many = max(1, PIXELS // (high * wide)) if max(high, wide) <= tile else 1
         yield from (numbers[start : start + many] for start in range(0, len(numbers), many))
 

@@ -9,7 +9,7 @@ layer, as the zeros that a convolution pads with. Layers are found by the names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,14 @@ def inside(maps: Tensor, sizes: Tensor) -> Tensor:
         torch.arange(n, device=maps.device)[None] < sizes[:, i, None] for i, n in enumerate(maps.shape[2:])
     )
     return lines[:, None, :, None] & columns[:, None, None, :]
+
+
+def alike(sizes: Iterable[Sequence[int]]) -> dict[tuple[int, int], list[int]]:
+    """Height and width of images -> the rows that have them."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for n, size in enumerate(sizes):
+        found.setdefault(tuple(size), []).append(n)
+    return found
 
 
 def flat(maps: Tensor, sizes: Tensor) -> Tensor:

@@ -88,13 +88,7 @@ class Counting(NetworkTask):
 
     # -- rows -------------------------------------------------------------------------------------------------
 
-    def training_table(self, parts: Sequence[tuple[Data, str]]) -> datasets.Dataset:
-        from datasets import concatenate_datasets
-
-        tables = [self._columns(data, split) for data, split in parts]
-        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
-
-    def _columns(self, data: Data, split: str) -> datasets.Dataset:
+    def training_rows(self, data: Data, split: str) -> datasets.Dataset:
         table = data.split(split)
         if "image" not in table.column_names:
             raise DataError(
@@ -172,7 +166,7 @@ class Counting(NetworkTask):
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def outputs(self, encode: Encoder, data: Data, split: str) -> Counts:
-        table = self._columns(data, split)
+        table = self.training_rows(data, split)
         if not set(TRUTHS) & set(table.column_names):
             raise DataError(
                 f"{data.name}, split {split!r}, has none of the columns {', '.join(TRUTHS)} to score against",
@@ -194,7 +188,7 @@ class Counting(NetworkTask):
             yield View({"count": name}, partial(Counts.some, rows=rows), ("mae", "nae", "count-bias"))
 
     def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
-        table = self._columns(data, split)
+        table = self.training_rows(data, split)
         return list(iterate(table.select_columns(["image"]).select(range(min(n, len(table))))))
 
     def to_draw(self, outputs: Counts, n: int) -> dict[str, np.ndarray]:
@@ -207,7 +201,7 @@ class Counting(NetworkTask):
         from kdhub_vision.counting.drawing import against, overlays
 
         numbers = next(iter(given.values()))["row"][:SHOWN]
-        rows = plain_rows(self._columns(data, split), numbers.tolist())
+        rows = plain_rows(self.training_rows(data, split), numbers.tolist())
         yield overlays([held(row["image"]) for row in rows], [Truth.of(row).points for row in rows], given)
         yield against(given)
 

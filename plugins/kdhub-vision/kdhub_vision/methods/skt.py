@@ -121,7 +121,7 @@ class Skt(Density):
         terms["teacher"] = o.soft_weight * gap.square().sum() / many
         if not self.kinds:
             return terms
-        from kdhub_vision.counting.networks import unflat
+        from kdhub_vision.counting.networks import alike, unflat
 
         strides = [stride_of(kind, batch["image"], student[kind], teacher[kind]) for kind in self.kinds] + [STRIDE]
         of_both = [
@@ -129,7 +129,7 @@ class Skt(Density):
             for given in (student, teacher)
         ]
         cos, fsp, mean = [], [], o.reduction == "mean"
-        for (high, wide), rows in alike(sizes).items():
+        for (high, wide), rows in alike(sizes.tolist()).items():
             mine, theirs = (
                 [m[rows, :, : -(-high // s), : -(-wide // s)] for m, s in zip(maps, strides)] for maps in of_both
             )
@@ -156,14 +156,6 @@ class Skt(Density):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._shares = dict(state)
-
-
-def alike(sizes: Tensor) -> dict[tuple[int, int], list[int]]:
-    """Height and width of images -> the rows that have them."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for n, size in enumerate(sizes.tolist()):
-        found.setdefault(tuple(size), []).append(n)
-    return found
 
 
 def stride_of(kind: str, images: Tensor, *maps: Tensor) -> int:
