@@ -34,6 +34,7 @@ from kdhub_generative.images.students import FreshOptions, of_rows
 
 GIVES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 """`prediction_type` of a scheduler -> what its network gives."""
+SAID = {gives: said for said, gives in GIVES.items()}
 PARTS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
     "vae": ("AutoencoderKL",),
@@ -180,7 +181,7 @@ class PipelineModel(ImageModel):
         self.finalise()
         scheduler = self.scheduler
         if self.one_call:
-            gives = {value: key for key, value in GIVES.items()}[self.module.prediction]
+            gives = SAID[self.module.prediction]
             beta = 1 - float(self.process.kept[1])
             scheduler = DDIMScheduler(
                 num_train_timesteps=1, trained_betas=[beta], prediction_type=gives, clip_sample=False,
@@ -300,7 +301,7 @@ class Unet(PipelineModel):
             norm_num_groups=gcd(8, wide), attention_head_dim=gcd(8, wide),
             num_class_embeds=len(more["classes"]) + 1 if "classes" in more else None,
         )  # fmt: skip
-        gives = {value: key for key, value in GIVES.items()}[more["prediction"]]
+        gives = SAID[more["prediction"]]
         scheduler = DDIMScheduler(
             num_train_timesteps=TRAINING_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type=gives,
             clip_sample=False,
