@@ -164,9 +164,10 @@ class RunContext(Protocol):
         """A teacher's signals of some rows, through the store. One of another task reads the rows as its task does;
         `read`: they are prepared for it already, such as prompts of the method's own."""
 
-    def fit(self, method: ObjectiveMethod, student: Student) -> Student:
-        """Train a student by an objective, to the end. Each call of a run has checkpoints of its own; a resumed run
-        finds them by the order of the calls, in each `stage` and outside of stages."""
+    def fit(self, method: ObjectiveMethod, student: Student, name: str | None = None) -> Student:
+        """Train a student by an objective, to the end. Each call of a run has steps and checkpoints of its own; a
+        resumed run finds them by the name, which log and plot show, else by the order of the calls in each `stage` and
+        outside of stages. A name that another training of the run has is refused (`RunError`)."""
 
     def mark_start(self, student: Student) -> None:
         """Measure the student as it stands before training, once in the life of the run; `fit` does it."""

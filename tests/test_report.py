@@ -389,6 +389,16 @@ def test_a_loss_over_decades_has_numbers_at_its_axis():
     assert not [label for label in labels if "$" in label]
 
 
+def test_trainings_of_a_run_follow_one_another_with_their_names(drawn):
+    from kdhub.evaluation import plots
+
+    steps = [{"step": i, "loss": 1.0, "terms": {"a": 1.0}, "training": "narrow"} for i in (1, 2, 3)]
+    steps += [{"step": i, "loss": 1.0, "terms": {"a": 1.0}, "training": "wide", "fit": 2} for i in (1, 2)]
+    upper, *_ = plots.loss_curve(steps).axes
+    assert list(upper.lines[0].get_xdata()) == [1, 2, 3, 4, 5]
+    assert [(t.get_text(), t.xy[0]) for t in upper.texts] == [("narrow", 0), ("wide", 3)]
+
+
 def test_no_picture_without_its_numbers(tmp_path):
     from kdhub.evaluation.plots import plot_run
 

@@ -17,6 +17,7 @@ from kdhub.errors import CompatibilityError, DataError, ExitCode, RunError, Trai
 from kdhub.files import read_sealed, write_sealed
 from kdhub.method import ObjectiveMethod, TrainingOptions, step_count
 from kdhub.ranks import resolve_precision
+from kdhub.recipes.run import Run
 from kdhub.sampler import MixtureSampler, ShuffledSampler
 from kdhub.training.engine import STATE, list_checkpoints, newest_checkpoint
 from kdhub.verbs.distill import distill
@@ -369,6 +370,30 @@ def test_each_training_of_a_run_has_checkpoints_of_its_own(train, tmp_path, monk
     Twice.fail = (0, 0)
     resumed = distill(resume=tmp_path / "cut")
     assert weights(resumed) == weights(whole) and steps(resumed) == steps(whole)
+
+
+def test_two_trainings_of_one_name_are_refused(train, tmp_path, monkeypatch):
+    """Also where the first stands in a stage that a resumed run does not come through again."""
+    import toy
+
+    class Twice(toy.Hint):
+        killed = True
+
+        def distill(self, run):
+            run.stage("first", lambda: run.fit(self, run.student, "narrow") and None)
+            if Twice.killed:
+                raise KeyboardInterrupt
+            return run.fit(self, run.student, "narrow")
+
+    monkeypatch.setattr(toy, "Hint", Twice)
+    with pytest.raises(KeyboardInterrupt):
+        train("named")
+    Twice.killed = False
+    for again in (lambda: train("whole"), lambda: distill(resume=tmp_path / "named")):
+        with pytest.raises(RunError, match="two trainings of .* have the name 'narrow'"):
+            again()
+    lines = list(Run.open(tmp_path / "named").metrics())
+    assert {line["training"] for line in lines} == {"narrow"} and not any("fit" in line for line in lines)
 
 
 def test_resume_is_exact_with_batches_mixed_at_random(train, tmp_path, monkeypatch):

@@ -86,7 +86,8 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     ends: dict[int, int] = {}  # of each training of the run, which follow one another
     for r in records:
         ends[r.get("fit", 1)] = max(r["step"], ends.get(r.get("fit", 1), 0))
-    steps = [r["step"] + sum(end for fit, end in ends.items() if fit < r.get("fit", 1)) for r in records]
+    begins = {fit: sum(end for one, end in ends.items() if one < fit) for fit in ends}
+    steps = [r["step"] + begins[r.get("fit", 1)] for r in records]
     names = list(dict.fromkeys(name for r in records for name in r["terms"]))
     series = {name: [_number(r["terms"].get(name)) for r in records] for name in names}
     if len(names) > 1:
@@ -112,6 +113,12 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Figure | None:
         upper.yaxis.set_minor_formatter(lambda *_: "")
     else:
         upper.set_ylim(bottom=0 if everything and min(everything) >= 0 else None)
+    for fit, name in {r.get("fit", 1): r.get("training", "") for r in records}.items() if len(ends) > 1 else ():
+        upper.axvline(begins[fit], color=GREY, linewidth=0.8, linestyle=":")
+        upper.annotate(
+            printable(name), (begins[fit], 0), xycoords=("data", "axes fraction"), xytext=(3, 4),
+            textcoords="offset points", rotation=90, color=GREY, size=9,
+        )  # fmt: skip
     upper.set_title("Training loss", loc="left")
     upper.set_ylabel("loss")
     upper.legend(loc="upper right")

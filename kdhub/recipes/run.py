@@ -52,7 +52,8 @@ class Run:
         self._lock: Any = None
         self._log_is_whole = False  # until this process has looked
         self._stages: list[str] = []  # under way, each inside the one before
-        self._fits: Counter[str] = Counter()  # trainings begun by this process in each stage
+        self._fits: Counter[str] = Counter()  # trainings without a name begun by this process, in each stage
+        self._names: set[str | None] = set()  # of those with one
 
     # -- making and opening -----------------------------------------------------------------------------------
 
@@ -308,13 +309,27 @@ class Run:
                 hint="put back what it began with, or start a new run with another --out",
             )
 
-    def next_fit(self) -> int:
-        """Which training of the run begins now, from 1; the same number when it is reached again after a kill. Those of
-        a stage count by themselves: a resumed run does not come through a stage that is finished."""
-        stage = "/".join(self._stages)
-        self._fits[stage] += 1
-        done, key = self.read_json("state.json", {"schema": SCHEMA, "stages": {}}), f"{stage}#{self._fits[stage]}"
-        fits = done.setdefault("fits", [])
+    def next_fit(self, name: str | None = None) -> int:
+        """Which training of the run begins now, from 1; the same number when it is reached again after a kill.
+
+        It is found again by its name, else by its order in its stage: a resumed run does not come through a stage that
+        is finished.
+
+        Raises:
+            RunError: another training of the run has this name.
+        """
+        stage, key = "/".join(self._stages), ":" + (name or "")
+        if not name:
+            self._fits[stage] += 1
+            key = f"#{self._fits[stage]}"
+        done = self.read_json("state.json", {"schema": SCHEMA, "stages": {}})
+        fits, key = done.setdefault("fits", []), stage + key
+        if name and (name in self._names or any(k.endswith(f":{name}") and k != key for k in fits)):
+            raise RunError(
+                f"two trainings of {self.folder} have the name {name!r}: the second would go on from the first one's "
+                "checkpoints", hint="give each call of run.fit a name of its own, or none",
+            )  # fmt: skip
+        self._names.add(name)
         if key not in fits:
             fits.append(key)
             self.write_json("state.json", done)

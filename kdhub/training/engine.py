@@ -352,6 +352,7 @@ class Engine:
         probe: Callable[[Probe], Callable[[], dict[str, float]]] | None = None,
         seed: int = 0,
         fit: int = 1,
+        name: str | None = None,
     ):
         options = method.options
         self.run, self.method, self.task, self.student, self.rows = run, method, task, student, rows
@@ -384,7 +385,7 @@ class Engine:
         self.order = Order(self.sampler, self.steps * options.batch_size)
         wanted = self.sampler.probes(self.steps)
         self._probe, self._probe_every = (probe(wanted), wanted.every) if wanted else (None, 0)
-        self.fit = fit
+        self.fit, self.name = fit, name
         self.checkpoints = run.checkpoints if fit == 1 else run.checkpoints / f"fit-{fit}"
         self.staging = self.checkpoints / ".staging"
         self.log_every = max(1, min(50, self.steps // 50))
@@ -472,9 +473,9 @@ class Engine:
         return dict(self.task.vary(inputs, self.student, int(self.module.progress.epoch)))
 
     @property
-    def of_fit(self) -> dict[str, int]:
-        """What lines of the log have in front where they are not of the run's first training."""
-        return {"fit": self.fit} if self.fit > 1 else {}
+    def of_fit(self) -> dict[str, Any]:
+        """What lines of the log have in front: the name of a training, and its number from the second on."""
+        return ({"fit": self.fit} if self.fit > 1 else {}) | ({"training": self.name} if self.name else {})
 
     # -- watching ---------------------------------------------------------------------------------------------
 

@@ -281,7 +281,7 @@ class Session:
         return given
 
     @repeatable()
-    def fit(self, method: ObjectiveMethod, student: Student) -> Student:
+    def fit(self, method: ObjectiveMethod, student: Student, name: str | None = None) -> Student:
         """Adapt the student, measure its start, and train it to the end."""
         import torch
         from accelerate.utils import send_to_device
@@ -337,7 +337,8 @@ class Session:
             sampler=self._sampler(rows, method),
             probe=partial(self._prober, method, student),
             seed=self.seed,
-            fit=of_first(self.run.next_fit()),
+            fit=of_first(self.run.next_fit(name)),
+            name=name,
         )
         engine.logged = self._logged(student, engine.steps)
         facts = engine.train()
@@ -443,7 +444,7 @@ class Session:
             if points and rank() == 0 and (share := record["step"] * points // steps) > reached:
                 reached, began = share, time.monotonic()
                 if found := self.evaluator.glance(self._student_encoder(student)):
-                    at = {name: record[name] for name in ("fit", "step") if name in record}
+                    at = {name: record[name] for name in ("fit", "training", "step") if name in record}
                     self.run.log(**at, metric=found[0], measured=found[1])
                 self._looking += time.monotonic() - began
 

@@ -175,7 +175,7 @@ class AutoDistil(ObjectiveMethod):
         fitting = self._fitting(run, student)
         before = {space: self._held_out(run, student, space, "before") for space in module.spaces}
         for self.space in module.spaces:
-            student = run.fit(self, student)
+            student = run.fit(self, student, f"sub-space {self.space}")
         after = {space: self._held_out(run, student, space, "after") for space in module.spaces}
         if not run.has_rows("validation"):
             return student

@@ -82,7 +82,7 @@ class LearngenePool(ObjectiveMethod):
                 for n, name in enumerate(pool.module.anchor_names)]  # fmt: skip
         self._stitch(run, pool, maps)
         run.stage("paths before", lambda: self._accuracies(run, pool))
-        return run.fit(self, pool)
+        return run.fit(self, pool, "paths")
 
     # -- A: anchors -------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class LearngenePool(ObjectiveMethod):
         from safetensors.torch import save_file
 
         method = self._learngene(n)
-        student = run.fit(method, pool.cut(name))
+        student = run.fit(method, pool.cut(name), f"anchor {name}")
         state = {f"student.{key}": value for key, value in student.module.state_dict().items()}
         for key, extra in getattr(method, "modules", {}).items():
             state |= {f"{key}.{inner}": value for inner, value in extra.state_dict().items()}
