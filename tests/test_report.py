@@ -395,7 +395,8 @@ def test_trainings_of_a_run_follow_one_another_with_their_names(drawn):
     steps = [{"step": i, "loss": 1.0, "terms": {"a": 1.0}, "training": "narrow"} for i in (1, 2, 3)]
     steps += [{"step": i, "loss": 1.0, "terms": {"a": 1.0}, "training": "wide", "fit": 2} for i in (1, 2)]
     upper, *_ = plots.loss_curve(steps).axes
-    assert list(upper.lines[0].get_xdata()) == [1, 2, 3, 4, 5]
+    assert [list(line.get_xdata()) for line in upper.lines[:2]] == [[1, 2, 3], [4, 5]]
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["a"]
     assert [(t.get_text(), t.xy[0]) for t in upper.texts] == [("narrow", 0), ("wide", 3)]
 
 

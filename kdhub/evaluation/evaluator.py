@@ -138,6 +138,7 @@ class Evaluator:
         """
         family, measures, given = encode.model, [], {}
         for name in (family.members if names is None else names) if isinstance(family, Student) else ():
+            logger.info("member %s:", name)
             found = self.of_data(STUDENT, student_encoder(self.task, family.cut(name)), teacher, given)
             measures += [replace(m, variant={MEMBER: name}) for m in found if m.subject == STUDENT and not m.variant]
         return measures

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdhub.evaluation.plots import GREY, LOOKS, new_figure, tick
 from kdhub.evaluation.report import STUDENT, TEACHER, Report, printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIZE = "parameters"
@@ -38,9 +40,6 @@ def figure(report: Report) -> Figure | None:
         else:
             axes.annotate("teacher", (1, teacher.value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                           fontsize=10, color=GREY)  # fmt: skip
-    for name in points if len(points) <= NAMED else front:
-        place = {"xytext": (-7, 7), "textcoords": "offset points", "ha": "right"}  # where the front's line is not
-        axes.annotate(printable(name), points[name], fontsize=10, **place)
     known = [x for x, _ in points.values()] + ([large.value] if large is not None else [])
     if max(known) > 12 * min(known):
         axes.set_xscale("log")
@@ -51,4 +50,24 @@ def figure(report: Report) -> Figure | None:
     axes.set_ylabel(printable(f"{sizes.metric} on {sizes.dataset} {sizes.split or ''}"))
     axes.set_title(f"{len(points)} members of one training", loc="left")
     axes.legend(loc="best")
+    _name(axes, points, [*front, *(name for name in points if len(points) <= NAMED and name not in front)])
     return made
+
+
+def _name(axes: Axes, points: Mapping[str, tuple[float, float]], names: Sequence[str]) -> None:
+    """Names beside marks, the most important first; one that would lie on others is left to the table."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # where things are is known from here on
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(list(points.values()))]
+    for name in names:
+        for x, y in ((-7, 7), (7, -7), (7, 7), (-7, -7)):  # first where the front's line is not
+            text = axes.annotate(
+                printable(name), points[name], xytext=(x, y), textcoords="offset points", fontsize=10,
+                ha="right" if x < 0 else "left", va="bottom" if y > 0 else "top",
+            )  # fmt: skip
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            text.remove()

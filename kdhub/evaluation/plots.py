@@ -83,47 +83,53 @@ def loss_curve(records: Sequence[Mapping[str, Any]]) -> Figure | None:
     records = [r for r in records if isinstance(r.get("terms"), Mapping) and "step" in r]
     if len(records) < 2:
         return None
-    ends: dict[int, int] = {}  # of each training of the run, which follow one another
+    trainings: dict[int, list[Mapping[str, Any]]] = {}  # of the run, which follow one another
     for r in records:
-        ends[r.get("fit", 1)] = max(r["step"], ends.get(r.get("fit", 1), 0))
-    begins = {fit: sum(end for one, end in ends.items() if one < fit) for fit in ends}
-    steps = [r["step"] + begins[r.get("fit", 1)] for r in records]
+        trainings.setdefault(r.get("fit", 1), []).append(r)
+    begins, end = {}, 0
+    for fit, own in sorted(trainings.items()):
+        begins[fit], end = end, end + max(r["step"] for r in own)
     names = list(dict.fromkeys(name for r in records for name in r["terms"]))
-    series = {name: [_number(r["terms"].get(name)) for r in records] for name in names}
-    if len(names) > 1:
-        series = {"loss": [_number(r.get("loss")) for r in records], **series}
-    rates = [_number(r.get("lr")) for r in records]
-    with_rate = any(not math.isnan(rate) for rate in rates)
+
+    def series(of: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+        whole = {"loss": [_number(r.get("loss")) for r in of]} if len(names) > 1 else {}
+        return whole | {name: [_number(r["terms"].get(name)) for r in of] for name in names}
+
+    with_rate = any(not math.isnan(_number(r.get("lr"))) for r in records)
 
     figure = new_figure(7.6, 4.4 if with_rate else 3.4)
     upper, *lower = figure.subplots(
         2 if with_rate else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 1] if with_rate else [1]
     )[:, 0]
-    for i, (name, values) in enumerate(series.items()):
-        colour = INK if name == "loss" and len(names) > 1 else TERMS[(i - (len(names) > 1)) % len(TERMS)]
-        smooth = _smooth(values)
-        if smooth is not values:
-            upper.plot(*_thin(steps, values), color=colour, alpha=0.25, linewidth=1)
-        upper.plot(*_thin(steps, smooth), color=colour, label=printable(name))
-    finite = [v for values in series.values() for v in values if v > 0 and math.isfinite(v)]
-    everything = [v for values in series.values() for v in values if math.isfinite(v)]
+    for fit, own in sorted(trainings.items()):
+        steps = [r["step"] + begins[fit] for r in own]
+        for i, (name, values) in enumerate(series(own).items()):
+            colour = INK if name == "loss" and len(names) > 1 else TERMS[(i - (len(names) > 1)) % len(TERMS)]
+            smooth = _smooth(values)
+            if smooth is not values:
+                upper.plot(*_thin(steps, values), color=colour, alpha=0.25, linewidth=1)
+            upper.plot(*_thin(steps, smooth), color=colour, label=None if begins[fit] else printable(name))
+    finite = [v for values in series(records).values() for v in values if v > 0 and math.isfinite(v)]
+    everything = [v for values in series(records).values() for v in values if math.isfinite(v)]
     if finite and len(finite) == len(everything) and max(finite) > 20 * min(finite):
         upper.set_yscale("log")
         upper.yaxis.set_major_formatter(lambda y, _: f"{y:g}")  # the library's own are formulas, which STYLE turns off
         upper.yaxis.set_minor_formatter(lambda *_: "")
     else:
         upper.set_ylim(bottom=0 if everything and min(everything) >= 0 else None)
-    for fit, name in {r.get("fit", 1): r.get("training", "") for r in records}.items() if len(ends) > 1 else ():
+    for fit, own in trainings.items() if len(trainings) > 1 else ():
         upper.axvline(begins[fit], color=GREY, linewidth=0.8, linestyle=":")
         upper.annotate(
-            printable(name), (begins[fit], 0), xycoords=("data", "axes fraction"), xytext=(3, 4),
-            textcoords="offset points", rotation=90, color=GREY, size=9,
+            printable(own[0].get("training", "")), (begins[fit], 0), xycoords=("data", "axes fraction"),
+            xytext=(3, 4), textcoords="offset points", rotation=90, color=GREY, size=9,
         )  # fmt: skip
     upper.set_title("Training loss", loc="left")
     upper.set_ylabel("loss")
     upper.legend(loc="upper right")
     for axes in lower:
-        axes.plot(*_thin(steps, rates), color=GREY, linewidth=1.6)
+        for fit, own in trainings.items():
+            steps, rates = [r["step"] + begins[fit] for r in own], [_number(r.get("lr")) for r in own]
+            axes.plot(*_thin(steps, rates), color=GREY, linewidth=1.6)
         axes.set_ylabel("learning\nrate")
         axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=False)

@@ -314,7 +314,7 @@ class _Watch(TrainerCallback):
         if trainer.is_world_process_zero() and (now - self.said > SAY_EVERY or state.global_step == engine.steps):
             self.said = now
             logger.info(
-                "step %d/%d  %s  lr %.2e  %.0f rows/s  %s left",
+                "%sstep %d/%d  %s  lr %.2e  %.0f rows/s  %s left", f"{engine.name}: " if engine.name else "",
                 state.global_step, engine.steps, parts, record["lr"], record["rows_per_second"], _clock(left),
             )  # fmt: skip
         self.logged, self.logged_step, self.timed_step = now, state.global_step, state.global_step
