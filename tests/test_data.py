@@ -23,6 +23,7 @@ from kdhub.data import hub_rows as _hub_rows
 from kdhub.data import pydoc as pydoc_data
 from kdhub.data import sources
 from kdhub.data.dataset import BadRow, Data, DataOptions, RowSource, parse_source
+from kdhub.data.prepare import _canonical
 from kdhub.errors import DataError, HubError, RecipeError, UsageError
 from kdhub.files import known_sha256
 from kdhub.rows import plain_rows
@@ -112,6 +113,21 @@ def test_same_rows_same_fingerprint_whatever_the_format(write):
     found = {kind: data.fingerprint("train") for kind, data in same_rows(write).items()}
     assert len(set(found.values())) == 1, found
     assert all(data.split("train").to_list() == TEXTS for data in same_rows(write).values())
+
+
+def test_many_numbers_have_one_fingerprint_however_they_are_held():
+    """Pixels are covered by their bytes, whole numbers as integers: text of them would be many times as long."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 10, 3), np.uint8)
+    for held in (pixels.tolist(), pixels.astype(float), pixels.astype(np.float32).tolist(), pixels.astype(np.int64)):
+        assert _canonical({"x": held}) == _canonical({"x": pixels})
+    assert b'[10,10,3,"' in _canonical({"x": pixels})
+    others = (pixels.reshape(100, 3), pixels.transpose(1, 0, 2), pixels + 0.5, pixels.astype(np.int64) * 256)
+    assert len({_canonical({"x": other}) for other in (pixels, *others)}) == 5
+    assert _canonical({"x": np.full(300, -0.0) + [0.5, 0] * 150}) == _canonical({"x": [0.5, 0.0] * 150})
+    for plain in ([[1] * 200, [2] * 199], [1] * 255, [True] * 300, [[None, 1]] * 300, [2**70] * 300, ["a"] * 300):
+        assert _canonical({"x": plain}) == json.dumps({"x": plain}, separators=(",", ":")).encode() + b"\n"
+    assert _canonical({"x": [1e30] * 300}) == _canonical({"x": [int(1e30)] * 300})
+    assert _canonical({"x": np.full(300, 2**63, np.uint64)}) == _canonical({"x": [2**63] * 300})
 
 
 def test_fingerprint_survives_wider_columns_and_views(write):

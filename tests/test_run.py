@@ -50,6 +50,19 @@ def test_a_folder_that_cannot_be_made(recipe, tmp_path):
         Run.create(tmp_path / "file", recipe)
 
 
+def test_nothing_is_left_of_a_run_that_was_refused_before_it_began(recipe, tmp_path):
+    run = Run.create(tmp_path / "refused", recipe)
+    run.same("data", {"rows": 3})
+    run.add_provenance(teacher={"id": "t"})
+    run.discard_unbegun()
+    assert not run.folder.exists()
+    for n, work in enumerate((lambda r: r.stage("a", lambda: 1), lambda r: r.next_fit(), lambda r: r.log(step=1))):
+        run = Run.create(tmp_path / f"begun {n}", recipe)
+        work(run)
+        run.discard_unbegun()
+        assert Run.open(run.folder).recipe == recipe
+
+
 HOLD = """
 import sys
 from pathlib import Path

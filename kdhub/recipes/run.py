@@ -35,6 +35,7 @@ from kdhub.secrets import redact
 SCHEMA = 1
 _SEALS = "seals.json"
 _SEALED = ("state.json", _SEALS)
+_NOTES = ("recipe.yaml", "provenance.json", "state.json")  # what a run has before it does anything
 
 
 class Run:
@@ -128,6 +129,17 @@ class Run:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def discard_unbegun(self) -> None:
+        """Remove the folder, if nothing in it cost anything yet: no stage is finished and no training has begun."""
+        if rank() != 0 or {p.name for p in self.folder.iterdir()} - {".lock", *_NOTES}:
+            return
+        begun = self.read_json("state.json", {"stages": {}})
+        if not begun["stages"] and not begun.get("fits"):
+            self.unlock()
+            for name in (*_NOTES, ".lock"):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     # -- files ------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kdhub.errors import UsageError
+from kdhub.errors import KdhubError, UsageError
 from kdhub.ranks import of_first
 from kdhub.recipes.chain import resolve_recipe
 from kdhub.recipes.recipe import Recipe
@@ -45,6 +45,7 @@ def distill(
     Raises:
         RecipeError, UnknownNameError, CompatibilityError: before anything is created.
         RunError: the folder is in use or cannot be written.
+        KdhubError: what came up later. A new folder in which nothing is done yet is removed again.
     """
     resolver = resolver or Resolver()
     if resume is not None:
@@ -57,7 +58,12 @@ def distill(
         resolved = resolve_recipe(recipe, set=set, resolver=resolver, **overrides)
         # The ranks of one job read different clocks, and the default name has the time in it.
         run = Run.create(Path(out) if out else of_first(default_folder(resolved)), resolved)
-    return execute(run, resolver, page=page)
+    try:
+        return execute(run, resolver, page=page)
+    except KdhubError:
+        if resume is None:
+            run.discard_unbegun()
+        raise
 
 
 def default_folder(recipe: Recipe) -> Path:
