@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kdhub")
 
-SCHEMA = 2  # of the prepared files: raised when checks or layout change, so that old ones are not used
+SCHEMA = 3  # of the prepared files: raised when checks or layout change, so that old ones are not used
 _BATCH, _BYTES = 1000, 2**18
 _BLOCK = 256  # numbers of a value from which on its fingerprint is of their bytes
 _HELD = 2**26  # bytes of files in rows that wait to be written
