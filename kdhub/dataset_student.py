@@ -57,6 +57,10 @@ class DatasetStudent(Student):
         self.task, self.splits = task, dict(splits or {})
         self.about = {key: value for key, value in (about or {}).items() if value}
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {len(rows):,} rows" for name, rows in self.splits.items())
+        return f"<{type(self).__name__} of {self.task}: {splits or 'no rows yet'}>"
+
     @classmethod
     def load(cls, folder: Path) -> DatasetStudent:
         """A student from its folder.

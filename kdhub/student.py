@@ -71,6 +71,11 @@ class Student(ABC):
     def __init__(self, start: Mapping[str, Any] | None = None):
         self.start: dict[str, Any] = dict(start or {})
 
+    def __repr__(self) -> str:
+        what = [f"{sum(p.numel() for p in self.module.parameters()):,} parameters"] if self.module is not None else []
+        what += [f"{len(self.members)} members"] if self.members else []
+        return f"<{type(self).__name__} of {self.task}: {', '.join(what) or self.kind}>"
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write it in its ecosystem's own format into an empty folder; weights as safetensors."""

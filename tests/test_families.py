@@ -64,10 +64,12 @@ def measures(run) -> dict:
 def test_each_member_is_measured_counted_and_shown(family):
     """One run leaves three students: figures of each are those of an ordinary student that is cut out."""
     found, task = measures(family), Resolver().task("toy-vectors")
+    assert repr(kdhub.load(family.folder)).endswith(" parameters, 3 members>")
     for name, n in (("h2", 2), ("h4", 4), ("h8", 8)):
         member = kdhub.load(family.folder, member=name)
         assert type(member) is toy.NetStudent and found["parameters", name] == 4 * n + n + 3 * n + 3
         assert found["flops", name] == 2 * (4 * n + 3 * n)
+        assert repr(member) == f"<NetStudent of toy-vectors: {4 * n + n + 3 * n + 3} parameters>"
         report = kdhub.evaluate(family.folder, member=name)
         assert report.get("toy-error", "student").value == found["toy-error", name], name
         assert {m.subject for m in report.measures if m.metric == "toy-error"} == {"student"} and len(

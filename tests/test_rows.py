@@ -126,6 +126,7 @@ def test_splits_are_saved_loaded_and_saved_to_the_same_bytes(isolated, tmp_path,
     assert len(files) == 4 and all((first / p).read_bytes() == (second / p).read_bytes() for p in files)
     assert list(loaded.splits) == list(splits) and loaded.about == {"language": ["en"]} and loaded.task == "x"
     assert loaded.front_matter()["size_categories"] == ["1K<n<10K"]
+    assert repr(loaded) == "<DatasetStudent of x: train 2,500 rows, test 7 rows, a.b_2 1 rows>"
     theirs = opened(first)
     for name, split in splits.items():
         assert theirs[name].features == features and theirs[name].to_list() == split.to_list()

@@ -57,12 +57,15 @@ def distill(
 
 def next_commands(run) -> list[tuple[str, str]]:
     """The exact commands that make sense after a run."""
+    student, score, opened = run.student_folder, "score it on other data", "import kdhub; print(kdhub.load('{}'))"
+    if (run.provenance.get("student") or {}).get("kind") == "dataset":
+        score, opened = "compare it with other rows", "import datasets; print(datasets.load_dataset('{}'))"
     return [
-        (f"kdhub evaluate {run.folder} --data DATA", "score it on other data"),
+        (f"kdhub evaluate {run.folder} --data DATA", score),
         (
             f"kdhub distill --recipe {run.folder / 'recipe.yaml'} --seed {run.recipe.seed + 1}",
             "again, with another seed",
         ),
         (f"kdhub publish {run.folder} ORG/NAME --dry-run", "see what would be published"),
-        (f"python -c \"import kdhub; print(kdhub.load('{run.student_folder}'))\"", "load it"),
+        (f'python -c "{opened.format(student)}"', "load it"),
     ]
