@@ -30,6 +30,7 @@ _LAZY = {
     "distill": "kdhub.verbs.distill",
     "compare": "kdhub.verbs.compare",
     "evaluate": "kdhub.verbs.evaluate",
+    "label": "kdhub.verbs.label",
     "load": "kdhub.verbs.load",
     "publish": "kdhub.verbs.publish",
     "pull": "kdhub.verbs.pull",

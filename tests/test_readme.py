@@ -117,16 +117,20 @@ def test_command(page, line, kdhub_command, monkeypatch):
         done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return
+    tiny = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     if words[1] == "compare":
         words.append("--dry-run")
+    elif words[1] == "label" and "--signal" not in words:
+        words += ["--data", "./texts.txt", *tiny]
     elif words[1] == "distill" and not {"--resume", "--dry-run"} & set(words):
         if line.startswith(WHOLE) and "--teacher" not in words:
-            words += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+            words += tiny
         else:
             words.append("--dry-run")
     code, out, err = kdhub_command(*words[1:])
     assert code == 0, err
-    assert ("method: " if "--dry-run" in words else "student" if words[1] in ("distill", "evaluate") else "") in out
+    told = {"label": "SIGNAL", "distill": "student", "evaluate": "student"}.get(words[1], "")
+    assert ("method: " if "--dry-run" in words and words[1] != "label" else told) in out
     assert out.strip()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import toy
 
+import kdhub
 from kdhub import MethodSpec, Role, TaskSpec, TeacherSpec, hookimpl
 from kdhub.errors import CompatibilityError, PluginError, RecipeError, RunError
 from kdhub.method import ObjectiveMethod
@@ -140,6 +141,13 @@ def test_each_is_stored_measured_and_named(roles, tmp_path):
     assert "teacher near: unknown; teacher sums: `cc-by-nd-4.0`" in card
     assert "kdhub-teacher:linear:1" in card and "kdhub-teacher:adder:3" in card
 
+    Adder.asked_of.clear()
+    made = kdhub.label(recipe(NAMED | {"sums": "adder:4"}))
+    assert {(one.signal, one.of): (one.rows, one.found) for one in made.labels} == {
+        ("near/vector", "training"): (40, 40),
+        ("sums/total", "training"): (40, 0),
+        ("near/vector", "evaluation"): (16, 16),
+    }
     again = distill(recipe(), out=tmp_path / "again")
     assert again.provenance["signals"]["sums/total"]["computed"] == 0, "stored for whoever needs it next"
     assert student(again) == student(run)

@@ -18,6 +18,7 @@ from kdhub.cli import (
     doctor,
     evaluate,
     hub,
+    label,
     listing,
     new,
     plugins,
@@ -70,6 +71,7 @@ def common(
 _UsageFault = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 app.command("distill")(distill.distill)
+app.command("label")(label.label)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("publish")(publish.publish)

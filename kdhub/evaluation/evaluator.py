@@ -177,12 +177,12 @@ class Evaluator:
             return measures
         for n, (data, split) in enumerate(self.data):
             logger.info("evaluating %s on %s %s", subject, data.name, split)
-            outputs = self._outputs(encode, data, split)
+            outputs = self.outputs(encode, data, split)
             if seen is not None and not n and not self._owners(data, split):
                 seen(outputs)
             given = known.get(n) if known else None
             if given is None and teacher is not None:
-                given = self._outputs(teacher, data, split)
+                given = self.outputs(teacher, data, split)
                 if known is not None:
                     known[n] = given
             measures += self._score(outputs, subject, data, split, given)
@@ -206,7 +206,7 @@ class Evaluator:
     def glance(self, encode: Encoder) -> tuple[str, float] | None:
         """One number, while training: the primary metric on the first data set, None when there is none."""
         for data, split in self.data[:1]:
-            outputs = self._outputs(encode, data, split)
+            outputs = self.outputs(encode, data, split)
             for spec, function in self._metrics:
                 if spec.name == self.primary.get(data.form(split)):
                     return spec.name, float(function(outputs))
@@ -224,7 +224,7 @@ class Evaluator:
         entries = self.resolver.registry.all("metric", self.task.name)
         return [entry for entry in entries if entry.spec.rows and columns.issuperset(entry.spec.rows)]
 
-    def _outputs(self, encode: Encoder, data: Data, split: str) -> Any:
+    def outputs(self, encode: Encoder, data: Data, split: str) -> Any:
         """What metrics read of a subject: what the task collects, or a metric's own function."""
         if owners := self._owners(data, split):
             return self.resolver.registry.load_target(owners[0], "outputs")(encode, data.split(split))

@@ -104,11 +104,7 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
     """A teacher's signals of these rows; what is missing is computed, by all ranks together."""
     if teacher.members:
         return Joined(teacher, kind, [stored_signals(one, rows, own, dtype=dtype) for one, own in teacher.parts(kind)])
-    if is_layer(kind):
-        teacher.look(kind, rows[[0]])
-    fields = fields_of(teacher, kind, dtype)
-    key = {"teacher": teacher.identity_of(kind), "signal": kind}
-    store = SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)
+    (store,) = stores_of(teacher, rows, kind, dtype)
     report = store.fill(
         rows.keys,
         rows.lengths,
@@ -119,6 +115,17 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
         progress=_progress(f"teacher {kind}"),
     )
     return Stored(store, rows.keys, report)
+
+
+def stores_of(teacher: Teacher, rows: Rows, kind: str, dtype: str = "float16") -> list[SignalStore]:
+    """The store of a teacher's signal, or those of its members."""
+    if teacher.members:
+        return [store for one, own in teacher.parts(kind) for store in stores_of(one, rows, own, dtype)]
+    if is_layer(kind):
+        teacher.look(kind, rows[[0]])
+    key = {"teacher": teacher.identity_of(kind), "signal": kind}
+    fields = fields_of(teacher, kind, dtype)
+    return [SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)]
 
 
 def measured_signals(

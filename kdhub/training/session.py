@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from kdhub import named_layers
 from kdhub.data.dataset import Data
 from kdhub.data.prepare import named_values
 from kdhub.errors import CompatibilityError, UsageError
-from kdhub.evaluation.evaluator import Evaluator, describe_data, student_encoder, teacher_encoder
+from kdhub.evaluation.evaluator import Encoder, Evaluator, describe_data, student_encoder, teacher_encoder
 from kdhub.evaluation.report import Report
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod
@@ -295,17 +295,15 @@ class Session:
         method.check(student, self.teacher)
         rows = method.rows(self)
         roles = method.spec.teachers
-        named = {role: one for role, one in self.teachers.items() if role in roles}
-        live = {role: one for role, one in named.items() if roles[role].live}
+        live = {role: one for role, one in self.teachers.items() if role in roles and roles[role].live}
         student.layers = named_layers.shapes(self.task, student, rows[[0]], method.uses(student))
         for role, one in live.items():
             for kind in filter(named_layers.is_layer, method.needs_of(role, one)):
                 one.look(kind, self.read_by(role, rows)[[0]])
-        keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
-        given = {} if MAIN in live else {kind: self.signals(rows, kind + keep) for kind in method.needs(self.teacher)}
-        for role, one in named.items():
-            for kind in method.needs_of(role, one) if role not in (MAIN, *live) else ():
-                given[of_role(role, kind)] = OfRole(role, self.signals(rows, kind, role))
+        given = {}
+        for role, kind, asked in self.stored_kinds(method):
+            stored = self.signals(rows, asked, role)
+            given[of_role(role, kind)] = stored if role == MAIN else OfRole(role, stored)
         # A teacher whose outputs are stored is not built and draws nothing; what is made again must not depend on it.
         set_seed(self.seed)
         method.adapt(student, self.teacher)
@@ -372,21 +370,29 @@ class Session:
         """Each member of a teacher, and each teacher with a role, and the student's fidelity to each."""
         fidelity = {e.name for e in self.resolver.registry.all("metric", self.task.name) if e.spec.fidelity}
         encode, found = self._student_encoder(student), []
+        for n, theirs in self.other_teachers(student):
+            mine = [m for m in self.evaluator.of_data("student", encode, theirs) if m.metric in fidelity]
+            of_member = self.evaluator.measure("teacher", theirs)
+            found += [replace(m, variant={"teacher": n}) for m in (*of_member, *mine) if not m.variant]
+        return found
+
+    def other_teachers(
+        self, student: Student, ask: Callable[..., Any] | None = None
+    ) -> Iterator[tuple[int | str, Encoder]]:
+        """Members of the teacher by number, and teachers with a role, as far as they are measured.
+
+        Args:
+            ask: gives their signals, as `measured_signals` does, with the number or role in front.
+        """
         others = {n: one for n, one in enumerate(self.teacher.members if self.teacher is not None else (), 1)}
         others |= {role: one for role, one in self.teachers.items() if role != MAIN}
         for n, member in others.items():
             if task := self.recipe.teachers[n].task if n in self.teachers else None:
                 self.evaluator.notes.append(f"teacher {n} is for {task}: it was not measured")
-                continue
-            if self.task.mismatch(student, member):
-                continue
-            theirs = teacher_encoder(
-                self.task, member, partial(measured_signals, member, dtype=self.recipe.signals.dtype)
-            )
-            mine = [m for m in self.evaluator.of_data("student", encode, theirs) if m.metric in fidelity]
-            of_member = self.evaluator.measure("teacher", theirs)
-            found += [replace(m, variant={"teacher": n}) for m in (*of_member, *mine) if not m.variant]
-        return found
+            elif not self.task.mismatch(student, member):
+                ask_it = partial(ask, n) if ask else measured_signals
+                asked = partial(ask_it, member, dtype=self.recipe.signals.dtype)
+                yield n, teacher_encoder(self.task, member, asked)
 
     def select(self, name: str) -> Select:
         return self.resolver.select(name, self.task.name)
@@ -424,6 +430,18 @@ class Session:
         if self.teacher is not None and not self.teacher.complete:
             found.only_answered(self.teacher, self.signals)
         return found
+
+    def stored_kinds(self, method: ObjectiveMethod) -> Iterator[tuple[str, str, str]]:
+        """The signals of training rows that a method has from the store: the teacher's role, the kind as the method
+        names it, and in the form that is kept (`signals.keep`)."""
+        roles = method.spec.teachers
+        live = {role for role in self.teachers if role in roles and roles[role].live}
+        keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
+        if MAIN not in live:
+            yield from ((MAIN, kind, kind + keep) for kind in method.needs(self.teacher))
+        for role, one in self.teachers.items():
+            if role in roles and role not in (MAIN, *live):
+                yield from ((role, kind, kind) for kind in method.needs_of(role, one))
 
     def mark_start(self, student: Student) -> None:
         """Measure the student as it stands before training, once in the life of the run."""
