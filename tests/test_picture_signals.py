@@ -95,20 +95,22 @@ class Said(SignalSettings):
     signal = "text"
     most: int = Field(8, ge=1, description="the most")
     how: str = Field("plain", description="the way")
+    sides: tuple[int, int] = Field((2, 2), description="the sides")
 
 
 def test_settings_are_named_in_one_way_and_told_where_they_do_not_fit():
     assert Said(how="\u00e9", most=4).kind == 'text:{"how":"\\u00e9","most":4}'
-    assert Said.parse(Said(how="a:b").kind) == Said(how="a:b")
+    assert Said.parse(Said(how="a:b").kind) == Said(how="a:b") and Said.names(Said(how="a:b").kind)
     for kind, said in (
         ('text:{"most":0,"more":1}', "most: Input should be greater than or equal to 1; more: Extra inputs are not"),
+        ('text:{"sides":[1,"a"]}', "sides.1: Input should be a valid integer"),
         ("text:{", "Expecting property name"),
         ("text:[1]", ""),
     ):
         with pytest.raises(UsageError) as refused:
             Said.parse(kind)
         assert refused.value.message.startswith(f"signal {kind!r}: {said}")
-        assert refused.value.hint == "settings of text: most (the most), how (the way)"
+        assert refused.value.hint == "settings of text: most (the most), how (the way), sides (the sides)"
 
 
 def test_noise_is_of_the_row_alone():

@@ -359,6 +359,27 @@ def test_prototypes_fitted_to_labels_know_more():
     assert np.linalg.norm(moved[1]) > 3 * np.linalg.norm(moved[0]), "of the second class it was wrong"
 
 
+def test_prototypes_are_fitted_as_by_a_plain_loop():
+    """SGD with momentum over all rows; a class is held by how right it was, one without rows is held fast."""
+    rng = np.random.default_rng(0)
+    start, vectors, labels = rng.normal(size=(3, 2)), rng.normal(size=(5, 2)), [0, 1, 1, 0, 0]
+    p0 = torch.from_numpy(start / np.linalg.norm(start, axis=1).mean())
+    f = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
+
+    def log_p(p):
+        return (4 * f @ (p / p.norm(dim=1, keepdim=True)).T).log_softmax(1)[range(5), labels]
+
+    right = log_p(p0).exp()
+    held = torch.tensor([right[[0, 3, 4]].mean(), right[[1, 2]].mean(), 1.0], dtype=torch.float64)
+    p, speed = p0.clone().requires_grad_(), torch.zeros_like(p0)
+    for step in range(20):
+        loss = -log_p(p).mean() + (held * (p - p0).square().sum(1)).mean()
+        speed = 0.9 * speed + torch.autograd.grad(loss, p)[0]
+        p = (p - 0.01 * min((step + 1) / 2, (20 - step) / 18) * speed).detach().requires_grad_()
+    assert adapted(start, vectors, labels, scale=4.0, steps=20) == pytest.approx(p.detach().numpy(), abs=1e-12)
+    assert adapted(start.astype(np.float32), vectors, labels, scale=4.0, steps=1).dtype == np.float64
+
+
 def test_a_teacher_fitted_between_rounds(tmp_path):
     runs = [
         kdhub.distill({**RECIPE, "options": {**RECIPE["options"], "teacher_refresh": on}}, out=tmp_path / str(on))

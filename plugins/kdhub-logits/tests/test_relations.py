@@ -327,6 +327,8 @@ def test_tokens_of_different_grids_meet():
     fine, coarse = torch.arange(16.0).reshape(1, 16, 1), torch.zeros(1, 4, 3)
     a, b = same_grid(fine, coarse)
     near(a.flatten(), [2.5, 4.5, 10.5, 12.5])
+    a, _ = same_grid(torch.cat([fine, 10 * fine], -1), coarse)
+    near(a[0], [[2.5, 25], [4.5, 45], [10.5, 105], [12.5, 125]])
     assert b.shape == (1, 4, 3)
     a, _ = same_grid(fine, fine, patch=2)
     near(a[0, 0], [0, 1, 4, 5])
@@ -339,10 +341,10 @@ class Grid:
         self.shape = (tokens, width)
 
     def width(self, kind):
-        return self.shape
+        return {"tokens": self.shape}[kind]
 
     def layout(self, kind):
-        return {kind: self.shape}
+        return {"tokens": {"tokens": self.shape}}[kind]
 
 
 @pytest.mark.parametrize(("mine", "theirs", "patch"), [(49, 49, 2), (49, 64, 3), (36, 25, 2), (9, 9, 3), (8, 8, 1)])
@@ -362,6 +364,8 @@ def test_tokens_are_drawn_from_as_many_as_a_grid_gives(mine, theirs, patch):
 def test_grids_that_do_not_fit_are_refused():
     with pytest.raises(CompatibilityError, match="patch must be at most the side of the smaller grid .patch=4, side=3"):
         Trg(Trg.Options(patch=4)).extras(Grid(9), Grid(16))
+    with pytest.raises(CompatibilityError, match="patch=2, side=1"):
+        Trg(Trg.Options(patch=2)).extras(Grid(1), Grid(16))
     for mine, theirs, patch in ((8, 9, 1), (9, 8, 1), (8, 8, 2)):
         with pytest.raises(
             CompatibilityError, match=f"{mine} tokens of the student and {theirs} of the teacher make no"
@@ -407,7 +411,8 @@ def test_a_graph_of_few_and_of_equal_tokens():
     near(graph(TT, 9, 1.0), graph(TT, 3, 1.0))
     near(graph(torch.ones(3, 2), 2), 1 - np.eye(3))
     near(graph(1e-3 * TT, 2), graph(TT, 2))
-    near(local_loss(TT, TT.flip(1) * 2), local_loss(TT, TT.flip(1) * 2, 8, "auto", "student_teacher").item())
+    x, y = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
+    near(local_loss(x, y), local_loss(x, y, 8, "auto", "student_teacher").item())
 
 
 # -- mixup ----------------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from kdhub_logits.kernel import kernel
 from kdhub_logits.methods import self_distillation
 from kdhub_logits.methods.self_distillation import KernelSteps, SelfDistillation, check_steps
 from kdhub_tasks.classification.data import change_labels
@@ -15,6 +18,7 @@ import kdhub
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import Progress
 from kdhub.rows import Signals
+from kdhub.student import BuildContext
 
 DIAGONAL = KernelSteps(np.diag([2.0, 0.5]), np.ones((2, 1)), 0.5)
 
@@ -306,6 +310,23 @@ def test_a_kernel_machine_by_plain_algebra(options):
     )
     assert [line["train_mse"] for line in run.lines] == pytest.approx([np.square(f - y).mean() for f in told], abs=1e-7)
     assert all(line["best_alpha"] is None for line in run.lines)
+
+
+def test_a_machine_without_rows():
+    """One stored input, at 0: the default is rbf with gamma 1, and scores are centred at 1 / classes."""
+    facts = {"shape": [2, 2], "classes": ["a", "b"], "mean": 0.0, "std": 1.0}
+    context = BuildContext(SimpleNamespace(name="tabular-classification"), None, 0, facts=facts)
+    made = kernel("", context)
+    assert made.network == "kernel" and made.start == {"how": "fresh kernel machine"}
+    module, x = made.module, torch.tensor([[[1.0, 0], [0, 0.5]], [[0, 0], [0, 0]]])
+    assert module({"x": x})["logits"].tolist() == [[0.5, 0.5]] * 2
+    module.coefficients.data.copy_(torch.tensor([[1.0, -2.0]]))
+    given = module({"x": x})
+    near = np.exp(-1.25)
+    assert given["logits"].tolist() == [pytest.approx([0.5 + near, 0.5 - 2 * near]), [1.5, -1.5]]
+    assert given["features"].tolist() == [[1, 0, 0, 0.5], [0, 0, 0, 0]] and given["logits"].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module({"x": x})["logits"], given["logits"])
 
 
 def test_the_best_alpha_is_that_of_validation_rows():

@@ -290,6 +290,7 @@ def test_a_tagger_marks_the_tokens_of_its_words():
     assert both([text, ""], [tokens, []])[0] == pytest.approx([1, 1, 1, 1, 1])
     long = " ".join(["a"] * 250 + ["Boris"])
     assert names([long], [[(500, 505), (0, 1)]])[0] == pytest.approx([0.75, 0]), "in pieces of a hundred words"
+    assert names([""], [[]]) == [[]] and names(["", " a Bo"], [[], [(0, 1), (3, 5)]])[1] == pytest.approx([0, 0.75])
     other = Names()
     other.classes = ("nothing", "NAME")
     with pytest.raises(CompatibilityError, match="calls what is not private O"):
@@ -315,6 +316,21 @@ def test_ngrams_by_hand_and_a_memory_beyond_them():
     assert rho[1] > rho[0], "what public texts make less likely is likelier a memory"
     both = method.likelihood(sure, {**at, "private": torch.tensor([0.5, 0.0])})
     near(both, [1 - 0.5 * (1 - rho[0].item()), rho[1].item()], abs=1e-6)
+
+
+def test_ngrams_as_by_a_plain_count():
+    """Of contexts of up to four tokens, those that end a text left out, with the weight of 2."""
+    rng = np.random.default_rng(0)
+    texts, seen = [rng.integers(0, 3, n).tolist() for n in (40, 25, 1)], rng.integers(0, 3, 12).tolist()
+    for how, order, weight in (({}, 5, 2.0), ({"order": 3, "weight": 0.5}, 3, 0.5)):
+        by_hand = []
+        for i, y in enumerate(seen):
+            p = 1 / 3
+            for k in range(min(order, i + 1)):
+                after = [t[n + k] for t in texts for n in range(len(t) - k) if t[n : n + k] == seen[i - k : i]]
+                p = (after.count(y) + weight * p) / (len(after) + weight)
+            by_hand.append(math.log(p))
+        assert Ngrams(texts, 3, **how).log_probabilities(seen) == pytest.approx(by_hand)
 
 
 def rows_of(ids, labelled):
