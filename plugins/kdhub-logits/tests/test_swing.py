@@ -216,6 +216,8 @@ def test_laplace_keeps_a_distribution_and_shares_what_is_beyond_the_top():
 def test_laplace_by_hand():
     """Without noise the others share what is left of 1; with it each group moves by a draw of its own."""
     logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one_more = laplace(logits[:, :33], 1e-12, torch.Generator().manual_seed(2)).exp()
+    assert torch.allclose(one_more, logits[:, :33].softmax(-1), atol=1e-6), "one shares with nobody"
     p = logits.softmax(-1)
     top, at = p.topk(32, -1)
     quiet = laplace(logits, 1e-12, torch.Generator().manual_seed(2)).exp()
@@ -277,6 +279,7 @@ class Names:
         return [[0] * len(row) for row in rows], [list(range(len(row))) for row in rows]
 
     def signals(self, examples, kind):
+        assert kind == "logits"
         odds = [[math.log(3) if word[0].isupper() else -40.0 for word in e["words"]] for e in examples]
         return {"logits": [np.array([[0.0, x] for x in row]) for row in odds]}
 
@@ -290,7 +293,9 @@ def test_a_tagger_marks_the_tokens_of_its_words():
     assert both([text, ""], [tokens, []])[0] == pytest.approx([1, 1, 1, 1, 1])
     long = " ".join(["a"] * 250 + ["Boris"])
     assert names([long], [[(500, 505), (0, 1)]])[0] == pytest.approx([0.75, 0]), "in pieces of a hundred words"
-    assert names([""], [[]]) == [[]] and names(["", " a Bo"], [[], [(0, 1), (3, 5)]])[1] == pytest.approx([0, 0.75])
+    assert names([""], [[]]) == [[]] and names(["", " a Bo"], [[], [(0, 1), (3, 5), (4, 4)]])[1] == pytest.approx(
+        [0, 0.75, 0]
+    )
     other = Names()
     other.classes = ("nothing", "NAME")
     with pytest.raises(CompatibilityError, match="calls what is not private O"):
@@ -314,23 +319,26 @@ def test_ngrams_by_hand_and_a_memory_beyond_them():
     public = model.log_probabilities([1, 2, 3])[1:]
     near(rho, 1 / (1 + np.exp(public + 3.0)), abs=1e-5)
     assert rho[1] > rho[0], "what public texts make less likely is likelier a memory"
+    unsure = torch.tensor([[1.0, 0, 2, -1], [0, 0, 1, 3]])
+    known = unsure.log_softmax(-1)[[0, 1], [2, 3]].numpy()
+    near(method.likelihood(unsure, at), 1 / (1 + np.exp(public + 3.0 - known)), abs=1e-6)
     both = method.likelihood(sure, {**at, "private": torch.tensor([0.5, 0.0])})
     near(both, [1 - 0.5 * (1 - rho[0].item()), rho[1].item()], abs=1e-6)
 
 
 def test_ngrams_as_by_a_plain_count():
-    """Of contexts of up to four tokens, those that end a text left out, with the weight of 2."""
-    rng = np.random.default_rng(0)
-    texts, seen = [rng.integers(0, 3, n).tolist() for n in (40, 25, 1)], rng.integers(0, 3, 12).tolist()
+    """Of contexts of up to four tokens, those that end a text left out, with the weight of 2; many tokens are known."""
+    rng, ids = np.random.default_rng(0), np.array([0, 7, 49_999])
+    texts, seen = [ids[rng.integers(0, 3, n)].tolist() for n in (40, 25, 1)], ids[rng.integers(0, 3, 12)].tolist()
     for how, order, weight in (({}, 5, 2.0), ({"order": 3, "weight": 0.5}, 3, 0.5)):
         by_hand = []
         for i, y in enumerate(seen):
-            p = 1 / 3
+            p = 1 / 50_000
             for k in range(min(order, i + 1)):
                 after = [t[n + k] for t in texts for n in range(len(t) - k) if t[n : n + k] == seen[i - k : i]]
                 p = (after.count(y) + weight * p) / (len(after) + weight)
             by_hand.append(math.log(p))
-        assert Ngrams(texts, 3, **how).log_probabilities(seen) == pytest.approx(by_hand)
+        assert Ngrams(texts, 50_000, **how).log_probabilities(seen) == pytest.approx(by_hand)
 
 
 def rows_of(ids, labelled):

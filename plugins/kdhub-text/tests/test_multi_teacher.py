@@ -339,8 +339,14 @@ def test_marks_of_words_are_those_of_the_kind_of_tokenizer():
     bpe, unigram = (PreTrainedTokenizerFast(tokenizer_object=one) for one in (bytewise, pieces))
     found, numbers = written(bpe), bpe.get_vocab()
     assert found[True, "film"] == numbers["\u0120film"] and found[False, "##"] == numbers["##"]
+    assert found[True, "caf\u00e9"] == numbers["\u0120caf\u00c3\u00a9"]
     assert not any("\ufffd" in letters for _, letters in found)  # a half of one letter is not a half of another
     assert {(True, "good"), (True, "##"), (False, "##"), (False, "\u0120")} <= written(unigram).keys()
+    words = Tokenizer(models.WordLevel({"good": 0, "film": 1, "?": 2}, "?"))
+    assert written(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")) == {
+        (True, "good"): 0,
+        (True, "film"): 1,
+    }
     bridge = Bridge.between(bpe, unigram)
     assert bridge.theirs[(bridge.mine == numbers["\u0120good"])].tolist() == [of_pieces["\u2581good"]]
 
