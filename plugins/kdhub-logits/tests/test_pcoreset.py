@@ -72,6 +72,8 @@ def test_rules_are_samplers_found_by_name():
 
 def test_entropy_takes_the_least_sure():
     assert queries.entropy(Seen(POOL), Seen(ONE), 1, None).tolist() == [3]
+    many = Seen(np.tile(POOL[[0, 3]], (40, 1)))
+    assert queries.entropy(many, Seen(ONE), 40, None).tolist() == list(range(1, 80, 2)), "in their order"
 
 
 def test_pcoreset_sees_probabilities_and_coreset_features():
@@ -104,6 +106,9 @@ def test_class_balanced_allots_by_true_labels():
     many = queries.class_balanced(pool, labelled, 60, np.random.default_rng(0))
     assert np.bincount(predicted[many])[0] == 10 and len(set(many.tolist())) == 60, "a class may run out"
     assert np.bincount(predicted[queries.class_balanced(pool, labelled, 1, np.random.default_rng(0))]).tolist() == [1]
+    even = Seen(np.eye(60)[np.arange(120) % 60]), Seen(np.eye(60)[:0], labels=np.arange(0, 60, 2))
+    picked = queries.class_balanced(*even, 20, np.random.default_rng(0))
+    assert sorted(picked % 60) == list(range(1, 41, 2)), "of classes that are as rare the first ones"
     draws = [queries.class_balanced(pool, labelled, 3, np.random.default_rng(n)).tolist() for n in range(3)]
     assert draws[0] != draws[1], "at random inside a class"
 

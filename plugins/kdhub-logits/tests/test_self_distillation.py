@@ -320,6 +320,7 @@ def test_a_machine_without_rows():
     assert made.network == "kernel" and made.start == {"how": "fresh kernel machine"}
     module, x = made.module, torch.tensor([[[1.0, 0], [0, 0.5]], [[0, 0], [0, 0]]])
     assert module({"x": x})["logits"].tolist() == [[0.5, 0.5]] * 2
+    assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float64}
     module.coefficients.data.copy_(torch.tensor([[1.0, -2.0]]))
     given = module({"x": x})
     near = np.exp(-1.25)
@@ -380,8 +381,10 @@ def test_a_network_is_one_step_a_run():
         with pytest.raises(UsageError, match="one number"):
             SelfDistillation(SelfDistillation.Options(backend="nn", alpha=alpha)).distill(Fits())
     plain = SelfDistillation(SelfDistillation.Options(backend="nn", alpha=0.5, reg_coef=0.0))
-    # p = (.5, .5) and (.75, .25); labels 0 and none; teacher (.75, .25) and (.5, .5)
-    s = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0]])
+    # p = (.2, .6, .2) and thirds; labels 0 and none; the teacher the other way round
+    s = torch.tensor([[0.0, np.log(3.0), 0.0], [0.0, 0.0, 0.0]])
     terms = plain.objective(Signals(logits=s), Signals(logits=s.flip(0)), {"labels": torch.tensor([0, -1])}, None)
     assert set(terms) == {"labels", "teacher"}
-    assert (terms["labels"].item(), terms["teacher"].item()) == pytest.approx((0.5 * 0.25, 0.5 * 0.0625))
+    assert (terms["labels"].item(), terms["teacher"].item()) == pytest.approx(
+        (0.5 * (0.64 + 0.36 + 0.04) / 3, 0.5 * (2 * (0.2 - 1 / 3) ** 2 + (0.6 - 1 / 3) ** 2) / 3)
+    )
