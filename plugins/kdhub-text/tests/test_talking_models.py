@@ -314,22 +314,27 @@ def test_the_upper_blocks_of_a_copy_may_be_trained():
     assert all(torch.equal(value, before[n]) for n, value in teacher.module.state_dict().items())
 
 
-def test_what_is_measured_afterwards_by_hand():
-    """Over all rows: the losses without their weights, and the answer to no message, and to the others' messages."""
-    method, rows = talking(w_mc=0.5, w_sc=0.25, rounds=2), torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 5.0]])
-    own = {who: {place: h.repeat(3, 1, 1) for place, h in of.items()} for who, of in states().items()}
-    own["student"]["lower"], batch = rows.unsqueeze(1), {"x": torch.zeros(3, 3)}
-    method._read = lambda student, inputs: {id(student): own}[id(student)]
+@pytest.mark.parametrize("standardise", [False, True])
+def test_what_is_measured_afterwards_by_hand(standardise):
+    """Over all rows, without padding: losses without their weights, and answers to no message and to those of others."""
+    method = talking(w_mc=0.5, w_sc=0.25, rounds=2, standardise=standardise)
+    torch.manual_seed(0)
+    sizes, mask = {"student": 2, "teacher": 3}, torch.tensor([[1, 1], [1, 0], [1, 1]])
+    own = {who: {place: 3 * torch.rand(3, 2, n) for place in ("lower", "upper")} for who, n in sizes.items()}
+    batch = {"x": torch.zeros(3, 3), "attention_mask": mask}
     student = SimpleNamespace(module=nn.Linear(1, 1))
+    method._read = lambda model, inputs: own if model is student else None
     run = Told(student, {"train": [{"n": n} for n in range(3)]}, seed=2)
     run.task = SimpleNamespace(collate=lambda rows, model: {3: batch}[len(rows)] if model is student else None)
     assert method.rows(run) is run.rows() is method._rows
     many, found = method._measured(run, student)
     order = torch.randperm(3, generator=torch.Generator().manual_seed(2))
     assert many == 3 and not torch.equal(order, torch.arange(3))
-    plain = talking(w_mc=1.0, w_sc=1.0)._consistency(own, None)
+    plain = talking(w_mc=1.0, w_sc=1.0, standardise=standardise)._consistency(own, mask)
     talk, other = talked(method, own, batch).item(), talked(method, own, batch, order=order).item()
-    answer, without = (method._answer(m, own, batch) for m in (rows.unsqueeze(1), torch.zeros(3, 1, 2)))
+    said = method._unit(own["student"]["lower"], mask)
+    answer, without = (method._answer(m, own, batch) for m in (said, torch.zeros(3, 2, 2)))
+    assert other != talk
     assert found == pytest.approx({
         "interaction-loss": talk, "message-consistency-loss": plain["messages"].item(),
         "state-consistency-loss": plain["states"].item(), "permutation-ratio": other / talk,
@@ -345,7 +350,7 @@ def test_what_is_measured_afterwards_by_hand():
     nothing = talking()
     nothing.modules["codecs"]["teacher"] = side([[0.0] * 3] * 2, D_H)
     nothing.modules["codecs"]["student"] = side(I2, [[0.0] * 2] * 2)
-    own["student"]["upper"] = torch.zeros(3, 1, 2)
+    own["student"]["upper"] = torch.zeros(3, 2, 2)
     nothing._read, nothing._rows = method._read, Few([{}] * 3)
     found = nothing._measured(run, student)[1]  # no answer at all
     assert found["permutation-ratio"] == found["message-dependence"] == 0.0
