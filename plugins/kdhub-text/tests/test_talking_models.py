@@ -316,7 +316,7 @@ def test_the_upper_blocks_of_a_copy_may_be_trained():
 
 @pytest.mark.parametrize("standardise", [False, True])
 def test_what_is_measured_afterwards_by_hand(standardise):
-    """Over all rows, without padding: losses without their weights, and answers to no message and to those of others."""
+    """Over all rows, without padding: losses without weights, and answers to no message and to those of others."""
     method = talking(w_mc=0.5, w_sc=0.25, rounds=2, standardise=standardise)
     torch.manual_seed(0)
     sizes, mask = {"student": 2, "teacher": 3}, torch.tensor([[1, 1], [1, 0], [1, 1]])
