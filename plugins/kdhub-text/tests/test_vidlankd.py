@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from kdhub_tasks.classification import tiny
 from kdhub_tasks.masked.model import MaskedLm
 from kdhub_text.data.clips import moved, slant
+from kdhub_text.methods import vidlankd
 from kdhub_text.methods.vidlankd import VidLanKd
 from kdhub_text.methods.vidlankd_teacher import VidLanKdTeacher, contrast_loss, video_encoder
 from kdhub_text.token_losses import crd_loss, masked_loss, nst_loss, ntxent_loss, queue
@@ -399,6 +401,28 @@ def test_pictures_are_looked_at_before_training(home, tmp_path):
         rows({"text": "near the river"})
     with pytest.raises(DataError, match="row 2: 'lake' is not in 'near the River'"):
         rows(good, {**good, "word": "lake"})
+
+
+def test_pictures_are_compared_with_what_both_models_say(monkeypatch):
+    rng = np.random.default_rng(0)
+    states, pictures, rows = (
+        {"t": rng.normal(size=(8, 4)), "s": rng.normal(size=(8, 3))},
+        rng.random((8, 5)),
+        ["a", "b"],
+    )
+    data = SimpleNamespace(name="words", split={"held": rows}.get)
+    monkeypatch.setattr(vidlankd, "pictures_of", lambda ref: {"p": (data, "held")}[ref.source])
+    monkeypatch.setattr(
+        vidlankd, "word_states", lambda model, given: (states[model], pictures) if given == rows else None
+    )
+    run = SimpleNamespace(teacher=SimpleNamespace(model="t"), evaluate=lambda one: SimpleNamespace(measures=[], of=one))
+    report = VidLanKd(VidLanKd.Options(pictures={"source": "p"})).evaluate(run, "s")
+    found = [(m.metric, m.subject, m.value, m.dataset, m.split, m.examples) for m in report.measures]
+    assert report.of == "s" and found == [
+        (name, who, of(states[who[0]], pictures), "words", "held", 8)
+        for who in ("teacher", "student") for name, of in (("rsa", rsa), ("picture-probe", picture_probe))
+    ]  # fmt: skip
+    assert VidLanKd(VidLanKd.Options()).evaluate(run, "s").measures == []
 
 
 def last_states(model, text):
