@@ -15,7 +15,7 @@ from kdhub_tasks.classification.model import NetworkClassifier
 from kdhub_tasks.transformer import TextClassifier
 from kdhub_text.methods import lelp
 from kdhub_text.methods.lelp import Lelp, cross_entropies, shares, targets, true_shares
-from kdhub_text.subclasses import merged
+from kdhub_text.subclasses import Subclasses, merged
 from kdhub_text.subspaces import Moments, clusters, null_space, orthonormal
 from told import Told
 
@@ -60,6 +60,15 @@ def test_in_use_the_classes_have_the_teachers_probabilities_at_any_temperature()
     near(torch.softmax(merged(best, 3, 4.0) / 4, -1), p)
     near(torch.softmax(merged(best, 3), -1), [[0.888125, 0.111875]])
     near(merged(STUDENT + 7, 3, 4.0), merged(STUDENT, 3, 4.0) + 7, abs=1e-5)
+    for aggregate, t in (("tempered", 4.0), ("sum", 1.0)):
+        made = Subclasses(Fixed(), classes=2, number=3, temperature=4.0, aggregate=aggregate)({})
+        near(made["logits"], merged(STUDENT, 3, t))
+        near(made["subclass_logits"], STUDENT)
+
+
+class Fixed(torch.nn.Module):
+    def forward(self, inputs):
+        return {"logits": STUDENT}
 
 
 def objective(student, features, teacher, split, labels=(0,), **options):
@@ -183,6 +192,8 @@ def test_true_subclasses_where_they_are_known():
     q = true_shares(torch.tensor([1, 0, -1]), torch.tensor([2, -1, 0]), 2, 4, beta=1.0)
     near(q[0], [[0.25] * 4, [0.076521, 0.076521, 0.770438, 0.076521]])
     near(q[1:], np.full((2, 2, 4), 0.25))
+    half = true_shares(torch.tensor([0]), torch.tensor([1]), 1, 4, beta=2.0)  # e^1.154701 is 3.173075
+    near(half, [[[0.161996, 0.514013, 0.161996, 0.161996]]], abs=2e-5)
     near(true_shares(torch.tensor([0]), torch.tensor([0]), 1, 1, beta=1.0), [[[1.0]]])
 
 
@@ -283,11 +294,12 @@ def test_controls_find_the_rows_of_a_batch_by_their_content(monkeypatch):
     run.fit = lambda fits, student: (fits, student, fits.rows(run))
     assert method.distill(run) == (method, run.student, run.rows())
     assert method._number == 3 and method.extras(None, None) == {} and method.needs(None) == ("logits",)
-    given, batch = (
-        Signals(logits=torch.zeros(2, 2)),
-        {"labels": torch.tensor([1, 0]), "subclasses": torch.tensor([2, 0])},
-    )
-    near(method._shares(given, batch), true_shares(batch["labels"], batch["subclasses"], 2, 3, 1.0).numpy())
+    given, labels, parts_ = Signals(logits=torch.zeros(3, 2)), torch.tensor([1, 0, 0]), torch.tensor([2, 0, 1])
+    batch, student = {"labels": labels, "subclasses": parts_}, Signals(subclass_logits=torch.randn(3, 6))
+    q = true_shares(labels, parts_, 2, 3, 1.0)
+    near(method._shares(given, batch), q.numpy())
+    apart = -(q.flatten(1) / 2 * (student["subclass_logits"] / 4).log_softmax(-1)).sum() / 3
+    near(method.objective(student, given, batch, None)["teacher"], 16 * apart, abs=1e-5)
     for wrong in ({"subclass": -1}, {}):
         run.of_use["train"].examples = [{"label": 0, **wrong}] * 3
         with pytest.raises(UsageError, match="a column 'subclass'"):
