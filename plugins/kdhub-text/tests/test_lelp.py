@@ -146,6 +146,27 @@ def test_the_map_to_the_logits_is_the_teachers_own_in_one_pass_or_many():
         near(own.var(0).mean(), 1.0, abs=1e-9)
 
 
+def test_moments_of_few_rows_by_hand():
+    h, z, group = np.array([[1.0, 2], [3, 4], [5, 9]]), np.array([[1.0, 0], [2, 5], [0, 1]]), np.array([0, -1, 0])
+    found = Moments.of([(h[:2], z[:2], group[:2]), (h[2:], z[2:], group[2:])], 2)
+    assert found.n.tolist() == [2, 0, 1] and found.sums.tolist() == [[6, 11], [0, 0], [3, 4]]
+    assert found.products.tolist() == [[[26, 47], [47, 85]], [[0, 0], [0, 0]], [[9, 12], [12, 16]]]
+    assert found.logits.tolist() == [3, 6] and found.crossed.tolist() == (h.T @ z).tolist()
+    assert (found.classes, found.width) == (2, 2) and found.mean(0).tolist() == [3, 5.5]
+    assert found.covariance(0).tolist() == [[4, 7], [7, 12.25]]
+    assert found.covariance(0, center=False).tolist() == [[13, 23.5], [23.5, 42.5]]
+    one = Moments.of([(h[:1], z[:1], group[:1])], 2)
+    assert one.mean(0).tolist() == [1, 2] and not one.covariance(0).any() and not one.map_to_logits().any()
+    assert one.mean(1).tolist() == [0, 0], "of no row"
+
+
+def test_directions_in_which_embeddings_hardly_vary_are_not_in_the_map():
+    h, z, group, w = made()
+    noise = np.random.default_rng(1).normal(size=(len(h), 1))
+    found = Moments.of([(np.concatenate([h, 1e-4 * noise], 1), z + noise, group)], 2)
+    near(found.map_to_logits()[:, 6], [0, 0], abs=1e-2)
+
+
 def test_a_turn_evens_out_variances_and_keeps_their_sum():
     turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
     near(np.diag(turn @ np.diag([9.0, 1.0]) @ turn.T), [5.0, 5.0])

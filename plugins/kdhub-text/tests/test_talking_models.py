@@ -11,7 +11,7 @@ import torch
 from kdhub_tasks.classification import networks, tiny
 from kdhub_tasks.classification.folders import load
 from kdhub_tasks.splitting import Split
-from kdhub_text.messages import codecs, distance
+from kdhub_text.messages import among, codecs, distance
 from kdhub_text.methods.talking_models import TalkingModels, _slices
 from told import Few, Told
 from torch import nn
@@ -133,6 +133,9 @@ def test_distances_leave_padding_out():
     assert distance(a, b).item() == 8.5 and distance(a, b, real=torch.tensor([[1, 0]])).item() == 1.0
     assert distance(a, b, "cosine").item() == pytest.approx(0.5, abs=1e-6)
     assert distance(a, b, real=torch.ones(1, 3)).item() == 8.5, "a mask of other positions says nothing"
+    two = torch.cat([a, b])
+    assert among(two, torch.tensor([[1, 1], [0, 1]])).tolist() == [[[1, 0], [5, 5], [1, 1]]]
+    assert among(two, None) is two is among(two, torch.ones(2, 3))
 
 
 @pytest.fixture

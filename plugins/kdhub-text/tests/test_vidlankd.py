@@ -16,7 +16,7 @@ from kdhub_text.data.clips import moved, slant
 from kdhub_text.methods import vidlankd
 from kdhub_text.methods.vidlankd import VidLanKd
 from kdhub_text.methods.vidlankd_teacher import VidLanKdTeacher, contrast_loss, video_encoder
-from kdhub_text.token_losses import crd_loss, masked_loss, nst_loss, ntxent_loss, queue
+from kdhub_text.token_losses import crd_loss, head, masked_loss, nst_loss, ntxent_loss, queue
 from kdhub_text.word_pictures import picture_probe, rsa, word_states
 from torch.nn.functional import normalize
 
@@ -128,6 +128,15 @@ def test_crd_by_hand():
     assert float(crd_loss(two, theirs, memory, 0.5)) == pytest.approx(sum(rows) / 2, rel=1e-5)
     assert float(crd_loss(two, theirs, memory, 0.5, 8.0)) == pytest.approx(sum(rows) / 8, rel=1e-5)
     assert float(crd_loss(two, theirs, memory)) == float(crd_loss(two, theirs, memory, 0.07))
+
+
+def test_a_head_is_four_layers():
+    torch.manual_seed(0)
+    made, x = head(3, 5), torch.randn(2, 3)
+    first, last = made[0], made[-1]
+    bent = torch.nn.functional.gelu(x @ first.weight.T + first.bias)
+    even = (bent - bent.mean(-1, keepdim=True)) / (bent.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(made(x), even @ last.weight.T + last.bias, atol=1e-6) and made(x).shape == (2, 5)
 
 
 def test_queue_keeps_the_last_states():
