@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import datasets
@@ -214,7 +215,8 @@ def test_outputs_are_all_that_it_gives_as_one_array():
         def signals(self, examples, kind):
             return {"b": [np.ones((1, 2))], kind: [np.zeros(1)] * len(examples), "a": [[2.0]]}
 
-    assert saved.outputs(toy.Vectors(), net(Two), ROWS).tolist() == [2.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    given = saved.outputs(toy.Vectors(), net(Two), ROWS)
+    assert given.tolist() == [2.0, 1.0, 1.0, 0.0, 0.0, 0.0] and given.dtype == np.float32
     assert saved.outputs(toy.Vectors(), net(Two), []) is None and saved.outputs(object(), net(Two), ROWS) is None
 
 
@@ -273,7 +275,7 @@ def test_rows_to_compare_are_those_of_middle_length():
         return [row["n"] for row in saved._rows(session, None)]
 
     assert chosen(lengths) == [3, 4, 5, 6]  # of 1, 2, 3, 4, 5, 6, 7, 8, 9
-    assert chosen([5, 3]) == [3, 5] and chosen([5, 3, 4, 2, 1]) == [1, 2, 3, 4]
+    assert chosen([-1, 5]) == [5] and chosen([5, 3]) == [3, 5] and chosen([5, 3, 4, 2, 1]) == [1, 2, 3, 4]
     assert chosen([*range(1, 33), 1, 1, 1, 1]) == [15, 16, 17, 18]
     assert chosen([], train=False) == [] == chosen([1], task=object())
     assert chosen([], data=[("data", "test"), ("other", "test")]) == [50, 51, 52, 53]
@@ -333,6 +335,8 @@ def test_a_student_without_a_network_is_its_files(place):
             return {}
 
     (run, session), made = place, Plain({"how": "made"})
+    for folder in (run.student_folder, run.folder / ".student"):
+        shutil.rmtree(folder)  # there was none before
     was = saved.save(run, session, made)
     assert (was.rows, was.outputs, was.weights, was.precision, run.sealed) == ([], None, {}, None, [["rows"]])
     session.task = SimpleNamespace(load=lambda folder: {run.student_folder: Plain()}[folder])
