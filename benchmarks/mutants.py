@@ -64,6 +64,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "-k test_store or not (kill or rank or moments or permission or disk)",
         ),
     ),
+    "settings": (("kdhub/signals/settings.py",), ("tests/test_picture_signals.py", "-k settings_are or noise_is")),
     "stored": (("kdhub/signals/stored.py",), ("tests/test_stored.py",)),
     "differences": (("kdhub/comparison/differences.py",), ("tests/test_differences.py", "-k not ties")),
     "soft-targets": (
@@ -80,8 +81,8 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "pld": (("kdhub_logits/methods/pld.py",), (f"{LOGITS}/test_methods.py", "-k pld")),
     "mixkd": (
-        ("kdhub_logits/methods/mixkd.py",),
-        (f"{LOGITS}/test_relations.py", f"{LOGITS}/test_objectives.py", "-k mix or batch or clean"),
+        ("kdhub_logits/methods/mixkd.py", "kdhub_logits/wrappers.py"),
+        (f"{LOGITS}/test_relations.py", f"{LOGITS}/test_objectives.py", "-k mix or batch or clean or rescaled"),
     ),
     "evaluator": (("kdhub/evaluation/evaluator.py",), ("tests/test_evaluator.py",)),
     "families": (
@@ -128,26 +129,69 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "kdhub_text/token_losses.py",
             "kdhub_text/subspaces.py",
             "kdhub_text/messages.py",
-            *(f"kdhub_text/methods/{m}.py" for m in "dse leaf multi_teacher".split()),
+            "kdhub_text/methods/dse.py",
+            "kdhub_text/methods/leaf.py",
         ),
         (
             f"{TEXT}/test_vidlankd.py",
             f"{TEXT}/test_lelp.py",
             f"{TEXT}/test_dse.py",
             f"{TEXT}/test_leaf.py",
-            f"{TEXT}/test_multi_teacher.py",
             f"{TEXT}/test_talking_models.py",
-            "-k not (cannot_be_is or controls_find or random_split or clamped or what_is_said or bit or learns_along or"
-            " one_tokenizer or no_use_for or brings_the_scores or from_rows_to or teaches_the_same or with_other_tokens"
-            " or tell_no_digit or trains_with or second_stage or clips or three_epochs or below_a_random or"
-            " shipped_recipe)",
+            "-k not (cannot_be_is or find_their_rows or random_split or clamped or what_is_said or the_bit or"
+            " learns_along or one_tokenizer or no_use_for or brings_the_scores or from_rows_to or tell_no_digit or"
+            " trains_with or second_stage or clips_show or three_epochs or below_a_random)",
         ),
     ),
-    "saved": (("kdhub/training/saved.py", "kdhub/training/rates.py"), ("tests/test_saved.py", "tests/test_rates.py")),
-    "swing": (("kdhub_logits/methods/swing.py",), (f"{LOGITS}/test_swing.py", "-k not a_tagger")),
+    "multi-teacher": (
+        ("kdhub_text/bridge.py", "kdhub_text/methods/multi_teacher.py"),
+        (
+            f"{TEXT}/test_multi_teacher.py",
+            "-k not (teachers_with_other_tokens or teaches_the_same or another_key or shipped_recipe)",
+        ),
+    ),
+    "vidlankd": (
+        tuple(f"kdhub_text/methods/{m}.py" for m in ("vidlankd", "vidlankd_teacher")),
+        (f"{TEXT}/test_vidlankd.py", "-k not (tell_no_digit or trains_with or second_stage)"),
+    ),
+    "lelp": (
+        ("kdhub_text/methods/lelp.py", "kdhub_text/subclasses.py"),
+        (f"{TEXT}/test_lelp.py", "-k not (cannot_be_is or find_their_rows or random_split or clamped)"),
+    ),
+    "talking-models": (
+        ("kdhub_text/methods/talking_models.py",),
+        (
+            f"{TEXT}/test_talking_models.py",
+            "-k not (what_is_said or the_bit or learns_along or one_tokenizer or no_use_for)",
+        ),
+    ),
+    "saved": (
+        ("kdhub/training/saved.py", "kdhub/training/rates.py"),
+        (
+            "tests/test_saved.py",
+            "tests/test_rates.py",
+            "-k far_apart or their_bits or differs or as_one_array or permanent or middle or in_mind or rounded or"
+            " without_a_network or undone or by_factor or anyway or not_there_or or rests or shared",
+        ),
+    ),
+    "swing": (
+        ("kdhub_logits/methods/swing.py", "kdhub_logits/privacy.py"),
+        (f"{LOGITS}/test_swing.py", "-k not a_tagger_is"),
+    ),
     "trg": (
         ("kdhub_logits/methods/trg.py",),
-        (f"{LOGITS}/test_relations.py", "-k graph or contrast or context or tokens or patches"),
+        (f"{LOGITS}/test_relations.py", "-k graph or contrast or context or tokens or grids"),
+    ),
+    "pcoreset": (
+        ("kdhub_logits/queries.py", "kdhub_logits/adapter.py", "kdhub_logits/methods/pcoreset.py"),
+        (
+            f"{LOGITS}/test_pcoreset.py",
+            "-k not (labels_from_a_file or fitted_between or same_seed or goes_on_from_round)",
+        ),
+    ),
+    "self-distillation": (
+        ("kdhub_logits/methods/self_distillation.py", "kdhub_logits/kernel.py"),
+        (f"{LOGITS}/test_self_distillation.py", "-k not (five_seeds or clean_labels or first_fit)"),
     ),
     "session": (("kdhub/training/session.py",), ("tests/test_session.py",)),
 }

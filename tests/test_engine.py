@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from itertools import chain, repeat
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from kdhub.method import TrainingOptions
+from kdhub.errors import TrainingError, UnknownNameError, UsageError
+from kdhub.files import read_sealed, sealed, write_sealed
+from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
+from kdhub.named_layers import Taps
+from kdhub.rows import Signals
 from kdhub.sampler import Sampler, ShuffledSampler
 from kdhub.training import engine, feed
 from kdhub.training.engine import STATE, list_checkpoints, magnitudes, newest_checkpoint, steps_of
 from kdhub.training.feed import Order
+
+TRAIN = engine.Engine.train
 
 # -- order ----------------------------------------------------------------------------------------------------
 
@@ -244,8 +251,6 @@ def test_terms_are_means_since_the_last_log(built):
 
 
 def test_a_bad_loss_names_its_terms_its_step_and_what_is_kept(built):
-    from kdhub.errors import TrainingError
-
     made = built(lr=0.03)
     nan = torch.tensor(math.nan)
     with pytest.raises(TrainingError) as caught:
@@ -365,8 +370,6 @@ def test_who_teaches_and_who_orders(built):
 
 
 def test_a_step_knows_what_its_means_are_over(built, monkeypatch):
-    from kdhub.method import Progress
-
     made = built(accumulate=2)
     monkeypatch.setattr(made.task, "counts", lambda inputs: {"labels": inputs["n"]})
     monkeypatch.setattr(made.method, "prepare_batch", lambda batch, generator: {**batch, "seen": generator})
@@ -385,6 +388,286 @@ def test_a_step_knows_what_its_means_are_over(built, monkeypatch):
     monkeypatch.setattr(made.method, "counts", lambda inputs, teacher: {"pairs": teacher.n})
     given = made.prepared([{"inputs": {}, "teacher": {"n": n}} for n in (1, 4)], 0)
     assert [b["inputs"]["mean_counts"] for b in given] == [{"pairs": 2.5}] * 2, "and what the method counts"
+
+
+def test_when_a_step_is_saved_and_written_and_when_training_ends(built, monkeypatch):
+    made = built(checkpoint_steps=4)
+    watch, wrote, stepped = engine._Watch(made), [], []
+    monkeypatch.setattr(watch, "write", lambda state, now: wrote.append(state.global_step))
+    monkeypatch.setattr(made, "stepped", stepped.append)
+    made.log_every = 3
+
+    def ended(step):
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        watch.on_step_end(None, SimpleNamespace(global_step=step), control)
+        return control.should_save, control.should_training_stop
+
+    assert [ended(n) for n in (2, 3, 4, 8)] == [(False, False), (False, False), (True, False), (True, False)]
+    assert wrote == [3, 4, 8] and stepped == [1, 2, 3, 7]  # nothing was logged yet: `write` is another one here
+    assert (watch.began[1], watch.timed_step) == (2, 1)
+    wrote.clear()
+    watch.logged_step = 14
+    made.steps = 16
+    assert [ended(n) for n in (15, 16)] == [(False, False)] * 2 and wrote == [16], "the last step is written, not saved"
+    made.sampler.__class__ = type("Enough", (ShuffledSampler,), {"enough": True})
+    watch.logged_step, made.steps = 11, 20
+    assert ended(12) == (False, True) and wrote == [16, 12], "it ends there: none to go on from"
+
+
+def test_checkpoints_are_so_many_minutes_apart(built, monkeypatch):
+    made = built(checkpoint_minutes=2.0)
+    clock, asked = [100.0], []
+    monkeypatch.setattr(engine.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(made, "agree", lambda wish, step: asked.append((wish, step)) or wish)
+    watch = engine._Watch(made)
+    monkeypatch.setattr(watch, "write", lambda state, now: None)
+    saved = []
+    for step, clock[0] in ((1, 219.0), (2, 220.0), (3, 221.0), (4, 300.0), (5, 342.0)):
+        control = SimpleNamespace(should_save=False)
+        watch.on_step_end(None, SimpleNamespace(global_step=step), control)
+        saved.append(control.should_save)
+    assert saved == [False, False, True, False, True]
+    assert asked == [(wish, step) for step, wish in enumerate(saved, 1)] and watch.saved == 342.0
+    assert (watch.began, watch.logged, watch.said) == ((219.0, 1), 100.0, 100.0)
+
+
+def checkpoint(made, step, **state):
+    """A whole one, as training leaves it."""
+    folder = made.checkpoints / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("w")
+    given = {
+        "method": {"mean": 0.25}, "sampler": {}, "asked": {"calls": 3, "rows": 24}, "ranks": 1, "precision": "float32",
+        "generator": made.generator.get_state().numpy().tobytes().hex(), **state,
+    }  # fmt: skip
+    write_sealed(folder / STATE, {**given, "files": sealed(folder)})
+    return folder
+
+
+@pytest.fixture
+def trained(built, monkeypatch):
+    """`trained(made)`: what training gives, with a trainer that only notes how it is called and takes all steps."""
+
+    def train(made, steps=None):
+        def run(resume_from_checkpoint):
+            train.seen = {
+                "from": resume_from_checkpoint, "dropout": made.student.module.drop.p,
+                "trains": [n for n, p in made.module.named_parameters() if p.requires_grad],
+                "draw": torch.rand(1).item(),
+            }  # fmt: skip
+            made.trainer.state.global_step = made.steps if steps is None else steps
+
+        clock = chain([100.0], repeat(108.0))
+        monkeypatch.setattr(made.trainer, "train", run)
+        monkeypatch.setattr(made.run, "rewind_metrics", lambda *given: train.rewound.append(given))
+        monkeypatch.setattr(made, "_tell_sampler", lambda step: train.told.append(step))
+        train.rewound, train.told = [], []
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.time, "monotonic", lambda: next(clock))
+            return TRAIN(made)
+
+    return train
+
+
+def test_training_from_the_beginning(built, trained):
+    made = built(rates={"inner": 0}, dropout=0.25)
+    made.student.module.train()
+    made._probe = object()
+    assert trained(made) == {"seconds": 8.0, "steps": 15, "rows_per_second": 15.0, "precision": "float32"}
+    torch.manual_seed(5)
+    outer = [f"{part}.{kind}" for part in ("student.outer", "extras.projection") for kind in ("weight", "bias")]
+    assert trained.seen == {"from": None, "dropout": 0.25, "trains": outer, "draw": torch.rand(1).item()}
+    assert made.student.module.drop.p == 0.5 and not made.student.module.training
+    assert all(p.requires_grad for p in made.module.parameters())
+    assert (
+        trained.rewound == [(0, 1)] and trained.told == [0] and made.resumed_from is None and made.checkpoints.is_dir()
+    )
+    assert made.trainer.model_wrapped is made.module
+
+
+def test_training_from_a_checkpoint(built, trained, caplog):
+    made = built()
+    folder = checkpoint(made, 6, unlogged={"step": 4, "batches": 3, "sums": {"a": 1.5}})
+    state = made.generator.get_state()
+    torch.rand(3, generator=made.generator)
+    caplog.set_level(logging.INFO, "kdhub")
+    done = trained(made)
+    assert trained.seen["from"] == str(folder) and made.resumed_from == folder and trained.rewound == [(6, 1)]
+    assert (done["steps"], done["rows_per_second"], trained.told) == (15, 9 * 8 / 8, [])
+    assert (made.method.mean, made.module.asked) == (0.25, {"calls": 3, "rows": 24}) and "asked" not in done
+    assert torch.equal(made.generator.get_state(), state)
+    assert (made.watch.logged_step, made._count, made._sums) == (4, 3, {"a": torch.tensor(1.5)})
+    assert made.order.first == 6 * 8 and caplog.messages[-1] == "resuming from checkpoint-6"
+    assert made.unlogged() == {"step": 4, "sums": {"a": 1.5}, "batches": 3}
+    old = built()
+    checkpoint(old, 2)
+    old._probe = object()
+    trained(old, steps=2)
+    assert (old.watch.logged_step, old._count, old._sums, trained.told) == (2, 0, {}, [])
+    assert old.unlogged() == {"step": 2, "sums": {}, "batches": 0}
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [({"ranks": 2}, "was written by 2 ranks, this job has 1"),
+     ({"precision": "bfloat16"}, "was trained in bfloat16, and this machine trains in float32")],
+)  # fmt: skip
+def test_checkpoints_of_another_job_are_refused(built, trained, state, said):
+    made = built()
+    folder = checkpoint(made, 6, **state)
+    with pytest.raises(UsageError) as caught:
+        trained(made)
+    assert caught.value.message == f"{folder} {said}"
+
+
+def test_a_checkpoint_says_where_training_was_and_two_are_kept(built):
+    made = built()
+    made.module.asked, made.method.mean = {"calls": 1, "rows": 8}, 0.5
+    for step in (2, 3, 10):
+        folder = made.staging / f"checkpoint-{step}" / "inside"
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(str(step))
+        made.trainer.state.global_step = step
+        made.trainer._commit(made, {"batches": 7})
+    assert [p.name for p in list_checkpoints(made.checkpoints)] == ["checkpoint-3", "checkpoint-10"]
+    last = made.checkpoints / "checkpoint-10"
+    state = read_sealed(last / STATE)
+    assert {name: state.pop(name) for name in ("schema", "method", "sampler", "asked", "unlogged")} == {
+        "schema": 1, "method": {"mean": 0.5}, "sampler": {}, "asked": {"calls": 1, "rows": 8},
+        "unlogged": {"batches": 7},
+    }  # fmt: skip
+    given = made.generator.get_state().numpy().tobytes()
+    assert bytes.fromhex(state.pop("generator")) == given and list(state.pop("files")) == ["inside/weights"]
+    assert state == {"ranks": 1, "precision": "float32"} and list(made.staging.iterdir()) == []
+    (last / "old").touch()
+    folder = made.staging / "checkpoint-10"
+    folder.mkdir()
+    made.trainer._commit(made, {})
+    assert [p.name for p in last.iterdir()] == [STATE], "one that stood in its place is gone"
+
+
+def test_a_damaged_checkpoint_is_passed_over(built, caplog):
+    made = built()
+    for step in (1, 2, 3):
+        checkpoint(made, step)
+    (made.checkpoints / "checkpoint-3" / "weights").write_text("other")
+    (made.checkpoints / "checkpoint-2" / STATE).write_text("{")
+    assert newest_checkpoint(made.checkpoints).name == "checkpoint-1" and len(caplog.messages) == 2
+    assert "checkpoint-3 was changed since it was written (weights), and is not used" in caplog.messages[0]
+    assert f"checkpoint-2 was changed since it was written ({STATE}: " in caplog.messages[1]
+
+
+# -- one forward pass -----------------------------------------------------------------------------------------
+
+
+class Step(ObjectiveMethod):
+    """Keeps what it is given."""
+
+    def __init__(self, terms=None):
+        super().__init__(TrainingOptions(precision="float32"), SimpleNamespace(name="step", needs=()))
+        self.given, self.terms = [], terms
+
+    def objective(self, student, teacher, batch, progress):
+        self.given.append((dict(student), dict(teacher), batch, progress))
+        return self.terms or {"a": student.out.mean(), "b": 2 * student.out.sum().reshape(1)}
+
+
+class Asks(Step):
+    """Asks its teachers itself, of twice the batch."""
+
+    def ask(self, student, inputs, teacher):
+        return Signals(own=teacher({"x": 2 * inputs["x"]}, "view", gradient=True).out)
+
+
+class Once:
+    """A task, a student and a teacher: a factor on `x`."""
+
+    task, members = None, ()
+
+    def __init__(self, factor):
+        self.module, self.chosen = nn.Linear(1, 1, bias=False), []
+        self.module.weight.data.fill_(factor)
+
+    def forward(self, module, inputs):
+        return Signals(out=module(inputs["x"]))
+
+    def choose(self, name):
+        self.chosen.append(name)
+        self.module.weight.data.fill_({"small": 1.0, "large": 3.0, None: 5.0}[name])
+
+
+def passed(method, live=None, members=(None,)):
+    task, student = Once(0.0), Once(5.0)
+    made = engine._Objective(method, task, student, {"more": nn.Linear(1, 1)})
+    made.members = members
+    for role, teacher in (live or {}).items():
+        made._live[role], made._live_taps[role] = teacher, Taps(teacher.module, ())
+    return made, student
+
+
+X = torch.tensor([[1.0], [2.0]])
+
+
+def test_the_loss_is_the_sum_of_the_terms_and_the_method_sees_all():
+    method = Step()
+    made, student = passed(method)
+    assert made.student is student.module and list(made.extras) == ["more"] and made.asked == {"calls": 0, "rows": 0}
+    made.progress, batch = Progress(3, 9, 0.5), {"x": X}
+    given = made(batch, {"stored": 7})
+    assert given["loss"].item() == 7.5 + 30 and given["loss"].shape == () and given["loss"].requires_grad
+    assert {n: (t.item(), t.requires_grad) for n, t in given["terms"].items()} == {
+        "a": (7.5, False),
+        "b": (30.0, False),
+    }
+    ((own, teacher, seen, progress),) = method.given
+    assert own["out"].tolist() == [[5.0], [10.0]] and teacher == {"stored": 7}
+    assert seen is batch and progress == Progress(3, 9, 0.5) and student.chosen == []
+    made, _ = passed(Step({"a": X}))
+    with pytest.raises(UsageError, match=r"loss term 'a' of step must be one number \(shape=\(2, 1\)\)"):
+        made(batch)
+
+
+def test_members_learn_from_one_answer_and_the_family_is_left_as_it_was():
+    method = Step()
+    made, student = passed(method, {"teacher": Once(2.0), "view": Once(4.0)}, ("small", "large"))
+    given = made({"x": X}, {"view/out": "stored"})
+    assert given["loss"].item() == pytest.approx((1.5 + 6 + 4.5 + 18) / 2) and student.chosen == [
+        "small",
+        "large",
+        None,
+    ]
+    for _, teacher, _, _ in method.given:
+        assert teacher["out"].tolist() == [[2.0], [4.0]] and teacher["view/out"] == "stored"
+        assert not teacher["out"].requires_grad
+    assert made.asked == {"calls": 2, "rows": 4}
+    own = Asks()
+    made, _ = passed(own, {"view": Once(4.0)}, ("small", "large"))
+    made({"x": X})
+    assert [t["own"].tolist() for _, t, _, _ in own.given] == [[[8.0], [16.0]]] * 2 and own.given[0][1][
+        "own"
+    ].requires_grad
+    assert made.asked == {"calls": 2, "rows": 4}, "asked about each member"
+    with torch.no_grad():
+        made({"x": X})
+    assert not own.given[-1][1]["own"].requires_grad
+    with pytest.raises(UnknownNameError, match="live teacher"):
+        made._ask({"x": X}, "other")
+    nothing, _ = passed(own)
+    assert nothing({"x": X})["loss"].item() == 37.5 and own.given[-1][1] == {}, "nobody is there to be asked"
+    other = Once(1.0)
+    other.task = SimpleNamespace(forward=lambda module, inputs: Signals(out=X))
+    made, _ = passed(Step(), {"view": other})
+    assert made._ask({"n": 3, "x": X})["view/out"].tolist() == X.tolist(), "a teacher of another task"
+    assert made.asked == {"calls": 1, "rows": 2}
+
+
+def test_parts_that_rest_stay_in_evaluation_mode():
+    made, student = passed(Step())
+    made._rates = SimpleNamespace(resting=[made.extras["more"]])
+    made.train()
+    assert student.module.training and not made.extras["more"].training
+    made.eval()
+    assert not student.module.training
 
 
 # -- rows -----------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import Field
 from safetensors.numpy import load_file
 
 import kdhub
 from kdhub.errors import UsageError
 from kdhub.files import home
-from kdhub.signals.settings import own_noise
+from kdhub.signals.settings import SignalSettings, own_noise
 from kdhub.testing import checks_of, run_checks
 
 
@@ -90,7 +91,30 @@ def test_settings_are_read_from_the_name(painting):
         assert "steps (steps from noise to the picture)" in refused.value.hint
 
 
+class Said(SignalSettings):
+    signal = "text"
+    most: int = Field(8, ge=1, description="the most")
+    how: str = Field("plain", description="the way")
+    sides: tuple[int, int] = Field((2, 2), description="the sides")
+
+
+def test_settings_are_named_in_one_way_and_told_where_they_do_not_fit():
+    assert Said(how="\u00e9", most=4).kind == 'text:{"how":"\\u00e9","most":4}'
+    assert Said.parse(Said(how="a:b").kind) == Said(how="a:b") and Said.names(Said(how="a:b").kind)
+    for kind, said in (
+        ('text:{"most":0,"more":1}', "most: Input should be greater than or equal to 1; more: Extra inputs are not"),
+        ('text:{"sides":[1,"a"]}', "sides.1: Input should be a valid integer"),
+        ("text:{", "Expecting property name"),
+        ("text:[1]", ""),
+    ):
+        with pytest.raises(UsageError) as refused:
+            Said.parse(kind)
+        assert refused.value.message.startswith(f"signal {kind!r}: {said}")
+        assert refused.value.hint == "settings of text: most (the most), how (the way), sides (the sides)"
+
+
 def test_noise_is_of_the_row_alone():
     one, two = own_noise([7, 8], (2, 3)), own_noise([9, 8, 7], (2, 3))
+    assert np.array_equal(one[0], np.random.default_rng(7).standard_normal((2, 3), np.float32))
     assert np.array_equal(one[0], two[2]) and np.array_equal(one[1], two[1]) and one.dtype == np.float32
-    assert own_noise([], (2,)).shape == (0, 2)
+    assert own_noise([], (2,)).shape == (0, 2) and own_noise([], (2,)).dtype == np.float32

@@ -148,3 +148,60 @@ def test_a_shared_parameter_has_one_factor():
     assert Rates(network, {"head": 0.5}).by_id[shared] == 0.5, "by whichever name it is called"
     with pytest.raises(UsageError, match=r"same parameter as one of another part.*\(0.1, 0.5\)"):
         Rates(network, {"body": 0.5, "head": 0.1})
+
+
+class Parts(nn.Module):
+    """A student of two layers, or of more, and one extra."""
+
+    def __init__(self, more=0):
+        super().__init__()
+        layers = {"inner": nn.Linear(2, 3), "outer": nn.Linear(3, 2), **{f"l{n}": nn.Linear(1, 1) for n in range(more)}}
+        self.student, self.extras = nn.ModuleDict(layers), nn.ModuleDict({"projection": nn.Linear(2, 2)})
+
+
+def test_groups_of_the_optimiser_are_split_by_factor():
+    network = Parts()
+    inner, outer, extra = network.student["inner"], network.student["outer"], network.extras["projection"]
+    groups = [{"params": [inner.weight, outer.weight, extra.weight], "lr": 0.5, "weight_decay": 0.1},
+              {"params": [inner.bias, outer.bias], "lr": 0.5, "weight_decay": 0.0}]  # fmt: skip
+    optimizer = torch.optim.SGD(groups)
+    kept, rates = optimizer.param_groups, Rates(network, {"inner": 3, "student.outer.bias": 0.1, "extras": 0})
+    rates.spread(optimizer)
+    assert optimizer.param_groups is kept
+    assert [([id(p) for p in g["params"]], g["lr"], g["weight_decay"]) for g in kept] == [
+        ([id(inner.weight)], 1.5, 0.1), ([id(outer.weight)], 0.5, 0.1), ([id(extra.weight)], 0.0, 0.1),
+        ([id(inner.bias)], 1.5, 0.0), ([id(outer.bias)], 0.05, 0.0),
+    ]  # fmt: skip
+    assert [id(p) for p in rates.frozen] == [id(extra.weight), id(extra.bias)] and rates.resting == [network.extras]
+
+
+def test_what_is_frozen_anyway_is_not_frozen_by_rates():
+    network = Parts()
+    network.student["inner"].requires_grad_(False)
+    rates = Rates(network, {"student": 0, "inner.bias": 0})
+    assert [id(p) for p in rates.frozen] == [id(p) for p in network.student["outer"].parameters()]
+    assert rates.resting == [network.student["outer"]]
+    with pytest.raises(UsageError, match="nothing is left to train"):
+        Rates(network, {"outer": 0, "extras": 0})
+    assert Rates(network.requires_grad_(False), {"student": 0}).frozen == [], "nothing was to be trained"
+    alone = nn.ModuleDict({"student": nn.ModuleDict({"inner": nn.Linear(1, 1), "inner2": nn.Linear(1, 1)})})
+    assert set(Rates(alone, {"inner": 3}).by_id) == {id(p) for p in alone["student"]["inner"].parameters()}
+
+
+def test_names_of_parts_that_are_not_there_or_several_times():
+    def said(name, more=0):
+        with pytest.raises(UsageError) as caught:
+            Rates(Parts(more), {name: 0.5})
+        return caught.value.message, caught.value.hint
+
+    message, hint = said("iner")
+    assert message == "rates: there is no part 'iner'; there are inner, outer, projection"
+    assert hint.startswith("did you mean inner")
+    assert said("xyzzy")[1] == "and whatever is inside them, as encoder.layer.0"
+    many = ", ".join(["inner", "outer", *(f"l{n}" for n in range(10))])
+    assert said("xyzzy", 10)[0] == f"rates: there is no part 'xyzzy'; there are {many}, ..."
+    assert said("xyzzy", 9)[0].endswith("l8, projection")
+    ends = "student.inner.bias, student.outer.bias, extras.projection.bias"
+    assert said("bias") == (f"rates: 3 parts end in 'bias': {ends}", "write more of the name, up to where it differs")
+    assert said("bias", 11)[0].count("student.") == 12
+    assert list(Rates(Parts(), {"extras.projection.bias": 7}).by_id.values()) == [7]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from kdhub_logits import queries
 from kdhub_logits.adapter import adapted
-from kdhub_logits.methods.pcoreset import QUERIES, PCoreSet, two_head_loss
+from kdhub_logits.methods.pcoreset import QUERIES, PCoreSet, _batches, two_head_loss
 from kdhub_logits.queries import farthest, gaps
 from kdhub_logits.teachers import Prototypes
+from kdhub_tasks.classification.model import NetworkClassifier
+from told import Few, Told
 
 import kdhub
 from kdhub.data.dataset import DataOptions
-from kdhub.errors import AwaitingError, CompatibilityError, UnknownNameError
+from kdhub.errors import AwaitingError, CompatibilityError, DataError, TrainingError, UnknownNameError
 from kdhub.recipes.recipe import Ref
 from kdhub.recipes.resolve import Resolver
 from kdhub.sampler import Seen
@@ -67,6 +72,8 @@ def test_rules_are_samplers_found_by_name():
 
 def test_entropy_takes_the_least_sure():
     assert queries.entropy(Seen(POOL), Seen(ONE), 1, None).tolist() == [3]
+    many = Seen(np.tile(POOL[[0, 3]], (40, 1)))
+    assert queries.entropy(many, Seen(ONE), 40, None).tolist() == list(range(1, 80, 2)), "in their order"
 
 
 def test_pcoreset_sees_probabilities_and_coreset_features():
@@ -99,6 +106,9 @@ def test_class_balanced_allots_by_true_labels():
     many = queries.class_balanced(pool, labelled, 60, np.random.default_rng(0))
     assert np.bincount(predicted[many])[0] == 10 and len(set(many.tolist())) == 60, "a class may run out"
     assert np.bincount(predicted[queries.class_balanced(pool, labelled, 1, np.random.default_rng(0))]).tolist() == [1]
+    even = Seen(np.eye(60)[np.arange(120) % 60]), Seen(np.eye(60)[:0], labels=np.arange(0, 60, 2))
+    picked = queries.class_balanced(*even, 20, np.random.default_rng(0))
+    assert sorted(picked % 60) == list(range(1, 41, 2)), "of classes that are as rare the first ones"
     draws = [queries.class_balanced(pool, labelled, 3, np.random.default_rng(n)).tolist() for n in range(3)]
     assert draws[0] != draws[1], "at random inside a class"
 
@@ -136,6 +146,177 @@ def test_steps_follow_the_labelled_rows():
     assert [method.steps(n) for n in (1, 10, 64, 65)] == [4, 32, 200, 204]
     assert PCoreSet(PCoreSet.Options(epochs=0.5, batch_size=10)).steps(3) == 1
     assert PCoreSet(PCoreSet.Options(steps=7)).steps(1000) == 7
+
+
+# -- rounds, by a plain loop ----------------------------------------------------------------------------------
+
+OPTIONS = {
+    "epochs": 5.0, "batch_size": 2, "warmup": 0.4, "lr": 0.05, "weight_decay": 0.1, "kd_temperature": 3.0,
+    "ce_weight": 0.7, "kd_weight": 0.2, "head_mix": 0.25, "head_beta": 2.0,
+}  # fmt: skip
+
+
+def nine_rows(tmp_path, labels=(0, 1, 0, 1, 0, 1, 0, 1, -1), **options):
+    """A method and a run: two classes, the last row without a label; the rule takes the last rows of the pool."""
+    rng, asked = np.random.default_rng(0), []
+    rows = [{"x": x, "label": y} for x, y in zip(rng.normal(size=(9, 2)).astype(np.float32), labels)]
+    torch.manual_seed(0)
+    config = {"network": "mlp", "shape": [2], "classes": ["a", "b"], "hidden": [3]}
+    student, logits = NetworkClassifier("tabular-classification", config), rng.normal(size=(9, 2)).astype(np.float32)
+    table = datasets.Dataset.from_list([{"picture": {"path": f"{n}.png"}, "n": n} for n in range(9)])
+    run = Told(student, {"train": Few(rows, table), "validation": rows[:3]}, {"logits": logits}, seed=3)
+    run.folder, run.asked = tmp_path, asked
+
+    def last(pool, labelled, n, rng):
+        asked.append((pool, labelled, n, rng.random()))
+        return np.arange(len(pool.probabilities))[::-1][:n]
+
+    run.select = {"last": last}.get
+    return PCoreSet(PCoreSet.Options(strategy="last", **{**OPTIONS, **options})), run
+
+
+def looped(run, number, labels, given=None, before=None):
+    """A round in a plain loop, with OPTIONS; `before` are the weights it goes on from."""
+    student, steps = copy.deepcopy(run.student), int(2.5 * len(labels) + 0.5)
+    torch.manual_seed(3 * 1009 + number)
+    student.wrap("two-heads", mix=0.25, beta=2.0)
+    student.module.load_state_dict(before or student.module.state_dict())
+    x, z = torch.from_numpy(np.stack([row["x"] for row in run.rows().examples])), given or run.given["logits"]
+    optimiser = torch.optim.AdamW(student.module.parameters(), lr=1.0, weight_decay=0.1)
+    draws, warm = np.random.default_rng([3, 2, number]), round(0.4 * steps)
+    known, others = np.array(sorted(labels)), np.array([i for i in range(9) if i not in labels])
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = 0.05 * min((step + 1) / warm, (steps - step) / (steps - warm))
+        first, second = draws.choice(known, 2), draws.choice(others, 2)
+        out = student.module({"x": x[[*first, *second]]})
+        p = (torch.tensor(np.asarray(z))[[*first, *second]] / 3).softmax(-1)
+        apart = 9 * (p * (p.log() - (out["of_teacher"] / 3).log_softmax(-1))).sum(-1)
+        right = -out["of_labels"][:2].log_softmax(-1)[[0, 1], [labels[i] for i in first]]
+        optimiser.zero_grad()
+        (0.7 * right.mean() + 0.2 * (apart[:2].mean() + apart[2:].mean())).backward()
+        optimiser.step()
+    return student
+
+
+def same(one, other):
+    a, b = (x.module.state_dict() for x in (one, other))
+    return list(a) == list(b) and all(torch.allclose(a[n], b[n], atol=1e-4) for n in a)  # AdamW widens rounding
+
+
+def of_start(many=1):
+    """The labelled rows at the start."""
+    rng = np.random.default_rng([3, 0])
+    found = [rng.permutation(np.arange(c, 8, 2))[:many].tolist() for c in (0, 1)]
+    return {i: i % 2 for i in sum(found, [])}
+
+
+def test_rounds_by_a_plain_loop(tmp_path):
+    """What a round trains, shows the rule, asks for, logs and leaves; the last one is trained on all labels."""
+    method, run = nine_rows(tmp_path, rounds=2, queries_per_round=4)
+    made, labels, right = method.distill(run), of_start(), []
+    for number, many in ((0, 4), (1, 2)):
+        student, open_ = looped(run, number, labels), [i for i in range(8) if i not in labels]
+        pool, here, n, drawn = run.asked[number]
+        assert n == many and drawn == np.random.default_rng([3, 1, number]).random()
+        for seen, which in ((pool, open_), (here, sorted(labels))):
+            given = [student.signals(run.rows()[which], kind)[kind] for kind in ("logits", "features")]
+            assert seen.probabilities == pytest.approx(np.exp(given[0]), abs=1e-5)
+            assert seen.features == pytest.approx(given[1], abs=1e-5)
+        assert here.labels.tolist() == [i % 2 for i in sorted(labels)] and pool.labels is None
+        assert run.stages[f"round-{number}"]["rows"] == open_[::-1][:many]
+        right.append((len(labels), student))
+        labels |= {i: i % 2 for i in open_[::-1][:many]}
+    right.append((8, looped(run, 2, labels)))
+    assert same(made, right[-1][1]) and not made.module.training
+    scores = [float(np.mean(one.signals(run.rows()[[0, 1, 2]], "logits")["logits"].argmax(1) == [0, 1, 0]))
+              for _, one in right]  # fmt: skip
+    assert run.lines == [
+        {"step": n, "labels": many, "validation_accuracy": scores[n]} for n, (many, _) in enumerate(right)
+    ]
+    torch.manual_seed(3 * 1009)
+    fresh = copy.deepcopy(run.student)
+    fresh.wrap("two-heads", mix=0.25, beta=2.0)
+    assert len(run.starts) == 1 and same(run.starts[0], fresh)
+    report = method.evaluate(run, made)
+    (over,) = report.measures
+    assert (over.metric, over.subject, over.dataset, over.examples) == (
+        "accuracy-over-rounds", "student", "validation rows", 3,
+    )  # fmt: skip
+    assert over.value == pytest.approx(np.mean(scores[1:])) and report.of is made
+    del run.of_use["validation"]
+    method, _ = nine_rows(tmp_path, rounds=1)
+    made = method.distill(run)
+    assert "validation_accuracy" not in run.lines[-1] and method.evaluate(run, made).measures == []
+
+
+def test_a_pool_that_is_drawn_and_one_that_is_empty(tmp_path):
+    method, run = nine_rows(tmp_path, rounds=1, max_pool=3)
+    method.distill(run)
+    open_ = np.array([i for i in range(8) if i not in of_start()])
+    rng = np.random.default_rng([3, 1, 0])
+    some = np.sort(rng.choice(open_, 3, replace=False))
+    assert run.stages["round-0"]["rows"] == some[::-1][:2].tolist(), "as many as there are classes"
+    assert run.asked[0][3] == rng.random()
+    method, run = nine_rows(tmp_path, rounds=1, max_pool=6)
+    method.distill(run)
+    assert len(run.asked[0][0].probabilities) == 6
+    method, run = nine_rows(tmp_path, rounds=4, start_per_class=9)
+    made = method.distill(run)
+    assert run.asked == [] and [line["step"] for line in run.lines] == [0, 4]
+    assert same(made, looped(run, 4, of_start(9)))
+
+
+def test_a_round_goes_on_from_the_one_before_by_a_plain_loop(tmp_path):
+    method, run = nine_rows(tmp_path, rounds=3, queries_per_round=1, reinit=False)
+    made, labels, before = method.distill(run), of_start(), None
+    for number in range(4):
+        student = looped(run, number, labels, before=before)
+        before = student.module.state_dict()
+        labels |= {max(i for i in range(8) if i not in labels): 0} if number < 3 else {}
+        labels = {i: i % 2 for i in labels}
+    assert same(made, student)
+    assert sorted(file.name for file in (tmp_path / "rounds").iterdir()) == ["1.safetensors", "2.safetensors"]
+
+
+def test_a_teacher_is_fitted_to_the_labels_of_each_round(tmp_path):
+    method, run = nine_rows(tmp_path, rounds=1, queries_per_round=1, teacher_refresh=True)
+    new, fitted = [[3.0, -float(n)] for n in range(9)], []
+    run.teacher = SimpleNamespace(fitted=lambda rows, labels: fitted.append((rows, dict(labels))) or new)
+    made, labels = method.distill(run), of_start()
+    labels |= {i: i % 2 for i in run.stages["round-0"]["rows"]}
+    assert fitted == [(run.rows().examples, labels)] and same(made, looped(run, 1, labels, given=new))
+
+
+def test_people_label_what_is_chosen(tmp_path):
+    """They see the names of files and no arrays; all rows may be chosen, and labelled ones need not be chosen."""
+    method, run = nine_rows(tmp_path, rounds=1, oracle="file")
+    run.ask_people = lambda name, shown, classes: {
+        (QUERIES, "a b"): {n: "b" for n, of in shown.items() if of == {"picture": f"{n}.png"}}
+    }[name, " ".join(classes)]  # fmt: skip
+    method.distill(run)
+    assert run.stages["round-0"]["rows"] == [8] and [line["labels"] for line in run.lines] == [8, 9]
+
+
+def test_what_active_learning_cannot_be_done_with(tmp_path):
+    with pytest.raises(DataError, match="no labelled row of the class b"):
+        method, run = nine_rows(tmp_path, [0] * 9)
+        method.distill(run)
+    method, run = nine_rows(tmp_path, teacher_refresh=True)
+    with pytest.raises(CompatibilityError, match="the teacher has none"):
+        method.distill(run)
+    method, run = nine_rows(tmp_path)
+    run.given["logits"][8, 1] = np.inf
+    with pytest.raises(TrainingError, match="not all numbers"):
+        method.distill(run)
+    run.student = SimpleNamespace(classes=["a", "b"])
+    with pytest.raises(CompatibilityError, match="a second head"):
+        method.distill(run)
+
+
+def test_batches_of_labelled_rows_alone():
+    drawn = list(_batches(np.array([4, 6]), np.array([], int), 3, 2, np.random.default_rng(0)))
+    assert [len(first) for first, _ in drawn] == [3, 3] and all(len(second) == 0 for _, second in drawn)
+    assert {int(i) for first, _ in drawn for i in first} <= {4, 6}
 
 
 def student_of(run) -> bytes:
@@ -181,6 +362,27 @@ def test_prototypes_fitted_to_labels_know_more():
     assert same == pytest.approx(start / np.linalg.norm(start, axis=1).mean())
     moved = adapted(start, np.array([[1.0, 0.1], [1.0, 0.2]]), np.array([0, 1]), scale=20.0) - same
     assert np.linalg.norm(moved[1]) > 3 * np.linalg.norm(moved[0]), "of the second class it was wrong"
+
+
+def test_prototypes_are_fitted_as_by_a_plain_loop():
+    """SGD with momentum over all rows; a class is held by how right it was, one without rows is held fast."""
+    rng = np.random.default_rng(0)
+    start, vectors, labels = rng.normal(size=(3, 2)), rng.normal(size=(5, 2)), [0, 1, 1, 0, 0]
+    p0 = torch.from_numpy(start / np.linalg.norm(start, axis=1).mean())
+    f = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
+
+    def log_p(p):
+        return (4 * f @ (p / p.norm(dim=1, keepdim=True)).T).log_softmax(1)[range(5), labels]
+
+    right = log_p(p0).exp()
+    held = torch.tensor([right[[0, 3, 4]].mean(), right[[1, 2]].mean(), 1.0], dtype=torch.float64)
+    p, speed = p0.clone().requires_grad_(), torch.zeros_like(p0)
+    for step in range(20):
+        loss = -log_p(p).mean() + (held * (p - p0).square().sum(1)).mean()
+        speed = 0.9 * speed + torch.autograd.grad(loss, p)[0]
+        p = (p - 0.01 * min((step + 1) / 2, (20 - step) / 18) * speed).detach().requires_grad_()
+    assert adapted(start, vectors, labels, scale=4.0, steps=20) == pytest.approx(p.detach().numpy(), abs=1e-12)
+    assert adapted(start.astype(np.float32), vectors, labels, scale=4.0, steps=1).dtype == np.float64
 
 
 def test_a_teacher_fitted_between_rounds(tmp_path):

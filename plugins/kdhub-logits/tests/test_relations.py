@@ -327,6 +327,8 @@ def test_tokens_of_different_grids_meet():
     fine, coarse = torch.arange(16.0).reshape(1, 16, 1), torch.zeros(1, 4, 3)
     a, b = same_grid(fine, coarse)
     near(a.flatten(), [2.5, 4.5, 10.5, 12.5])
+    a, _ = same_grid(torch.cat([fine, 10 * fine], -1), coarse)
+    near(a[0], [[2.5, 25], [4.5, 45], [10.5, 105], [12.5, 125]])
     assert b.shape == (1, 4, 3)
     a, _ = same_grid(fine, fine, patch=2)
     near(a[0, 0], [0, 1, 4, 5])
@@ -339,10 +341,10 @@ class Grid:
         self.shape = (tokens, width)
 
     def width(self, kind):
-        return self.shape
+        return {"tokens": self.shape}[kind]
 
     def layout(self, kind):
-        return {kind: self.shape}
+        return {"tokens": {"tokens": self.shape}}[kind]
 
 
 @pytest.mark.parametrize(("mine", "theirs", "patch"), [(49, 49, 2), (49, 64, 3), (36, 25, 2), (9, 9, 3), (8, 8, 1)])
@@ -359,9 +361,58 @@ def test_tokens_are_drawn_from_as_many_as_a_grid_gives(mine, theirs, patch):
     assert all(torch.isfinite(term) for term in method.objective(*given, batch, Progress(0, 1, 0.0)).values())
 
 
-def test_patches_larger_than_the_grid_are_refused():
+def test_grids_that_do_not_fit_are_refused():
     with pytest.raises(CompatibilityError, match="patch must be at most the side of the smaller grid .patch=4, side=3"):
         Trg(Trg.Options(patch=4)).extras(Grid(9), Grid(16))
+    with pytest.raises(CompatibilityError, match="patch=2, side=1"):
+        Trg(Trg.Options(patch=2)).extras(Grid(1), Grid(16))
+    for mine, theirs, patch in ((8, 9, 1), (9, 8, 1), (8, 8, 2)):
+        with pytest.raises(
+            CompatibilityError, match=f"{mine} tokens of the student and {theirs} of the teacher make no"
+        ):
+            Trg(Trg.Options(patch=patch)).extras(Grid(mine), Grid(theirs))
+    assert Trg(Trg.Options(patch=3)).extras(Grid(9, 2), Grid(16, 5))["projection"].weight.shape == (45, 18)
+
+
+@pytest.mark.parametrize("options", [{}, {"k": 2, "sigma": 1.5, "kl_direction": "teacher_student", "patch": 2}])
+def test_terms_of_the_graph_of_tokens_have_their_weights(options):
+    """Graph and contrast are of the tokens that were drawn, the context of all; soft targets are over the step."""
+    weights = {"ce_weight": 0.5, "kd_weight": 0.25, "alpha": 2.0, "beta": 3.0, "gamma": 4.0, "temperature": 3.0}
+    method = Trg(Trg.Options(**weights, **options, tokens=32, global_start=0.5, global_end=0.5))
+    method.modules = method.extras(Grid(16), Grid(25, 4))
+    assert method.modules["projection"].bias is None
+    torch.manual_seed(0)
+    s, t, z, q = torch.randn(8, 16, 3), torch.randn(8, 25, 4), torch.randn(8, 2), torch.randn(8, 2)
+    batch = method.prepare_batch({"labels": torch.tensor([0, 1] * 4)}, torch.Generator().manual_seed(0))
+    patch = options.get("patch", 1)
+    mine, theirs = same_grid(s, t, patch)
+    many = 8 * 16 // patch**2
+    drawn = torch.randperm(many, generator=torch.Generator().manual_seed(0))[:32]
+    assert torch.equal(batch["chosen"], drawn)
+    own, other = mine.flatten(0, 1)[drawn], theirs.flatten(0, 1)[drawn]
+    apart = (z / 3).softmax(-1) * ((z / 3).log_softmax(-1) - (q / 3).log_softmax(-1))
+    graphs = {"k": 8, "sigma": "auto", "direction": "student_teacher"} if not options else {
+        "k": 2, "sigma": 1.5, "direction": "teacher_student"}  # fmt: skip
+    for step, positions, labels in ((None, 8, 8), ({"positions": 16.0, "labels": 4.0}, 16, 4)):
+        given = Signals(logits=q, tokens=s), Signals(logits=z, tokens=t)
+        more = {} if step is None else {"mean_counts": step}
+        terms = method.objective(*given, {**batch, **more}, Progress(0, 1, 0.0))
+        assert {name: value.item() for name, value in terms.items()} == pytest.approx({
+            "labels": -0.5 * q.log_softmax(-1)[range(8), [0, 1] * 4].sum().item() / labels,
+            "teacher": 0.25 * 9 * apart.sum().item() / positions,
+            "inner": 2 * inner_loss(mine, theirs).item(),
+            "local": 3 * local_loss(own, other, **graphs).item(),
+            "global": 4 * global_loss(method.modules["projection"](own), other, 0.5).mean().item(),
+        }, rel=1e-5)  # fmt: skip
+
+
+def test_a_graph_of_few_and_of_equal_tokens():
+    """A token has no more neighbours than there are others; where all are equal it is as near to each."""
+    near(graph(TT, 9, 1.0), graph(TT, 3, 1.0))
+    near(graph(torch.ones(3, 2), 2), 1 - np.eye(3))
+    near(graph(1e-3 * TT, 2), graph(TT, 2))
+    x, y = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
+    near(local_loss(x, y), local_loss(x, y, 8, "auto", "student_teacher").item())
 
 
 # -- mixup ----------------------------------------------------------------------------------------------------

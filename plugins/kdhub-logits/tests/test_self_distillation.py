@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from kdhub_logits.kernel import kernel
+from kdhub_logits.methods import self_distillation
 from kdhub_logits.methods.self_distillation import KernelSteps, SelfDistillation, check_steps
 from kdhub_tasks.classification.data import change_labels
+from kdhub_tasks.classification.model import NetworkClassifier
+from told import Told
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.method import Progress
 from kdhub.rows import Signals
+from kdhub.student import BuildContext
 
 DIAGONAL = KernelSteps(np.diag([2.0, 0.5]), np.ones((2, 1)), 0.5)
 
@@ -119,10 +126,51 @@ def test_closed_forms_are_the_iteration():
     assert np.abs(ridge.fit(5, several)[-1].fitted - iterate(several)).max() < 1e-10
 
 
-@pytest.mark.parametrize("wrong", [(0, 0.5), (3, [0.5]), (2, 1.5), ("inf", 0), ("inf", "optimal"), ("inf", [0.5])])
+WRONG = [(0, 0.5), (3, [0.5]), (2, 1.5), (2, [-0.1]), ("inf", 0), ("inf", "optimal"), ("inf", [0.5])]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_options_that_mean_nothing(wrong):
     with pytest.raises(UsageError):
         check_steps(*wrong)
+
+
+def test_options_that_mean_something():
+    assert [check_steps(n, a) for n, a in ((1, "optimal"), (3, [0.0, 1.0]), (4, 0), (2, 1.0), ("inf", 1))] == [
+        1, 3, 4, 2, 2
+    ]  # fmt: skip
+
+
+def test_the_best_alpha_may_lie_beyond_what_is_kept():
+    """Validation targets far above, and far below, what any mixture of both fits gives."""
+    kernel = np.diag([2.0, 0.5])
+    for far, kept in ((9.0, 1.0), (-9.0, 0.0)):
+        clipped, open_ = (DIAGONAL.fit(2, "optimal", (kernel, np.full((2, 1), far)), clip=c)[1] for c in (True, False))
+        d = np.array([0.8 - 0.64, 0.5 - 0.25])
+        best = (d * (far - np.array([0.64, 0.25]))).sum() / (d * d).sum()
+        assert (clipped.alpha, clipped.best) == (
+            kept,
+            pytest.approx(best),
+        ) and open_.alpha == open_.best == clipped.best
+        assert open_.fitted.ravel() == approx([a * (best + (1 - best) * a) for a in (0.8, 0.5)], abs=1e-9)
+
+
+def test_where_both_fits_are_the_same_the_best_alpha_stays():
+    validation = np.diag([2.0, 0.5]), np.ones((2, 1))
+    assert DIAGONAL._best(DIAGONAL.targets, validation, 0.3) == 0.3
+    assert DIAGONAL._best(DIAGONAL.targets, validation, None) == 1.0
+    small = KernelSteps(np.diag([2.0, 0.5]), 1e-6 * np.ones((2, 1)), 0.5)  # small targets are no reason
+    fits = small.fit(2, "optimal", (validation[0], 1e-6 * np.array([[0.7], [0.4]])))
+    assert fits[1].alpha == pytest.approx(0.534620, abs=1e-6)
+
+
+def test_a_kernel_that_is_nearly_symmetric_and_nearly_positive():
+    skew, even = (
+        KernelSteps(np.array(k), np.ones((2, 1)), 0.5) for k in ([[2, 0.2], [0, 0.5]], [[2, 0.1], [0.1, 0.5]])
+    )
+    assert skew.step(1, 0.5).fitted == approx(even.step(1, 0.5).fitted, abs=1e-9)
+    below = KernelSteps(np.diag([2.0, -0.1]), np.ones((2, 1)), 0.5)
+    assert below.step(1, 0.5).fitted.ravel() == approx([0.8, 0.0])
 
 
 def digits(seed: int, noise: float):
@@ -208,3 +256,135 @@ def test_the_networks_objective():
     assert both["weights"].item() == pytest.approx(0.5 * 6.0), "norms, not squared"
     assert terms({})["labels"].item() == pytest.approx(0.25), "the first step learns from labels alone"
     assert terms({"logits": t}, -1)["labels"].item() == 0
+
+
+# -- a kernel machine, by plain algebra -----------------------------------------------------------------------
+
+
+def kernel_run(**options):
+    """Seven rows of three classes, the last one without a label, and four to validate on."""
+    rng = np.random.default_rng(0)
+    rows, held = (
+        [{"x": x, "label": y} for x, y in zip(rng.normal(size=(len(labels), 2)).astype(np.float32), labels)]
+        for labels in ([0, 1, 2, 0, 1, 2, -1], [0, 1, 2, 1])
+    )
+    config = {"network": "kernel", "shape": [2], "classes": ["a", "b", "c"]}
+    student = NetworkClassifier("tabular-classification", config, {"how": "from nothing"})
+    options = {"lam": 0.5, "alpha": 0.25, "steps": 3} | options
+    return SelfDistillation(SelfDistillation.Options(**options)), Told(student, {"train": rows, "validation": held})
+
+
+def plain(run, use="train"):
+    rows = [row for row in run.of_use[use].examples if row["label"] >= 0]
+    return np.stack([row["x"] for row in rows]).astype(float), np.eye(3)[[row["label"] for row in rows]] - 1 / 3
+
+
+def like(kernel, a, b, gamma=0.5):
+    return a @ b.T if kernel == "linear" else np.exp(-gamma * np.square(a[:, None] - b[None]).sum(-1))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"kernel": "linear"}, {"gamma": 2.0}, {"steps": "inf"}, {"alpha": [0.9, 0.1]}, {"steps": 1}]
+)
+def test_a_kernel_machine_by_plain_algebra(options):
+    """Gamma is 1 / features unless set; rows without a label are left out; targets are centred, scores are not."""
+    method, run = kernel_run(**options)
+    made, (x, y), held = method.distill(run), plain(run), plain(run, "validation")[0]
+    how = {"kernel": options.get("kernel"), "gamma": options.get("gamma", 0.5)}
+    k, steps = like(a=x, b=x, **how), options.get("steps", 3)
+    inverse = np.linalg.inv(k + 0.5 * np.eye(6))
+    alphas = {"inf": [0.25] * 400, 3: options.get("alpha", [0.25] * 2), 1: []}[steps]
+    fits, coefficients = [k @ inverse @ y], [inverse @ y]
+    for a in alphas:
+        mixed = a * y + (1 - a) * fits[-1]
+        fits.append(k @ inverse @ mixed)
+        coefficients.append(inverse @ mixed)
+    for student, of in ((run.starts[0], coefficients[0]), (made, coefficients[-1])):
+        given = student.signals([{"x": row.astype(np.float32)} for row in held], "logits")["logits"]
+        assert given == approx(like(a=held, b=x, **how) @ of + 1 / 3, abs=1e-5)
+        assert not student.module.training and student.start == {"how": "from nothing"}
+    assert made.config["rows"] == 6 and len(run.starts) == 1
+    told = [fits[0], fits[-1]] if steps == "inf" else fits
+    assert [(line["step"], line["alpha"]) for line in run.lines] == (
+        [(1, 1.0), (-1, 0.25)] if steps == "inf" else list(enumerate([1.0, *alphas], 1))
+    )
+    assert [line["train_mse"] for line in run.lines] == pytest.approx([np.square(f - y).mean() for f in told], abs=1e-7)
+    assert all(line["best_alpha"] is None for line in run.lines)
+
+
+def test_a_machine_without_rows():
+    """One stored input, at 0: the default is rbf with gamma 1, and scores are centred at 1 / classes."""
+    facts = {"shape": [2, 2], "classes": ["a", "b"], "mean": 0.0, "std": 1.0}
+    context = BuildContext(SimpleNamespace(name="tabular-classification"), None, 0, facts=facts)
+    made = kernel("", context)
+    assert made.network == "kernel" and made.start == {"how": "fresh kernel machine"}
+    module, x = made.module, torch.tensor([[[1.0, 0], [0, 0.5]], [[0, 0], [0, 0]]])
+    assert module({"x": x})["logits"].tolist() == [[0.5, 0.5]] * 2
+    assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float64}
+    module.coefficients.data.copy_(torch.tensor([[1.0, -2.0]]))
+    given = module({"x": x})
+    near = np.exp(-1.25)
+    assert given["logits"].tolist() == [pytest.approx([0.5 + near, 0.5 - 2 * near]), [1.5, -1.5]]
+    assert given["features"].tolist() == [[1, 0, 0, 0.5], [0, 0, 0, 0]] and given["logits"].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module({"x": x})["logits"], given["logits"])
+
+
+def test_the_best_alpha_is_that_of_validation_rows():
+    method, run = kernel_run(alpha="optimal")
+    method.distill(run)
+    (x, y), (held, truth) = plain(run), plain(run, "validation")
+    fits = KernelSteps(like("rbf", x, x), y, 0.5).fit(3, "optimal", (like("rbf", held, x), truth))
+    assert [line["best_alpha"] for line in run.lines] == [None, *(pytest.approx(f.best, abs=1e-5) for f in fits[1:])]
+    method, run = kernel_run(alpha="optimal", clip_alpha=False)
+    for row in run.of_use["validation"].examples:
+        row["label"] = (row["label"] + 1) % 3  # so that it lies outside
+    method.distill(run)
+    line = run.lines[1]
+    assert line["alpha"] == line["best_alpha"] and not 0 <= line["alpha"] <= 1
+    del run.of_use["validation"]
+    with pytest.raises(UsageError, match="the recipe has none"):
+        method.distill(run)
+    kernel_run(alpha="optimal", steps=1)[0].distill(run)  # one fit has no alpha
+
+
+def test_rows_and_students_that_kernels_do_not_take(monkeypatch):
+    method, run = kernel_run()
+    monkeypatch.setattr(self_distillation, "ROWS_LIMIT", 6)
+    method.distill(run)
+    monkeypatch.setattr(self_distillation, "ROWS_LIMIT", 5)
+    with pytest.raises(UsageError, match="6 rows are too many"):
+        method.distill(run)
+    for row in run.of_use["train"].examples:
+        row["label"] = -1
+    with pytest.raises(UsageError, match="no row has a label"):
+        method.distill(run)
+    run.student = object()
+    with pytest.raises(CompatibilityError, match="makes a kernel machine"):
+        method.distill(run)
+
+
+def test_a_network_is_one_step_a_run():
+    class Fits:
+        student = "start"
+
+        def fit(self, method, student):
+            return method, student
+
+    method = SelfDistillation(SelfDistillation.Options(backend="nn", alpha=0.5))
+    assert method.distill(Fits()) == (method, "start")
+    assert method.needs(None) == () and method.needs(object()) == ("logits",)
+    module = torch.nn.Linear(2, 3)
+    method.adapt(type("S", (), {"module": module}), None)
+    assert [id(w) for w in method._weights] == [id(w) for w in module.parameters()]
+    for alpha in ("optimal", [0.5]):
+        with pytest.raises(UsageError, match="one number"):
+            SelfDistillation(SelfDistillation.Options(backend="nn", alpha=alpha)).distill(Fits())
+    plain = SelfDistillation(SelfDistillation.Options(backend="nn", alpha=0.5, reg_coef=0.0))
+    # p = (.2, .6, .2) and thirds; labels 0 and none; the teacher the other way round
+    s = torch.tensor([[0.0, np.log(3.0), 0.0], [0.0, 0.0, 0.0]])
+    terms = plain.objective(Signals(logits=s), Signals(logits=s.flip(0)), {"labels": torch.tensor([0, -1])}, None)
+    assert set(terms) == {"labels", "teacher"}
+    assert (terms["labels"].item(), terms["teacher"].item()) == pytest.approx(
+        (0.5 * (0.64 + 0.36 + 0.04) / 3, 0.5 * (2 * (0.2 - 1 / 3) ** 2 + (0.6 - 1 / 3) ** 2) / 3)
+    )

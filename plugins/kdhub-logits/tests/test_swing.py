@@ -138,6 +138,70 @@ def test_noise_belongs_to_a_text_and_a_place():
     near(renormalised(torch.tensor([0.7, 0.2, 0.1]) + torch.tensor([-0.05, 0.1, -0.15])), [0.684211, 0.315789, 0.0])
 
 
+def test_noise_by_hand():
+    """Of each text from its own key, and the number of the draw; with a budget Laplace's, of scale 2 / eps."""
+    z, rho = torch.randn(5, 4), torch.tensor([0.0, 1.0, 0.5, 0.0, 1.0])
+    both = batch([0] * 5, keys=(3, 2**63 - 1), counts=[2, 3])
+    gauss, spent = swing(sigma_base=0.2, sigma_private=3.0), swing(noise="laplace_prob", eps=40.0)
+    for draw in (0, 2):
+        parts, p = [], []
+        for key, some in ((3 + draw, slice(0, 2)), ((2**63 - 1 + draw) % 2**63, slice(2, 5))):
+            drawn = torch.randn(z[some].shape, generator=torch.Generator().manual_seed(key))
+            parts.append(z[some] + (0.2 + 3 * rho[some, None]) * drawn)
+            p.append(laplace(z[some], 0.05, torch.Generator().manual_seed(key)))
+        near(gauss.noised(z, rho, both, draw), torch.cat(parts).tolist())
+        near(spent.noised(z, rho, both, draw), torch.cat(p).tolist())
+
+
+def test_each_term_by_hand():
+    """Four tokens, two of them without a label; noise is the first draw, or that of the step; means are over the
+    step's."""
+    torch.manual_seed(0)
+    s, z, rho = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0.0, 0.5, 1.0, 0.25])
+    given = batch([2, -1, 0, -1], rho.tolist(), keys=(5, 6), counts=[1, 3])
+    whole = {"positions": 8.0, "labels": 3.0}
+    for options, own in (
+        ({}, 2.0), ({"student_temperature": 4.0}, 4.0), ({"noise_redraw": True}, 2.0),
+        ({"student_temperature": "matched"}, (2 + 6 * rho**2)[:, None]),
+    ):  # fmt: skip
+        method = swing(alpha=0.3, t_min=2.0, t_max=8.0, gamma=2.0, **options)
+        draw = 5 if "noise_redraw" in options else 0
+        q = method.noised(z / (2 + 6 * rho**2)[:, None], rho, given, draw).softmax(-1)
+        apart = (q * (q.log() - (s / own).log_softmax(-1))).sum(-1)
+        right = -(s.log_softmax(-1)[[0, 2], [2, 0]] * torch.tensor([1.0, 0.0])).sum()
+        for more, positions, labels in (({}, 4, 2), ({"mean_counts": whole}, 8, 3)):
+            terms = method.objective(Signals(logits=s), Signals(logits=z), given | more, Progress(4, 9, 0.0))
+            near(terms["teacher"], 0.7 * apart.sum().item() / positions)
+            near(terms["labels"], 0.3 * right.item() / labels)
+    alone = swing(alpha=0.0).objective(Signals(logits=s), Signals(logits=z), given, NOW)
+    assert set(alone) == {"teacher"}
+
+
+def test_who_says_what_is_private(monkeypatch):
+    texts, spans = ["ab 5 Anna"], [[(0, 2), (3, 4), (5, 9)]]
+
+    def marks(method):
+        scorer = method.settings().get("private")
+        return scorer and scorer(texts, spans)[0]
+
+    assert marks(swing()) == [1, 1, 1] and marks(swing(pattern="ab")) == [1, 1, 0]
+    assert swing(privacy_scorer="none").settings() == {} == swing(privacy_scorer="memorisation", public="x").settings()
+    opened = []
+    monkeypatch.setattr("kdhub.open_teacher", lambda *given: opened.append(given) or Names())
+    for scorer, expected in (("tagger", [0, 0, 0.75]), ("combined", [1, 1, 0.75]), ("pattern", [1, 1, 0])):
+        method = swing(privacy_scorer=scorer, tagger="words", pattern="ab")
+        assert marks(method) == pytest.approx(expected) and method.settings() == method.settings()
+    assert {(ref.source, task) for ref, task in opened} == {("words", "token-classification")}
+    with_role, many = swing(privacy_scorer="tagger"), len(opened)
+    with_role.teachers = {"tagger": Names()}
+    assert marks(with_role) == pytest.approx([0, 0, 0.75]) and len(opened) == many
+    with pytest.raises(UsageError, match="must have the role tagger"):
+        swing(privacy_scorer="tagger").settings()
+    with pytest.raises(UsageError, match="beyond public texts"):
+        swing(privacy_scorer="memorisation").adapt(None, None)
+    swing().adapt(None, None)  # combined, and nothing public
+
+
 def test_laplace_keeps_a_distribution_and_shares_what_is_beyond_the_top():
     logits = torch.randn(20, 100, generator=torch.Generator().manual_seed(1))
     p = laplace(logits, 0.05, torch.Generator().manual_seed(2)).exp()
@@ -152,6 +216,8 @@ def test_laplace_keeps_a_distribution_and_shares_what_is_beyond_the_top():
 def test_laplace_by_hand():
     """Without noise the others share what is left of 1; with it each group moves by a draw of its own."""
     logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one_more = laplace(logits[:, :33], 1e-12, torch.Generator().manual_seed(2)).exp()
+    assert torch.allclose(one_more, logits[:, :33].softmax(-1), atol=1e-6), "one shares with nobody"
     p = logits.softmax(-1)
     top, at = p.topk(32, -1)
     quiet = laplace(logits, 1e-12, torch.Generator().manual_seed(2)).exp()
@@ -213,6 +279,7 @@ class Names:
         return [[0] * len(row) for row in rows], [list(range(len(row))) for row in rows]
 
     def signals(self, examples, kind):
+        assert kind == "logits"
         odds = [[math.log(3) if word[0].isupper() else -40.0 for word in e["words"]] for e in examples]
         return {"logits": [np.array([[0.0, x] for x in row]) for row in odds]}
 
@@ -226,6 +293,9 @@ def test_a_tagger_marks_the_tokens_of_its_words():
     assert both([text, ""], [tokens, []])[0] == pytest.approx([1, 1, 1, 1, 1])
     long = " ".join(["a"] * 250 + ["Boris"])
     assert names([long], [[(500, 505), (0, 1)]])[0] == pytest.approx([0.75, 0]), "in pieces of a hundred words"
+    assert names([""], [[]]) == [[]] and names(["", " a Bo"], [[], [(0, 1), (3, 5), (4, 4)]])[1] == pytest.approx(
+        [0, 0.75, 0]
+    )
     other = Names()
     other.classes = ("nothing", "NAME")
     with pytest.raises(CompatibilityError, match="calls what is not private O"):
@@ -249,6 +319,26 @@ def test_ngrams_by_hand_and_a_memory_beyond_them():
     public = model.log_probabilities([1, 2, 3])[1:]
     near(rho, 1 / (1 + np.exp(public + 3.0)), abs=1e-5)
     assert rho[1] > rho[0], "what public texts make less likely is likelier a memory"
+    unsure = torch.tensor([[1.0, 0, 2, -1], [0, 0, 1, 3]])
+    known = unsure.log_softmax(-1)[[0, 1], [2, 3]].numpy()
+    near(method.likelihood(unsure, at), 1 / (1 + np.exp(public + 3.0 - known)), abs=1e-6)
+    both = method.likelihood(sure, {**at, "private": torch.tensor([0.5, 0.0])})
+    near(both, [1 - 0.5 * (1 - rho[0].item()), rho[1].item()], abs=1e-6)
+
+
+def test_ngrams_as_by_a_plain_count():
+    """Of contexts of up to four tokens, those that end a text left out, with the weight of 2; many tokens are known."""
+    rng, ids = np.random.default_rng(0), np.array([0, 7, 49_999])
+    texts, seen = [ids[rng.integers(0, 3, n)].tolist() for n in (40, 25, 1)], ids[rng.integers(0, 3, 12)].tolist()
+    for how, order, weight in (({}, 5, 2.0), ({"order": 3, "weight": 0.5}, 3, 0.5)):
+        by_hand = []
+        for i, y in enumerate(seen):
+            p = 1 / 50_000
+            for k in range(min(order, i + 1)):
+                after = [t[n + k] for t in texts for n in range(len(t) - k) if t[n : n + k] == seen[i - k : i]]
+                p = (after.count(y) + weight * p) / (len(after) + weight)
+            by_hand.append(math.log(p))
+        assert Ngrams(texts, 50_000, **how).log_probabilities(seen) == pytest.approx(by_hand)
 
 
 def rows_of(ids, labelled):

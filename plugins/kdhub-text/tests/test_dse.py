@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from kdhub_tasks.pairs.heads import Shape
 from kdhub_tasks.pairs.task import TextPairs
 from kdhub_tasks.pairs.tiny import pairs
 from kdhub_tasks.pairs.tiny import recipe as recipe_in
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 import kdhub
 from kdhub.errors import CompatibilityError, DataError
-from kdhub.method import Progress
+from kdhub.method import ObjectiveMethod, Progress
 from kdhub.rows import Signals
 
 
@@ -64,6 +65,36 @@ def test_schedule_of_the_code_ends_half_way_down():
     assert rates["steps"] == pytest.approx(0.01 / 0.9, rel=0.2) and rates["batches"] == pytest.approx(
         0.505 / 0.9, rel=0.02
     )
+
+
+@pytest.mark.parametrize("step", [0, 3, 19])
+def test_what_the_schedule_counts(step):
+    steps, batches = (Dse(Dse.Options(schedule_units=units, accumulate=3)) for units in ("steps", "batches"))
+    plain = ObjectiveMethod.learning_rate
+    assert steps.learning_rate(step, 20) == plain(steps, step, 20) != plain(steps, step, 60)
+    assert batches.learning_rate(step, 20) == plain(steps, step, 60)
+
+
+def test_what_a_student_is_made_into():
+    def adapted(**options):
+        told, encoder = [], torch.nn.Linear(1, 1)
+        student, method = (
+            SimpleNamespace(limit=told.append, stand=told.append, encoder=encoder),
+            Dse(Dse.Options(**options)),
+        )
+        method.adapt(student, None)
+        assert method.settings() == {"max_length": told[0]}
+        return *told, encoder.weight.requires_grad
+
+    shape = {"pooler": "cls", "include_cls": True, "top_layers": 3, "embed_dim": 8}
+    more = {"fc_dims": [7, 6], "symmetric": True, "max_length": 50}
+    assert adapted(**shape, **more, freeze_encoder=True) == (
+        50, Shape("cls", True, 3, 8, "concat", (7, 6), True), False
+    )  # fmt: skip
+    assert adapted(**shape, **more, head="dot") == (50, Shape("cls", True, 3, 8, "dot", (), False), True)
+    assert adapted() == (128, Shape("concat_top_mean", False, 4, -1, "concat", (512,), False), True)
+    for classes, head in ((["a", "b"], "concat"), (["score"], "dot")):  # nothing is lifted
+        Dse(Dse.Options(head=head)).initialise(SimpleNamespace(classes=classes), {}, Signals())
 
 
 @pytest.mark.parametrize(

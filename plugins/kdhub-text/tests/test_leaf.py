@@ -150,6 +150,34 @@ def test_the_default_ridge_stands_a_batch_with_fewer_rows_than_dimensions():
     assert torch.isfinite(head.weight).all()
 
 
+class Twice(nn.Module):
+    def forward(self, states):
+        return {"sentence_embedding": 2 * states["x"]}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_ridge_start_is_of_the_states_below_the_head(bias):
+    """P^T P with a thousandth of its mean diagonal more, of what the parts in front give."""
+    torch.manual_seed(0)
+    x, t = torch.randn(5, 2), torch.randn(5, 3)
+    student = SimpleNamespace(module=nn.Sequential(Twice(), encoder.Dense(2, 3, bias=bias), nn.Identity()))
+    head = student.module[1].linear
+    before = head.weight.clone()
+    leaf().initialise(student, {"x": x}, Signals(embedding=t))
+    assert torch.equal(head.weight, before)
+    leaf(head_init="ridge").initialise(student, {"x": x}, Signals(embedding=t))
+    p = np.concatenate([2 * x.numpy(), np.ones((5, 1))], 1)[:, : 3 if bias else 2].astype(float)
+    gram = p.T @ p
+    w = np.linalg.solve(gram + 1e-3 * np.diag(gram).mean() * np.eye(len(gram)), p.T @ t.numpy()).T
+    assert head.weight.tolist() == [pytest.approx(row, abs=1e-5) for row in w[:, :2].tolist()]
+    assert not bias or head.bias.tolist() == pytest.approx(w[:, 2], abs=1e-5)
+
+
+def test_how_rows_are_read():
+    assert leaf().settings() == {"max_length": 512, "prompts": None}
+    assert leaf(max_length=9, prompts={"a": "b"}).settings() == {"max_length": 9, "prompts": {"a": "b"}}
+
+
 # -- what it does to the student --------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from kdhub_tasks.classification import tiny
 from kdhub_tasks.classification.folders import load
 from kdhub_tasks.classification.model import NetworkClassifier
 from kdhub_tasks.transformer import TextClassifier
+from kdhub_text.methods import lelp
 from kdhub_text.methods.lelp import Lelp, cross_entropies, shares, targets, true_shares
-from kdhub_text.subclasses import merged
+from kdhub_text.subclasses import Subclasses, merged
 from kdhub_text.subspaces import Moments, clusters, null_space, orthonormal
+from told import Told
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
@@ -56,6 +60,15 @@ def test_in_use_the_classes_have_the_teachers_probabilities_at_any_temperature()
     near(torch.softmax(merged(best, 3, 4.0) / 4, -1), p)
     near(torch.softmax(merged(best, 3), -1), [[0.888125, 0.111875]])
     near(merged(STUDENT + 7, 3, 4.0), merged(STUDENT, 3, 4.0) + 7, abs=1e-5)
+    for aggregate, t in (("tempered", 4.0), ("sum", 1.0)):
+        made = Subclasses(Fixed(), classes=2, number=3, temperature=4.0, aggregate=aggregate)({})
+        near(made["logits"], merged(STUDENT, 3, t))
+        near(made["subclass_logits"], STUDENT)
+
+
+class Fixed(torch.nn.Module):
+    def forward(self, inputs):
+        return {"logits": STUDENT}
 
 
 def objective(student, features, teacher, split, labels=(0,), **options):
@@ -133,6 +146,27 @@ def test_the_map_to_the_logits_is_the_teachers_own_in_one_pass_or_many():
         near(own.var(0).mean(), 1.0, abs=1e-9)
 
 
+def test_moments_of_few_rows_by_hand():
+    h, z, group = np.array([[1.0, 2], [3, 4], [5, 9]]), np.array([[1.0, 0], [2, 5], [0, 1]]), np.array([0, -1, 0])
+    found = Moments.of([(h[:2], z[:2], group[:2]), (h[2:], z[2:], group[2:])], 2)
+    assert found.n.tolist() == [2, 0, 1] and found.sums.tolist() == [[6, 11], [0, 0], [3, 4]]
+    assert found.products.tolist() == [[[26, 47], [47, 85]], [[0, 0], [0, 0]], [[9, 12], [12, 16]]]
+    assert found.logits.tolist() == [3, 6] and found.crossed.tolist() == (h.T @ z).tolist()
+    assert (found.classes, found.width) == (2, 2) and found.mean(0).tolist() == [3, 5.5]
+    assert found.covariance(0).tolist() == [[4, 7], [7, 12.25]]
+    assert found.covariance(0, center=False).tolist() == [[13, 23.5], [23.5, 42.5]]
+    one = Moments.of([(h[:1], z[:1], group[:1])], 2)
+    assert one.mean(0).tolist() == [1, 2] and not one.covariance(0).any() and not one.map_to_logits().any()
+    assert one.mean(1).tolist() == [0, 0], "of no row"
+
+
+def test_directions_in_which_embeddings_hardly_vary_are_not_in_the_map():
+    h, z, group, w = made()
+    noise = np.random.default_rng(1).normal(size=(len(h), 1))
+    found = Moments.of([(np.concatenate([h, 1e-4 * noise], 1), z + noise, group)], 2)
+    near(found.map_to_logits()[:, 6], [0, 0], abs=1e-2)
+
+
 def test_a_turn_evens_out_variances_and_keeps_their_sum():
     turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
     near(np.diag(turn @ np.diag([9.0, 1.0]) @ turn.T), [5.0, 5.0])
@@ -179,7 +213,139 @@ def test_true_subclasses_where_they_are_known():
     q = true_shares(torch.tensor([1, 0, -1]), torch.tensor([2, -1, 0]), 2, 4, beta=1.0)
     near(q[0], [[0.25] * 4, [0.076521, 0.076521, 0.770438, 0.076521]])
     near(q[1:], np.full((2, 2, 4), 0.25))
+    half = true_shares(torch.tensor([0]), torch.tensor([1]), 1, 4, beta=2.0)  # e^1.154701 is 3.173075
+    near(half, [[[0.161996, 0.514013, 0.161996, 0.161996]]], abs=2e-5)
     near(true_shares(torch.tensor([0]), torch.tensor([0]), 1, 1, beta=1.0), [[[1.0]]])
+
+
+# -- before training, from a run of the test's own ------------------------------------------------------------
+
+
+def fitting(monkeypatch, many=60, **options):
+    """A method that has not seen its rows yet, which are read 25 at once, and its run."""
+    monkeypatch.setattr(lelp, "READ", 25)
+    h, z, group, _ = made(n=many)
+    rows = [{"label": int((c + n % 7 // 6) % 2), "content": f"row {n}".encode(), "subclass": n % 3}
+            for n, c in enumerate(group)]  # fmt: skip
+    run = Told(SimpleNamespace(classes=["a", "b"]), {"train": rows}, {"features": h, "logits": z}, seed=5)
+    method = Lelp(Lelp.Options(**{"subclasses": 3} | options))
+    method._rows = run.rows("train")
+    return method, run
+
+
+def parts(run, by="teacher"):
+    h, z = run.given["features"], run.given["logits"]
+    return [(h, z, z.argmax(1) if by == "teacher" else np.array([row["label"] for row in run.rows().examples]))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"null_space": False}, {"group_by": "label", "center": False}, {"rotate": False}, {"direction": "random"},
+        {"direction": "kmeans"}, {"null_space": True, "subclasses": 4},
+    ],
+)  # fmt: skip
+def test_classes_are_split_by_the_moments_of_all_rows(monkeypatch, options):
+    method, run = fitting(monkeypatch, **options)
+    method._fit(run)
+    given, o = parts(run, options.get("group_by", "teacher")), method.options
+    found, p, rng = Moments.of(given, 2), np.eye(6), np.random.default_rng([5, 0])
+    if o.null_space is not False:
+        p = null_space(found.map_to_logits())
+    if o.direction == "kmeans":
+        by_hand = clusters(given, p, 2, 3, 5)
+    else:
+        how = {"direction": o.direction, "rotate": o.rotate, "center": o.center}
+        by_hand = found.subspaces(p, o.subclasses, rng, **how)
+    assert method._number == o.subclasses and method._others is None
+    for mine, theirs in zip(method._split, by_hand):
+        near(mine, theirs, abs=1e-6)
+    weight, offset = (torch.from_numpy(x).float() for x in by_hand)
+    kept = method.extras(None, None)["subspaces"]
+    assert sorted(name for name, _ in kept.named_buffers()) == ["offset", "weight"]
+    assert method.state() == {"subclasses": o.subclasses} and method.needs(None) == ("logits", "features")
+    method.modules, features = {"subspaces": kept}, torch.tensor(run.given["features"])
+    q = shares(features.float(), weight, offset, None if o.direction == "kmeans" else 1.0)
+    near(method._shares(Signals(features=features), {}), q.numpy(), abs=1e-5)
+
+
+def test_splits_that_embeddings_do_not_allow(monkeypatch, caplog):
+    """Two of six directions are in the logits: four are left. With as many logits as directions none is, and `auto`
+    splits along what the logits say."""
+    method, run = fitting(monkeypatch, subclasses=9)
+    method._fit(run)
+    assert method._number == 4 == method._split[0].shape[1]
+    assert "vary in 4 directions: 4 pseudo-subclasses instead of 9; rows that" in caplog.text
+    for width in (2, 1):
+        caplog.clear()
+        method, run = fitting(monkeypatch, subclasses=9)
+        run.given["features"] = run.given["logits"][:, :width]
+        method._fit(run)
+        assert method._number == width == method._split[0].shape[-1] and method._split[0].any()
+        assert ("plain soft targets" in caplog.text) == (width == 1)
+    run.given["features"] = run.given["logits"]
+    method.options.null_space = True
+    with pytest.raises(CompatibilityError, match="the logits carry all 2 dimensions"):
+        method._fit(run)
+    run.given["features"] = np.ones((60, 2))  # embeddings that say nothing
+    method.options.null_space = False
+    method._fit(run)
+    assert method._number == 1 and not method._split[0].any()
+    for row in run.rows().examples:
+        row["label"] = -1
+    method.options.group_by = "label"
+    with pytest.raises(UsageError, match="no training row has one"):
+        method._fit(run)
+
+
+def test_controls_find_the_rows_of_a_batch_by_their_content(monkeypatch):
+    method, run = fitting(monkeypatch, control="random")
+    method._fit(run)
+    assert method.needs(None) == ("logits",)
+    rng = np.random.default_rng([5, 0])
+    weight, offset = Moments.of(parts(run), 2).subspaces(null_space(Moments.of(parts(run), 2).map_to_logits()), 3, rng)
+    features = torch.from_numpy(run.given["features"]).float()
+    own = shares(features, *(torch.from_numpy(x).float() for x in (weight, offset)), 1.0)
+    for c in range(2):
+        own[:, c] = own[torch.from_numpy(rng.permutation(60)), c]
+    some = [41, 7, 0, 59]
+    batch = {"keys": torch.tensor([zlib.crc32(run.rows().examples[n]["content"]) for n in some])}
+    near(method._shares(Signals(), batch), own[some].numpy(), abs=1e-5)
+    method, run = fitting(monkeypatch, control="oracle")
+    run.fit = lambda fits, student: (fits, student, fits.rows(run))
+    assert method.distill(run) == (method, run.student, run.rows())
+    assert method._number == 3 and method.extras(None, None) == {} and method.needs(None) == ("logits",)
+    given, labels, parts_ = Signals(logits=torch.zeros(3, 2)), torch.tensor([1, 0, 0]), torch.tensor([2, 0, 1])
+    batch, student = {"labels": labels, "subclasses": parts_}, Signals(subclass_logits=torch.randn(3, 6))
+    q = true_shares(labels, parts_, 2, 3, 1.0)
+    near(method._shares(given, batch), q.numpy())
+    apart = -(q.flatten(1) / 2 * (student["subclass_logits"] / 4).log_softmax(-1)).sum() / 3
+    near(method.objective(student, given, batch, None)["teacher"], 16 * apart, abs=1e-5)
+    for wrong in ({"subclass": -1}, {}):
+        run.of_use["train"].examples = [{"label": 0, **wrong}] * 3
+        with pytest.raises(UsageError, match="a column 'subclass'"):
+            method.distill(run)
+
+
+def test_a_student_is_widened_as_the_options_say():
+    asked, method = [], Lelp(Lelp.Options(aggregate="sum", temperature=3.0))
+    method._number = 4
+    method.adapt(SimpleNamespace(wrap=lambda name, **how: asked.append((name, how))), None)
+    assert asked == [("subclasses", {"number": 4, "temperature": 3.0, "aggregate": "sum"})]
+    whole = {"positions": 8.0, "labels": 4.0}
+    split = torch.zeros(2, 3, 3), torch.zeros(2, 3)
+    method = Lelp(Lelp.Options(temperature=2.0, alpha=0.25, beta=3.0))
+    method._number, method.modules = 3, {"subspaces": Signals(weight=split[0], offset=split[1])}
+    given = Signals(subclass_logits=STUDENT), Signals(logits=P.log(), features=torch.ones(1, 3))
+    one, step = (
+        method.objective(*given, {"labels": torch.tensor([1]), "attention_mask": torch.ones(1, 1), **more}, None)
+        for more in ({}, {"mean_counts": whole})
+    )
+    p = (P.log() / 2).softmax(-1).repeat_interleave(3, -1) / 3
+    near(one["teacher"], 0.75 * 4 * -(p * (STUDENT / 2).log_softmax(-1)).sum(), abs=1e-5)
+    near(one["labels"], 0.25 * -np.log(0.509212), abs=1e-5)
+    near(step["teacher"], one["teacher"].item() / 8, abs=1e-6)
+    near(step["labels"], one["labels"].item() / 4, abs=1e-6)
 
 
 # -- students -------------------------------------------------------------------------------------------------

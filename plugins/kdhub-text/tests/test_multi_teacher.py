@@ -146,22 +146,26 @@ def test_tokens_far_into_a_text_are_compared():
 
 
 class Of:
-    """A model of tokens."""
+    """A model of tokens, without weights of its own members."""
 
-    members, weights = (), None
+    members = ()
 
     def __init__(self, vocabulary, width):
         self.vocabulary, self.tokenizer, self.wide = vocabulary, f"{vocabulary} tokens", width
 
     def layout(self, kind):
-        return {"hidden_states": (None, 6, self.wide)}
+        return {"hidden_states": {"hidden_states": (None, 6, self.wide)}}[kind]
 
     def width(self, kind):
-        return {"hidden_states": (2, self.wide)}[kind]
+        return {"hidden_states": (3, self.wide)}[kind]
 
 
 class Both(Of):
     members, weights = (Of("v", 5), Of("w", 4)), [0.25, 0.75]
+
+
+class Turned(Both):
+    members = Both.members[::-1]
 
 
 MINE = torch.tensor([[0, 0, 0, -1], [1, 0, 2, 0], [2, 2, 7, 0], [3, 8, 11, 1]])
@@ -174,7 +178,7 @@ def bridged(monkeypatch):
     bridges = {("v tokens", "w tokens"): Bridge([1, 2], [0, 2])}
     monkeypatch.setattr(Bridge, "between", lambda a, b: bridges[a, b])
     torch.manual_seed(0)
-    student = Signals(logits=torch.randn(4, 3), hidden_states=torch.randn(4, 2, 5))
+    student = Signals(logits=torch.randn(4, 3), hidden_states=torch.randn(4, 3, 5))
     given = {"0/logits": torch.randn(4, 3), "0/hidden_states": torch.randn(4, 1, 5)}
     given |= {"1/logits": torch.randn(3, 4) + torch.tensor([9.0, 0, 9, 0]), "1/hidden_states": torch.randn(3, 1, 4)}
     return student, Signals({**given, "1/spans": THEIRS}), {"labels": torch.tensor([-1, 2, 0, -1]), "spans": MINE}
@@ -199,14 +203,14 @@ def kl(s, z, tau=2.0):
 
 def test_terms_of_teachers_with_and_without_other_tokens_by_hand(bridged):
     student, given, batch = bridged
-    method = made(a_ce=3.0, a_mlm=0.5)
+    method = made(a_ce=3.0, a_mlm=0.5, tau=3.0)
     assert {name: tuple(one.weight.shape) for name, one in method.modules.items()} == {"width-1": (4, 5)}
     counts = {"tokens-1": 1, "words-1": 2}
     assert method.counts(batch, given) == counts
-    log_q, mine = student.logits.log_softmax(-1), student.hidden_states[:, 1]
+    log_q, mine = student.logits.log_softmax(-1), student.hidden_states[:, 2]
     labels = -(log_q[1, 2] + log_q[2, 0]).item()
-    near = kl(student.logits, given["0/logits"])
-    far = kl(student.logits[3:, [1, 2]], given["1/logits"][2:, [0, 2]])
+    near = kl(student.logits, given["0/logits"], 3.0)
+    far = kl(student.logits[3:, [1, 2]], given["1/logits"][2:, [0, 2]], 3.0)
     states = cosine(mine, given["0/hidden_states"][:, 0])
     own = method.modules["width-1"](mine)
     words = cosine(torch.stack([own[1:3].mean(0), own[3]]), given["1/hidden_states"][1:, 0])
@@ -217,7 +221,7 @@ def test_terms_of_teachers_with_and_without_other_tokens_by_hand(bridged):
         terms = {name: value.item() for name, value in method.objective(student, given, one, None).items()}
         assert terms == pytest.approx({
             "labels": 0.5 * labels / n["labels"],
-            "teacher": 3 * 4 * (0.25 * near / n["positions"] + 0.75 * far / n["tokens-1"]),
+            "teacher": 3 * 9 * (0.25 * near / n["positions"] + 0.75 * far / n["tokens-1"]),
             "cosine": 0.25 * states / n["tokens"] + 0.75 * words / n["words-1"],
         }, rel=1e-5), of  # fmt: skip
     state = json.loads(json.dumps(method.state()))
@@ -228,17 +232,26 @@ def test_terms_of_teachers_with_and_without_other_tokens_by_hand(bridged):
     assert other.state() == state
     report, runs = SimpleNamespace(notes=[]), SimpleNamespace(evaluate=lambda one: {5: report}[one])
     assert other.evaluate(runs, 5) is report
-    said = "teacher 2 uses another vocabulary: the probabilities of 33.3% of the training tokens were compared"
-    assert report.notes == [said]
+    other.load_state({"seen": {"0": [1.0, 1.0]}})
+    assert other.state()["coverage-1"] == 1.0 and other.evaluate(runs, 5) is report
+    said = "teacher {} uses another vocabulary: the probabilities of {} of the training tokens were compared"
+    assert report.notes == [said.format(2, "33.3%"), said.format(1, "100.0%")]
+    other.load_state({})
+    assert other.state() == {}
+    sure = made(weights="confidence", tau=3.0).objective(student, given, batch, None)["teacher"].item()
+    assert sure == pytest.approx(5 * 9 * 0.5 * (near / 4 + far), rel=1e-5), "one teacher alone has all of its weight"
 
 
 def test_other_tokens_alone_or_strictly(bridged):
     student, given, batch = bridged
     strict = made(vocab_bridge="strict", a_cos=2.0)
-    assert strict.modules == {}
-    states = cosine(student.hidden_states[:, 1], given["0/hidden_states"][:, 0])
+    assert strict.modules == {} == made(a_cos=0.0).modules
+    states = cosine(student.hidden_states[:, 2], given["0/hidden_states"][:, 0])
     terms = strict.objective(student, given, batch, None)
     assert terms["cosine"].item() == pytest.approx(2 * 0.25 * states / 4, rel=1e-5)
+    turned = Signals({f"{'10'[int(name[0])]}{name[1:]}": value for name, value in given.items()})
+    terms = made(Turned("v", 5), vocab_bridge="strict", a_cos=2.0).objective(student, turned, batch, None)
+    assert terms["cosine"].item() == pytest.approx(2 * 0.75 * states / 4, rel=1e-5)
     alone = Of("w", 4)
     only = {name.partition("/")[2]: value for name, value in given.items() if name.startswith("1/")}
     terms = made(alone, vocab_bridge="strict").objective(student, Signals(only), batch, None)
@@ -247,6 +260,11 @@ def test_other_tokens_alone_or_strictly(bridged):
     unlike = {**only, "logits": torch.tensor([0.0, 9, 0, 0]).repeat(3, 1)}  # next to nothing on what both know
     terms = made(alone, a_cos=0).objective(student, Signals(unlike), batch, None)
     assert terms["teacher"].item() == 0 and set(terms) == {"labels", "teacher"}
+    method, spans = made(alone), MINE.clone()
+    spans[3, 3] = -1  # one word is left
+    own = method.modules["width-0"](student.hidden_states[1:3, 2]).mean(0, keepdim=True)
+    terms = method.objective(student, Signals(only), {**batch, "spans": spans}, None)
+    assert terms["cosine"].item() == pytest.approx(cosine(own, only["hidden_states"][1:2, 0]), rel=1e-5)
     with pytest.raises(UsageError, match="as teacher 2 and the student use different vocabularies"):
         made(positions="masked")
 
@@ -256,26 +274,36 @@ def test_what_teachers_are_asked_for(bridged):
     assert method.settings() == {"mlm_prob": 0.15, "whole": True, "bridge": True}
     assert method.needs(Both("v", 5)) == ("each:logits", "each:hidden_states:last", "each:spans")
     assert method.needs(Of("v", 5)) == ("logits", "hidden_states:6", "spans")
-    assert method.needs(Of(None, 5)) == ("logits",), "classes"
+    assert method.needs(Of(None, 5)) == ("logits",) == method.needs(SimpleNamespace(members=())), "classes"
     other = MultiTeacher(MultiTeacher.Options(positions="masked", a_cos=0.5, vocab_bridge="off", mlm_prob=0.3))
     assert other.settings() == {"mlm_prob": 0.3, "whole": False, "bridge": False}
     assert other.needs(Of("v", 5)) == ("logits", "hidden_states:6") == other.needs(Of(None, 5))
     assert MultiTeacher(MultiTeacher.Options(a_cos=0)).needs(Of("v", 5)) == ("logits", "spans")
 
 
-def test_values_and_sure_teachers_by_hand():
-    class Two(Both):
-        members = (Of(None, 5), Of(None, 5))
+class Two(Both):
+    members = (Of(None, 5), Of(None, 5))
 
+
+def test_values_by_hand():
     s, z1, z2 = torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [0.0]]), torch.tensor([[4.0], [3.0]])
     given, batch = Signals({"0/logits": z1, "1/logits": z2}), {"labels": torch.tensor([math.nan, 5.0])}
     terms = made(Two(None, 5)).objective(Signals(logits=s), given, batch, None)
     assert terms["labels"].item() == pytest.approx(2 * 9) and set(terms) == {"labels", "teacher"}
     assert terms["teacher"].item() == pytest.approx(5 * ((1 - 3.5) ** 2 + (2 - 2.25) ** 2) / 2)
-    given, batch = Signals({"0/logits": Z1, "1/logits": 2 * Z2}), {"labels": torch.tensor([0])}
-    terms = made(Two(None, 5), weights="confidence", mode="avg_prob").objective(Signals(logits=S), given, batch, None)
-    w = confidence([Z1, 2 * Z2])
-    assert terms["teacher"].item() == pytest.approx(5 * 4 * divergence(S, [Z1, 2 * Z2], w, "avg_prob", 2.0).item())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sure_teachers_by_hand(mode):
+    """Weights of their own at each of two positions, in each mode."""
+    z1, z2, s = torch.cat([Z1, 3 * Z2]), torch.cat([2 * Z2, Z1]), torch.cat([S, -S])
+    given, batch = Signals({"0/logits": z1, "1/logits": z2}), {"labels": torch.tensor([0, 1])}
+    terms = made(Two(None, 5), weights="confidence", mode=mode).objective(Signals(logits=s), given, batch, None)
+    w, (p1, p2) = confidence([z1, z2]).unsqueeze(-1), ((z / 2).softmax(-1) for z in (z1, z2))
+    mixed = {"avg_prob": w[0] * p1 + w[1] * p2, "avg_logit": ((w[0] * z1 + w[1] * z2) / 2).softmax(-1)}
+    apart = [(p * (p.log() - (s / 2).log_softmax(-1))).sum(-1, keepdim=True) for p in (p1, p2, mixed.get(mode, p1))]
+    each = w[0] * apart[0] + w[1] * apart[1] if mode == "avg_loss" else apart[2]
+    assert terms["teacher"].item() == pytest.approx(5 * 4 * each.sum().item() / 2, rel=1e-5)
 
 
 def test_nothing_in_common_matches_nothing():
@@ -311,8 +339,14 @@ def test_marks_of_words_are_those_of_the_kind_of_tokenizer():
     bpe, unigram = (PreTrainedTokenizerFast(tokenizer_object=one) for one in (bytewise, pieces))
     found, numbers = written(bpe), bpe.get_vocab()
     assert found[True, "film"] == numbers["\u0120film"] and found[False, "##"] == numbers["##"]
+    assert found[True, "caf\u00e9"] == numbers["\u0120caf\u00c3\u00a9"]
     assert not any("\ufffd" in letters for _, letters in found)  # a half of one letter is not a half of another
     assert {(True, "good"), (True, "##"), (False, "##"), (False, "\u0120")} <= written(unigram).keys()
+    words = Tokenizer(models.WordLevel({"good": 0, "film": 1, "?": 2}, "?"))
+    assert written(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")) == {
+        (True, "good"): 0,
+        (True, "film"): 1,
+    }
     bridge = Bridge.between(bpe, unigram)
     assert bridge.theirs[(bridge.mine == numbers["\u0120good"])].tolist() == [of_pieces["\u2581good"]]
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kdhub_tasks.classification import networks, tiny
 from kdhub_tasks.classification.folders import load
 from kdhub_tasks.splitting import Split
-from kdhub_text.messages import codecs, distance
-from kdhub_text.methods.talking_models import TalkingModels
+from kdhub_text.messages import among, codecs, distance
+from kdhub_text.methods.talking_models import TalkingModels, _slices
+from told import Few, Told
 from torch import nn
 from torch.nn.functional import pad
 from transformers import AutoTokenizer
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.rows import Signals
 
 E_H, D_H = [[1.0, 0, 0], [0, 1, 1]], [[1.0, 0], [0, 1], [1, 1]]
 I2 = [[1.0, 0], [0, 1]]
@@ -129,6 +133,9 @@ def test_distances_leave_padding_out():
     assert distance(a, b).item() == 8.5 and distance(a, b, real=torch.tensor([[1, 0]])).item() == 1.0
     assert distance(a, b, "cosine").item() == pytest.approx(0.5, abs=1e-6)
     assert distance(a, b, real=torch.ones(1, 3)).item() == 8.5, "a mask of other positions says nothing"
+    two = torch.cat([a, b])
+    assert among(two, torch.tensor([[1, 1], [0, 1]])).tolist() == [[[1, 0], [5, 5], [1, 1]]]
+    assert among(two, None) is two is among(two, torch.ones(2, 3))
 
 
 @pytest.fixture
@@ -204,6 +211,179 @@ def test_codecs_by_width():
     even = {place: some["lower"] for place in some}
     made = codecs(even, 3, "linear", "auto")
     assert made["encoder"]["lower"] is made["encoder"]["upper"] and isinstance(made["encoder"]["lower"], nn.Linear)
+
+
+# -- in training, by hand -------------------------------------------------------------------------------------
+
+
+def test_terms_have_their_weights_and_are_over_the_step():
+    """The example of the specification; then with a second position that is padding, over four of a step."""
+    method = talking(w_interact=2.0, w_mc=0.5, w_sc=0.25)
+    own, logits = states(), torch.tensor([[1.0, 0.0]])
+    wide = {who: {place: torch.cat([h, h + 9], 1) for place, h in of.items()} for who, of in own.items()}
+    heard = [torch.tensor([[[0.0, 3.0]]]), torch.tensor([[[0.0, 4.0]]])]
+    mask = {"attention_mask": torch.tensor([[1, 0]]), "mean_counts": {"tokens": 4.0, "labels": 2.0, "positions": 2.0}}
+    for of, pad_, more, n, labels in ((own, 0, {}, 1, 1), (wide, 1, mask, 4, 2)):
+        student, teacher = (Signals(of[who]) for who in ("student", "teacher"))
+        student["logits"], teacher["heard"] = logits, [pad(h, (0, 0, 0, pad_), value=9.0) for h in heard]
+        terms = method.objective(student, teacher, {"labels": torch.tensor([0]), **more}, None)
+        assert {name: value.item() for name, value in terms.items()} == pytest.approx({
+            "labels": -logits.log_softmax(-1)[0, 0].item() / labels,
+            "interaction": 2 * (2.5 + 5.0) / 2 / n, "messages": 0.5 * 2.5 / n, "states": 0.25 * (5 / 3 + 5 / 3) / n,
+        }, rel=1e-5)  # fmt: skip
+    assert method.batchwise == "" and talking(standardise=True).batchwise.startswith("states are standardised")
+
+
+def test_the_teacher_is_asked_about_the_rows_and_about_each_message():
+    """What it says first is [0, 3], then [0, 4], whatever it would think of the rows itself."""
+    method, asked = talking(rounds=2), []
+    student = Signals(lower=torch.tensor([[1.0, 2.0]]), upper=torch.tensor([[1.0, 1.0]]))
+
+    def teacher(batch, gradient=False):
+        asked.append((batch is BATCH, gradient))
+        return Signals(method._teacher.network(batch))
+
+    with method._teacher.read():
+        given = method.ask(student, BATCH, teacher)
+        own = method._teacher.network(BATCH)
+    assert asked == [(True, False), (True, True), (True, True)]
+    assert [h.tolist() for h in given["heard"]] == [[[[0, 3]]], [[[0, 4]]]]
+    assert torch.equal(given["lower"], own["lower"]) and torch.equal(given["upper"], own["upper"])
+
+
+def pair(**options):
+    """A student two numbers wide and a teacher three wide, on inputs of three; both are split after their first
+    block."""
+    torch.manual_seed(0)
+    method = TalkingModels(TalkingModels.Options(**{"batch_size": 4, "lr": 0.01} | options))
+    student, teacher = (SimpleNamespace(module=networks.Mlp([3], 2, [n, n])) for n in (2, 3))
+    method._student, method._teacher = (Split(one.module.requires_grad_(False)) for one in (student, teacher))
+    return method, student, teacher, {"x": torch.rand(10, 3)}
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "kind"),
+    [({"warmup_codec_epochs": 3}, 2, "mlp"), ({"message_dim": 5, "codec": "linear", "w_mc": 0.0}, 5, "linear"),
+     ({"warmup_codec_epochs": 0, "share_codec_levels": False}, 2, "mlp")],
+)  # fmt: skip
+def test_codecs_are_warmed_up_in_a_plain_loop(options, width, kind):
+    """Both networks read in their state of use, and go on in the one they were in."""
+    method, student, _, inputs = pair(**options)
+    with method._student.read(), method._teacher.read():
+        own = {who: {place: split.network(inputs)[place].unsqueeze(1) for place in ("lower", "upper")}
+               for who, split in (("student", method._student), ("teacher", method._teacher))}  # fmt: skip
+        modes = []
+        student.module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+        student.module.train()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            method.initialise(student, inputs, Signals())
+    assert student.module.training and modes == [False] * 3
+    shared = options.get("share_codec_levels", "auto")
+    other, made = pair(**options)[0], nn.ModuleDict()
+    torch.manual_seed(1)
+    for who in own:
+        made[who] = codecs(own[who], width, kind, shared)
+    other.modules = {"codecs": made}
+    optimiser = torch.optim.AdamW(made.parameters(), lr=0.01)
+    for _ in range(options.get("warmup_codec_epochs", 1)):
+        for some in torch.randperm(10).split(4):
+            optimiser.zero_grad()
+            seen = {who: {place: h[some] for place, h in of.items()} for who, of in own.items()}
+            sum(other._consistency(seen, None).values()).backward()
+            optimiser.step()
+    mine, theirs = method.modules["codecs"].state_dict(), made.state_dict()
+    assert list(mine) == list(theirs) and all(torch.allclose(mine[n], theirs[n], atol=1e-6) for n in mine)
+    assert all(p.grad is None for p in method.modules["codecs"].parameters())
+    assert method.extras(None, None) == {"codecs": method.modules["codecs"]}
+
+
+def test_the_upper_blocks_of_a_copy_may_be_trained():
+    method, student, teacher, inputs = pair(freeze_teacher=False, codec="linear")
+    teacher.module.hidden[1].weight.data.abs_()
+    teacher.module.hidden[1].bias.data.fill_(1)  # so that units are on
+    before = copy.deepcopy(teacher.module.state_dict())
+    with method._student.read(), method._teacher.read():
+        method.initialise(student, inputs, Signals())
+    made = method.extras(None, None)
+    assert set(made) == {"codecs", "teacher"} and made["teacher"] is not teacher.module
+    assert {n for n, p in made["teacher"].named_parameters() if p.requires_grad} == {"hidden.1.weight", "hidden.1.bias"}
+    assert not any(p.requires_grad for p in teacher.module.parameters())
+    said = Signals(lower=torch.rand(10, 2), upper=torch.rand(10, 2))
+    with method._teacher.read():
+        given = method.ask(said, inputs, lambda batch, **how: Signals(teacher.module(batch)) if not how else 1 / 0)
+        sum(h.sum() for h in given["heard"]).backward()
+    assert made["teacher"].hidden[1].weight.grad.abs().sum() > 0 and not made["teacher"].training
+    assert all(torch.equal(value, before[n]) for n, value in teacher.module.state_dict().items())
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_what_is_measured_afterwards_by_hand(standardise):
+    """Over all rows, without padding: losses without weights, and answers to no message and to those of others."""
+    method = talking(w_mc=0.5, w_sc=0.25, rounds=2, standardise=standardise)
+    torch.manual_seed(0)
+    sizes, mask = {"student": 2, "teacher": 3}, torch.tensor([[1, 1], [1, 0], [1, 1]])
+    own = {who: {place: 3 * torch.rand(3, 2, n) for place in ("lower", "upper")} for who, n in sizes.items()}
+    batch = {"x": torch.zeros(3, 3), "attention_mask": mask}
+    student = SimpleNamespace(module=nn.Linear(1, 1))
+    method._read = lambda model, inputs: own if model is student else None
+    run = Told(student, {"train": [{"n": n} for n in range(3)]}, seed=2)
+    run.task = SimpleNamespace(collate=lambda rows, model: {3: batch}[len(rows)] if model is student else None)
+    assert method.rows(run) is run.rows() is method._rows
+    many, found = method._measured(run, student)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(2))
+    assert many == 3 and not torch.equal(order, torch.arange(3))
+    plain = talking(w_mc=1.0, w_sc=1.0, standardise=standardise)._consistency(own, mask)
+    talk, other = talked(method, own, batch).item(), talked(method, own, batch, order=order).item()
+    said = method._unit(own["student"]["lower"], mask)
+    answer, without = (method._answer(m, own, batch) for m in (said, torch.zeros(3, 2, 2)))
+    assert other != talk
+    assert found == pytest.approx({
+        "interaction-loss": talk, "message-consistency-loss": plain["messages"].item(),
+        "state-consistency-loss": plain["states"].item(), "permutation-ratio": other / talk,
+        "message-dependence": ((answer - without).square().mean() / answer.square().mean()).item(),
+    })  # fmt: skip
+    method.options.w_mc = method.options.w_sc = 0.0
+    assert set(method._measured(run, student)[1]) == {"interaction-loss", "permutation-ratio", "message-dependence"}
+    method._found = many, found
+    report = method.evaluate(run, student)
+    told = {m.metric: (m.value, m.subject, m.dataset, m.examples, m.higher_is_better) for m in report.measures}
+    assert told == {name: (value, "student", "training rows", 3, name in ("permutation-ratio", "message-dependence"))
+                    for name, value in found.items()}  # fmt: skip
+    nothing = talking()
+    nothing.modules["codecs"]["teacher"] = side([[0.0] * 3] * 2, D_H)
+    nothing.modules["codecs"]["student"] = side(I2, [[0.0] * 2] * 2)
+    own["student"]["upper"] = torch.zeros(3, 2, 2)
+    nothing._read, nothing._rows = method._read, Few([{}] * 3)
+    found = nothing._measured(run, student)[1]  # no answer at all
+    assert found["permutation-ratio"] == found["message-dependence"] == 0.0
+
+
+def test_both_networks_are_read_while_the_student_is_trained():
+    method, student, teacher, inputs = pair(student_lower=0, student_upper=1, teacher_lower=1, teacher_upper=2)
+    run, seen = Told(student, {"train": []}, teacher=teacher), []
+    run.fit = lambda fits, model: seen.append([one.module(inputs).keys() for one in (model, teacher)]) or model
+    method._measured = lambda run, made: (made is student and 7, {})
+    assert method.distill(run) is student and method._found == (7, {})
+    assert all({"lower", "upper"} <= set(names) for names in seen[0]) and "lower" not in teacher.module(inputs)
+    assert [(s.lower, s.upper) for s in (method._student, method._teacher)] == [(0, 1), (1, 2)]
+    vocabularies = [SimpleNamespace(get_vocab=lambda n=n: {"a": n}) for n in (0, 1)]
+    student.tokenizer = vocabularies[0]
+    method.distill(run)  # the teacher reads no tokens
+    teacher.tokenizer = vocabularies[1]
+    with pytest.raises(CompatibilityError, match="different vocabularies"):
+        method.distill(run)
+    teacher.tokenizer = vocabularies[0]
+    method.distill(run)
+
+
+def test_parts_of_a_batch_have_what_has_an_entry_a_row():
+    batch = {"input_ids": torch.zeros(5, 3), "labels": torch.zeros(7), "at": torch.arange(5), "x": torch.zeros(5)}
+    assert _slices(batch, 5) == [batch]
+    parts = _slices(batch, 2)
+    assert [len(part["input_ids"]) for part in parts] == [2, 2, 1]
+    assert {tuple(part) for part in parts} == {("input_ids", "x")}
+    assert [len(part["x"]) for part in _slices({"x": torch.arange(3)}, 1)] == [1, 1, 1]
 
 
 # -- runs -----------------------------------------------------------------------------------------------------

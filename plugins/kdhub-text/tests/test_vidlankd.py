@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +13,17 @@ import torch
 from kdhub_tasks.classification import tiny
 from kdhub_tasks.masked.model import MaskedLm
 from kdhub_text.data.clips import moved, slant
+from kdhub_text.methods import vidlankd
 from kdhub_text.methods.vidlankd import VidLanKd
 from kdhub_text.methods.vidlankd_teacher import VidLanKdTeacher, contrast_loss, video_encoder
-from kdhub_text.token_losses import crd_loss, nst_loss, ntxent_loss, queue
+from kdhub_text.token_losses import crd_loss, head, masked_loss, nst_loss, ntxent_loss, queue
 from kdhub_text.word_pictures import picture_probe, rsa, word_states
 from torch.nn.functional import normalize
 
 import kdhub
 from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.recipes.recipe import DataRef
+from kdhub.rows import Signals
 
 S = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 T = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
@@ -127,6 +130,15 @@ def test_crd_by_hand():
     assert float(crd_loss(two, theirs, memory)) == float(crd_loss(two, theirs, memory, 0.07))
 
 
+def test_a_head_is_four_layers():
+    torch.manual_seed(0)
+    made, x = head(3, 5), torch.randn(2, 3)
+    first, last = made[0], made[-1]
+    bent = torch.nn.functional.gelu(x @ first.weight.T + first.bias)
+    even = (bent - bent.mean(-1, keepdim=True)) / (bent.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(made(x), even @ last.weight.T + last.bias, atol=1e-6) and made(x).shape == (2, 5)
+
+
 def test_queue_keeps_the_last_states():
     memory = queue(3, 1)
     assert len(memory.held()) == 0
@@ -137,6 +149,107 @@ def test_queue_keeps_the_last_states():
     again = queue(3, 1)
     again.load_state_dict(memory.state_dict())
     assert torch.equal(again.held(), memory.held()) and not list(memory.parameters())
+
+
+class Model:
+    """A student or a teacher of three layers so wide."""
+
+    def __init__(self, width):
+        self.wide = width
+
+    def width(self, kind):
+        return {"hidden_states": (3, self.wide)}[kind]
+
+    def layout(self, kind):
+        return {"hidden_states": {"hidden_states": (None, 3, self.wide)}}[kind]
+
+
+def of_two_texts(wide=4):
+    """Texts of three tokens and of two, their signals, and which tokens are masked."""
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    student = Signals(logits=torch.randn(5, 6), hidden_states=torch.randn(5, 3, 4))
+    teacher = Signals(logits=torch.randn(5, 6), hidden_states=torch.randn(5, 1, wide))
+    return student, teacher, {"attention_mask": mask, "labels": torch.tensor([-1, 2, -1, 0, -1])}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "code"])
+def test_each_objective_is_of_its_own_head(reduction):
+    """And of all tokens or of the masked ones, over the step's; crd is against what the batch before had."""
+    names, whole = ("nst", "crd", "ntxent", "soft_label", "l2"), {"labels": 4.0, "tokens": 20.0}
+    student, teacher, batch = of_two_texts(7)
+    method = VidLanKd(VidLanKd.Options(
+        objectives=names, kd_weight=0.5, ntxent_temperature=0.5, crd_temperature=0.2, crd_queue=16, reduction=reduction,
+        soft_label_temperature=3.0))  # fmt: skip
+    method.modules = method.extras(Model(4), Model(7))
+    heads, memory = method.modules["heads"], method.modules["queue"]
+    outputs = {"nst": 4, "crd": 7, "ntxent": 7, "l2": 7}
+    assert {name: tuple(one[-1].weight.shape) for name, one in heads.items()} == {n: (w, 4) for n, w in outputs.items()}
+    assert memory.states.shape == (16, 7)
+    states, real = torch.zeros(2, 3, 4), batch["attention_mask"].bool()
+    states[real] = student.hidden_states[:, 2]
+    target = torch.zeros(2, 3, 7)
+    target[real] = teacher.hidden_states[:, 0]
+    t, units = normalize(target, dim=-1), {n: normalize(heads[n](states), dim=-1) for n in outputs}
+    log_q, log_p = ((one.logits[[1, 3]] / 3).log_softmax(-1) for one in (student, teacher))
+    for step, one in enumerate((batch, {**batch, "mean_counts": whole})):
+        labels, tokens = (4, 20) if step else (2, 5)
+        found = {name: value.item() for name, value in method.objective(student, teacher, one, None).items()}
+        log = student.logits.log_softmax(-1)
+        seen = t[real] if step else t[real][:0]
+        assert found == pytest.approx({
+            "labels": -(log[1, 2] + log[3, 0]).item() / labels,
+            "nst": 0.5 * nst_loss(units["nst"], t, real, reduction).item(),
+            "ntxent": 0.5 * ntxent_loss(units["ntxent"], t, real, 0.5, reduction).item(),
+            "crd": 0.5 * crd_loss(units["crd"][real], t[real], seen, 0.2, tokens).item(),
+            "soft_label": 0.5 * 9 * (log_p.exp() * (log_p - log_q)).sum().item() / labels,
+            "l2": 0.5 * (units["l2"][real] - t[real]).square().sum().item() / tokens,
+        }, rel=1e-4, abs=1e-6)  # fmt: skip
+    assert torch.equal(memory.held(), torch.cat([t[real]] * 2))
+
+
+def test_states_without_heads_and_weights_without_a_teacher():
+    student, teacher, batch = of_two_texts()
+    bare = VidLanKd(VidLanKd.Options(objectives=("l2", "crd"), head=False, crd_queue=2))
+    bare.modules = bare.extras(Model(4), Model(4))
+    assert set(bare.modules) == {"queue"}
+    s, t = (normalize(one.hidden_states[:, -1], dim=-1) for one in (student, teacher))
+    assert bare.objective(student, teacher, batch, None)["l2"].item() == pytest.approx(
+        (s - t).square().sum().item() / 5
+    )
+    soft = VidLanKd(VidLanKd.Options(objectives=("soft_label",)))
+    assert soft.extras(Model(4), Model(7)) == {} and soft.batchwise == ""
+    assert set(soft.objective(student, Signals(logits=teacher.logits), batch, None)) == {"labels", "soft_label"}
+    off = VidLanKd(VidLanKd.Options(kd_weight=0.0))
+    assert set(off.objective(Signals(logits=student.logits), Signals(), batch, None)) == {"labels"}
+    said = {("nst",): "", ("l2", "ntxent"): "ntxent compare the texts of a batch"}
+    assert {of: VidLanKd(VidLanKd.Options(objectives=of)).batchwise for of in said} == said
+    code = VidLanKd(VidLanKd.Options(objectives=("nst", "crd"), reduction="code"))
+    assert code.batchwise == "nst and crd compare the texts of a batch"
+    wide = VidLanKd(VidLanKd.Options(objectives=("nst",), head=False))
+    assert wide.extras(Model(4), Model(7)) == {}, "nst compares any two widths"
+    with pytest.raises(CompatibilityError, match="4 dimensions, the teacher's 7"):
+        VidLanKd(VidLanKd.Options(objectives=("nst", "l2"), head=False)).extras(Model(4), Model(7))
+
+
+def test_the_first_stage_by_hand():
+    """Labels, and captions against their own clips and those of the other half, over the step's tokens."""
+    student, _, batch = of_two_texts()
+    clips = normalize(torch.randn(2, 4), dim=-1)
+    method = VidLanKdTeacher(VidLanKdTeacher.Options(margin=0.3))
+    method.modules = {"video": {"frames": clips}.get}
+    s, own = normalize(student.hidden_states[:, 2], dim=-1), [0, 0, 0, 1, 1]
+    gap = [(0.3 - s[i] @ clips[n] + s[i] @ clips[1 - n]).clamp_min(0).item() for i, n in enumerate(own)]
+    assert 0 < sum(x > 0 for x in gap)
+    for more, tokens in (({}, 5), ({"mean_counts": {"labels": 4.0, "tokens": 20.0}}, 20)):
+        one = {**batch, "frames": "frames", **more}
+        terms = method.objective(student, None, one, None)
+        assert terms["contrast"].item() == pytest.approx(sum(gap) / tokens, rel=1e-5)
+        assert terms["labels"].item() == masked_loss(student, one).item() and len(terms) == 2
+    alone = VidLanKdTeacher(VidLanKdTeacher.Options(teacher_objectives=("mlm",)))
+    assert alone.extras(None, None) == {} and alone.prepare_batch(batch, None) is batch and alone.batchwise == ""
+    assert set(alone.objective(student, None, batch, None)) == {"labels"}
+    assert method.batchwise == "captions are contrasted with clips of their batch"
 
 
 def test_likeness_of_words_and_pictures():
@@ -297,6 +410,28 @@ def test_pictures_are_looked_at_before_training(home, tmp_path):
         rows({"text": "near the river"})
     with pytest.raises(DataError, match="row 2: 'lake' is not in 'near the River'"):
         rows(good, {**good, "word": "lake"})
+
+
+def test_pictures_are_compared_with_what_both_models_say(monkeypatch):
+    rng = np.random.default_rng(0)
+    states, pictures, rows = (
+        {"t": rng.normal(size=(8, 4)), "s": rng.normal(size=(8, 3))},
+        rng.random((8, 5)),
+        ["a", "b"],
+    )
+    data = SimpleNamespace(name="words", split={"held": rows}.get)
+    monkeypatch.setattr(vidlankd, "pictures_of", lambda ref: {"p": (data, "held")}[ref.source])
+    monkeypatch.setattr(
+        vidlankd, "word_states", lambda model, given: (states[model], pictures) if given == rows else None
+    )
+    run = SimpleNamespace(teacher=SimpleNamespace(model="t"), evaluate=lambda one: SimpleNamespace(measures=[], of=one))
+    report = VidLanKd(VidLanKd.Options(pictures={"source": "p"})).evaluate(run, "s")
+    found = [(m.metric, m.subject, m.value, m.dataset, m.split, m.examples) for m in report.measures]
+    assert report.of == "s" and found == [
+        (name, who, of(states[who[0]], pictures), "words", "held", 8)
+        for who in ("teacher", "student") for name, of in (("rsa", rsa), ("picture-probe", picture_probe))
+    ]  # fmt: skip
+    assert VidLanKd(VidLanKd.Options()).evaluate(run, "s").measures == []
 
 
 def last_states(model, text):

@@ -234,7 +234,8 @@ class KernelSteps:
         f(x) = k(x) R [alpha sum_{i < tau - 1} (1 - alpha)^i A^i + (1 - alpha)^(tau - 1) A^(tau - 1)] y."""
         r = (1 - alpha) * self.shrinkage
         last = r ** (tau - 1)
-        return self._fit(tau, alpha, (alpha * (1 - last) / (1 - r) + last)[:, None] * self.targets)
+        mixed = (alpha * (1 - last) / (1 - r) + last)[:, None] * self.targets
+        return self._fit(tau, alpha if tau > 1 else 1.0, mixed)
 
     def limit(self, alpha: float) -> Fit:
         """Infinitely many steps: the first problem with lambda / alpha in place of lambda; alpha > 0."""

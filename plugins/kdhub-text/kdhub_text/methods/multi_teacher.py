@@ -165,9 +165,9 @@ class MultiTeacher(ObjectiveMethod):
 
         def sums(s: Tensor, _: None, y: Tensor, *zs: Tensor) -> dict[str, Tensor]:
             terms = {"labels": o.a_mlm * label_losses(s, y).sum() / labelled}
-            if zs and s.shape[-1] == 1:  # values
-                target = sum(w * z.float() for w, z in zip(share, zs)) / sum(share)
-                terms["teacher"] = o.a_ce * sum(share) * (s.float() - target).square().sum() / positions_in(batch)
+            if zs and s.shape[-1] == 1:  # values, of which no teacher is bridged: the weights sum to 1
+                target = sum(w * z.float() for w, z in zip(share, zs))
+                terms["teacher"] = o.a_ce * (s.float() - target).square().sum() / positions_in(batch)
             elif zs:
                 w = confidence(zs, sum(share)) if o.weights == "confidence" else share
                 apart = divergence(s, zs, w, o.mode, o.tau)
@@ -235,8 +235,7 @@ def divergence(student: Tensor, teachers: Sequence[Tensor], weights: Any, mode: 
     from kdhub_tasks.divergences import forward_kl
 
     s, zs = student.float() / tau, torch.stack([z.float() for z in teachers]) / tau
-    w = torch.as_tensor(weights, dtype=zs.dtype, device=zs.device)
-    w = w.reshape(len(zs), -1).expand(len(zs), len(s))
+    w = torch.as_tensor(weights, device=zs.device).reshape(len(zs), -1).expand(len(zs), len(s))
     if mode == "avg_loss":
         return (w * torch.stack([forward_kl(s, z) for z in zs])).sum(0)
     whole = w.sum(0)
