@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kdhub.method import TrainingOptions
+from kdhub.rows import values_of
 from kdhub.sampler import Sampler, ShuffledSampler
 from kdhub.training import engine, feed
 from kdhub.training.engine import STATE, list_checkpoints, magnitudes, newest_checkpoint, steps_of
@@ -412,4 +413,6 @@ def test_rows_that_are_read_again_are_prepared_once_where_they_are_small(monkeyp
     for indices in batches:
         ((examples, given),) = data.__getitems__(indices)
         assert [e["node"] for e in examples] == indices and given == {}
+        assert values_of(examples, "node").tolist() == indices
+        assert values_of(examples, "first", lambda e: e["more"][0]).tolist() == indices
     assert sorted(rows.read) == (list(range(6)) if once else sorted(sum(batches, [])))
