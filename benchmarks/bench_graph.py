@@ -3,6 +3,7 @@
 OMP_NUM_THREADS=1 python benchmarks/bench_graph.py speed      # Cora, one epoch, all training nodes in a batch
 OMP_NUM_THREADS=1 python benchmarks/bench_graph.py scale      # 2,000, 20,000 and 200,000 nodes, sampled batches
 OMP_NUM_THREADS=1 python benchmarks/bench_graph.py reader     # all nodes of a graph: student, and its teacher
+OMP_NUM_THREADS=1 python benchmarks/bench_graph.py picking    # Cora: last step, and steps that a split would pick
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from _common import child, record, spread
@@ -149,8 +150,32 @@ def reader(nodes: int = 240) -> None:
     record("graph_reader", nodes=nodes, seconds={"student": times[0], "reader": times[1]})
 
 
+def picking(arms: Sequence[str] = ("supervised", "lingugkd")) -> None:
+    """Test accuracy of arms of `cora-hops`: of the last step's student, of the step that is best on validation nodes,
+    and of the one that is best on test nodes, which nobody may pick."""
+    import kdhub
+    from kdhub.verbs.compare import cell_recipes, resolve_comparison
+
+    found: dict[str, dict[str, list[float]]] = {}
+    for (arm, seed), given in cell_recipes(resolve_comparison("cora-hops")).items():
+        if arm not in arms:
+            continue
+        curves = {}
+        for split in ("validation", "test"):
+            of = {"evaluation.curve": 90, "evaluation.data.0.split": split}
+            with tempfile.TemporaryDirectory() as folder:
+                run = kdhub.distill(given.to_dict(), set=of, out=Path(folder) / "run", page=False)
+                curves[split] = [line["measured"] for line in run.metrics() if "measured" in line]
+        validation, test = curves.values()
+        picked = {"last": test[-1], "validation": test[validation.index(max(validation))], "test": max(test)}
+        print(arm, seed, len(test), picked, flush=True)
+        for how, value in picked.items():
+            found.setdefault(arm, {}).setdefault(how, []).append(value)
+    record("graph_picking", accuracy=found)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "one":
         one(int(sys.argv[2]))
     else:
-        {"speed": speed, "scale": scale, "reader": reader}[sys.argv[1]]()
+        {"speed": speed, "scale": scale, "reader": reader, "picking": picking}[sys.argv[1]]()

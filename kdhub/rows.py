@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,38 @@ length 0. The rest belongs to the task."""
 
 
 Prepare = Callable[[list[dict[str, Any]]], list[Example]]
+
+
+class HeldExamples(list):
+    """Examples of a batch, out of all rows of a training, which are held, so that `values_of` reads each row once.
+
+    Args:
+        every: row number -> example.
+        indices: the rows of this batch.
+        columns: what was read of all rows before, by name.
+    """
+
+    def __init__(self, every: Mapping[int, Example], indices: Sequence[int], columns: dict[str, np.ndarray]):
+        super().__init__(map(every.__getitem__, indices))
+        self._every, self._columns = every, columns
+        self._indices = np.fromiter(indices, np.int64, len(indices))
+
+    def column(self, name: str, value: Callable[[Example], Any]) -> np.ndarray:
+        if name not in self._columns:
+            self._columns[name] = np.asarray([value(self._every[n]) for n in range(len(self._every))])
+        return self._columns[name][self._indices]
+
+
+def values_of(examples: Sequence[Example], name: str, value: Callable[[Example], Any] | None = None) -> np.ndarray:
+    """(n, ...) one value of each of some examples.
+
+    Args:
+        name: of the column, and of the value in an example unless `value` finds it.
+    """
+    value = value or itemgetter(name)
+    if isinstance(examples, HeldExamples):
+        return examples.column(name, value)
+    return np.asarray([value(e) for e in examples])
 
 
 class Fault(str):

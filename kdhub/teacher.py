@@ -100,6 +100,15 @@ class Teacher(ABC):
         `kdhub.fields.Field` where the storage is its own. A kind is a signal's name; `logits:top-32` when a recipe
         asks for a part of it (`signals.keep`), which a teacher may refuse."""
 
+    def stored_in(self, kind: str) -> str:
+        """The signal that is computed and stored where a kind is asked for, and read out of (`part`): the kind itself,
+        or one that has all that a single pass gives, so that nobody asks for that pass a second time."""
+        return kind
+
+    def part(self, kind: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A kind of signal of some rows, out of theirs of `stored_in(kind)`."""
+        return given
+
     def parts(self, kind: str) -> Sequence[tuple[Teacher, str]]:
         """Of a teacher with `members`: who is asked for a kind of signal, and for which of their own."""
         return [(member, kind) for member in self.members]

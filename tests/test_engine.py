@@ -17,7 +17,7 @@ from kdhub.errors import TrainingError, UnknownNameError, UsageError
 from kdhub.files import read_sealed, sealed, write_sealed
 from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
 from kdhub.named_layers import Taps
-from kdhub.rows import Signals
+from kdhub.rows import Signals, values_of
 from kdhub.sampler import Sampler, ShuffledSampler
 from kdhub.training import engine, feed
 from kdhub.training.engine import STATE, list_checkpoints, magnitudes, newest_checkpoint, steps_of
@@ -695,4 +695,6 @@ def test_rows_that_are_read_again_are_prepared_once_where_they_are_small(monkeyp
     for indices in batches:
         ((examples, given),) = data.__getitems__(indices)
         assert [e["node"] for e in examples] == indices and given == {}
+        assert values_of(examples, "node").tolist() == indices
+        assert values_of(examples, "first", lambda e: e["more"][0]).tolist() == indices
     assert sorted(rows.read) == (list(range(6)) if once else sorted(sum(batches, [])))

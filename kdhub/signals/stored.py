@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,18 +32,25 @@ class Stored:
     """Stored signals of some rows, read by row number.
 
     Attributes:
+        take: what is stored of some rows -> the signal, where that is a part of it (`Teacher.part`).
         parts: what they are read from: itself, but of a teacher with members one for each.
     """
 
-    def __init__(self, store: SignalStore, keys: np.ndarray, report: FillReport):
-        self.store, self.report, self.parts = store, report, [self]
+    def __init__(
+        self,
+        store: SignalStore,
+        keys: np.ndarray,
+        report: FillReport,
+        take: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: given,
+    ):
+        self.store, self.report, self.take, self.parts = store, report, take, [self]
         self.positions = store.locate(keys)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, indices: Any) -> Mapping[str, Any]:
-        return self.store.read(self.positions[indices])
+        return self.take(self.store.read(self.positions[indices]))
 
 
 class Joined:
@@ -108,13 +116,13 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
     report = store.fill(
         rows.keys,
         rows.lengths,
-        lambda indices: teacher.signals(rows[indices], kind),
+        lambda indices: teacher.signals(rows[indices], stored),
         rank=rank(),
         world_size=world_size(),
         workers=teacher.concurrent_groups,
         progress=_progress(f"teacher {kind}"),
     )
-    return Stored(store, rows.keys, report)
+    return Stored(store, rows.keys, report, partial(teacher.part, kind))
 
 
 def stores_of(teacher: Teacher, rows: Rows, kind: str, dtype: str = "float16") -> list[SignalStore]:
@@ -123,8 +131,9 @@ def stores_of(teacher: Teacher, rows: Rows, kind: str, dtype: str = "float16") -
         return [store for one, own in teacher.parts(kind) for store in stores_of(one, rows, own, dtype)]
     if is_layer(kind):
         teacher.look(kind, rows[[0]])
-    key = {"teacher": teacher.identity_of(kind), "signal": kind}
-    fields = fields_of(teacher, kind, dtype)
+    stored = teacher.stored_in(kind)
+    key = {"teacher": teacher.identity_of(stored), "signal": stored}
+    fields = fields_of(teacher, stored, dtype)
     return [SignalStore.open(home() / "signals", key, fields, group_rows=teacher.group_rows)]
 
 

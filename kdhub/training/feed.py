@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdhub.method import StoredSignals
-from kdhub.rows import Example, Rows
+from kdhub.rows import Example, HeldExamples, Rows
 from kdhub.sampler import Sampler
 
 KEPT = 64 * 2**20
@@ -26,6 +26,7 @@ class TrainingRows(torch.utils.data.Dataset):
     def __init__(self, rows: Rows, signals: Mapping[str, StoredSignals], *, again: bool):
         self.rows, self.signals = rows, signals
         self._kept: dict[int, Example] | None = {} if again else None
+        self._columns: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,6 +40,8 @@ class TrainingRows(torch.utils.data.Dataset):
             if not kept and memory_of(made) / len(made) * len(self) > KEPT:
                 self._kept = None
             kept.update(zip(new, made))
+        if len(kept) == len(self):
+            return HeldExamples(kept, indices, self._columns)
         return list(map(kept.__getitem__, indices))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:

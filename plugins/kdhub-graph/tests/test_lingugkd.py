@@ -10,6 +10,7 @@ import pytest
 import torch
 from kdhub_graph.methods.lingugkd import LinguGkd, contrast
 from kdhub_graph.nodes.model import GraphClassifier
+from kdhub_graph.nodes.teachers import Hops
 from pydantic import ValidationError
 
 import kdhub
@@ -102,16 +103,16 @@ def recipe(folder, **changes):
     return {**tiny, "task": "node-classification", "method": "lingugkd", "teacher": hops, "options": options, **changes}
 
 
-def test_a_run_aligns_training_nodes_alone_and_leaves_nothing_in_the_student(tmp_path, home):
+def test_a_run_leaves_nothing_in_the_student_and_a_second_method_asks_its_teacher_nothing(tmp_path, home, monkeypatch):
     given = recipe(tmp_path)
     run = kdhub.distill(given, out=tmp_path / "run")
     stored = {
         known["signal"]: known
         for known in (json.loads(p.read_text())["key"] for p in home.glob("signals/*/store.json"))
     }
-    assert set(stored) == {"hop_states", "hop_logits"}
-    rows = {kind: sum(1 for _ in keys_of(home, kind)) for kind in stored}
-    assert rows == {"hop_states": 36, "hop_logits": 18}, "states are those of training nodes, logits of test nodes"
+    assert set(stored) == {"hops"} and sum(1 for _ in keys_of(home, "hops")) == 36 + 18
+    known = run.provenance["signals"]
+    assert {kind: one["computed"] for kind, one in known.items()} == {"hop_states": 36, "hop_logits": 18}
     views = {
         m["variant"].get("hop"): m["value"]
         for m in run.report["measures"]
@@ -127,11 +128,16 @@ def test_a_run_aligns_training_nodes_alone_and_leaves_nothing_in_the_student(tmp
     }
     assert "w1" not in (run.student_folder / "config.json").read_text()
 
-    # The teacher is asked nothing by a second student of its states; without weight it is plain training, bit for bit.
+    # A second method asks the teacher nothing, whichever part of the pass it learns from; nor does a second student.
     before = set(home.glob("signals/*/*.safetensors"))
-    second = kdhub.distill({**given, "student": "sage:width=8", "evaluation": {"data": []}}, out=tmp_path / "second")
-    asked = second.provenance["signals"]["hop_states"]
-    assert (asked["computed"], asked["calls"], asked["found"]) == (0, 0, 36)
+    monkeypatch.setattr(Hops, "_read", lambda *_: pytest.fail("the teacher was asked"))
+    for method, kind, student in (
+        ("kd", "logits", "gcn"), ("feature", "features", "gcn"), ("lingugkd", "hop_states", "sage"),
+    ):  # fmt: skip
+        other = {**given, "method": method, "student": f"{student}:width=8", "evaluation": {"data": []}}
+        asked = kdhub.distill(other, out=tmp_path / f"second-{method}").provenance["signals"][kind]
+        assert (asked["computed"], asked["calls"], asked["found"]) == (0, 0, 36)
+    # Without weight of the teacher it is plain training, bit for bit.
     none = {**given["options"], "loss_weights": "fixed", "weights": [1, 0]}
     bare = {**given, "options": none, "evaluation": {"data": []}}
     off = kdhub.distill(bare, out=tmp_path / "off")

@@ -67,22 +67,25 @@ class Classifier(Student):
         """What `module` takes, for some examples."""
         raise NotImplementedError
 
-    def signals(self, examples: Sequence[Example], kind: str) -> dict[str, Any]:
+    def signals(self, examples: Sequence[Example], kind: str, *more: str) -> dict[str, Any]:
+        """One kind of signal, or several of the same pass."""
         where = device()
         if self.device != where:  # looking at each weight again would be a part of a small network's latency
             self.module.to(where)
-        was, parts, counts = self.module.training, [], []
+        was, parts, counts = self.module.training, {one: [] for one in (kind, *more)}, []
         self.module.eval()
         with torch.no_grad():
             at_once = self.at_once(examples)
             for start in range(0, len(examples), at_once):
                 some = examples[start : start + at_once]
                 batch = {k: v.to(where) for k, v in self.collate(some).items()}
-                parts.append(self.module(batch)[kind].float().cpu().numpy())
+                given = self.module(batch)
+                for one, found in parts.items():
+                    found.append(given[one].float().cpu().numpy())
                 counts += self.counts(some, batch, kind) or ()
         self.module.train(was)
-        values = np.concatenate(parts)
-        return {kind: np.split(values, np.cumsum(counts)[:-1]) if counts else values}
+        values = {one: np.concatenate(found) for one, found in parts.items()}
+        return {one: np.split(v, np.cumsum(counts)[:-1]) if counts else v for one, v in values.items()}
 
     def at_once(self, examples: Sequence[Example]) -> int:
         """How many of these are run together."""

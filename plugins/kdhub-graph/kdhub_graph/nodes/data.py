@@ -132,12 +132,12 @@ def arrays_of(raw: Raw, words: int | None, directed: bool) -> dict[str, np.ndarr
     kept[1:] = (ends[1:] != ends[:-1]).any(1)
     # Of edges that go both ways each is there twice where files list both directions: that is no doubled edge.
     listed, many = np.unique(raw.edges, axis=0, return_counts=True)
-    raw.odd("edges that are listed more than once, which count once", listed[many > 1][:, 0])
+    raw.odd("edges that are listed more than once, which count once", listed[many > 1])
     if not directed:
         pairs, times = np.unique(np.sort(listed, axis=1), axis=0, return_counts=True)
         if both := int((times > 1).sum()):
             said = "all carry messages both ways (directed: true keeps directions)"
-            raw.odd(f"edges in one direction, and {both} in both: {said}", pairs[times == 1][:, 0])
+            raw.odd(f"edges in one direction, and {both} in both: {said}", pairs[times == 1])
     ends = ends[kept]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(ends[:, 1], minlength=n))]).astype(np.int64)
     made = {"indptr": indptr, "indices": ends[:, 0].astype(np.int32), **_features(raw, words)}

@@ -22,7 +22,7 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv, Sequential
 
 from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
-from kdhub.rows import Example
+from kdhub.rows import Example, values_of
 from kdhub_graph.nodes.graphs import Graph, open_graph
 
 TASK = "node-classification"
@@ -143,29 +143,29 @@ class GraphClassifier(ProbedClassifier):
         Args:
             drawn: whether neighbours are drawn (`neighbours`), as in training, or complete.
         """
-        of, every = [e["graph"] for e in examples], np.asarray([e["node"] for e in examples])
-        parts, at, before = [], torch.zeros(len(examples), dtype=torch.long), 0
-        for name in (names := dict.fromkeys(of)):
-            rows = np.flatnonzero([one == name for one in of]) if len(names) > 1 else np.arange(len(of))
-            graph, nodes = open_graph(name), every[rows]
+        every, of = values_of(examples, "node"), values_of(examples, "graph", lambda e: hash(e["graph"]))
+        parts, at, before = [], np.zeros(len(examples), np.int64), 0
+        for first in np.sort(np.unique(of, return_index=True)[1]):
+            rows, graph = np.flatnonzero(of == of[first]), open_graph(examples[first]["graph"])
+            nodes = every[rows]
             self.fits(graph)
             if (fanouts := self.neighbours if drawn else None) is None and len(rows) * WHOLE >= len(graph):
                 part, places = graph.whole, nodes
             else:
                 different, places = np.unique(nodes, return_inverse=True)
                 part = graph.around(different, (fanouts or [None] * self.layers_read)[: self.layers_read])
-            at[torch.from_numpy(rows)] = torch.from_numpy(places) + before
+            at[rows] = places + before
             parts.append((part, before))
             before += len(part["x"])
         if len(parts) == 1:
-            return {**parts[0][0], "row_at": at}
+            return {**parts[0][0], "row_at": torch.from_numpy(at)}
         counts = [part["edge_index"].shape[1] for part, _ in parts]  # `norm` has edges first, then nodes
         norms = [part["norm"].split([m, len(part["x"])]) for (part, _), m in zip(parts, counts)]
         return {
             "x": torch.cat([part["x"] for part, _ in parts]),
             "edge_index": torch.cat([part["edge_index"] + offset for part, offset in parts], 1),
             "norm": torch.cat([edges for edges, _ in norms] + [nodes for _, nodes in norms]),
-            "row_at": at,
+            "row_at": torch.from_numpy(at),
         }
 
     # -- files ------------------------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ class Prompter:
         count: the tokens that the budget is of.
         classes: of an instruction for a language model; None for readers that need none.
 
+    Attributes:
+        cut: nodes asked for whose own text is longer than its share of the budget, and was cut.
+        crowded: those with neighbours that the budget has no room for, in the order asked.
+
     Raises:
         UsageError: the budget leaves no room for a text.
     """
@@ -72,6 +76,8 @@ class Prompter:
                 f"(budget={how.budget})"
             )
         self._sizes: dict[str, int] = {}
+        self.cut: set[int] = set()
+        self.crowded: dict[int, None] = {}
 
     def of(self, node: int) -> list[list[str]]:
         """(hops + 1) lists of as many prompts as there are orders; one of a hop without nodes, or room, is the one of
@@ -81,7 +87,9 @@ class Prompter:
     def _ordered(self, node: int, order: int) -> list[str]:
         """One prompt a hop. The first order is the graph's; others are drawn."""
         draw = np.random.default_rng([order, node]) if order else None
-        text = self._cut(self.graph.text(node), round(self.how.own_share * self.room))
+        text = self._cut(whole := self.graph.text(node), round(self.how.own_share * self.room))
+        if text != whole:
+            self.cut.add(node)
         left, seen, level, found = self.room - self._size(text), {node}, [node], [text]
         for hop in range(1, self.how.hops + 1):
             fresh: list[int] = []
@@ -94,12 +102,16 @@ class Prompter:
                     words = self.graph.text(other).split()[: self.how.neighbour_words]
                     line = f"\nneighbour {hop}: {' '.join(words)}"
                     if not words or (size := self._size(line)) > left:
+                        if words:
+                            self.crowded[node] = None
                         if left < SPECIAL:
                             break
                         continue
                     text, left = text + line, left - size
                     fresh.append(other)
                 if left < SPECIAL:
+                    if any(other not in seen for one in level for other in self.graph.neighbours(one).tolist()):
+                        self.crowded[node] = None
                     break
             level = fresh
             found.append(text)

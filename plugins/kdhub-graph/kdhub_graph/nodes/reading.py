@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ PARTS = ("train", "validation", "test")
 SHOWN = 5
 
 
+def first_of(names: Sequence[Any], many: int) -> str:
+    """The first of so many names, and how many more there are."""
+    more = f" and {many - SHOWN} more" if many > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
+
+
 @dataclass
 class Raw:
     """A graph as it was read.
@@ -38,7 +44,6 @@ class Raw:
         texts: of each, None where the graph has none.
         words: of each the columns that are 1, of `width`; features: (n, width), where they are not words.
         parts: train, validation and test as positions of nodes, where the files say so.
-        counted: what is odd about it, for people.
     """
 
     ids: list[str]
@@ -49,19 +54,17 @@ class Raw:
     width: int = 0
     features: np.ndarray | None = None
     parts: dict[str, np.ndarray] | None = None
-    counted: dict[str, int] = field(default_factory=dict)
 
-    def named(self, nodes: Iterable[int]) -> str:
-        """Ids of the first of some nodes, and how many more there are."""
-        nodes = list(nodes)
-        more = f" and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
-        return ", ".join(self.ids[n] for n in nodes[:SHOWN]) + more
+    def named(self, found: Sequence[int] | np.ndarray) -> str:
+        """Ids of the first of some nodes, or edges (m, 2), and how many more there are."""
+        shown = [" ".join(self.ids[n] for n in np.atleast_1d(one)) for one in found[:SHOWN]]
+        return first_of(shown, len(found))
 
-    def odd(self, what: str, nodes: Sequence[int]) -> None:
-        """Count something that is let through, and say so."""
-        if len(nodes):
-            self.counted[what] = len(nodes)
-            logger.warning("%d %s (nodes %s)", len(nodes), what, self.named(nodes))
+    def odd(self, what: str, found: Sequence[int] | np.ndarray) -> None:
+        """Count something that is let through, and say so: nodes, or edges (m, 2)."""
+        if len(found):
+            of = "nodes" if np.ndim(found) == 1 else "edges"
+            logger.warning("%d %s (%s %s)", len(found), what, of, self.named(found))
 
 
 def find(argument: str) -> Path:
@@ -161,7 +164,10 @@ def _folder(folder: Path) -> Raw:
     given = _numbers(rows, list(at), files["nodes"].name) if any("features" in row for row in rows) else None
     if texts is None and given is None:
         raise DataError(f"{files['nodes']}: nodes have neither 'text' nor 'features', only {', '.join(rows[0])}")
-    pairs = [tuple(row.values())[:2] for row in _rows(files["edges"])]
+    listed = _rows(files["edges"])
+    if more := list(listed[0])[2:]:
+        logger.warning("%s: columns after the first two are not read (%s)", files["edges"].name, ", ".join(more))
+    pairs = [tuple(row.values())[:2] for row in listed]
     if short := [n for n, pair in enumerate(pairs, 1) if len(pair) < 2]:
         raise DataError(f"{files['edges'].name}: row {short[0]} has one column, and an edge is two ids")
     edges = _known(pairs, at, files["edges"].name)

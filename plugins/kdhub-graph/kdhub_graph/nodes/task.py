@@ -84,7 +84,7 @@ class NodeClassification(Classification):
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         from kdhub_graph.nodes.graphs import open_graph
 
-        targets, reads = self._known(student, teacher), getattr(teacher, "content_of", None)
+        targets, reader = self._known(student, teacher), teacher if hasattr(teacher, "content_of") else None
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
             known = {name: len(open_graph(name)) for name in {row["graph"] for row in rows}}
@@ -94,13 +94,19 @@ class NodeClassification(Classification):
                 if not 0 <= row["node"] < known[row["graph"]]:
                     why = Fault("nodes are not in their graph", f"node {row['node']} of {known[row['graph']]}")
                     one |= {"fault": why, "length": 0, "node": 0}
-                content = reads(row["graph"], one["node"]) if reads else f"{row['graph']} {one['node']}".encode()
-                made.append({**one, "content": content})
+                at = row["graph"], one["node"]
+                if reader:
+                    one |= {"content": reader.content_of(*at), "cut": reader.is_cut(*at)}
+                else:
+                    one["content"] = "{} {}".format(*at).encode()
+                made.append(one)
+            if reader:
+                reader.tell()
             if any("fault" in e for e in made):
                 raise UnreadableRows(made)
             return made
 
-        prepare.by_hop = reads is not None
+        prepare.by_hop = reader is not None
         return prepare
 
     def collate(self, examples: Sequence[Example], student: Any) -> dict[str, torch.Tensor]:

@@ -12,32 +12,41 @@ For each node and each number of hops the reader sees a prompt (`kdhub_graph.nod
     features, logits                  those of the last hop
 
 What is stored is found again by what the prompts say: with another edge only the nodes are read again whose prompts it
-changes. A hop that adds no node has the prompt of the hop before, and so its state.
+changes. A hop that adds no node has the prompt of the hop before, and so its state. A classifier's states and logits of
+all hops are of one pass and stored together, so that a second method, whichever of these signals it learns from, asks
+the reader nothing; a language model says how probable classes are in passes of their own, which are stored apart.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from kdhub_tasks.teachers import ModelTeacher
 from pydantic import ConfigDict, Field
 
 from kdhub import open_teacher
-from kdhub.errors import UsageError
+from kdhub.errors import TeacherError, UsageError
 from kdhub.recipes.recipe import TextRef
 from kdhub.rows import Example
 from kdhub.teacher import Teacher
 from kdhub_graph.nodes.graphs import open_graph
 from kdhub_graph.nodes.prompts import Prompter, Prompting, tokens_of
+from kdhub_graph.nodes.reading import first_of
+
+logger = logging.getLogger("kdhub")
 
 LANGUAGE = "causal-lm"
 OF = {"hop_states": "features", "features": "features", "hop_logits": "logits", "logits": "logits"}
 """Signal of a node -> the reader's signal of a prompt."""
+EVERY, OF_EVERY = "hops", ("hop_states", "hop_logits")
+"""What is stored of a classifier, all that one pass of it gives, and its fields."""
 
 
 class Hops(Teacher):
@@ -60,6 +69,7 @@ class Hops(Teacher):
         super().__init__(argument or "hops", options, task=task)
         self._known: dict[tuple[str, int], bytes] = {}
         self._prompters: dict[str, Prompter] = {}
+        self._told: dict[Prompter, int] = {}  # how many of its crowded nodes
 
     @classmethod
     def tiny_options(cls, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,8 +115,22 @@ class Hops(Teacher):
         return self.reader.spent
 
     def layout(self, kind: str) -> dict[str, Any]:
+        if kind == EVERY:
+            return {name: shape for part in OF_EVERY for name, shape in self.layout(part).items()}
+        if kind not in OF:
+            raise TeacherError(f"teacher hops gives {', '.join(OF)}, whole, not {kind!r}", hint="signals: {keep: all}")
         one = len(self.classes) if OF[kind] == "logits" else self.reader.layout("features")["features"][-1]
         return {kind: (self.options.hops + 1, one) if kind.startswith("hop_") else (one,)}
+
+    def stored_in(self, kind: str) -> str:
+        if kind in OF and isinstance(self.reader, ModelTeacher) and self.options.task != LANGUAGE:
+            return EVERY
+        return "hop_states" if kind == "features" else kind
+
+    def part(self, kind: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        if kind in given:
+            return {kind: given[kind]}
+        return {kind: given[OF_EVERY[OF[kind] == "logits"]][:, -1]}
 
     # -- prompts ----------------------------------------------------------------------------------------------
 
@@ -126,31 +150,58 @@ class Hops(Teacher):
             self._known[graph, node] = hashlib.sha256(said).digest()
         return self._known[graph, node]
 
+    def is_cut(self, graph: str, node: int) -> bool:
+        """Whether a node's own text was cut to its share of the budget."""
+        self.content_of(graph, node)
+        return node in self._prompters[graph].cut
+
+    def tell(self) -> None:
+        """Say of which nodes, since the last time, neighbours were left out for want of room."""
+        for prompter in self._prompters.values():
+            if nodes := list(prompter.crowded)[self._told.get(prompter, 0) :]:
+                self._told[prompter] = len(prompter.crowded)
+                logger.info(
+                    "%d nodes have more neighbours than prompts of %d tokens have room for, and the rest is left out "
+                    "(nodes %s)", len(nodes), self.options.budget, first_of(nodes, len(nodes)),
+                )  # fmt: skip
+
     # -- signals ----------------------------------------------------------------------------------------------
 
     def signals(self, examples: Sequence[Example], kind: str) -> dict[str, np.ndarray]:
+        names = OF_EVERY if kind == EVERY else (kind,)
+        by_hop = names[0].startswith("hop_")
         prompts = [self.prompts(e["graph"], e["node"]) for e in examples]
-        wanted = [hops if kind.startswith("hop_") else hops[-1:] for hops in prompts]
+        wanted = [hops if by_hop else hops[-1:] for hops in prompts]
         texts = sorted({text for hops in wanted for hop in hops for text in hop}, key=lambda text: (len(text), text))
-        read = dict(zip(texts, self._features(texts) if OF[kind] == "features" else self._logits(texts)))
-        made = np.asarray([[np.mean([read[t] for t in hop], 0) for hop in hops] for hops in wanted], np.float32)
-        return {kind: made if kind.startswith("hop_") else made[:, 0]}
+        given, made = self._read(texts, [OF[name] for name in names]), {}
+        for name in names:
+            of = dict(zip(texts, given[OF[name]]))
+            each = np.asarray([[np.mean([of[t] for t in hop], 0) for hop in hops] for hops in wanted], np.float32)
+            made[name] = each if by_hop else each[:, 0]
+        return made
+
+    def _read(self, texts: Sequence[str], kinds: Sequence[str]) -> Mapping[str, Sequence[np.ndarray]]:
+        """The reader's signals of some prompts, by kind."""
+        if self.options.task == LANGUAGE:
+            return {kind: self._features(texts) if kind == "features" else self._logits(texts) for kind in kinds}
+        examples = self.reader.task.preparer(None, self.reader)([{"text": text} for text in texts])
+        if len(kinds) > 1:
+            return self.reader.model.signals(examples, *kinds)
+        return self.reader.signals(examples, *kinds)
+
+    # -- of a language model ----------------------------------------------------------------------------------
 
     def _asked(self, rows: list[dict[str, Any]], kind: str) -> tuple[list[Example], list[Any]]:
         examples = self.reader.task.preparer(None, self.reader)(rows)
         return examples, list(self.reader.signals(examples, kind)[kind])
 
     def _features(self, texts: Sequence[str]) -> list[np.ndarray]:
-        if self.options.task != LANGUAGE:
-            return self._asked([{"text": text} for text in texts], "features")[1]
         if self.options.states == "mean":
             return [states.mean(0) for states in self._asked([{"text": text} for text in texts], "features")[1]]
         # A response makes the prompt's last position one that is read: the response's first token is predicted from it.
         return [states[0] for states in self._asked(self._answered(texts, self.classes[:1]), "features")[1]]
 
     def _logits(self, texts: Sequence[str]) -> list[np.ndarray]:
-        if self.options.task != LANGUAGE:
-            return self._asked([{"text": text} for text in texts], "logits")[1]
         found = []
         for text in texts:  # logits over a whole vocabulary: not of many prompts at once
             scores = []

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kdhub.data.prepare import iterate
 from kdhub.errors import CompatibilityError, DataError
 from kdhub.findings import Finding, shared_tokens
-from kdhub.rows import Example, Prepare, Signals, plain_rows
+from kdhub.rows import Example, Prepare, Signals, plain_rows, values_of
 from kdhub.task import Encoder, NetworkTask, View
 from kdhub_tasks.classes import (
     MULTI_LABEL,
@@ -246,9 +246,9 @@ class Classification(NetworkTask):
     def collate(self, examples: Sequence[Example], student: Classifier) -> dict[str, torch.Tensor]:
         import torch
 
-        labels = torch.as_tensor(np.asarray([e["label"] for e in examples]))
+        labels = torch.as_tensor(values_of(examples, "label"))
         batch = {**student.collate(examples), "labels": labels.float() if labels.is_floating_point() else labels.long()}
-        batch["keys"] = torch.as_tensor(np.asarray([zlib.crc32(e["content"]) for e in examples], np.int64))
+        batch["keys"] = torch.as_tensor(values_of(examples, "key", lambda e: zlib.crc32(e["content"])))
         if all(e.get("subclass") is not None for e in examples):
             batch["subclasses"] = torch.tensor([e["subclass"] for e in examples])
         return batch
