@@ -55,6 +55,14 @@ def test_a_digest_is_remembered_for_the_same_file_only(isolated, tmp_path, monke
     path.write_text("one")
     first = known_sha256(path)
     with monkeypatch.context() as patched:
+        patched.setattr("kdhub.files.TICK", 10**18)
+        (changed_at_once := tmp_path / "y").write_text("one")
+        assert known_sha256(changed_at_once) == first
+        patched.setattr("kdhub.files.sha256_file", lambda path: "read again")
+        assert known_sha256(changed_at_once) == "read again", "by its times it may have been changed since"
+    monkeypatch.setattr("kdhub.files.TICK", 0)
+    assert known_sha256(path) == first
+    with monkeypatch.context() as patched:
         patched.setattr("kdhub.files.sha256_file", lambda path: pytest.fail("read again"))
         assert known_sha256(path) == first
     flip(path)
