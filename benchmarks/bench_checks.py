@@ -88,8 +88,10 @@ if __name__ == "__main__":
         constants.ENDPOINT, constants.HF_HUB_OFFLINE = hub.endpoint, False
         hub.put(REPO, {name: path.read_bytes() for name, path in walk(folder)})
         kdhub.load(kdhub.pull(REPO).folder)  # what is imported and noted once
-        watch("looks", "kdhub.hub.trust:check_model_folder", "kdhub.hub.pull:check_pulled", "kdhub.hub.pull:_check",
-              "kdhub.hub.files:check_entries", "kdhub.hub.manifest:read")  # fmt: skip
+        watch("looks", "kdhub.hub.trust:check_model_folder", "kdhub.hub.trust:check_configuration",
+              "kdhub.hub.weights:check_weights", "kdhub_tasks.transformer:check_weights", "kdhub.hub.pull:check_pulled",
+              "kdhub.hub.pull:_damage", "kdhub.hub.pull:_check", "kdhub.hub.files:check_entries",
+              "kdhub.hub.manifest:read")  # fmt: skip
         watch("digests", "kdhub.hub.files:digests")
         loads, pulls, hashes = [], [], []
         for turn in range(given.rounds):

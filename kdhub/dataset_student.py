@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdhub.data.prepare import names_of
 from kdhub.data.sources import shards
-from kdhub.errors import DataError
+from kdhub.errors import DataError, UntrustedError
 from kdhub.files import write_json
 from kdhub.student import Student
 
@@ -66,7 +66,7 @@ class DatasetStudent(Student):
         """A student from its folder.
 
         Raises:
-            DataError: its files cannot be read; says which.
+            DataError: its files cannot be read; says which. UntrustedError: its pictures lie elsewhere.
         """
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -76,6 +76,12 @@ class DatasetStudent(Student):
         found = splits_in(folder)
         if found.keys() != set(names):
             raise DataError(f"{folder} has the splits {names_of(found)}, its {CONFIG} names {names_of(names)}")
+        for name, table in found.items():
+            if column := next(_naming(table), None):
+                raise UntrustedError(
+                    f"{folder}: split {name!r} names files in {column!r} instead of holding them",
+                    hint="they would be read from this machine, or from any address",
+                )
         return cls(task, {name: found[name] for name in names}, about)
 
     def save(self, folder: Path) -> None:
@@ -121,6 +127,29 @@ class DatasetStudent(Student):
 def splits_in(folder: Path) -> dict[str, datasets.Dataset]:
     """The rows of a folder in this layout, memory-mapped; empty where it has none. What metrics of files begin with."""
     return {name: source.table() for name, source in shards(folder).items()}
+
+
+def _naming(table: datasets.Dataset) -> Iterator[str]:
+    """The columns of pictures, sounds and the like of which the library would open files elsewhere."""
+    from datasets.features.features import require_storage_embed
+
+    for name, feature in table.features.items():
+        if require_storage_embed(feature) and any(map(_names_files, table.data.column(name).chunks)):
+            yield name
+
+
+def _names_files(array: Any) -> bool:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(array.type):
+        inner = {array.type.field(i).name: array.field(i) for i in range(array.type.num_fields)}
+        if {"bytes", "path"} <= inner.keys():
+            return pc.any(pc.and_(pc.is_null(inner["bytes"]), pc.is_valid(inner["path"]))).as_py() or False
+        return any(map(_names_files, inner.values()))
+    if isinstance(array, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
+        return _names_files(array.flatten())
+    return pa.types.is_string(array.type) and array.null_count < len(array)  # as older files have their paths
 
 
 def _file(split: str) -> str:

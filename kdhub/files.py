@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -128,38 +130,93 @@ def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_file(folder / name) for name in sorted(names)}
 
 
+TICK = 20 * 10**6
+"""Nanoseconds: by its times a file that was changed again within a tick of the system's clock is still the same one."""
+_digests: dict[str, tuple[list[int], str]] = {}
+"""What this process knows: path -> identity and digest."""
+
+
 def known_sha256(path: Path | str) -> str:
     """As `sha256_file`, remembered as long as the file is the same one by size, times and inode: a large one is not
     read for every run."""
-    note, identity = _identity(Path(path))
+    identity = identity_of(path)
+    if (held := _digests.get(place := os.path.abspath(path))) and held[0] == identity:
+        return held[1]
     try:
-        known = read_sealed(note)
+        known = read_sealed(_note(path))
         if known["identity"] == identity:
+            _digests[place] = (identity, known["sha256"])
             return known["sha256"]
     except (OSError, ValueError, KeyError):
         pass
     value = sha256_file(path)
-    remember_sha256(path, value)
+    _remember(path, identity, value)
     return value
 
 
 def remember_sha256(path: Path | str, value: str) -> None:
     """Tell `known_sha256` the digest of a file that was just written."""
-    note, identity = _identity(Path(path))
+    _remember(path, identity_of(path), value)
+
+
+def _remember(path: Path | str, identity: list[int], value: str) -> None:
+    if not settled(identity):
+        return
+    _digests[os.path.abspath(path)] = (identity, value)
     try:
+        note = _note(path)
         note.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(note, {"identity": identity, "sha256": value})
     except OSError:
         pass  # only a saving of time
 
 
-def _identity(path: Path) -> tuple[Path, list[int]]:
+def identity_of(path: Path | str) -> list[int]:
+    """What changes when a file does: size, times and inode."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def settled(identity: list[int]) -> bool:
+    """Whether a file was changed so long ago that another change would have changed its identity."""
+    return time.time_ns() - identity[2] > TICK
+
+
+def identities(folder: Path | str) -> dict[str, list[int]] | None:
+    """Of everything below a folder; None where something was changed just now."""
+    found, waiting = {}, [os.fspath(folder)]
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    found[entry.path] = identity_of(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+    except OSError:  # a link to nothing
+        return None
+    return found if all(map(settled, found.values())) else None
+
+
+def once(check: Callable[..., None]) -> Callable[..., None]:
+    """A check of a folder, made again only when something below it was changed since this process made it."""
+    passed: dict[tuple[Any, ...], dict[str, list[int]]] = {}
+
+    @wraps(check)
+    def checked(folder: Path, name: str, *how: Any) -> None:
+        place, now = (os.path.realpath(folder), *how), identities(folder)
+        if now is None or passed.get(place) != now:
+            check(folder, name, *how)
+            if now is not None:
+                passed[place] = now
+
+    return checked
+
+
+def _note(path: Path | str) -> Path:
     import hashlib
 
-    status = path.stat()
-    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return home() / "data" / "files" / f"{name}.json", identity
+    name = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return home() / "data" / "files" / f"{name}.json"
 
 
 def sealed(folder: Path, paths: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from kdhub.errors import CompatibilityError, KdhubError, UntrustedError
+from kdhub.hub.trust import check_configuration
+from kdhub.hub.weights import built_within
 from kdhub.rows import Example, Prepare, Signals
 from kdhub.teachers.saved import SavedTeacher
 
@@ -72,18 +74,22 @@ class View:
 
 
 def _refusing(method: Callable[..., Student]) -> Callable[..., Student]:
-    """A method that opens a folder, and says so whatever a library makes of files that are none of a student."""
+    """A method that opens a folder: nothing in it asks for code, or for more than its weights can be, and whatever a
+    library makes of files that are none of a student is said in a sentence."""
 
     @wraps(method)
     def refusing(self: Task, folder: Path, *args: Any, **more: Any) -> Student:
+        called = more.get("name") or str(folder)
         try:
-            return method(self, folder, *args, **more)
+            check_configuration(Path(folder), name=called)
+            with built_within(Path(folder), called):
+                return method(self, folder, *args, **more)
         except KdhubError:
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {error}"[:300]
             raise UntrustedError(
-                f"{more.get('name') or folder} cannot be opened as a student for {self.name} ({said})",
+                f"{called} cannot be opened as a student for {self.name} ({said})",
                 hint="its files are damaged, or of another kind of model than they say",
             ) from error
 

@@ -6,15 +6,22 @@ modules that nobody asked for, code and processes out of a folder, other address
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import pickle
 import random
+import struct
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import yaml
 
 LONG = "x" * 5_000
@@ -365,3 +372,191 @@ def replaced(whole: dict[str, Any], wrong: dict[str, list[Any]]) -> Iterator[tup
     for key, values in wrong.items():
         for value in values:
             yield f"{key}={value!r:.60}", {**whole, key: value}
+
+
+# -- files of data --------------------------------------------------------------------------------------------
+
+
+class Pickled:
+    """Unpickled, it imports what must not be imported."""
+
+    def __reduce__(self) -> Any:
+        return __import__, ("evil_canary",)
+
+
+def npy(values: Any) -> bytes:
+    made = io.BytesIO()
+    np.save(made, np.asarray(values))
+    return made.getvalue()
+
+
+def npz(arrays: dict[str, Any]) -> bytes:
+    """Of arrays, or of what stands in their place as bytes."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, values in arrays.items():
+            archive.writestr(f"{name}.npy", values if isinstance(values, bytes) else npy(values))
+    return made.getvalue()
+
+
+def _headed(shape: str) -> bytes:
+    text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(8)
+
+
+ARRAYS = {
+    "nothing": b"", "pickled": npy(np.array([Pickled()], object)), "a pickle": pickle.dumps(Pickled()),
+    "many": _headed("(1000000000000,)"), "fewer than none": _headed("(-1,)"), "more": _headed("(7,)"),
+    "code": _headed("__import__('evil_canary')"), "deep": _headed("(" * 300), "no shape": _headed("'x'"),
+    "half": npy([1, 2, 3])[:-9], "version 9": b"\x93NUMPY\x09" + npy([1])[7:], "mapping": _headed("{}"),
+}  # fmt: skip
+"""Contents of `.npy` files that are none, or hold more than numbers."""
+
+
+def archives(whole: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Contents of `.npz` files that are damaged, or hold such arrays."""
+    content = npz(whole)
+    yield from (("nothing", b""), ("half", content[: len(content) // 2]), ("text", b"x" * 500), *ARRAYS.items())
+    listed = content.index(b"PK\1\2")
+    for name, at, value in (("locked", 8, b"\1"), ("packed otherwise", 10, b"\x63"), ("a bomb", 24, b"\0\0\0\xef")):
+        yield name, content[: listed + at] + value + content[listed + at + len(value) :]
+    for name in whole:
+        for what, values in ARRAYS.items():
+            yield f"{name}, {what}", npz({**whole, name: values})
+
+
+GRAPH = {
+    "edges": [[0, 1], [1, 2], [2, 3]], "y": [0, 1, 0, 1], "features": np.eye(4), "train": [0, 1], "val": [2],
+    "test": [3],
+}  # fmt: skip
+NO_GRAPH = {
+    "edges": [[[0, 1]], [0, 1], [[0, 9]], [[-1, 0]], [[0, 1, 2]], [["a", "b"]], [[0.5, 1]], 7],
+    "y": [7, [[0], [1], [0], [1]], [0], np.zeros(4, "V3")],
+    "features": [[1], [["a"]] * 4, [[np.nan]] * 4, np.zeros((4, 1, 1)), np.zeros((3, 2)), np.zeros((4, 2), "V2")],
+    "train": [[0, 0], [9], [-1], 7, [[0]], [0.5], ["a"], [0, 2]], "texts": [["a"], 7, [1, 2, 3, 4]],
+}  # fmt: skip
+WORDS = {"feat_indices": [0, 1, 2, 0], "feat_indptr": [0, 1, 2, 3, 4], "num_features": 3}
+NO_WORDS = {
+    "feat_indices": [[0, 1, 2, 9], [0, 1, 2, -1], [[0]], ["a"]], "num_features": [[3], "x", 2.5, 2],
+    "feat_indptr": [[0, 4], [0, 3, 2, 1, 4], [0, 1, 2, 3, 99], [-1, 1, 2, 3, 4], [0, 1, 2, 3, 2**62], 7],
+}  # fmt: skip
+XML = '<graphml xmlns="http://graphml.graphdrawing.org/xmlns">{}<graph edgedefault="directed">{}</graph></graphml>'
+_LAUGHS = "".join(f"<!ENTITY {b} '{f'&{a};' * 10}'>" for a, b in zip("abcdefghi", "bcdefghij"))
+NETWORKS = {
+    "nothing": "", "half": "<graphml>", "no graph": "<graphml/>", "no node": XML.format("", ""),
+    "laughs": f"<!DOCTYPE x [<!ENTITY a 'ha'>{_LAUGHS}]>" + XML.format("", '<node id="&j;"/>'),
+    "a file": '<!DOCTYPE x [<!ENTITY a SYSTEM "/etc/passwd">]>' + XML.format("", '<node id="&a;"/>'),
+    "unknown key": XML.format("", '<node id="0"><data key="d">x</data></node>'),
+    "unknown type": XML.format('<key id="d" for="node" attr.name="text" attr.type="os.system"/>', ""),
+    "no text": XML.format("", '<node id="0"/><node id="1"/><edge source="0" target="1"/>'),
+    "deep": "<a>" * 50_000, "not UTF-8": b"<graphml>\xff</graphml>".decode("latin-1"),
+}  # fmt: skip
+
+POINTS = [[[1]], [["a", "b"]], [{"x": 1}], {"points": "x"}, {}, None, "x", True, -1, [[9, 9]], [[1, 2, 3]], [[[1, 2]]],
+          [[float("nan"), 1]], [[float("inf"), 1]], [None], float("inf"), {"count": "7"}]  # fmt: skip
+LINES = {
+    "not UTF-8": b"\xff\xfe1", "one column": b"x,y\n1\n", "three": b"1,2,3\n", "no x": b"y\n1\n", "NaN": b"nan,1\n",
+    "beyond": b"1e400,1\n", "outside": b"9,9\n", "text": b"x,y\na,b\n", "long": b'"' + b"x" * 200_000,
+    "a zero byte": b"1\0,2\n",
+}  # fmt: skip
+DENSITIES = {**ARRAYS, "texts": npy([["a"]]), "below zero": npy([[-1.0]]), "NaN": npy([[np.nan]]), "flat": npy([1.0]),
+             "empty": npy(np.zeros((0, 2))), "deeper": npy([[[1.0]]]), "structures": npy(np.zeros((2, 2), "V3")),
+}  # fmt: skip
+
+
+def matlab() -> Iterator[tuple[str, bytes]]:
+    """Contents of `.mat` files without points, damaged, or that claim more than they hold."""
+    from scipy.io import savemat
+
+    def made(**values: Any) -> bytes:
+        file = io.BytesIO()
+        savemat(file, values)
+        return file.getvalue()
+
+    cells, deep = np.array([[1.0, 2.0]], object), np.array([[1.0]])
+    for _ in range(30):
+        deep, inner = np.empty((1, 1), object), deep
+        deep[0, 0] = inner
+    whole, of_cells, head = made(annPoints=[[1.0, 2.0]]), made(annPoints=cells), made(a=1)[:128]
+    yield from (("nothing", b""), ("half", whole[:-20]), ("text", b"x" * 500), ("a pickle", pickle.dumps(Pickled())))
+    yield "bomb", head + struct.pack("<II", 15, len(bomb := zlib.compress(bytes(2**21)))) + bomb
+    for sizes in ((2**30, 1), (2**30, 2**30), (-1, 2)):
+        yield f"cells {sizes}", of_cells.replace(struct.pack("<2i", 1, 2), struct.pack("<2i", *sizes), 1)
+    yield "version 7.3", b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + b"\x89HDF\r\n\x1a\n"
+    for name, values in {
+        "deep": {"annPoints": deep}, "text": {"annPoints": "x"}, "three": {"annPoints": [1, 2, 3]},
+        "NaN": {"annPoints": [[np.nan, 1]]}, "other": {"x": 1}, "no structure": {"image_info": 7},
+        "no location": {"image_info": {"x": 1}}, "outside": {"annPoints": [[9, 9]]},
+        "no numbers": {"image_info": {"location": "x"}}, "cells": {"annPoints": np.array([[deep, deep]], object)},
+    }.items():  # fmt: skip
+        yield f"of {name}", made(**values)
+
+
+# -- folders of students --------------------------------------------------------------------------------------
+
+STUDENTS: dict[str, list[dict[str, Any]]] = {
+    "node-classification": [{"network": "gcn", "graph": "0" * 32, "columns": "", "inputs": 4, "width": 8, "layers": 2,
+                             "heads": 1, "dropout": 0.1, "classes": ["a", "b"]}],
+    "counting": [{"counter": {"network": "csrnet", "front": [2, "M", 2, "M", 2, "M"], "back": [2], "scale": 1.0}}],
+    "image-generation": [{"network": "denoiser-mlp", "settings": {"width": 8, "blocks": 1}, "shape": [1, 4, 4],
+                          "prediction": "v", "classes": ["a"], "has_null": True, "steps": 4, "guidance": 1.0}],
+    "image-classification": [
+        {"network": name, "shape": [1, 8, 8], "classes": ["a", "b"], **more} for name, more in {
+            "vit": {"patch": 2, "width": 8, "layers": 1, "heads": 2},
+            "vit-pool": {"widths": [8, 16], "heads": 2, "layers": 2, "patch": 2, "window": 2, "all_pairs": True},
+            "nested-vit": {"patch": 2, "width": 8, "layers": 2, "heads": 2,
+                           "spaces": {"a": {"layers": [1, 2], "hidden": [4, 8], "ratio": [1], "heads": [1]}}},
+            "resnet": {"depths": [1, 1, 1], "width": 4}, "mlp": {"hidden": [8]}, "timm": {"name": "resnet18"},
+        }.items()],
+    "item-sets": [{"belief": 1, "items": ["a", "b"], "classes": ["a", "b"], "options": {}, "sources": ["x"],
+                   "trust": {}},
+                  {"network": "mlp", "shape": [2], "hidden": [4], "items": ["a", "b"], "classes": ["a", "b"]}],
+    "sequential-recommendation": [{"network": "thought-space", "items": ["a", "b"], "texts": ["a", "b"], "text": None},
+                       {"network": "popularity", "items": ["a", "b"]}],
+    "fill-mask": [{"network": "nested-text", "source": {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 2,
+                   "num_attention_heads": 2, "vocab_size": 20}, "classes": 20, "spaces": {"a": {"layers": [1, 2],
+                   "hidden": [4], "ratio": [1], "heads": [1]}}}],
+    "relation-extraction": [{"extractor": {"network": "lstm", "words": ["a"], "letters": ["a"],
+                             "sizes": {"width": 8, "words": 4, "chars": 4, "dropout": 0.3}}}],
+}  # fmt: skip
+"""Task -> configurations of its students that are kdhub's own."""
+NO_VALUES: list[Any] = [
+    10**7, 10**12, 2**62, -1, 0.5, "os.system", None, {"x": 1}, [10**6, 10**6, 10**6], ["M"] * 5_000, [10**9], [],
+    {"a": {"layers": list(range(1, 300)), "hidden": list(range(1, 300)), "ratio": list(range(1, 300)), "heads": [1]}},
+]  # fmt: skip
+
+
+def students() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, task and configuration of students that cannot be, whatever their weights are."""
+    for task, configs in STUDENTS.items():
+        for config in configs:
+            of = config.get("network", "")
+            for place, (_, key) in enumerate(_places(config)):
+                for value in NO_VALUES:
+                    made = copy.deepcopy(config)
+                    holder, _ = list(_places(made))[place]
+                    holder[key] = value
+                    yield f"{task}, {of} {key}={value!r:.40}", task, {"kdhub": 1, "task": task, **made}
+
+
+PIPELINE = {
+    "model_index.json": {"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"],
+                         "scheduler": ["diffusers", "DDIMScheduler"]},
+    "unet/config.json": {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
+                         "block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types":
+                         ["UpBlock2D"] * 2, "layers_per_block": 1, "norm_num_groups": 4},
+    "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", "num_train_timesteps": 10},
+}  # fmt: skip
+NO_PIPELINE: dict[str, dict[str, list[Any]]] = {
+    "model_index.json": {"unet": [7, [], ["os", "system"], ["evil_canary", "Model"], ["diffusers", "UNet3D"]],
+                         "scheduler": [None, ["diffusers", "UNet2DModel"], ["diffusers", 7], ["os", "system"]],
+                         "vae": [["evil_canary", "X"], ["diffusers", "AutoencoderKL"], "x"], "auto_map": ["x"],
+                         "text_encoder": [["transformers", "AutoModel"], ["transformers", "CLIPTextModel"]]},
+    "unet/config.json": {"block_out_channels": [[10**9], 7, [], ["x"]], "layers_per_block": [10**8, "x", -1],
+                         "sample_size": ["x", []], "down_block_types": [["os.system"], 7, ["DownBlock2D"] * 10**5],
+                         "num_class_embeds": [10**12], "quantization_config": [{"quant_method": "evil_canary"}, 7],
+                         "auto_map": [{"AutoModel": "evil_canary.Model"}], "act_fn": ["os.system", 7]},
+    "scheduler/scheduler_config.json": {"num_train_timesteps": [10**12, 10**9, "x", -1, None], "trained_betas":
+                                        ["x", [2, 2], {}], "beta_schedule": ["os.system", 7], "prediction_type": [7]},
+    "drawing.json": {"steps": ["x"], "classes": [7]},
+}  # fmt: skip

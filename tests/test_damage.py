@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kdhub
 from kdhub.errors import KdhubError, RunError, UntrustedError
-from kdhub.files import changed, known_sha256, read_sealed, sealed, write_sealed
+from kdhub.files import changed, known_sha256, once, read_sealed, sealed, write_sealed
+from kdhub.kept import keep, kept
 from kdhub.recipes.run import Run
 from kdhub.signals.store import SignalStore
 from kdhub.training.engine import newest_checkpoint
@@ -55,10 +57,64 @@ def test_a_digest_is_remembered_for_the_same_file_only(isolated, tmp_path, monke
     path.write_text("one")
     first = known_sha256(path)
     with monkeypatch.context() as patched:
+        patched.setattr("kdhub.files.TICK", 10**18)
+        (changed_at_once := tmp_path / "y").write_text("one")
+        assert known_sha256(changed_at_once) == first
+        patched.setattr("kdhub.files.sha256_file", lambda path: "read again")
+        assert known_sha256(changed_at_once) == "read again", "by its times it may have been changed since"
+    monkeypatch.setattr("kdhub.files.TICK", 0)
+    assert known_sha256(path) == first
+    with monkeypatch.context() as patched:
         patched.setattr("kdhub.files.sha256_file", lambda path: pytest.fail("read again"))
         assert known_sha256(path) == first
     flip(path)
     assert known_sha256(path) != first
+
+
+def test_a_folder_is_looked_at_again_when_anything_in_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdhub.files.TICK", 0)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("one")
+    looked: list[tuple[str, ...]] = []
+
+    @once
+    def look(folder: Path, name: str, *how: str) -> None:
+        looked.append((name, *how))
+        if "bad" in how:
+            raise UntrustedError("bad")
+
+    look(tmp_path, "x"), look(tmp_path, "y"), look(tmp_path, "z", "otherwise")
+    assert looked == [("x",), ("z", "otherwise")]
+    for change in (
+        lambda: (tmp_path / "a" / "b").write_text("three"),
+        lambda: (tmp_path / "a" / "c").write_text(""),
+        lambda: (tmp_path / "a" / "c").unlink(),
+        lambda: (tmp_path / "d").symlink_to(tmp_path / "a" / "b"),
+        lambda: (tmp_path / "a" / "b").write_text("fours"),
+    ):
+        change()
+        look(tmp_path, "x")
+    assert len(looked) == 7
+    for _ in range(2):
+        with pytest.raises(UntrustedError):
+            look(tmp_path, "x", "bad")
+    assert len(looked) == 9, "what was refused is looked at again"
+    monkeypatch.setattr("kdhub.files.TICK", 10**18)
+    (tmp_path / "a" / "b").write_text("fives")
+    look(tmp_path, "x"), look(tmp_path, "x")
+    assert len(looked) == 11, "by its times it may have been changed since"
+
+
+def test_weights_that_a_run_keeps_are_those_that_it_wrote(tmp_path):
+    whole = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(7, dtype=torch.int64)}
+    keep(whole, path := tmp_path / "new" / "x.safetensors")
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(RunError, match="cannot be used"):
+            kept(path)
+    path.write_bytes(content)
+    assert all(torch.equal(whole[name], value) for name, value in kept(path).items())
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])

@@ -1,6 +1,7 @@
 """Valid files, changed at random as an attacker or a bad disk would: each is read or refused in a sentence.
 
-`make fuzz` tries 100,000 of them (KDHUB_FUZZ=N others); a few always run. A failure names its seed and its content.
+`make fuzz` tries 100,000 of them (KDHUB_FUZZ=N others, from seed KDHUB_FUZZ_FROM on); a few always run. A failure names
+its seed and its content.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ from kdhub.hub.trust import check_model_folder
 from kdhub.plain_json import plain_json
 from kdhub.plain_yaml import plain_yaml
 from kdhub.recipes.recipe import Layer, build
+from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
 from kdhub.recipes.run_shapes import SHAPES, Logged
 from kdhub.verbs.search import parse_row
 
 LONGEST = 10.0
+FIRST = int(os.environ.get("KDHUB_FUZZ_FROM", 0))
+"""The first seed: of slices that are tried one after the other."""
+STUDENTS = int(os.environ.get("KDHUB_FUZZ_STUDENTS", 100))
+"""Changed configurations of each folder of a student."""
 MODEL = {
     "architectures": ["BertForSequenceClassification"], "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 20,
     "id2label": {"0": "no"}, "text_config": {"layer_types": ["full_attention"], "attn_implementation": "sdpa"},
@@ -175,7 +181,7 @@ def test_what_was_changed_is_read_or_refused(toys, toy_run, tmp_path, many):
     told: Counter[str] = Counter()
     faults: dict[Any, str] = {}
     with watched() as seen:
-        for seed in range(many):
+        for seed in range(FIRST, FIRST + many):
             what = list(readers.valid)[seed % len(readers.valid)]
             content = mutated(readers.valid[what], random.Random(seed), front=what == "card")
             began = time.process_time()
@@ -198,3 +204,41 @@ def test_what_was_changed_is_read_or_refused(toys, toy_run, tmp_path, many):
     print(f"{many:,} changed files: {dict(told)}")
     assert not faults, "\n".join(f"{key}: {said}" for key, said in faults.items())
     assert not seen.done and told["read"] and told["refused"] > many // 3
+
+
+def _folders(recipe: dict[str, Any]) -> set[Path]:
+    """What the models of a recipe are read from."""
+    sources = [(recipe.get(of) or {}).get("source", "") for of in ("teacher", "student")]
+    return {Path(source.removeprefix("path:")) for source in sources if source.startswith("path:")}
+
+
+@pytest.mark.slow
+def test_a_student_of_any_task_is_opened_or_refused(isolated, tmp_path):
+    """Each file of JSON in the folders of every task's tiny recipe, changed as above."""
+    resolver, told, faults = Resolver(), Counter(), []
+    for entry in resolver.registry.all("task"):
+        (tmp_path / entry.name).mkdir()
+        task = resolver.task(entry.name)
+        for folder in _folders(task.tiny_recipe(tmp_path / entry.name) or {}):
+            files = sorted(folder.rglob("*.json"))
+            task.load(folder)
+            with watched() as seen:
+                for seed in range(FIRST, FIRST + STUDENTS):
+                    file = files[seed % len(files)]
+                    kept = file.read_bytes()
+                    file.write_bytes(mutated(kept, random.Random(seed)))
+                    began = time.process_time()
+                    try:
+                        task.load(folder)
+                        told["opened"] += 1
+                    except KdhubError:
+                        told["refused"] += 1
+                    except Exception as error:
+                        faults.append(f"{entry.name}, {file.name}, seed {seed}: {error!r:.200}")
+                    if time.process_time() - began > LONGEST:
+                        faults.append(f"{entry.name}, {file.name}, seed {seed}: took more than {LONGEST} s")
+                    file.write_bytes(kept)
+            faults += [f"{entry.name}: {what}" for what in seen.done]
+    print(f"changed configurations of students: {dict(told)}")
+    assert not faults, "\n".join(faults)
+    assert told["opened"] and told["refused"]

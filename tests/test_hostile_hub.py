@@ -6,6 +6,7 @@ Also the tokens: a test at the end of the session (`conftest.py`) looks for them
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -385,14 +386,16 @@ def test_the_staging_folder_is_not_trusted_either(hub, tmp_path):
     (staging / "config.json").symlink_to(tmp_path / "victim" / "config.json")
     (staging / "evil.py").write_text("import os")
     (staging / "model.safetensors").write_bytes(b"y" * 100)
+    (tmp_path / "victim" / "linked").write_text("precious")
+    os.link(tmp_path / "victim" / "linked", staging / "kdhub.json")
     with pytest.raises(UntrustedError, match="the bytes do not match"):
         kdhub.pull("me/toy", to=tmp_path / "there")
     kdhub.pull("me/toy", to=tmp_path / "there")
     assert contents(tmp_path / "there") == student()
-    assert (tmp_path / "victim" / "config.json").read_text() == "precious"
+    assert all((tmp_path / "victim" / name).read_text() == "precious" for name in ("config.json", "linked"))
     staging.symlink_to(tmp_path / "victim")
     kdhub.pull("me/toy", to=tmp_path / "there2")
-    assert [p.name for p in (tmp_path / "victim").iterdir()] == ["config.json"]
+    assert {p.name for p in (tmp_path / "victim").iterdir()} == {"config.json", "linked"}
 
 
 # -- cards ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 import kdhub
 from kdhub.dataset_student import DatasetStudent, splits_in
-from kdhub.errors import CompatibilityError, DataError, PublishError
+from kdhub.errors import CompatibilityError, DataError, PublishError, UntrustedError
 from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import OWN_FILES, Report
 from kdhub.hub.trust import split_card
@@ -141,6 +141,22 @@ def test_a_split_that_cannot_be_published_is_refused(isolated, tmp_path):
     (tmp_path / FILE).unlink()
     with pytest.raises(DataError, match="has the splits 'test', its config.json names 'train', 'test'"):
         DatasetStudent.load(tmp_path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_pictures_that_lie_elsewhere_are_not_opened(isolated, tmp_path, nested):
+    """The library would read them from this machine, or any address, when the rows are saved or looked at."""
+    image = datasets.List(datasets.Image()) if nested else datasets.Image()
+    for one, named in (({"bytes": b"x", "path": "a.png"}, False), ({"bytes": None, "path": "http://x/a.png"}, True)):
+        table = datasets.Dataset.from_dict({"i": [[one] if nested else one]}, datasets.Features({"i": image}))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(table.data.table, tmp_path / FILE)
+        (tmp_path / "config.json").write_text(json.dumps({"task": "x", "splits": ["train"], "about": {}}))
+        if named:
+            with pytest.raises(UntrustedError, match="split 'train' names files in 'i' instead of holding them"):
+                DatasetStudent.load(tmp_path)
+        else:
+            assert DatasetStudent.load(tmp_path).splits["train"].num_rows == 1
 
 
 # -- published ------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,16 @@ from kdhub.data.named_files import NamedFiles
 from kdhub.data.prepare import BadRow, Source, array_column, iterate, named_columns, names_of, prepare_tables
 from kdhub.errors import DataError, UsageError, close_matches
 from kdhub.files import home, known_sha256
+from kdhub.plain_arrays import header, opened, telling
+from kdhub.plain_yaml import NotPlain
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
 _READ_ROWS = 1000
+_LONGEST = 2**28
+"""Bytes of a line, which is held whole: a small compressed file may have one of gigabytes."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _QUOTED = re.compile(rb'"(?:[^"]|"")*"')
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
@@ -59,7 +64,9 @@ class FileSource(Source):
         """Line number and line without its end."""
         try:
             with gzip.open(self.path) if self.path.suffix == ".gz" else open(self.path, "rb") as file:
-                for number, line in enumerate(file, 1):
+                for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), b""), 1):
+                    if len(line) > _LONGEST:
+                        raise DataError(f"{self.label}: line {number:,} has more than {_LONGEST:,} bytes")
                     if number == 1 and line.startswith(b"\xef\xbb\xbf"):
                         line = line[3:]
                     yield number, line.rstrip(b"\r\n")
@@ -293,36 +300,21 @@ class Npz(FileSource):
     def table(self) -> datasets.Dataset:
         return prepare_tables(self.key(), self._tables, self.label)
 
-    def _archive(self) -> zipfile.ZipFile:
+    @contextmanager
+    def _archive(self) -> Iterator[zipfile.ZipFile]:
         try:
-            return zipfile.ZipFile(self.path)
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{self.label} is not an .npz file: {error}") from error
-
-    def _header(self, member: Any, name: str) -> tuple[tuple[int, ...], bool, Any]:
-        from numpy.lib import format
-
-        try:
-            version = format.read_magic(member)
-            shape, fortran, dtype = (
-                format.read_array_header_1_0(member) if version == (1, 0) else format.read_array_header_2_0(member)
-            )
-        except ValueError as error:
-            raise DataError(f"{self.label}: {name!r} is not a NumPy array: {error}") from error
-        if dtype.hasobject:
-            raise DataError(
-                f"{self.label}: {name!r} holds pickled objects, which are never loaded",
-                hint="save plain arrays, for example text as a fixed-width array",
-            )
-        return shape, fortran, dtype
+            with opened(self.path) as archive:
+                yield archive
+        except NotPlain as error:
+            raise DataError(f"{self.label}: {error}") from error
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = {}
         with self._archive() as archive:
             for entry in archive.namelist():
                 if entry.endswith(".npy"):
-                    with archive.open(entry) as member:
-                        shapes[entry[:-4]] = self._header(member, entry[:-4])[0]
+                    with telling(repr(entry[:-4])), archive.open(entry) as member:
+                        shapes[entry[:-4]] = header(member, repr(entry[:-4]))[0]
         return shapes
 
     def _tables(self) -> Iterator[pa.Table]:
@@ -332,7 +324,7 @@ class Npz(FileSource):
         names = self.columns()
         with self._archive() as archive:
             members = {name: archive.open(f"{name}.npy") for name in names}
-            headers = {name: self._header(members[name], name) for name in names}
+            headers = {name: header(members[name], repr(name)) for name in names}
             if any(fortran and len(shape) > 1 for shape, fortran, _ in headers.values()):
                 raise DataError(f"{self.label}: an array is in Fortran order; save it with numpy.ascontiguousarray")
             length = headers[names[0]][0][0]
@@ -343,10 +335,8 @@ class Npz(FileSource):
                 for name in names:
                     shape, _, dtype = headers[name]
                     size = count * int(np.prod(shape[1:])) * dtype.itemsize
-                    try:
+                    with telling(repr(name)):
                         data = members[name].read(size)
-                    except (EOFError, zlib.error, zipfile.BadZipFile) as error:
-                        raise DataError(f"{self.label} is damaged: {name!r}: {error}") from error
                     if len(data) != size:
                         raise DataError(f"{self.label} is cut short: {name!r} ends at row {start}")
                     columns.append(array_column(np.frombuffer(data, dtype).reshape(count, *shape[1:])))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.errors import UntrustedError
+from kdhub.files import once
 from kdhub.hub.weights import check_weights
 from kdhub.plain_json import read_json
 from kdhub.plain_yaml import kind_of, plain_yaml
@@ -77,7 +78,7 @@ def front_and_body(card: str) -> tuple[str | None, str]:
 
 
 def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_code: bool = False) -> None:
-    """Refuse a folder that would run code when loaded.
+    """Refuse a folder that would run code when loaded. Free where this process did so before, and nobody touched it.
 
     Args:
         folder: a transformers or SentenceTransformer folder.
@@ -87,7 +88,11 @@ def check_model_folder(folder: Path, *, name: str | None = None, allow_remote_co
     Raises:
         UntrustedError: weights only as pickles; code asked for in a configuration; a module class from elsewhere.
     """
-    name = name or str(folder)
+    _check(folder, name or str(folder), allow_remote_code)
+
+
+@once
+def _check(folder: Path, name: str, allow_remote_code: bool) -> None:
     if not any(folder.rglob("*.safetensors")):
         pickles = sorted(p.name for p in folder.rglob("*") if p.suffix in PICKLES)
         if pickles:
@@ -115,6 +120,11 @@ def check_configuration(folder: Path, *, name: str, allow_remote_code: bool = Fa
     Raises:
         UntrustedError: as `check_model_folder`.
     """
+    _check_configuration(folder, name, allow_remote_code)
+
+
+@once
+def _check_configuration(folder: Path, name: str, allow_remote_code: bool) -> None:
     for path in sorted(folder.rglob("*.json")):
         if path.name == "modules.json":
             for module in _modules(path, name):

@@ -4,6 +4,7 @@ are says how large a configuration may claim to be."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,16 +13,21 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from kdhub.errors import UntrustedError
+from kdhub.files import once
 from kdhub.plain_json import fit, plain_json, read_json
 from kdhub.shapes import Shape
 
 _LARGEST_HEADER = 100 * 10**6  # as the library itself has it
 _LARGEST_CONFIG = 8 * 2**20
-_FEW_LAYERS = 512
-"""So many any model may have: some share their weights between layers."""
+_FEW_LAYERS, _MOST_LAYERS = 512, 2048
+"""So many any model may have, as some share their weights between layers; and more than that none."""
 _LAYERS = ("layers", "n_layer", "depth", "blocks", "layer_types")
 _WIDTHS = ("hidden_size", "intermediate_size", "vocab_size", "d_model", "d_ff", "n_embd", "n_inner", "ffn_dim", "dim")
-
+_LENGTHS = {"positions": 2**25, "position_embeddings": 2**25, "timesteps": 2**20, "num_labels": 2**22}
+"""The most of what is counted without weights: the longest context that models claim is ten million."""
+_PARTS, _ROOM = 250_000, 2**27
+"""Modules that a network may have, and numbers beyond those that its files have room for: members of a family, say,
+which share theirs."""
 
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -82,6 +88,7 @@ def read_header(path: Path) -> Header:
     return Header(tensors)
 
 
+@once
 def check_weights(folder: Path, name: str) -> None:
     """Refuse weights that are not whole, and configurations that claim more than the weights beside them can be: ten
     million layers keep a library busy for minutes before it sees that there is nothing to put into them.
@@ -89,22 +96,61 @@ def check_weights(folder: Path, name: str) -> None:
     Raises:
         UntrustedError: names file, and key.
     """
-    for config in sorted(folder.rglob("config.json")):
+    for config in sorted([*folder.rglob("config.json"), *folder.rglob("scheduler_config.json")]):
         headers = []
         for path in sorted(config.parent.glob("*.safetensors")):
             try:
                 headers.append(read_header(path))
             except (OSError, ValueError) as error:
                 raise UntrustedError(f"{name}: {path.name} is damaged: {error}") from error
-        if not headers:
-            continue
         tensors, numbers = sum(len(h.tensors) for h in headers), sum(h.numbers for h in headers)
         for key, value in _claims(_config(config, name)):
             last = key.rpartition(".")[2].lower()
-            if last.endswith(_LAYERS) and value > max(tensors, _FEW_LAYERS):
+            for counted, most in _LENGTHS.items():
+                if last.endswith(counted) and value > most:
+                    raise UntrustedError(f"{name}: {config.name} says {key}={value:,}, more than {most:,}")
+            if not headers:
+                continue
+            if last.endswith(_LAYERS) and value > min(max(tensors, _FEW_LAYERS), _MOST_LAYERS):
                 raise UntrustedError(f"{name}: config.json says {key}={value:,}, and its weights are {tensors} tensors")
             if last.endswith(_WIDTHS) and value > max(numbers, 2**16):
                 raise UntrustedError(f"{name}: config.json says {key}={value:,}, and its weights {numbers:,} numbers")
+
+
+@contextmanager
+def built_within(folder: Path, name: str) -> Iterator[None]:
+    """Stop a network that, while it is built from a folder, grows beyond what the files there can fill, before memory
+    is taken: whatever the key is by which a configuration asks for that. What is built on no device takes none.
+
+    Raises:
+        UntrustedError: as `check_weights`; it has too many parts, or too many numbers.
+    """
+    check_weights(folder, name)
+    from torch.nn.modules import module as torch_module
+
+    most = _ROOM + 16 * sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    parts = numbers = 0
+
+    def module(*_: Any) -> None:
+        nonlocal parts
+        if (parts := parts + 1) > _PARTS:
+            raise UntrustedError(f"{name}: its configuration asks for more than {_PARTS:,} parts of a network")
+
+    def parameter(_: Any, key: str, made: Any) -> None:
+        nonlocal numbers
+        numbers += 0 if made is None or made.device.type == "meta" else made.numel()
+        if numbers > most:
+            raise UntrustedError(f"{name}: its configuration asks for {numbers:,} numbers ({key}), more than it has")
+
+    hooks = [
+        torch_module.register_module_module_registration_hook(module),
+        torch_module.register_module_parameter_registration_hook(parameter),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _config(path: Path, name: str) -> Any:

@@ -8,7 +8,7 @@ from the repository and is not trusted: only data sets that anybody can have are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -204,9 +204,9 @@ def _figures(folder: Path, name: str, report: Report) -> list[Figure]:
         ]  # fmt: skip
     except (OSError, ValueError) as error:
         raise UntrustedError(f"{name}: the results in {CARD} cannot be read ({error})") from error
+    known = _by_place(report.measures)
     for figure in found:
-        known = [m for m in report.measures if _same(figure, m)]
-        figure.report = known[0].value if known else None
+        figure.report = known[of].value if (of := _place(figure)) in known else None
     return found
 
 
@@ -268,14 +268,18 @@ def _figure(dataset: Mapping[str, Any], metric: Mapping[str, Any]) -> Figure:
     )  # fmt: skip
 
 
-def _same(figure: Figure, measure: Measure) -> bool:
-    variant = {} if figure.member is None else {MEMBER: figure.member}
-    return measure.variant == variant and (figure.dataset, figure.split, figure.metric, figure.subject) == (
-        printable(measure.dataset),
-        measure.split,
-        measure.metric,
-        measure.subject,
-    )
+def _place(figure: Figure) -> tuple[Any, ...]:
+    return figure.dataset, figure.split, figure.metric, figure.subject, figure.member
+
+
+def _by_place(measures: Iterable[Measure]) -> dict[tuple[Any, ...], Measure]:
+    """Those that a figure may be of, the first of each place; of views other than the members of a family none is."""
+    found: dict[tuple[Any, ...], Measure] = {}
+    for m in measures:
+        if not m.variant or (m.variant.keys() == {MEMBER} and isinstance(m.variant[MEMBER], str)):
+            place = printable(m.dataset), m.split, m.metric, m.subject, m.variant.get(MEMBER)
+            found.setdefault(place, m)
+    return found
 
 
 # -- what it scores now ---------------------------------------------------------------------------------------
@@ -331,8 +335,9 @@ def _evaluate(
 
 def _compare(figures: list[Figure], measures: list[Measure], why: str = "") -> None:
     """Note what is measured now; `why` it may be missing."""
+    known = _by_place(measures)
     for figure in figures:
-        now = next((m for m in measures if _same(figure, m)), None)
+        now = known.get(_place(figure))
         figure.now = now.value if now else None
         if now is None:
             figure.note = why or "is no longer measured"

@@ -11,6 +11,7 @@ from kdhub_search.scores import LastMap
 
 import kdhub
 from kdhub.errors import CompatibilityError, DataError, UsageError
+from kdhub.files import read_sealed
 from kdhub.method import Progress
 from kdhub.rows import Signals
 
@@ -49,7 +50,7 @@ def files(run):
 
 def test_a_search_keeps_to_its_budget_and_goes_on_where_it_was_stopped(tmp_path, teacher, monkeypatch):
     run = search(tmp_path / "whole", teacher, max_params=3200)
-    result, known = run.read_json("search.json"), [json.loads(text) for text in files(run).values()]
+    result, known = run.read_json("search.json"), [*map(read_sealed, sorted((run.folder / "candidates").iterdir()))]
     assert [one["number"] for one in known] == list(range(1, len(known) + 1)) and len(result["history"]) == 8
     assert 2 <= len(known) < 6 and all(one["parameters"] <= 3200 for one in known)
     assert all(one["score"] == -(one["semantic"] + one["relation"]) for one in known)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdhub.errors import UntrustedError
-from kdhub.files import canonical_json
+from kdhub.files import canonical_json, once
 from kdhub.hub.trust import check_model_folder
 from kdhub.rows import Example
 from kdhub_tasks import wrappers
@@ -278,12 +278,16 @@ def check_weights(network: Any, folder: Path, name: str | None = None) -> None:
     Raises:
         UntrustedError: the folder lacks some.
     """
-    _, found = type(network).from_pretrained(
-        folder, config=network.config, local_files_only=True, use_safetensors=True, output_loading_info=True,
-        device_map="meta",
-    )  # fmt: skip
+    _check_weights(Path(folder), name or str(folder), type(network))
+
+
+@once
+def _check_weights(folder: Path, name: str, kind: Any) -> None:
+    network, found = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, device_map="meta"
+    )
     lost = (*found["missing_keys"], *found["mismatched_keys"])
-    _refuse_lost([n for n in map(str, lost) if not n.startswith("pooler.")], network, name or folder)
+    _refuse_lost([n for n in map(str, lost) if not n.startswith("pooler.")], network, name)
 
 
 def _refuse_lost(lost: Iterable[Any], model: Any, name: Any) -> None:

@@ -213,7 +213,7 @@ def test_annotations_of_shanghaitech_and_ucf_qnrf(tmp_path):
         ("points.csv", "image,x,y\na0.png,1,1\na1.png,50,1\na2.png,1,1\n", "row 2: points.csv, line 3: .50, 1."),
         ("points.csv", "image,x,y\na0.png,1,1\na2.png,1,1\n", "without annotation .row 2: a1.png is not in points.csv"),
         ("points.csv", "image,x\na0.png,1\n", "points.csv has no column 'y'"),
-        ("points.json", "{", "cannot be read: points.json: Expecting"),
+        ("points.json", "{", "cannot be read: points.json: not JSON: expecting"),
         (
             "points.json",
             '{"a0.png": 1, "a1.png": "x", "a2.png": []}',

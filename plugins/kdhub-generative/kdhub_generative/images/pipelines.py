@@ -231,10 +231,16 @@ class PipelineModel(ImageModel):
             raise UntrustedError(f"{name or folder}: {index['scheduler'][1]} is not a scheduler of diffusers")
         scheduler, opened = made.from_pretrained(folder / "scheduler"), {}
         for part, known in classes.items():
-            more = {} if part == "tokenizer" else {"use_safetensors": True}
-            library = transformers if part in ("text_encoder", "tokenizer") else diffusers
+            read = getattr(transformers if part in ("text_encoder", "tokenizer") else diffusers, known).from_pretrained
             try:
-                opened[part] = getattr(library, known).from_pretrained(folder / part, local_files_only=True, **more)
+                if part == "tokenizer":
+                    opened[part] = read(folder / part, local_files_only=True)
+                    continue
+                opened[part], found = read(
+                    folder / part, local_files_only=True, use_safetensors=True, output_loading_info=True
+                )
+                if lost := sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"]))):
+                    raise ValueError(f"it has no weights for {len(lost)} of its parts ({', '.join(lost[:3])})")
             except (OSError, ValueError, RuntimeError) as error:
                 raise UntrustedError(f"{name or folder}: its {part} cannot be opened: {error}") from error
         known = folder / "drawing.json"

@@ -20,6 +20,8 @@ from kdhub.data.prepare import BadRow
 from kdhub.data.sources import file_source
 from kdhub.errors import DataError, UsageError
 from kdhub.files import given_or_shared, sha256_file
+from kdhub.plain_arrays import read_arrays
+from kdhub.plain_yaml import NotPlain
 
 logger = logging.getLogger("kdhub")
 
@@ -188,7 +190,7 @@ def _numbers(rows: Sequence[Mapping[str, Any]], ids: Sequence[str], where: str) 
     for name, row in zip(ids, rows):
         try:
             made.append(np.asarray(row.get("features"), np.float32))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             made.append(np.zeros(()))
         if made[-1].ndim != 1 or len(made[-1]) != len(made[0]):
             given = (
@@ -222,39 +224,62 @@ def _known(rows: Sequence[Sequence[Any]], at: Mapping[str, int], where: str) -> 
 def _npz(path: Path) -> Raw:
     """`edges` (m, 2), `y`; `features`, or words as `feat_indices`, `feat_indptr` and `num_features`; perhaps `texts`,
     `train`, `val` and `test`. Nodes are numbers."""
-    with np.load(path, allow_pickle=False) as file:
-        given = dict(file)
+    try:
+        given = read_arrays(path)
+    except NotPlain as error:
+        raise DataError(f"{path.name}: {error}") from error
     if missing := {"edges", "y"} - set(given):
         raise DataError(f"{path.name} has no array {' and no '.join(sorted(missing))}; it has {', '.join(given)}")
-    labels = [class_name(y) for y in given["y"].tolist()]
+
+    def of(name: str, axes: int, kinds: str = "iu") -> np.ndarray:
+        """An array, of whole numbers unless other kinds are named."""
+        array = given[name]
+        if array.ndim != axes or array.dtype.kind not in kinds:
+            wanted = "whole numbers" if kinds == "iu" else "numbers" if "f" in kinds else "values"
+            raise DataError(
+                f"{path.name}: {name} must be {wanted} of {axes} axes, and is {array.dtype} of {list(array.shape)}"
+            )
+        return array
+
+    labels = [class_name(y) for y in of("y", 1, "iufbUS").tolist()]
     ids = [str(n) for n in range(len(labels))]
-    ends = np.asarray(given["edges"], np.int64).reshape(-1, 2)
+    ends = of("edges", 2).astype(np.int64)
+    if ends.shape[1] != 2:
+        raise DataError(f"{path.name}: an edge is two numbers of nodes, and edges is {list(ends.shape)}")
     if len(bad := ends[(ends < 0) | (ends >= len(ids))]):
         raise DataError(f"{path.name}: {len(bad)} edges are of no node: {bad[:SHOWN].tolist()} of {len(ids)}")
     raw = Raw(ids, labels, ends)
     if "features" in given:
-        raw.features = np.asarray(given["features"], np.float32)
+        raw.features = of("features", 2, "iufb").astype(np.float32)
         raw.width = raw.features.shape[1]
     elif missing := {"feat_indices", "feat_indptr", "num_features"} - set(given):
         raise DataError(f"{path.name} has neither an array features nor words ({', '.join(sorted(missing))})")
     else:
-        raw.width = int(given["num_features"])
-        raw.words = np.split(given["feat_indices"], given["feat_indptr"][1:-1])
-        if len(bad := given["feat_indices"][(given["feat_indices"] < 0) | (given["feat_indices"] >= raw.width)]):
+        words, at, raw.width = of("feat_indices", 1), of("feat_indptr", 1), int(of("num_features", 0))
+        if len(at) != len(ids) + 1 or at[0] != 0 or at[-1] != len(words) or (at[1:] < at[:-1]).any():
+            raise DataError(f"{path.name}: feat_indptr must rise from 0 to {len(words)} in {len(ids)} steps")
+        raw.words = np.split(words, at[1:-1].astype(np.int64))
+        if len(bad := words[(words < 0) | (words >= raw.width)]):
             raise DataError(f"{path.name}: {len(bad)} words are none of {raw.width}: {bad[:SHOWN].tolist()}")
     if (many := len(raw.features if raw.words is None else raw.words)) != len(ids):
         raise DataError(f"{path.name}: features are of {many} nodes, and y is of {len(ids)}")
     if "texts" in given:
-        raw.texts = [str(text) for text in given["texts"]]
+        raw.texts = [str(text) for text in of("texts", 1, "US")]
+        if len(raw.texts) != len(ids):
+            raise DataError(f"{path.name}: texts are of {len(raw.texts)} nodes, and y is of {len(ids)}")
     named = {"train": "train", "validation": "val", "test": "test"}
-    raw.parts = {part: given[of].astype(int) for part, of in named.items() if of in given} or None
+    raw.parts = {part: of(name, 1).astype(int) for part, name in named.items() if name in given} or None
     return raw
 
 
 def _networkx_file(path: Path) -> Raw:
     import networkx
 
-    return of_networkx((networkx.read_graphml if path.suffix == ".graphml" else networkx.read_gml)(path))
+    try:
+        graph = (networkx.read_graphml if path.suffix == ".graphml" else networkx.read_gml)(path)
+    except Exception as error:  # networkx raises many kinds of errors for files that are none
+        raise DataError(f"{path.name} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+    return of_networkx(graph)
 
 
 def of_networkx(graph: Any) -> Raw:

@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.files import given_or_shared
+from kdhub.kept import keep, kept
 from kdhub.method import ObjectiveMethod, Progress, TrainingOptions, step_count
 from kdhub.ranks import rank
 from kdhub.rows import Example, Rows, Signals
@@ -114,12 +115,10 @@ class Ade(ObjectiveMethod):
         return ()  # its labels are in the rows
 
     def distill(self, run: RunContext) -> Any:
-        from safetensors.torch import load_file
-
         self._run = run
         student = run.fit(self, run.student)
         if self._held:
-            student.module.load_state_dict(load_file(run.folder / BEST))
+            student.module.load_state_dict(kept(run.folder / BEST))
         return student
 
     def adapt(self, student: Any, teacher: Any) -> None:
@@ -222,8 +221,6 @@ class Ade(ObjectiveMethod):
     # -- the best epoch ---------------------------------------------------------------------------------------
 
     def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
-        from safetensors.torch import save_file
-
         done, an_epoch = progress.step + 1, max(1, round(progress.steps / self.options.epochs))
         if not self._held or (done % an_epoch and done < progress.steps):
             return
@@ -232,12 +229,7 @@ class Ade(ObjectiveMethod):
         if self._best is None or loss < self._best[0]:
             self._best = loss, done
             if rank() == 0:
-                state = {
-                    name: value.detach().cpu().clone() for name, value in self._student.module.state_dict().items()
-                }
-                (self._run.folder / BEST).parent.mkdir(exist_ok=True)
-                save_file(state, self._run.folder / f"{BEST}.new")
-                (self._run.folder / f"{BEST}.new").replace(self._run.folder / BEST)
+                keep(self._student.module.state_dict(), self._run.folder / BEST)
 
     def _held_loss(self) -> float:
         """The mean over rows of the batches' losses."""

@@ -13,7 +13,7 @@ from kdhub_tasks.classes import classes_for
 from kdhub_tasks.classification.model import NetworkClassifier
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdhub.errors import CompatibilityError, DataError, UsageError
+from kdhub.errors import CompatibilityError, UntrustedError, UsageError
 from kdhub.rows import Example
 from kdhub.student import BuildContext, Student
 from kdhub_knowledge.masses import pignistic
@@ -141,7 +141,7 @@ class Belief(Student):
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Belief:
         """
         Raises:
-            DataError: the tables are not those that its configuration names.
+            UntrustedError: the tables are not those that its configuration names.
         """
         from safetensors.numpy import load_file
 
@@ -156,7 +156,7 @@ class Belief(Student):
             student.fused, student.sources = fused, dict(zip(config["sources"], sources))
             student.options, student.trust = config["options"], config["trust"]
         except KeyError as error:
-            raise DataError(f"{folder}: model.safetensors has no {error}, which config.json names") from error
+            raise UntrustedError(f"{folder}: model.safetensors has no {error}, which config.json names") from error
         return student
 
     def usage(self) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError, DataError, TrainingError
+from kdhub.kept import keep, kept
 from kdhub.method import Method, MethodOptions, RunContext
 from kdhub.metric import Measure
 from kdhub.ranks import device
@@ -202,11 +203,9 @@ class PCoreSet(Method):
 
     def _start(self, run: RunContext, number: int, after: int | None) -> Student:
         """What a round trains: the start with new heads, or what the round `after` which it comes has left."""
-        from safetensors.torch import load_file
-
         student = self._fresh(run, number)
         if after is not None and not self.options.reinit:
-            student.module.load_state_dict(load_file(run.folder / ROUNDS / f"{after}.safetensors"))
+            student.module.load_state_dict(kept(run.folder / ROUNDS / f"{after}.safetensors"))
         return student
 
     def _fresh(self, run: RunContext, number: int) -> Student:
@@ -290,11 +289,7 @@ def shown_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 def save_weights(student: Student, folder: Path, number: int) -> None:
     """Of a round, for the next one. Those of the round before stay, from which a run that is stopped begins again."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(exist_ok=True)
-    state = {name: value.contiguous() for name, value in student.module.state_dict().items()}
-    save_file(state, folder / f"{number}.safetensors")
+    keep(student.module.state_dict(), folder / f"{number}.safetensors")
     (folder / f"{number - 2}.safetensors").unlink(missing_ok=True)
 
 

@@ -27,6 +27,8 @@ from kdhub.errors import UsageError
 from kdhub.named_layers import Taps
 from kdhub_search.families.relations import RELATED, last_attention
 
+MOST = 4096
+"""Members of a family; the paper's have 256 in each sub-space."""
 Keep = Literal["spread", "first"]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -193,6 +195,9 @@ class Nested(nn.Module):
             wrong = error.errors()[0]
             raise UsageError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']} ({wrong['input']})") from error
         self._make, self.axes, self._keep, self._of = make, Axes(make, head_dim), keep_layers, layers
+        many = sum(prod(map(len, (s.layers, s.hidden, s.ratio, s.heads))) for s in known.values())
+        if many > MOST:
+            raise UsageError(f"spaces must have at most {MOST:,} members together, and have {many:,}")
         found = [size for name, space in known.items() for size in sizes_of(name, space)]
         self._check(found, {"layers": layers, **limits})
         self.sizes = {size.name: size for size in sorted(found, key=self.axes.parameters)}

@@ -19,7 +19,6 @@ stopped goes on from there. The score ranks sizes well and fine differences of d
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,7 +28,7 @@ import numpy as np
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError, DataError, KdhubError, UsageError
-from kdhub.files import write_json
+from kdhub.files import read_sealed, write_json, write_sealed
 from kdhub.method import ObjectiveMethod, Progress, RunContext
 from kdhub.metric import Measure
 from kdhub.ranks import device, of_first, rank
@@ -254,14 +253,14 @@ class Candidates:
 
     def _kept(self, number: int) -> dict[str, Any] | None:
         try:
-            return json.loads((self.folder / f"{number:04}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return read_sealed(self.folder / f"{number:04}.json")
+        except (OSError, ValueError):  # none yet, or one that was damaged: it is scored again
             return None
 
     def _keep(self, one: Mapping[str, Any]) -> None:
         if rank() == 0:
             self.folder.mkdir(exist_ok=True)
-            write_json(self.folder / f"{one['number']:04}.json", one)
+            write_sealed(self.folder / f"{one['number']:04}.json", one)
 
     # -- scores -----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from kdhub_tasks.losses import label_loss
 from pydantic import Field
 
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.kept import keep, kept
 from kdhub.method import ObjectiveMethod, Progress, RunContext
 from kdhub.metric import Measure
 from kdhub.ranks import barrier, device, rank
@@ -88,17 +89,13 @@ class LearngenePool(ObjectiveMethod):
 
     def _instance(self, run: RunContext, pool: Student, n: int, name: str) -> None:
         """Train an anchor and write it with its maps."""
-        from safetensors.torch import save_file
-
         method = self._learngene(n)
         student = run.fit(method, pool.cut(name), f"anchor {name}")
         state = {f"student.{key}": value for key, value in student.module.state_dict().items()}
         for key, extra in getattr(method, "modules", {}).items():
             state |= {f"{key}.{inner}": value for inner, value in extra.state_dict().items()}
         if rank() == 0:
-            (run.folder / FOLDER).mkdir(exist_ok=True)
-            target = run.folder / FOLDER / f"{name}.safetensors"
-            save_file({key: value.cpu().contiguous() for key, value in state.items()}, target)
+            keep(state, run.folder / FOLDER / f"{name}.safetensors")
         barrier()  # the other ranks open it
 
     def _learngene(self, n: int) -> Learngene:
@@ -114,9 +111,8 @@ class LearngenePool(ObjectiveMethod):
     def _take(file: Path, pool: Student, n: int) -> Tensor | None:
         """Put a trained anchor into the pool; the mean over positions of its maps (D_S, D_T), None without any."""
         import torch
-        from safetensors.torch import load_file
 
-        state = load_file(file)
+        state = kept(file)
         own = {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
         pool.module.anchors[n].load_state_dict(own)
         maps = [value for key, value in sorted(state.items()) if key.startswith("rep-") and key.endswith(".weight")]

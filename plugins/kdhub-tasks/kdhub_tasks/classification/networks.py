@@ -217,7 +217,9 @@ class Vit(nn.Module):
         channels, (height, breadth) = (shape[0] if len(shape) == 3 else 1), shape[-2:]
         self.scale = Standardise(mean, std)
         self.patches = nn.Conv2d(channels, width, patch, patch)
-        self.positions = nn.Parameter(0.02 * torch.randn((height // patch) * (breadth // patch), width))
+        self.positions = nn.Parameter(torch.empty((height // patch) * (breadth // patch), width))
+        with torch.no_grad():
+            self.positions.copy_(0.02 * torch.randn(self.positions.shape))
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)

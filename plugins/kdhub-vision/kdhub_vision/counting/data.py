@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -34,7 +33,10 @@ from kdhub.data.dataset import Data
 from kdhub.data.prepare import BadRow, Source, names_of
 from kdhub.errors import DataError, UsageError
 from kdhub.files import canonical_json
+from kdhub.plain_arrays import read_arrays
+from kdhub.plain_json import read_json
 from kdhub.rows import Fault
+from kdhub_vision.counting.matlab import points_in
 from kdhub_vision.counting.targets import outside, points_of
 
 BESIDE = ("", "ground_truth", "ground-truth", "annotations", "labels", "points", "density")
@@ -196,8 +198,8 @@ def read_annotation(file: Path) -> Known:
         if file.suffix == ".csv":
             return _points_csv(file)
         if file.suffix == ".json":
-            return _value(json.loads(file.read_text(encoding="utf-8")), file.name)
-        return _mat(file) if file.suffix == ".mat" else _npy(file)
+            return _value(read_json(file), file.name)
+        return {"points": points_of(points_in(file))} if file.suffix == ".mat" else _npy(file)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"an annotation that cannot be read: {file.name}: {error}") from error
 
@@ -246,7 +248,7 @@ def _of_all(file: Path) -> dict[str, Known | DataError]:
     """Name of an image -> what is known of it, or what is wrong with that."""
     found: dict[str, Known | DataError] = {}
     if file.suffix == ".json":
-        given = json.loads(file.read_text(encoding="utf-8"))
+        given = read_json(file)
         if not isinstance(given, dict):
             raise DataError(f"{file.name} must be an object with the names of images as keys")
         for name, value in given.items():
@@ -255,7 +257,7 @@ def _of_all(file: Path) -> dict[str, Known | DataError]:
             except DataError as error:
                 found[name] = error
         return found
-    lines = list(_lines(file))
+    lines, points = list(_lines(file)), {}
     wanted = ("image", "count") if file.name == "counts.csv" else ("image", "x", "y")
     at = _header(file, lines[0][1], wanted) if lines else ()
     for number, row in lines[1:]:
@@ -265,12 +267,13 @@ def _of_all(file: Path) -> dict[str, Known | DataError]:
             if wanted[1] == "count":
                 found[name] = _value(_number(cells[0]), where)
                 continue
-            known = found.setdefault(name, {"points": np.zeros((0, 2)), "lines": []})
-            if isinstance(known, dict) and any(cells):
-                known["points"] = np.concatenate([known["points"], [_point(cells, where)]])
-                known["lines"].append(f"line {number}")
+            of_image = points.setdefault(name, [])
+            if any(cells):
+                of_image.append((_point(cells, where), f"line {number}"))
         except DataError as error:
             found[name] = error
+    for name, given in points.items():
+        found.setdefault(name, {"points": points_of([p for p, _ in given]), "lines": [line for _, line in given]})
     return found
 
 
@@ -283,39 +286,15 @@ def _value(value: Any, where: str) -> Known:
     if isinstance(value, list):
         try:
             return {"points": points_of([[p["x"], p["y"]] if isinstance(p, dict) else p for p in value])}
-        except (DataError, KeyError) as error:
-            raise DataError(f"points that are not pairs of numbers: {where}: {str(value)[:60]}") from error
+        except (DataError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise DataError(f"points that are not pairs of numbers: {where}: {str(value[:9])[:60]}") from error
     raise DataError(f"an annotation without points or a count: {where}")
 
 
-def _mat(file: Path) -> Known:
-    """ShanghaiTech has `image_info`, in which a structure has `location`; UCF-QNRF has `annPoints`."""
-    from scipy.io import loadmat
-
-    try:
-        given = loadmat(file, squeeze_me=True)
-    except Exception as error:  # scipy raises many kinds of errors for damaged files
-        raise DataError(f"an annotation that cannot be read: {file.name}: {error}") from error
-    if "annPoints" in given:
-        found = given["annPoints"]
-    elif "image_info" in given:
-        info = given["image_info"]
-        info = info if info.dtype.names else np.asarray(info.item() if info.shape == () else info[0])
-        if "location" not in (info.dtype.names or ()):
-            raise DataError(f"a .mat without annotation: {file.name}: its image_info has no location")
-        found = info["location"].item()
-    else:
-        names = names_of(name for name in given if not name.startswith("__"))
-        raise DataError(
-            f"a .mat without annotation: {file.name} has {names or 'nothing'}, and neither image_info (ShanghaiTech) "
-            "nor annPoints (UCF-QNRF)"
-        )
-    found = np.asarray(found, np.float64)
-    return {"points": points_of(found.reshape(-1, 2) if found.size % 2 == 0 else found)}
-
-
 def _npy(file: Path) -> Known:
-    density = np.load(file, allow_pickle=False)
+    density = read_arrays(file).get("", np.zeros(0))
+    if density.dtype.kind not in "iufb":
+        raise DataError(f"a density that is not of numbers: {file.name}: {density.dtype}")
     if density.ndim != 2 or not density.size or not np.isfinite(density).all() or density.min() < 0:
         raise DataError(f"a density that is not height x width of numbers from 0: {file.name}: {density.shape}")
     return {"density": density.astype(np.float32).tolist()}

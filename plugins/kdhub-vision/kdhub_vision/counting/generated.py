@@ -10,6 +10,7 @@ import numpy as np
 from kdhub.data.dataset import Data
 from kdhub.errors import DataError, UsageError
 from kdhub.files import given_or_shared, known_sha256
+from kdhub.plain_arrays import read_arrays
 
 DIGIT = 8
 """Pixels of a side of scikit-learn's digits."""
@@ -86,8 +87,8 @@ def dots(argument: str, *, train: int = 100, validation: int = 50, seed: int = 0
 
 def _arrays(file: Any) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as given:
-            images, where = given["image"], given["dots"].astype(np.int64)
+        given = read_arrays(file)
+        images, where = given["image"], given["dots"].astype(np.int64)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{file.name} has no arrays `image` and `dots`: {error}") from error
     if images.ndim not in (3, 4) or where.ndim != 2 or where.shape[1] != 3:
