@@ -8,8 +8,8 @@ sentences: seconds by the clock and of the processor to run all of them once, an
 
 `spaces`: a teacher of 4 layers of 64 on sentences. Two sub-spaces of 16 members (1-2 layers, 16-32, ratio 1-2, 1-2
 heads; 3-4, 48-64, 3-4, 3-4) of `--steps` each, against one space of all 256 in as many steps, which a member there has
-fewer of (`equal`), and in twice as many (`total`, the steps of both sub-spaces together): held-out loss, in thousandths,
-of the 32 nets that both have.
+fewer of (`equal`), and in twice as many (`total`, the steps of both sub-spaces together): held-out loss, in thousandths
+of each of the 32 nets that both have.
 
     python benchmarks/bench_nested.py step|members|spaces [--seeds 0 1 2] [--steps 300] [--texts 4000]
 """
