@@ -4,11 +4,12 @@
 seconds of the processor.
 
 `members`: held-out relations of 256 members (1 to 4 layers, width 32 to 128, ratio 1 to 4, 1 to 4 heads of 32) on 512
-sentences, before and after one step; seconds by the clock, and of all else that the run does.
+sentences: seconds by the clock and of the processor to run all of them once, and to count what each costs.
 
 `spaces`: a teacher of 4 layers of 64 on sentences. Two sub-spaces of 16 members (1-2 layers, 16-32, ratio 1-2, 1-2
-heads; 3-4, 48-64, 3-4, 3-4) of `--steps` each, against one space of all 256 in as many steps (`equal`), and in twice as
-many (`total`, the steps of both sub-spaces together): held-out loss of four nets that both have.
+heads; 3-4, 48-64, 3-4, 3-4) of `--steps` each, against one space of all 256 in as many steps, which a member there has
+fewer of (`equal`), and in twice as many (`total`, the steps of both sub-spaces together): held-out loss, in thousandths
+of each of the 32 nets that both have.
 
     python benchmarks/bench_nested.py step|members|spaces [--seeds 0 1 2] [--steps 300] [--texts 4000]
 """
@@ -16,7 +17,9 @@ many (`total`, the steps of both sub-spaces together): held-out loss of four net
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -29,7 +32,6 @@ import kdhub
 LEFT_OUT = ["wikisplit"]
 SMALL = {"layers": [1, 2], "hidden": [16, 32], "ratio": [1, 2], "heads": [1, 2]}
 LARGE = {"layers": [3, 4], "hidden": [48, 64], "ratio": [3, 4], "heads": [3, 4]}
-CORNERS = ((1, 16, 1, 1), (2, 32, 2, 2), (3, 48, 3, 3), (4, 64, 4, 4))
 
 
 def texts(many: int, held_out: bool = False) -> dict[str, Any]:
@@ -50,13 +52,15 @@ def teacher(out: Path, many: int, size: str) -> str:
     return f"path:{run.student_folder}"
 
 
-def slices(out: Path, of: str, spaces: dict[str, Any], many: int, steps: int, seed: int) -> dict[str, float]:
-    """Train a family; the held-out loss of each member."""
+def slices(
+    out: Path, of: str, spaces: dict[str, Any], many: int, steps: int, seed: int, held_out: int = 128
+) -> dict[str, float]:
+    """Train a family; the held-out loss of each member, in thousandths."""
     run = kdhub.distill(
         {
             "task": "fill-mask", "method": "autodistil", "teacher": of, "seed": seed,
             "student": {"source": "nested", "spaces": spaces},
-            "data": {"train": [texts(many)], "validation": [texts(512, held_out=True)]},
+            "data": {"train": [texts(many)], "validation": [texts(held_out, held_out=True)]},
             "options": {"max_steps": steps, "epochs": 1000, "lr": 1e-3, "batch_size": 32, "max_flops": None,
                         "max_length": 64, "precision": "float32"},
             "evaluation": {"data": [], "cost": False},
@@ -64,7 +68,7 @@ def slices(out: Path, of: str, spaces: dict[str, Any], many: int, steps: int, se
         out=out,
     )  # fmt: skip
     found = json.loads((run.folder / "search.json").read_text())
-    return {name.partition("-")[2]: one["loss"] for name, one in found["members"].items()}
+    return {name.partition("-")[2]: round(1000 * one["loss"], 4) for name, one in found["members"].items()}
 
 
 def spaces(seeds: list[int], steps: int, many: int) -> None:
@@ -74,16 +78,22 @@ def spaces(seeds: list[int], steps: int, many: int) -> None:
         "equal": ({"one": whole}, steps),
         "total": ({"one": whole}, 2 * steps),
     }
-    names = ["{}x{}-r{}-h{}".format(*corner) for corner in CORNERS]
     with tempfile.TemporaryDirectory() as place:
         of = teacher(Path(place) / "teacher", many, "layers=4,width=64,heads=4")
         for seed in seeds:
-            found = {}
-            for way, (given, most) in ways.items():
-                every = slices(Path(place) / f"{way}-{seed}", of, given, many, most, seed)
-                found[way] = {name: every[name] for name in names}
-            print(seed, json.dumps(found))
-            record("nested-spaces", seed=seed, steps=steps, texts=many, loss=found)
+            found = {
+                way: slices(Path(place) / f"{way}-{seed}", of, given, many, most, seed)
+                for way, (given, most) in ways.items()
+            }
+            for name, space in (("small", SMALL), ("large", LARGE)):
+                nets = ["{}x{}-r{}-h{}".format(*choice) for choice in itertools.product(*space.values())]
+                each = {way: [of[net] for net in nets] for way, of in found.items()}
+                means = {way: round(statistics.mean(losses), 3) for way, losses in each.items()}
+                better = {way: sum(a < b for a, b in zip(each["two"], each[way])) for way in ("equal", "total")}
+                print(
+                    f"seed {seed}, {name}: mean {means}, two sub-spaces better in {better} of {len(nets)}", flush=True
+                )
+                record("nested-spaces", seed=seed, steps=steps, texts=many, space=name, nets=nets, loss=each)
 
 
 def _family(spaces: dict[str, Any], size: str) -> tuple[Any, Any]:
@@ -131,16 +141,33 @@ def step() -> None:
 
 
 def members() -> None:
+    from kdhub_search.methods.autodistil import AutoDistil
+
+    took: dict[str, list[float]] = {}
+
+    def timed(name: str) -> None:
+        own = getattr(AutoDistil, name)
+
+        def work(*given: Any) -> Any:
+            began = time.monotonic(), time.process_time()
+            made = own(*given)
+            seconds = time.monotonic() - began[0], time.process_time() - began[1]
+            took.setdefault(name, [round(one, 1) for one in seconds])  # a later call finds what the first one kept
+            return made
+
+        setattr(AutoDistil, name, work)
+
+    timed("_held_out")
+    timed("_costs")
     with tempfile.TemporaryDirectory() as place:
         given = {
             "a": {"layers": [1, 2, 3, 4], "hidden": [32, 64, 96, 128], "ratio": [1, 2, 3, 4], "heads": [1, 2, 3, 4]}
         }
         of = teacher(Path(place) / "teacher", 1000, "layers=4,width=128,heads=4")
-        began = time.monotonic()
-        slices(Path(place) / "family", of, given, 1000, 1, 0)
-        run = json.loads((Path(place) / "family" / "state.json").read_text())
-        print(f"256 members, counted, measured before and after: {time.monotonic() - began:.0f} s", list(run["stages"]))
-        record("nested-members", seconds=time.monotonic() - began)
+        slices(Path(place) / "family", of, given, 1000, 1, 0, 512)
+    print("256 members, seconds by the clock and of the processor: on 512 texts", took["_held_out"], ", counted",
+          took["_costs"])  # fmt: skip
+    record("nested-members", texts=512, held_out=took["_held_out"], counted=took["_costs"])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ WHO = {TEACHER: "teacher", BEFORE: "start", STUDENT: "student"}
 
 OWN_FILES = "its own files"
 """The data set of measures for which nothing is run: a student's files are read (`MetricSpec.files`)."""
+OWN_ROWS = ("training rows", "one training batch", "validation rows")
+"""Data sets of measures that a method took itself while it trained: no evaluation repeats them."""
 
 COSTS: dict[str, tuple[str, str, str, bool]] = {
     "parameters": ("parameters", "fewer", "more", False),

@@ -20,7 +20,7 @@ from kdhub.evaluation.card import TOGETHER
 from kdhub.evaluation.card_check import read_card
 from kdhub.evaluation.counting import count_costs
 from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
-from kdhub.evaluation.report import ASYMMETRIC, OWN_FILES, STUDENT, Report, printable
+from kdhub.evaluation.report import ASYMMETRIC, OWN_FILES, OWN_ROWS, STUDENT, Report, printable
 from kdhub.families import MEMBER, member_in
 from kdhub.hub import manifest
 from kdhub.hub.files import CARD, LARGEST_TEXT, MANIFEST, short
@@ -42,6 +42,7 @@ to the other side of a threshold moves a score of some hundred rows by as much."
 
 OK, DIFFERS, OPEN = "ok", "differs", "not checked"
 WITHOUT = "needs the teacher: --with-teacher"
+TRAINING = "a method's own, measured while it trained"
 
 
 @dataclass
@@ -305,6 +306,7 @@ def _evaluate(
     against, why = _teacher(recipe, task, student, trusted, resolver) if with_teacher else (None, WITHOUT)
     scored = _fingerprints(facts)
     reasons = []
+    _note([f for f in found.figures if f.dataset in OWN_ROWS], TRAINING)
     if own := [f for f in found.figures if f.dataset == OWN_FILES]:
         _compare(own, Evaluator(task, resolver, recipe.evaluation, options).of_files(STUDENT, encode))
     for ref in recipe.evaluation.data:
@@ -381,7 +383,7 @@ def _judge(found: Verification) -> None:
         elif figure.now is not None:
             figure.verdict = OK if abs(figure.difference) <= allowed else DIFFERS
     verdicts = {f.verdict for f in found.figures}
-    waiting = [f for f in found.figures if f.verdict == OPEN and f.note != WITHOUT]
+    waiting = [f for f in found.figures if f.verdict == OPEN and f.note not in (WITHOUT, TRAINING)]
     if found.problems or DIFFERS in verdicts:
         found.status = DIFFERS
     elif waiting or OK not in verdicts:

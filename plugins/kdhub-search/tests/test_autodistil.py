@@ -67,6 +67,10 @@ def test_every_member_comes_closer_and_the_best_within_budget_is_chosen(run):
     )
     family = kdhub.load(run.student_folder)
     assert family.module.chosen == found["chosen"]
+    for space, names in family.module.spaces.items():
+        assert found["best_of_each_sub_space"][space] == min(
+            (n for n in names if n in within), key=within.get, default=None
+        )
     for name, costs in found["members"].items():
         assert costs["parameters"] == sum(p.numel() for p in family.cut(name).module.parameters())
 

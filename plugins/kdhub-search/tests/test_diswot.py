@@ -113,6 +113,14 @@ def test_refused(tmp_path, teacher, changes, error, said):
         search(tmp_path / "a", teacher, **changes)
 
 
+def test_a_teacher_of_other_classes(tmp_path):
+    facts = {"shape": [8, 8], "classes": [*"0123456"], "mean": [[0.3]], "std": [[0.4]]}
+    (tmp_path / "teacher").mkdir()
+    kdhub.open_student("mlp:4", "image-classification", facts=facts).save(tmp_path / "teacher")
+    with pytest.raises(CompatibilityError, match=" of [0-9]+ are in both"):
+        search(tmp_path / "a", f"path:{tmp_path / 'teacher'}")
+
+
 def test_a_teacher_whose_maps_cannot_be_seen():
     with pytest.raises(CompatibilityError, match="not one saved network"):
         network_of(object())

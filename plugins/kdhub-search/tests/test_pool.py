@@ -8,6 +8,8 @@ import torch
 from kdhub_search.families import stitching
 from kdhub_search.methods.learngene import Learngene, soft_cross_entropy
 from kdhub_search.methods.learngene_pool import LearngenePool
+from kdhub_search.networks import Blocks
+from safetensors.torch import load_file
 
 import kdhub
 from kdhub.errors import CompatibilityError, UsageError
@@ -69,11 +71,21 @@ def test_the_loss_of_instances():
     assert soft_cross_entropy(student, teacher, 1.0).item() == pytest.approx(0.446501, abs=1e-6)
     method = Learngene(Learngene.Options(terms="logits", alpha=0.1))
     signals = [Signals({"logits": logits}) for logits in (student, teacher)]
-    method._at = {}
     terms = method.objective(*signals, {"labels": torch.tensor([0])}, Progress(0, 1, 0.0))
     assert terms["labels"].item() == pytest.approx(0.0551445, abs=1e-6)
     assert sum(terms.values()).item() == pytest.approx(0.456995, abs=1e-6)
     assert Learngene(Learngene.Options(terms="logits+rep")).alpha == 0.5 and Learngene(Learngene.Options()).alpha == 0.1
+
+
+def test_tokens_before_the_patches_are_not_compared():
+    method = Learngene(Learngene.Options(terms="logits+rep", where="end"))
+    method._of = {"teacher": Blocks(["t"], "attention", 3, 2), "student": Blocks(["s"], "self_attn", 2, 2)}
+    method._at, method._first, method.modules = {"teacher": ["t"], "student": ["s"]}, 1, {"rep-0": torch.nn.Identity()}
+    states, logits = torch.randn(4, 3, 2), torch.zeros(4, 5)
+    student = Signals({"logits": logits, "layer:s:all": states[:, 1:]})
+    teacher = Signals({"logits": logits, "layer:t:all": states})
+    terms = method.objective(student, teacher, {"labels": torch.zeros(4, dtype=torch.long)}, Progress(0, 1, 0.0))
+    assert terms["rep"] == 0
 
 
 def test_members_are_cut_out_bit_for_bit_and_counted():
@@ -159,8 +171,12 @@ def test_pools_that_mean_nothing(change, said):
 
 @pytest.fixture(scope="module")
 def ancestor(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ancestor")
-    kdhub.open_student("vit:patch=4,width=8,layers=3,heads=2", TASK, seed=5, facts=FACTS).save(folder)
+    return saved(tmp_path_factory.mktemp("ancestor"))
+
+
+def saved(folder, layers=3, classes=10):
+    facts = {**FACTS, "classes": FACTS["classes"][:classes]}
+    kdhub.open_student(f"vit:patch=4,width=8,layers={layers},heads=2", TASK, seed=5, facts=facts).save(folder)
     return f"path:{folder}"
 
 
@@ -178,7 +194,8 @@ def distil(out, ancestor, student=None, **options):
 
 def test_a_pool_that_was_stopped_between_two_stages_ends_alike(tmp_path, ancestor, monkeypatch):
     run = distil(tmp_path / "whole", ancestor)
-    assert {m["metric"] for m in run.report["measures"]} >= {"path-mean-before", "path-mean"}
+    told = {(m["metric"], m["subject"]) for m in run.report["measures"]}
+    assert told >= {(m, s) for m in ("path-mean", "anchor-3x4", "anchor-3x8") for s in ("student-before", "student")}
     with monkeypatch.context() as patched:
         patched.setattr(LearngenePool, "_stitch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -189,6 +206,23 @@ def test_a_pool_that_was_stopped_between_two_stages_ends_alike(tmp_path, ancesto
     assert not trained  # anchors and their maps were kept
     files = [one.student_folder / "model.safetensors" for one in (run, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_ancestor_of_transformers(tmp_path):
+    """Of three blocks, with a token of the class, which built-in instances have not."""
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+    names = {i: str(i) for i in range(10)}
+    made = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, id2label=names))
+    made.save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    run = distil(tmp_path / "run", f"path:{tmp_path / 'vit'}")
+    maps = load_file(run.folder / "instances" / "3x4.safetensors")
+    assert {
+        name: tuple(x.shape) for name, x in maps.items() if name.startswith("att-") and name.endswith("weight")
+    } == {f"att-{p}.weight": (4, 8) for p in range(3)}
 
 
 def test_least_squares_are_exact_where_anchors_are_alike(tmp_path, ancestor):
@@ -227,6 +261,8 @@ def test_least_squares_are_exact_where_anchors_are_alike(tmp_path, ancestor):
             CompatibilityError,
             "the student has 2",
         ),
+        ({"ancestor": {"layers": 2}}, CompatibilityError, "compares 3 blocks, and the teacher has 2"),
+        ({"ancestor": {"classes": 7}}, CompatibilityError, " of [0-9]+ are in both"),
         ({"terms": "none"}, UsageError, "needs the maps of blocks"),
         (
             {"student": {"source": "pool:patch=2,layers=3,heads=2", "widths": [4, 8]}},
@@ -235,6 +271,8 @@ def test_least_squares_are_exact_where_anchors_are_alike(tmp_path, ancestor):
         ),
     ],
 )
-def test_refused(tmp_path, ancestor, changes, error, said):
+def test_refused(tmp_path, changes, error, said):
+    (tmp_path / "ancestor").mkdir()
+    ancestor = saved(tmp_path / "ancestor", **changes.get("ancestor", {}))
     with pytest.raises(error, match=said):
-        distil(tmp_path / "a", ancestor, **changes)
+        distil(tmp_path / "a", **{**changes, "ancestor": ancestor})

@@ -144,5 +144,5 @@ def test_every_member_comes_back_from_a_hub(kind, runs, hub, tmp_path, monkeypat
             assert all(map(np.array_equal, given(cut), given(other))), name
         assert sum(p.numel() for p in opened.module.parameters()) == sum(p.numel() for p in cut.module.parameters())
     assert all(map(np.array_equal, given(kdhub.load("me/one")), given(here.cut(some))))
-    for name in ("me/family", "me/one"):
-        assert kdhub.verify(name).problems == [] and kdhub.verify(name).status != "differs"
+    for name in ("me/family", "me/one"):  # slices have no figures but those of their training
+        assert kdhub.verify(name).status == ("verified" if kind == "pool" else "not-checkable")

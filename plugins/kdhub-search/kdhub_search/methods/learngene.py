@@ -6,7 +6,8 @@
     L_logit = -mean over batch and classes of softmax(z_T / tau) log softmax(z_S / tau)
 
 The maps lead from the ancestor to the student, one pair for each position p, with biases, and are learned along (one
-public version leaves them random). The mean over classes is the authors' code's. `learngene-pool` keeps the maps.
+public version leaves them random). The mean over classes is the authors' code's. `learngene-pool` keeps the maps. Of an
+ancestor of the transformers library the tokens before the patches are left out, as a built-in student has none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import Field
 
 from kdhub.errors import CompatibilityError
 from kdhub.method import ObjectiveMethod, Progress
-from kdhub_search.networks import network_of
+from kdhub_search.networks import blocks_of, network_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from kdhub.teacher import Teacher
 
 Where = Literal["front-end", "mid-end", "end"]
+CLASS_TOKENS = 2
+"""At most so many tokens stand in front of the patches (of a class, of distillation); they are not compared."""
 
 
 class InstanceOptions(ClassifierOptions):
@@ -62,38 +65,34 @@ class Learngene(ObjectiveMethod):
         return defaults.get(self.options.terms, 0.5) if self.options.alpha is None else self.options.alpha
 
     def check(self, student: Student, teacher: Teacher | None) -> None:
-        ancestor = network_of(teacher)
-        for what, model in (("the teacher", ancestor), ("the student", student)):
-            if (kind := getattr(model, "network", "another network")) != "vit":
-                raise CompatibilityError(
-                    f"learngene reads the blocks of a vit, and {what} is {kind}",
-                    hint="a teacher and a student of the kind vit:patch=N,width=N,layers=N,heads=N",
-                )
-        self._widths = {"teacher": ancestor.config["width"], "student": student.config["width"]}
-        self._at = {"student": self._blocks(student, "student"), "teacher": self._blocks(ancestor, "teacher")}
-        mine, theirs = student.width("tokens")[0], ancestor.width("tokens")[0]
-        if self.kinds and mine != theirs:
+        models = {"teacher": network_of(teacher), "student": student}
+        self._of = {whose: blocks_of(model, whose) for whose, model in models.items()}
+        self._at = {whose: self._blocks(whose) for whose in models}
+        mine, theirs = (self._of[whose].positions for whose in ("student", "teacher"))
+        self._first = theirs - mine  # tokens of the teacher that stand for no patch
+        if self.kinds and not 0 <= self._first <= CLASS_TOKENS:
             raise CompatibilityError(
                 f"blocks are compared position by position, and the student has {mine} of them, the teacher {theirs}",
-                hint="give both the same patch",
+                hint="give both the same number of patches",
             )
 
-    def _blocks(self, model: Student, whose: str) -> list[int]:
+    def _blocks(self, whose: str) -> list[str]:
+        """The names of those that are compared."""
         from kdhub_search.families.stitching import positions
 
-        have, found = model.config["layers"], positions(self.options.where, model.config["layers"])
+        have = len(self._of[whose].names)
+        found = positions(self.options.where, have)
         if len(set(found)) < len(found):
             raise CompatibilityError(
                 f"where={self.options.where} compares {len(found)} blocks, and the {whose} has {have}",
                 hint="--set where=end (narrow_where of learngene-pool), or a deeper network",
             )
-        return found
+        return [self._of[whose].names[n] for n in found]
 
     def _layers(self, whose: str) -> dict[tuple[str, int], str]:
         """(rep or att, number of the position) -> the layer's signal."""
-        ends = {"rep": "", "att": ".self_attn"}
         return {
-            (kind, p): f"layer:layers.layers.{block}{ends[kind]}:all"
+            (kind, p): f"layer:{block}{'' if kind == 'rep' else '.' + self._of[whose].attention}:all"
             for kind in self.kinds
             for p, block in enumerate(self._at[whose])
         }
@@ -108,7 +107,7 @@ class Learngene(ObjectiveMethod):
         from torch import nn
 
         return {
-            f"{kind}-{p}": nn.Linear(self._widths["teacher"], self._widths["student"])
+            f"{kind}-{p}": nn.Linear(self._of["teacher"].width, self._of["student"].width)
             for kind, p in self._layers("student")
         }
 
@@ -125,7 +124,8 @@ class Learngene(ObjectiveMethod):
         terms["logits"] = (1 - alpha) * soft_cross_entropy(student.logits, teacher.logits, self.options.tau)
         theirs = self._layers("teacher")
         for (kind, p), layer in self._layers("student").items():
-            mapped = self.modules[f"{kind}-{p}"](teacher[theirs[kind, p]].float())
+            given = teacher[theirs[kind, p]][:, self._first :]
+            mapped = self.modules[f"{kind}-{p}"](given.float())
             terms[kind] = terms.get(kind, 0) + (1 - alpha) * mse_loss(student[layer].float(), mapped)
         return terms
 

@@ -204,11 +204,13 @@ class LearngenePool(ObjectiveMethod):
         return found
 
     def evaluate(self, run: RunContext, student: Student) -> Any:
-        """Also the mean accuracy over members on validation rows, before the pool was trained and after."""
+        """Also accuracies on validation rows, before the pool was trained and after: the mean over members, and that of
+        each anchor, which is drawn as seldom as any other member."""
         report = run.evaluate(student)
         before = run.stage("paths before", lambda: self._accuracies(run, student))
-        for metric, each in (("path-mean-before", before), ("path-mean", self._accuracies(run, student))):
-            if each:
-                mean = float(np.mean([*each.values()]))
-                report.measures.append(Measure(metric=metric, value=mean, subject="student", dataset="validation rows"))
+        for subject, each in (("student-before", before), ("student", self._accuracies(run, student))):
+            told = {"path-mean": float(np.mean([*each.values()]))} if each else {}
+            told |= {f"anchor-{name}": each[name] for name in student.module.anchor_names if each}
+            known = {"subject": subject, "dataset": "validation rows"}
+            report.measures += [Measure(metric=metric, value=value, **known) for metric, value in told.items()]
         return report
