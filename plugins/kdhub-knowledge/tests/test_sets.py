@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from kdhub_knowledge.methods.evidence_fusion import EvidenceFusion
 from kdhub_knowledge.sets.experts import NO_ANSWER, word_of
-from kdhub_knowledge.sets.students import Belief
+from kdhub_knowledge.sets.students import Belief, matrix
 from kdhub_knowledge.sets.task import items_of
+from kdhub_knowledge.substitution import Table, key_of
 from kdhub_tasks.language.openai import OpenAI
 
 import kdhub
@@ -144,11 +144,18 @@ def test_missing_answers_are_unknown(tmp_path):
     np.testing.assert_allclose(table.masses[table.masses[:, 2] < 1], [[1 / 3, 0, 2 / 3]])
 
 
-def test_total_belief_cannot_contradict_itself():
-    student = Belief(["a", "b", "c", "x"], ["High", "Low"])
+def test_sources_that_know_for_certain_and_contradict_each_other_leave_nothing_to_choose_by():
+    """{a, x} is High, {b, x} Low, and d replaces each of them for certain; then only one of them."""
+    student = Belief(list("abdx"), ["High", "Low"])
+    student.sets, student.labels = matrix([["a", "x"], ["b", "x"]], student.items), np.array([0, 1])
+    keys = np.sort([key_of([n], [2], student.width) for n in (0, 1)])
+    student.fused = Table(keys, np.tile([1.0, 0, 0], (2, 1)))
+    np.testing.assert_allclose(student.belief([["d", "x"]]), [[0.5, 0.5, 0]], atol=1e-9)
+    student.fused = Table(keys[:1], np.array([[1.0, 0, 0]]))
+    np.testing.assert_allclose(student.belief([["d", "x"]]), [[1, 0, 0]], atol=1e-9)
+    assert np.isfinite(student.signals([{"items": ["d", "x"]}], "logits")["logits"]).all()
     with pytest.raises(TypeError, match="gives no 'features'"):
         student.signals([{"items": ["a"]}], "features")
-    assert EvidenceFusion.Options(data_discount=1.0, alpha=0.99).trust is None
 
 
 # -- a language model in the role of experts --------------------------------------------------------------------------
