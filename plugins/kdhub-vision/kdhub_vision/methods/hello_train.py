@@ -45,7 +45,7 @@ class Views(ObjectiveMethod):
 
     @property
     def batchwise(self) -> str:
-        return "crops are drawn for a batch, whose rows are mixed with each other"
+        return "views are drawn for each part of a step, and its images are mixed with each other"
 
     def check(self, student: Student, teacher: Teacher | None) -> None:
         """
@@ -65,13 +65,14 @@ class Views(ObjectiveMethod):
         from kdhub_vision.condensed import patches
 
         o, x, labels = self.options, batch["x"], batch["labels"]
-        drawn = torch.randint(2**62, (1,), generator=generator).item()
-        rng = np.random.default_rng([drawn, *batch["keys"].tolist()])
+        drawn, keys = torch.randint(2**62, (1,), generator=generator).item(), batch["keys"].tolist()
         targets = one_hot(labels.clamp_min(0), self._classes).to(x.dtype) * (labels >= 0).unsqueeze(-1)
-        x = patches.crops(x, patches.random_boxes(len(x), o.least_area, rng))
+        rngs = [np.random.default_rng([drawn, key]) for key in keys]  # a row's view is its own
+        x = patches.crops(x, torch.cat([patches.random_boxes(1, o.least_area, rng) for rng in rngs]))
         if o.flip:
-            turned = torch.from_numpy(rng.random(len(x)) < 0.5).to(x.device)
+            turned = torch.tensor([rng.random() < 0.5 for rng in rngs], device=x.device)
             x = torch.where(turned.reshape(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
+        rng = np.random.default_rng([drawn, *keys])
         if o.cutmix and rng.random() < o.cutmix:
             x, targets = patches.cut_mix(x, targets, rng)
         return {**batch, "x": x, "targets": targets}
