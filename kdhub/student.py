@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from kdhub.pictures import Picture
     from kdhub.rows import Example
 
 
@@ -129,6 +130,11 @@ class Student(ABC):
         raise TypeError(f"a {type(self).__name__} has no members")
 
     # -- for its card -----------------------------------------------------------------------------------------
+
+    def pictures(self) -> Iterable[Picture]:
+        """What it looks like (images of a data set, a scene), for report and card beside those that its task draws; the
+        limits are those of `kdhub.pictures`."""
+        return ()
 
     def front_matter(self) -> dict[str, Any]:
         """What its card says to a hub beyond what all cards say, as JSON values."""

@@ -403,8 +403,8 @@ def test_every_comparison_of_the_catalogue_can_run(name):
 
 UNMEASURED = set(
     """
-    cells citeseer-layers commonsense-students found-students-cifar10 one-call pasted-digits plentiful-harm
-    pools pools-mnist scarce-safety slices-sst2 snowman-student
+    cells citeseer-layers commonsense-students distilled-images found-students-cifar10 modules one-call
+    pasted-digits plentiful-harm pools pools-mnist scarce-safety slices-sst2 snowman-student
     """.split()
 )
 """Comparisons that are written and not measured yet: nothing is claimed of them anywhere."""

@@ -19,11 +19,13 @@ from kdhub import pictures
 from kdhub.evaluation.report import BEFORE, STUDENT, TEACHER
 from kdhub.files import atomic_write
 from kdhub.recipes.run import Run
+from kdhub.student import Student
 from kdhub.task import Task
 
 logger = logging.getLogger("kdhub")
 
-PREFIX = "rows-"
+PREFIX, OWN = "rows-", "student-"
+"""Before the names of pictures of what models gave, and of the student itself."""
 
 
 def keep(run: Run, task: Task, subject: str, outputs: Any) -> None:
@@ -36,8 +38,8 @@ def keep(run: Run, task: Task, subject: str, outputs: Any) -> None:
             atomic_write(_folder(run) / f"{subject}.npz", content.getvalue())
 
 
-def draw(run: Run, task: Task, evaluated: list[tuple[Any, str]]) -> None:
-    """Have the task draw what was kept into `plots/`, and note each picture with its sentence in the provenance.
+def draw(run: Run, task: Task, evaluated: list[tuple[Any, str]], student: Student | None = None) -> None:
+    """Have the task draw what was kept into `plots/`, and the student itself; note each picture in the provenance.
 
     Args:
         evaluated: the evaluation data sets and their splits.
@@ -45,18 +47,20 @@ def draw(run: Run, task: Task, evaluated: list[tuple[Any, str]]) -> None:
     files = {subject: _folder(run) / f"{subject}.npz" for subject in (TEACHER, BEFORE, STUDENT)}
     with _without_failing():
         given = {subject: dict(np.load(path)) for subject, path in files.items() if path.exists()}
-        if not given:
+        made = [(OWN, one, "the student itself") for one in (student.pictures() if student is not None else ())]
+        if given:
+            data, split = evaluated[0]
+            rows = max((len(values) for arrays in given.values() for values in arrays.values()), default=0)
+            of = f"{'the first ' if rows > 1 else ''}{rows} {'rows' if rows > 1 else 'row'} of {data.name} {split}"
+            made += [(PREFIX, one, of) for one in task.draw(data, split, given)]
+        if not made:
             return
-        data, split = evaluated[0]
-        made = list(task.draw(data, split, given))
-        if wrong := pictures.problems(made):
+        if wrong := pictures.problems([one for _, one, _ in made]):
             raise ValueError("; ".join(wrong))
         (run.folder / "plots").mkdir(exist_ok=True)
-        rows = max((len(values) for arrays in given.values() for values in arrays.values()), default=0)
-        of = f"{'the first ' if rows > 1 else ''}{rows} {'rows' if rows > 1 else 'row'} of {data.name} {split}"
-        for one in made:
-            atomic_write(run.folder / "plots" / f"{PREFIX}{one.name}", one.content)
-        noted = [{"file": f"plots/{PREFIX}{one.name}", "sentence": one.sentence, "of": of} for one in made]
+        for before, one, _ in made:
+            atomic_write(run.folder / "plots" / f"{before}{one.name}", one.content)
+        noted = [{"file": f"plots/{before}{one.name}", "sentence": one.sentence, "of": of} for before, one, of in made]
         run.add_provenance(pictures=noted)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kdhub_tasks.classification import networks, tiny
-from kdhub_tasks.splitting import Split, as_sequence, as_state, resized
+from kdhub_tasks.splitting import Chain, Split, as_sequence, as_state, resized
 from kdhub_tasks.transformer import TextClassifier
 from kdhub_text.subclasses import Subclasses
 
@@ -75,3 +75,22 @@ def test_places_that_are_not_there():
             Split(model, lower, upper)
     with pytest.raises(CompatibilityError, match="no list of layers"):
         Split(networks.Mlp([8, 8], 3, []))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "vit", "resnet", "text"])
+def test_stretches_of_a_chain_are_the_whole(tmp_path, kind):
+    model, inputs = network(kind, tmp_path)
+    chain, whole = Chain(model), model(inputs)["logits"]
+    shapes = chain.shapes(inputs)
+    assert len(shapes) == len(chain) + 1 == 4
+    for place in range(len(chain) + 1):
+        state = chain.run(inputs, 0, place)
+        assert tuple(state.shape[1:]) == shapes[place]
+        torch.testing.assert_close(chain.run(inputs, place, None, state)["logits"], whole)
+    torch.testing.assert_close(chain.run(inputs, 1, 2, chain.run(inputs, 0, 1)), chain.run(inputs, 0, 2))
+    torch.testing.assert_close(model(inputs)["logits"], whole)
+    owner = chain.owner(inputs)
+    assert {owner(name) for name in model.state_dict()} == {0, 1, 2}
+    ends = {"vit": ("positions", "head.bias"), "resnet": ("bn1.running_mean", "linear.weight")}.get(kind)
+    assert ends is None or [owner(name) for name in ends] == [0, 2]
+    assert all(not p.requires_grad or p.grad is None for p in model.parameters())

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from kdhub.hookspecs import hooks_of
+from kdhub_vision.condensed import spec as condensed
 from kdhub_vision.counting import spec as counting
+from kdhub_vision.modules import spec as modules
 
-ROOMS = (counting,)
+ROOMS = (counting, modules, condensed)
 
 globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))

@@ -10,6 +10,7 @@ import torch
 from kdhub_vision.counting.students import csrnet
 from kdhub_vision.counting.task import Counting
 from kdhub_vision.methods.skt import Skt, SktOptions, cosine_distance, grams, pooled, squares, stride_of
+from safetensors.torch import load_file
 
 import kdhub
 from kdhub.errors import CompatibilityError, KdhubError
@@ -17,6 +18,7 @@ from kdhub.method import Progress
 from kdhub.named_layers import Taps
 from kdhub.rows import Signals
 from kdhub.specs import MethodSpec
+from kdhub.testing._ranks import pair
 
 A = torch.tensor([[[[1.0, 2], [3, 4]], [[4, 3], [2, 1]]]])
 A2 = torch.tensor([[[[1.0, 2], [4, 3]], [[4, 3], [2, 1]]]])
@@ -218,3 +220,14 @@ def test_a_teacher_alone_teaches_its_maps(tmp_path):
     assert np.isfinite(saved.count(np.zeros((40, 33), np.uint8)))
     pictures = [p["file"] for p in json.loads((run.folder / "provenance.json").read_text())["pictures"]]
     assert pictures == ["plots/rows-densities.png", "plots/rows-counts.png"]
+
+
+def test_two_processes_give_the_counter_of_one(tmp_path):
+    options = {"reduction": "mean", "lr": 1e-3, "batch_size": 4, "max_steps": 2, "precision": "float32", "flip": 0}
+    tiny = {**Counting().tiny_recipe(tmp_path), "evaluation": {"data": []}}
+    recipe = {**tiny, "task": "counting", "method": "skt", "options": options | {"crop": [0.7, 1]}}
+    kdhub.distill(recipe, out=tmp_path / "one")
+    pair().distil(recipe, tmp_path / "both")
+    one, both = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("one", "both"))
+    for name in one:
+        torch.testing.assert_close(both[name], one[name], rtol=0, atol=2e-5, msg=name)
