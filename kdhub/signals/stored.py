@@ -116,7 +116,7 @@ def stored_signals(teacher: Teacher, rows: Rows, kind: str, *, dtype: str = "flo
     report = store.fill(
         rows.keys,
         rows.lengths,
-        lambda indices: teacher.signals(rows[indices], stored),
+        lambda indices: teacher.signals(rows[indices], teacher.stored_in(kind)),
         rank=rank(),
         world_size=world_size(),
         workers=teacher.concurrent_groups,
