@@ -150,18 +150,17 @@ def known_sha256(path: Path | str) -> str:
     except (OSError, ValueError, KeyError):
         pass
     value = sha256_file(path)
-    _remember(path, identity, value)
+    if settled(identity):
+        _remember(path, identity, value)
     return value
 
 
 def remember_sha256(path: Path | str, value: str) -> None:
-    """Tell `known_sha256` the digest of a file that was just written."""
+    """Tell `known_sha256` the digest of a file that this process has just written, and nobody else."""
     _remember(path, identity_of(path), value)
 
 
 def _remember(path: Path | str, identity: list[int], value: str) -> None:
-    if not settled(identity):
-        return
     _digests[os.path.abspath(path)] = (identity, value)
     try:
         note = _note(path)
