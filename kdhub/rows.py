@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -32,7 +32,7 @@ length 0. The rest belongs to the task."""
 Prepare = Callable[[list[dict[str, Any]]], list[Example]]
 
 
-class HeldExamples(list):
+class HeldExamples(Sequence):
     """Examples of a batch, out of all rows of a training, which are held, so that `values_of` reads each row once.
 
     Args:
@@ -42,14 +42,26 @@ class HeldExamples(list):
     """
 
     def __init__(self, every: Mapping[int, Example], indices: Sequence[int], columns: dict[str, np.ndarray]):
-        super().__init__(map(every.__getitem__, indices))
-        self._every, self._columns = every, columns
-        self._indices = np.fromiter(indices, np.int64, len(indices))
+        self._every, self._indices, self._columns = every, indices, columns
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._every.__getitem__, self._indices)
+
+    def __getitem__(self, at: Any) -> Any:
+        chosen = self._indices[at]
+        return [self._every[n] for n in chosen] if isinstance(at, slice) else self._every[chosen]
 
     def column(self, name: str, value: Callable[[Example], Any]) -> np.ndarray:
         if name not in self._columns:
             self._columns[name] = np.asarray([value(self._every[n]) for n in range(len(self._every))])
-        return self._columns[name][self._indices]
+        return self._columns[name][self._at]
+
+    @cached_property
+    def _at(self) -> np.ndarray:
+        return np.fromiter(self._indices, np.int64, len(self._indices))
 
 
 def values_of(examples: Sequence[Example], name: str, value: Callable[[Example], Any] | None = None) -> np.ndarray:

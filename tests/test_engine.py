@@ -695,6 +695,7 @@ def test_rows_that_are_read_again_are_prepared_once_where_they_are_small(monkeyp
     for indices in batches:
         ((examples, given),) = data.__getitems__(indices)
         assert [e["node"] for e in examples] == indices and given == {}
-        assert values_of(examples, "node").tolist() == indices
+        assert values_of(examples, "node").tolist() == indices and [e["node"] for e in examples[1:3]] == indices[1:3]
+        assert len(examples) == len(indices) and examples[-1]["node"] == indices[-1]
         assert values_of(examples, "first", lambda e: e["more"][0]).tolist() == indices
     assert sorted(rows.read) == (list(range(6)) if once else sorted(sum(batches, [])))
