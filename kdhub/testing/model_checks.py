@@ -202,6 +202,8 @@ def student_saves_and_loads_to_the_same_output(bench: Bench) -> None:
     bit."""
     for student, rows, task, _ in students_of(bench):
         if student.module is None:
+            if getattr(student, "splits", None) == {}:
+                raise SkipTest("it has no rows yet; checks of methods have those that were filled")
             folder = bench.empty_folder()
             student.save(folder)
             task.load(folder)

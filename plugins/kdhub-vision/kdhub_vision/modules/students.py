@@ -3,15 +3,18 @@ assembled from all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdhub import open_student
+from kdhub import open_student, open_teacher
 from kdhub.errors import CompatibilityError, UsageError
 from kdhub.recipes.recipe import TextRef
 from kdhub.student import BuildContext, sizes
+from kdhub_vision.modules.spec import IMAGE
 
 if TYPE_CHECKING:
     from kdhub_tasks.classification.model import NetworkClassifier
@@ -42,7 +45,9 @@ class ModuleOptions(BaseModel):
     """Of one module of a student."""
 
     model_config = ConfigDict(extra="forbid")
-    depths: list[int] | None = Field(None, description="blocks of each of the student's modules; even if unset")
+    depths: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="blocks of each of the student's modules; even if unset"
+    )
     stitch: Literal["layernorm_linear", "linear", "identity"] = Field(
         "layernorm_linear", description="what leads from the meta model's width into the student's and back"
     )
@@ -151,3 +156,20 @@ def assembled(argument: str, context: BuildContext) -> NetworkClassifier:
 
 
 assembled.Options = AssembledOptions
+
+
+def _of_one_module(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that the conformance kit tries it with: the tiny teacher is teacher and meta model of one block."""
+    teacher = open_teacher({"source": "spliced", "of": recipe["teacher"], "meta": recipe["teacher"]}, IMAGE)
+    own = teacher.of.model.config
+    facts = {"shape": own["shape"], "classes": own["classes"], "mean": 0.0, "std": 1.0}
+    student = open_student(
+        "module:moe-vit:patch=4,width=4,layers=1,heads=2,experts=3", IMAGE, teacher=teacher, facts=facts
+    )
+    folder = Path(recipe["teacher"]["source"].removeprefix("path:")).parent / "module"
+    folder.mkdir(exist_ok=True)
+    student.save(folder)
+    return {"modules": [{"source": f"path:{folder}"}]}
+
+
+assembled.tiny_options = _of_one_module

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,7 +30,9 @@ class Spliced(Teacher):
         of: TextRef | None = Field(None, description="the teacher whose modules are taken")
         meta: TextRef | None = Field(None, description="the meta model, one block for each module")
         module: int = Field(0, ge=0, description="which module, from 0")
-        depths: list[int] | None = Field(None, description="blocks of each of the teacher's modules; even if unset")
+        depths: list[Annotated[int, Field(ge=1)]] | None = Field(
+            None, description="blocks of each of the teacher's modules; even if unset"
+        )
 
     @classmethod
     def tiny_options(cls, recipe: Mapping[str, Any]) -> dict[str, Any]:
