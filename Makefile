@@ -44,10 +44,12 @@ hub-fuzz: install
 	mkdir -p build/hub-fuzz
 	test -x build/hub-fuzz/venv/bin/schemathesis || $(PYTHON) -m venv build/hub-fuzz/venv
 	build/hub-fuzz/venv/bin/pip install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS)
-	$(BIN)/python tests/hub_openapi.py build/hub-fuzz/hub.json
+	rm -rf build/hub-fuzz/hub
+	$(BIN)/python tests/hub_openapi.py build/hub-fuzz/hub.json build/hub-fuzz/hub > build/hub-fuzz/token
 	$(BIN)/kdhub hub serve --folder build/hub-fuzz/hub --port 8788 > build/hub-fuzz/log & echo $$! > build/hub-fuzz/pid
-	sleep 5; build/hub-fuzz/venv/bin/schemathesis run build/hub-fuzz/hub.json --url http://127.0.0.1:8788 \
-		--checks not_a_server_error --max-examples 200; code=$$?; kill $$(cat build/hub-fuzz/pid); exit $$code
+	sleep 5; code=0; for who in "Authorization: Bearer $$(cat build/hub-fuzz/token)" "X-Nobody: true"; do \
+		build/hub-fuzz/venv/bin/schemathesis run build/hub-fuzz/hub.json --url http://127.0.0.1:8788 -H "$$who" \
+		--checks not_a_server_error --max-examples 200 || code=1; done; kill $$(cat build/hub-fuzz/pid); exit $$code
 
 # Two clients of the hub's protocol that others wrote, and the tests that use them; needs Node.js for one.
 hub-clients: install

@@ -1,13 +1,17 @@
 """The routes of the embedded hub as an OpenAPI description, for tests that try what a client may send.
 
-`python tests/hub_openapi.py FILE` writes it down, for programs that read such descriptions (`make hub-fuzz`).
+`python tests/hub_openapi.py FILE FOLDER` writes it down, for programs that read such descriptions (`make hub-fuzz`),
+makes a hub in the folder that has what its examples name, and prints a token that may write there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
+
+from kdhub.hub.server.store import Change, Store
 
 TEXT, FLAG, TEXTS = {"type": "string"}, {"type": "boolean"}, {"type": "array", "items": {"type": "string"}}
 KINDS = {"type": "string", "enum": ["model", "dataset"]}
@@ -64,6 +68,15 @@ OPERATIONS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("get", "/{owner}/{name}/discussions/{num}", {}, {}),
 ]  # fmt: skip
 """Method, path, query and body of each."""
+EXAMPLES = {
+    "kinds": "models",
+    "owner": "me",
+    "name": "open",
+    "revision": "main",
+    "num": "1",
+    "path": "README.md",
+    "oid": "0" * 64,
+}
 
 
 def description() -> dict[str, Any]:
@@ -71,7 +84,16 @@ def description() -> dict[str, Any]:
     for method, path, query, body in OPERATIONS:
         inside = [part.partition("}")[0] for part in path.split("{")[1:]]
         place = {"kinds": {"type": "string", "enum": ["models", "datasets"]}}
-        told = [{"name": n, "in": "path", "required": True, "schema": place.get(n, TEXT)} for n in inside]
+        told: list[dict[str, Any]] = [
+            {
+                "name": n,
+                "in": "path",
+                "required": True,
+                "schema": place.get(n, TEXT),
+                "example": EXAMPLES.get(n, "models"),
+            }
+            for n in inside
+        ]
         told += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
         operation: dict[str, Any] = {"parameters": told, "responses": {"default": {"description": "an answer"}}}
         if body:
@@ -85,3 +107,9 @@ def description() -> dict[str, Any]:
 if __name__ == "__main__":
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(description(), file, indent=1)
+    store = Store(Path(sys.argv[2]))
+    for kind in ("model", "dataset"):
+        repo = store.create(kind, "me/open", private=False, author="me")
+        store.take(repo, "main", Change("x", put={"README.md": store.put(b"---\ntags: [x]\n---\n# x\n")}), "me")
+        store.open_pull(repo, "x", "x", "me")
+    print(store.add_token("me", "write"))

@@ -89,6 +89,8 @@ def test_a_stranger_may_ask_for_little(hub, repo):  # noqa: F811
     path, much = f"/api/models/{repo}/paths-info/main", json.dumps({"paths": ["a" * server.STRANGER_LIMIT]}).encode()
     assert ask(hub, "POST", path, much, token=None)[0] == 413
     assert ask(hub, "POST", path, much)[0] == 200
+    for paths, status in ((None, 200), (["a", 7, None], 200), (7, 400), ("README.md", 400), ({"a": 1}, 400)):
+        assert ask(hub, "POST", path, {"paths": paths})[0] == status
 
 
 @pytest.mark.parametrize("host, status", [("evil.example", 421), ("a b", 421), ("localhost:1", 200), ("[::1]:80", 200)])

@@ -355,13 +355,11 @@ def _tree(store: Store, call: Call, repo: Repo, revision: str, folder: str) -> R
 
 def _paths(store: Store, call: Call, repo: Repo, revision: str) -> Response:
     commit = store.commit_of(repo, revision)
-    wanted = call.body.get("paths", []) if isinstance(call.body, dict) else []
+    wanted = dict.fromkeys(path for path in call.value("paths", list, []) if isinstance(path, str))
     folders = {path.rpartition("/")[0] for path in commit.files} - {""}
     folders |= {folder[:i] for folder in folders for i, c in enumerate(folder) if c == "/"}
     rows = []
     for path in wanted:
-        if not isinstance(path, str):
-            continue
         if path in commit.files:
             rows.append(_row(path, commit.files[path]))
         elif path in folders:
