@@ -341,6 +341,12 @@ def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch, caplog
     made.observe(14, torch.tensor(1.0), {"a": torch.tensor(1.0)})
     watch.write(SimpleNamespace(global_step=15), 108.0)
     assert caplog.messages[1].startswith("step 15/15") and caplog.messages[1].endswith("0:00 left"), "and at the end"
+    assert made.of_fit == {}
+    made.fit, made.name = 2, "pool"
+    made.observe(14, torch.tensor(1.0), {"a": torch.tensor(1.0)})
+    watch.write(SimpleNamespace(global_step=15), 109.0)
+    assert made.of_fit == {"fit": 2, "training": "pool"} == {k: logged[-1][k] for k in ("fit", "training")}
+    assert caplog.messages[2].startswith("pool: step 15/15")
 
 
 def test_terms_of_unlike_size_are_told_once_after_five_logs(built, caplog):
