@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kdhub.errors import KdhubError, UsageError
+from kdhub.errors import ExitCode, KdhubError, UsageError
 from kdhub.ranks import of_first
 from kdhub.recipes.chain import resolve_recipe
 from kdhub.recipes.recipe import Recipe
@@ -45,7 +45,7 @@ def distill(
     Raises:
         RecipeError, UnknownNameError, CompatibilityError: before anything is created.
         RunError: the folder is in use or cannot be written.
-        KdhubError: what came up later. A new folder in which nothing is done yet is removed again.
+        KdhubError: what came up later. Of a recipe that cannot be, no new folder stays in which nothing was done.
     """
     resolver = resolver or Resolver()
     if resume is not None:
@@ -60,8 +60,8 @@ def distill(
         run = Run.create(Path(out) if out else of_first(default_folder(resolved)), resolved)
     try:
         return execute(run, resolver, page=page)
-    except KdhubError:
-        if resume is None:
+    except KdhubError as error:
+        if resume is None and error.exit_code == ExitCode.USAGE:
             run.discard_unbegun()
         raise
 
