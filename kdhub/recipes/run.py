@@ -53,8 +53,7 @@ class Run:
         self._lock: Any = None
         self._log_is_whole = False  # until this process has looked
         self._stages: list[str] = []  # under way, each inside the one before
-        self._fits: Counter[str] = Counter()  # trainings without a name begun by this process, in each stage
-        self._names: set[str | None] = set()  # of those with one
+        self._fits: Counter[tuple[str, str]] = Counter()  # trainings begun by this process: stage and name
 
     # -- making and opening -----------------------------------------------------------------------------------
 
@@ -330,18 +329,15 @@ class Run:
         Raises:
             RunError: another training of the run has this name.
         """
-        stage, key = "/".join(self._stages), ":" + (name or "")
-        if not name:
-            self._fits[stage] += 1
-            key = f"#{self._fits[stage]}"
+        self._fits[of := ("/".join(self._stages), name or "")] += 1
+        key = f"{of[0]}:{name}" if name else f"{of[0]}#{self._fits[of]}"
         done = self.read_json("state.json", {"schema": SCHEMA, "stages": {}})
-        fits, key = done.setdefault("fits", []), stage + key
-        if name and (name in self._names or any(k.endswith(f":{name}") and k != key for k in fits)):
+        fits = done.setdefault("fits", [])
+        if name and (self._fits[of] > 1 or any(k.endswith(f":{name}") and k != key for k in fits)):
             raise RunError(
                 f"two trainings of {self.folder} have the name {name!r}: the second would go on from the first one's "
                 "checkpoints", hint="give each call of run.fit a name of its own, or none",
             )  # fmt: skip
-        self._names.add(name)
         if key not in fits:
             fits.append(key)
             self.write_json("state.json", done)

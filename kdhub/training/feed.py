@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class TrainingRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _examples(self, indices: list[int]) -> list[Example]:
+    def _examples(self, indices: list[int]) -> Sequence[Example]:
         kept = self._kept
         if kept is None:
             return self.rows[indices]

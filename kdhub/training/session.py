@@ -294,8 +294,7 @@ class Session:
         method.teachers = self.teachers
         method.check(student, self.teacher)
         rows = method.rows(self)
-        roles = method.spec.teachers
-        live = {role: one for role, one in self.teachers.items() if role in roles and roles[role].live}
+        live = self._live(method)
         student.layers = named_layers.shapes(self.task, student, rows[[0]], method.uses(student))
         for role, one in live.items():
             for kind in filter(named_layers.is_layer, method.needs_of(role, one)):
@@ -431,11 +430,15 @@ class Session:
             found.only_answered(self.teacher, self.signals)
         return found
 
+    def _live(self, method: ObjectiveMethod) -> dict[str, Teacher]:
+        """The teachers that a method asks in training, by role."""
+        roles = method.spec.teachers
+        return {role: one for role, one in self.teachers.items() if role in roles and roles[role].live}
+
     def stored_kinds(self, method: ObjectiveMethod) -> Iterator[tuple[str, str, str]]:
         """The signals of training rows that a method has from the store: the teacher's role, the kind as the method
         names it, and in the form that is kept (`signals.keep`)."""
-        roles = method.spec.teachers
-        live = {role for role in self.teachers if role in roles and roles[role].live}
+        roles, live = method.spec.teachers, self._live(method)
         keep = "" if self.recipe.signals.keep == "all" else f":{self.recipe.signals.keep}"
         if MAIN not in live:
             yield from ((MAIN, kind, kind + keep) for kind in method.needs(self.teacher))

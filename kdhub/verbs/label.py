@@ -6,12 +6,11 @@ The run's own code goes as far as its first training, so rows have the content, 
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,6 @@ from kdhub.specs import MAIN
 from kdhub.teacher import Teacher
 from kdhub.training.execute import unchained
 from kdhub.training.session import Session
-
-logger = logging.getLogger("kdhub")
 
 PROBE = 64
 """Rows that a dry run has computed of each signal, to tell what the others take."""
@@ -182,14 +179,11 @@ class _Labelling(Session):
     def _told_of(
         self, role: str, teacher: Teacher, rows: Rows, kind: str, compute: Callable[[], Stored | Joined]
     ) -> Stored | Joined:
-        with _counted(teacher, Labels(of_role(role, kind), self.of)) as one:
-            self.found.append(one)
-            if self.dry:
-                _expect(one, teacher, rows, kind, self.recipe.signals.dtype)
-                raise _Reached
-            stored = compute()
-            _note(one, rows, stored)
-        return stored
+        self.found.append(one := Labels(of_role(role, kind), self.of))
+        if self.dry:
+            _expect(one, teacher, rows, kind, self.recipe.signals.dtype)
+            raise _Reached
+        return _note(one, teacher, rows, compute)
 
     def measured_signals(self, rows: Rows, kind: str) -> Any:
         return self._stored(super().measured_signals(rows, kind), kind)
@@ -241,31 +235,32 @@ def _plain(
     split = opened.pick("train")
     table = model.task.training_table([(opened, split)])
     rows = Rows.build(table, model.task.preparer(None, model), row_key).readable(f"{opened.name} {split}")
-    with _counted(model, Labels(signal, f"{opened.name} {split}")) as one:
-        if dry:
-            _expect(one, model, rows, signal, "float16")
-        else:
-            _note(one, rows, stored_signals(model, rows, signal))
+    one = Labels(signal, f"{opened.name} {split}")
+    if dry:
+        _expect(one, model, rows, signal, "float16")
+    else:
+        _note(one, model, rows, lambda: stored_signals(model, rows, signal))
     return Labelling([one], [])
 
 
-@contextmanager
-def _counted(teacher: Teacher, one: Labels) -> Iterator[Labels]:
+def _spent_since(before: Mapping[str, float], teacher: Teacher, times: float = 1) -> dict[str, float]:
+    """What was asked of somebody else's server; `times` as much of it."""
+    now = {name: (value - before.get(name, 0)) * times for name, value in teacher.spent.items()}
+    return {name: round(value, 6) for name, value in now.items() if value}
+
+
+def _note(one: Labels, teacher: Teacher, rows: Rows, compute: Callable[[], Stored | Joined]) -> Stored | Joined:
+    """Have all of it, and say what that took."""
     before = dict(teacher.spent)
-    yield one
-    spent = {name: value - before.get(name, 0) for name, value in teacher.spent.items()}
-    if any(spent.values()) and not one.spent:
-        one.spent = {name: round(value, 6) for name, value in spent.items()}
-
-
-def _note(one: Labels, rows: Rows, stored: Stored | Joined) -> None:
-    report = stored.report
+    stored = compute()
+    report, one.spent = stored.report, _spent_since(before, teacher)
     one.rows, one.found, one.seconds = report.computed + report.found, report.found, round(report.seconds, 3)
     one.tokens = int(rows.lengths.sum())
     many = len(distinct(rows.keys))
     one.bytes = sum(_size(part.store) * part.report.computed // max(1, len(part.store)) for part in stored.parts)
     if report.computed + report.found < many:  # other ranks made the rest
         one.rows = many
+    return stored
 
 
 def _expect(one: Labels, teacher: Teacher, rows: Rows, kind: str, dtype: str) -> None:
@@ -291,8 +286,7 @@ def _expect(one: Labels, teacher: Teacher, rows: Rows, kind: str, dtype: str) ->
     times = len(missing) / len(rest)
     one.seconds = round((time.monotonic() - began) * times, 1)
     one.bytes = round((sum(map(_size, stores)) - before) * times)
-    now = {name: (value - spent.get(name, 0)) * times for name, value in teacher.spent.items()}
-    one.spent = {name: round(value, 6) for name, value in now.items() if value}
+    one.spent = _spent_since(spent, teacher, times)
 
 
 def _size(store: SignalStore) -> int:
