@@ -5,8 +5,9 @@ STAMP := .venv/.installed
 NPM_CLIENT := 2.17.5
 MUTMUT := 3.8.1
 SCHEMATHESIS := 4.32.5
+SITE := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 ruff
 
-.PHONY: install demo test test-slow fuzz hub-fuzz hub-clients mutants lint docs bench bench-peers relation-peers evidence clean
+.PHONY: install demo test test-slow fuzz hub-fuzz hub-clients mutants lint docs docs-site docs-look wheels wheels-check bench bench-peers relation-peers evidence clean
 
 install: $(STAMP)
 
@@ -71,6 +72,29 @@ lint: install
 
 docs: install
 	$(BIN)/python docs/make_tables.py
+
+# The documentation site, in build/site/html; strict: a link that leads nowhere stops it. Needs npm for one script.
+docs-site: install
+	test -x build/site/venv/bin/mkdocs || { $(PYTHON) -m venv build/site/venv; \
+		build/site/venv/bin/pip install --quiet --disable-pip-version-check $(SITE); }
+	$(BIN)/python docs/site/pages.py build/site
+	test -f build/site/node_modules/mermaid/dist/mermaid.min.js || \
+		npm install --silent --no-fund --no-audit --prefix build/site mermaid@11 puppeteer-core@24 axe-core@4
+	cp build/site/node_modules/mermaid/dist/mermaid.min.js build/site/pages/
+	NO_MKDOCS_2_WARNING=1 build/site/venv/bin/mkdocs build --quiet --config-file build/site/mkdocs.yml
+
+# Pictures of its pages at the widths of a phone and of a desk, in build/site/seen, and faults of accessibility. Needs
+# Chromium: CHROMIUM=PATH.
+docs-look: docs-site
+	cp docs/site/look.mjs build/site/ && cd build/site && node look.mjs
+
+wheels: install
+	rm -rf dist
+	for one in . plugins/*/; do $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist ./$$one || exit 1; done
+
+# Do the wheels install by themselves, and distil? By pip, and by uv and pipx where they are.
+wheels-check: wheels
+	PYTHON=$(PYTHON) bash tests/wheels.sh dist
 
 bench: install
 	$(BIN)/python -m benchmarks

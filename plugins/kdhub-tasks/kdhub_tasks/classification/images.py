@@ -42,6 +42,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 """Decoders of Pillow's that are used; others run programs, or read what is no picture."""
 BARE = ("L", "RGB")
 """Modes of Pillow's that need no conversion."""
+TURNING = (b"xif", b"XIF", b"xmp", b"XMP", b"xap/", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""One of these stands in every file that says how it is to be turned: EXIF, or XMP, or the tags of TIFF. To ask Pillow
+takes as long as to decode a small picture."""
 _held: dict[bytes, np.ndarray] = {}
 _free = HELD
 _known: dict[str, bool] = {}
@@ -238,7 +241,7 @@ def _opened(value: Any) -> np.ndarray:
             raise DataError(f"an image has more than {MOST:,} pixels: {pixels:,}")
         if given:
             image = ImageOps.exif_transpose(image)
-        else:
+        elif any(mark in content for mark in TURNING):
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F":
             return np.asarray(image)
