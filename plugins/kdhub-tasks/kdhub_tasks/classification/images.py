@@ -43,8 +43,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 BARE = ("L", "RGB")
 """Modes of Pillow's that need no conversion."""
 TURNING = (b"xif", b"XIF", b"xmp", b"XMP", b"xap/", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""One of these stands in every file that says how it is to be turned: EXIF, or XMP, or the tags of TIFF. To ask Pillow
-takes as long as to decode a small picture."""
+"""One of these stands in every file that says how it is to be turned: EXIF, or XMP, or the tags of TIFF. To ask
+Pillow is a good part of the time that a small picture takes."""
 _held: dict[bytes, np.ndarray] = {}
 _free = HELD
 _known: dict[str, bool] = {}
