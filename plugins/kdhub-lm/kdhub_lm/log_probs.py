@@ -23,13 +23,15 @@ def label_log_probs(signals: Signals, labels: Tensor) -> Tensor:
     """log q(label) of each position, nats, differentiable.
 
     Args:
-        signals: of a student or teacher, with `head`, or with `logits` (positions, classes).
+        signals: of a student or teacher, with `head`, or with `logits` (positions, classes), or with these very values
+            as `label_log_probs`, from a server.
         labels: (positions,) classes; where negative, value and gradient are 0.
 
     Returns:
         (positions,) <= 0, float32 at least.
     """
-    return each_position(_log_probs, signals, labels)
+    given = signals.get("label_log_probs")
+    return each_position(_log_probs, signals, labels) if given is None else given
 
 
 def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
