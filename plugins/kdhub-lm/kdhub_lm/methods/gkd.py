@@ -56,10 +56,10 @@ class Gkd(OnPolicy):
             exact = {"lmbda": 1.0, "sample_after": 0.0, "sampling_temperature": 1.0, "top_p": 1.0, "temperature": 1.0}
             other = {name: getattr(self, name) for name, value in exact.items() if getattr(self, name) != value}
             if self.estimator and other:
-                named = ", ".join(f"{name}={value:g}" for name, value in other.items())
+                name, value = next(iter(other.items()))
                 raise ValueError(
-                    f"estimator {self.estimator} needs samples of the student itself: lmbda, sampling_temperature, "
-                    f"top_p and temperature 1, sample_after 0 ({named})"
+                    f"{name} must be {exact[name]:g} where the student's own samples are to estimate the divergence "
+                    f"({name}={value:g}, estimator={self.estimator})"
                 )
             return self
 
