@@ -137,6 +137,8 @@ class TeacherSpec(Spec):
         argument: what stands after the colon, for help ("org/name[@revision]"); empty when there is none.
         example: an argument that works at once and offline, for the conformance kit and for help.
         live: True when it can run inside training, gradient-free.
+        remote: True when it answers inside training though its network is elsewhere (`Teacher.batch_signals`): a part
+            of what it gives, which the method must learn from (`partial_signals`, `signals.keep`).
     """
 
     kind: ClassVar[str] = "teacher"
@@ -144,6 +146,7 @@ class TeacherSpec(Spec):
     argument: str = ""
     example: str = ""
     live: bool = False
+    remote: bool = False
 
     def signals_for(self, task: TaskSpec) -> set[str]:
         """The signals it gives for a task."""

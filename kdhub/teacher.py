@@ -94,6 +94,15 @@ class Teacher(ABC):
             HubError: it could not be reached.
         """
 
+    def batch_signals(self, inputs: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+        """One kind of signal for a batch as the student's network takes it, of a teacher that is asked inside training
+        and has no `module` (`TeacherSpec.remote`). Tensors, or what the task's losses take in their place.
+
+        Raises:
+            TeacherError, HubError: as `signals`; a checkpoint is written then, so that the run can go on later.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def layout(self, kind: str) -> dict[str, tuple[int | None, ...] | Field]:
         """Fields of one row of a signal and their shapes (`{"embedding": (384,)}`); a leading None is a ragged one. A

@@ -176,10 +176,32 @@ def test_a_report_that_was_changed_is_not_published(toys, toy_run, tmp_path):
     folder = shutil.copytree(toy_run, tmp_path / "run")
     text = (folder / "report.json").read_text()
     value = re.search(r'"value": 0.(\d+)', text)
-    (folder / "report.json").write_text(text.replace(value[0], value[0][:-1] + "7" if value[0][-1] != "7" else "3", 1))
+    (folder / "report.json").write_text(
+        text.replace(value[0], value[0][:-1] + ("7" if value[0][-1] != "7" else "3"), 1)
+    )
     assert kdhub.load(folder) is not None
     with pytest.raises(RunError, match="is not what was saved: report.json changed since"):
         kdhub.publish(folder, "me/x", dry_run=True)
+
+
+def test_a_finished_run_stays_what_was_sealed_though_its_session_is_used_on(toys, tmp_path, monkeypatch):
+    """As the conformance kit does: it builds the start again, reads rows and asks for signals."""
+    import toy
+
+    from kdhub.training.session import Session
+
+    sessions, own = [], Session.__init__
+    monkeypatch.setattr(Session, "__init__", lambda self, *a: (own(self, *a), sessions.append(self))[0])
+    recipe = {"task": "toy-vectors", "method": "toy-hint", **toy.Vectors().tiny_recipe(tmp_path)}
+    run = kdhub.distill({**recipe, "options": {"max_steps": 1, "precision": "float32"}}, out=tmp_path / "run")
+    names = ("provenance.json", "state.json", "seals.json", "metrics.jsonl")
+    before, (session,) = [(run.folder / name).read_bytes() for name in names], sessions
+    session.build_student()
+    session.signals(session.rows("train"), "vector")
+    session.run.add_provenance(spent={"data": {"requests": 3}})
+    session.run.log(step=9)
+    assert before == [(run.folder / name).read_bytes() for name in names]
+    Run.open(run.folder).whole_student(told=True)
 
 
 def test_prepared_rows_that_were_changed_are_made_again(isolated, tmp_path, caplog):

@@ -402,10 +402,25 @@ class Resolver:
                 f"{ref.source} gives {_names(given)}: {_names(missing)} is missing",
                 hint=f"teachers that fit: {', '.join(fitting) or 'none'}",
             )
-        if role.live and not spec.live:
+        if not role.live:
+            return
+        parts, keep = getattr(self.method(recipe), "partial_signals", ()), recipe.signals.keep
+        if spec.live and keep != "all":
+            raise CompatibilityError(
+                f"method {method.name} runs {ref.source} inside training, and all of what it gives is used "
+                f"(signals.keep: {keep})",
+                hint="leave out signals.keep, which is for what is stored, and for teachers behind a server",
+            )
+        if not spec.live and not (spec.remote and parts):
             raise CompatibilityError(
                 f"method {method.name} runs the teacher inside training, and {ref.source} cannot be",
                 hint="use a teacher whose weights are local",
+            )
+        if not spec.live and keep == "all":
+            raise CompatibilityError(
+                f"method {method.name} asks {ref.source} inside training, which gives a part of its {_names(needs)} "
+                f"only (signals.keep: {keep})",
+                hint=f"set signals: {{keep: {parts[0]}-K}}, with K as large as the server allows",
             )
 
 

@@ -49,7 +49,9 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder = folder
         self.recipe = recipe
-        self.read_only = False  # looking at a run (`cache verify --run`) leaves it as it is
+        # looking at a run (`cache verify --run`) leaves it as it is; so does what is done with one after it was sealed:
+        # whoever holds its session may go on reading rows and building starts
+        self.read_only = False
         self._lock: Any = None
         self._log_is_whole = False  # until this process has looked
         self._stages: list[str] = []  # under way, each inside the one before
@@ -241,7 +243,7 @@ class Run:
 
     def log(self, **record: Any) -> None:
         """Add one line to `metrics.jsonl`."""
-        if rank() != 0:
+        if rank() != 0 or self.read_only:
             return
         line = json.dumps(record, default=float) + "\n"
 

@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from kdhub.errors import TrainingError, UnknownNameError, UsageError
+from kdhub.errors import HubError, KdhubError, TeacherError, TrainingError, UnknownNameError, UsageError
 from kdhub.files import changed, read_sealed, sealed, write_sealed
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
@@ -85,6 +85,7 @@ class _Objective(nn.Module):
         self._live: dict[str, Teacher] = {}  # by role; no submodules: they are neither trained nor saved
         self._taps = Taps(student.module, method.uses(student))
         self._live_taps: dict[str, Taps] = {}
+        self._kinds: dict[str, list[str]] = {}  # that those are asked for which are elsewhere
         self.asked = {"calls": 0, "rows": 0}  # of live teachers, by this rank
         self._rates: Rates | None = None
         self.progress = Progress(0, 1, 0.0)
@@ -133,9 +134,14 @@ class _Objective(nn.Module):
         if role not in self._live:
             raise UnknownNameError("live teacher", role, self._live, where=self._method.spec.name)
         teacher, taps = self._live[role], self._live_taps[role]
-        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), taps.reading():
-            given = (teacher.task or self._task).forward(teacher.module, inputs)
-        given.update(taps.signals(inputs))
+        if teacher.module is None:
+            given = Signals()
+            for kind in self._kinds[role]:
+                given.update(teacher.batch_signals(inputs, kind))
+        else:
+            with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), taps.reading():
+                given = (teacher.task or self._task).forward(teacher.module, inputs)
+            given.update(taps.signals(inputs))
         rows = next((len(x) for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim()), 0)
         self.asked = {"calls": self.asked["calls"] + 1, "rows": self.asked["rows"] + rows}
         return given
@@ -360,6 +366,8 @@ class Engine:
         self.module = _Objective(method, task, student, extras)
         for role, teacher in (live or {}).items():
             self.module._live[role] = teacher
+            keep = "" if run.recipe.signals.keep == "all" else f":{run.recipe.signals.keep}"
+            self.module._kinds[role] = [kind + keep for kind in method.needs_of(role, teacher)]
             self.module._live_taps[role] = Taps(teacher.module, method.needs_of(role, teacher))
         method.modules = self.module.extras
         self.rates = self.module._rates = Rates(self.module, options.rates) if options.rates else None
@@ -453,6 +461,7 @@ class Engine:
             rng = np.random.default_rng([self.seed, step])
             self.module.members = tuple(self.method.members(self.student, rng)) or (None,)
         made, drawn = [], self.generator.get_state()
+        self._began = (drawn, torch.get_rng_state(), dict(self._sums), self._count, dict(self.module.asked))
         for b in batches:
             self.generator.set_state(drawn)
             made.append({**b, "inputs": self.method.prepare_batch(self._varied(b["inputs"]), self.generator)})
@@ -540,6 +549,22 @@ class Engine:
         torch.distributed.broadcast(flag, 0)
         return bool(flag.item())
 
+    def _kept(self, error: KdhubError) -> KdhubError:
+        """The error of a live teacher that went away, with what is kept: a checkpoint of the step that was done, with
+        all that the broken one had drawn put back. Of several ranks the others wait elsewhere, and the last one stays.
+        """
+        step, last = self.trainer.state.global_step, newest_checkpoint(self.checkpoints)
+        if world_size() == 1 and step and (last is None or last.name != f"checkpoint-{step}"):
+            drawn, random, self._sums, self._count, self.module.asked = self._began
+            self.generator.set_state(drawn)
+            torch.set_rng_state(random)
+            self.trainer._save_checkpoint(self.module, None)
+            last = newest_checkpoint(self.checkpoints)
+        if last is not None:
+            kept = f"{last.name} is kept: kdhub distill --resume {self.run.folder}"
+            error.hint = f"{error.hint}; {kept}" if error.hint else kept
+        return error
+
     # -- training ---------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
@@ -585,7 +610,10 @@ class Engine:
             self._tell_sampler(0)
         frozen = self.rates.frozen if self.rates else []
         with _without_dropout(self.student.module, self.method.options.dropout), _without_gradient(frozen):
-            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except (HubError, TeacherError) as error:
+                raise self._kept(error) from error
         seconds = time.monotonic() - began
         self.trainer.model_wrapped = self.module  # what DDP put around it would keep the process group alive
         self.trainer.accelerator.free_memory()

@@ -72,6 +72,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
             write_page(run, resolver)
         run.seal()
         run.stage("done", lambda: True)
+        run.read_only = True
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         pictured.forget(run)
     return run

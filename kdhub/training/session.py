@@ -299,6 +299,9 @@ class Session:
         for role, one in live.items():
             for kind in filter(named_layers.is_layer, method.needs_of(role, one)):
                 one.look(kind, self.read_by(role, rows)[[0]])
+            if one.module is None:  # what it cannot give is said before it is asked
+                for kind in method.needs_of(role, one):
+                    one.layout(f"{kind}:{self.recipe.signals.keep}")
         given = {}
         for role, kind, asked in self.stored_kinds(method):
             stored = self.signals(rows, asked, role)
@@ -307,7 +310,7 @@ class Session:
         set_seed(self.seed)
         method.adapt(student, self.teacher)
         self._widen(student.module)
-        for model in (student, *live.values()):
+        for model in (student, *(one for one in live.values() if one.module is not None)):
             model.module.to(device())
         if type(method).initialise is not ObjectiveMethod.initialise:
             some = rows.some(1024)
@@ -338,7 +341,12 @@ class Session:
             name=name,
         )
         engine.logged = self._logged(student, engine.steps)
-        facts = engine.train()
+        before = {role: dict(one.spent) for role, one in live.items()}
+        try:
+            facts = engine.train()
+        finally:
+            for role, one in live.items():
+                self._note_spent(of_role(role, "training"), one, before[role])
         facts["seconds"] = round(facts["seconds"] - self._looking, 2)
         if live:
             asked, own = facts.pop("asked"), type(method).ask is not ObjectiveMethod.ask

@@ -23,13 +23,15 @@ def label_log_probs(signals: Signals, labels: Tensor) -> Tensor:
     """log q(label) of each position, nats, differentiable.
 
     Args:
-        signals: of a student or teacher, with `head`, or with `logits` (positions, classes).
+        signals: of a student or teacher, with `head`, or with `logits` (positions, classes), or with these very values
+            as `label_log_probs`, from a server.
         labels: (positions,) classes; where negative, value and gradient are 0.
 
     Returns:
         (positions,) <= 0, float32 at least.
     """
-    return each_position(_log_probs, signals, labels)
+    given = signals.get("label_log_probs")
+    return each_position(_log_probs, signals, labels) if given is None else given
 
 
 def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def each_position(function: Callable[..., Tensor], signals: Signals, *others: Te
 
     Args:
         function: (logits (n, classes), *others) of some positions -> (n,). It may depend on nothing that is trained
-            except the logits.
+            except these.
         signals: with `head`, or with `logits` (positions, classes).
         others: tensors (positions, ...), of which `function` gets the same part.
 
@@ -52,7 +54,7 @@ def each_position(function: Callable[..., Tensor], signals: Signals, *others: Te
     head = signals.get("head")
     if head is None:
         return function(signals.logits, *others)
-    return _Each.apply(head.states, head.weight, head.bias, head, function, others)
+    return _Each.apply(head.states, head.weight, head.bias, head, function, *others)
 
 
 def per_row(values: Tensor, counts: Tensor, mean: bool = False) -> Tensor:
@@ -77,10 +79,10 @@ class _Each(torch.autograd.Function):
         bias: Tensor | None,
         head: Head,
         function: Callable[..., Tensor],
-        others: tuple[Tensor, ...],
+        *others: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(states, weight, bias)
-        ctx.head, ctx.function, ctx.others = head, function, others
+        ctx.save_for_backward(states, weight, bias, *others)
+        ctx.head, ctx.function = head, function
         ctx.dtype = positions.product_type(states)
         values = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
         with torch.autocast(states.device.type, enabled=False):
@@ -91,8 +93,9 @@ class _Each(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias = ctx.saved_tensors
+        states, weight, bias, *others = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        of_others = [torch.zeros_like(x) if w else None for x, w in zip(others, wanted[5:])]
         of_states = torch.empty_like(states) if wanted[0] else None
         of_weight = torch.zeros_like(weight) if wanted[1] else None
         of_bias = torch.zeros_like(bias) if wanted[2] else None
@@ -100,8 +103,12 @@ class _Each(torch.autograd.Function):
             for at, made in _products(states, weight, ctx.dtype):
                 with torch.enable_grad():
                     products = (made if bias is None else made + bias).detach().requires_grad_()
-                    values = ctx.function(ctx.head.finish(products), *(x[at] for x in ctx.others))
-                    (slope,) = torch.autograd.grad(values, products, outer[at].to(values.dtype))
+                    some = [x[at].detach().requires_grad_(w) for x, w in zip(others, wanted[5:])]
+                    values = ctx.function(ctx.head.finish(products), *some)
+                    trained = [products, *(x for x in some if x.requires_grad)]
+                    slope, *slopes = torch.autograd.grad(values, trained, outer[at].to(values.dtype))
+                for whole in filter(lambda x: x is not None, of_others):
+                    whole[at] = slopes.pop(0)
                 slope = slope.to(ctx.dtype)
                 if of_states is not None:
                     of_states[at] = (slope @ weight.to(ctx.dtype)).to(states.dtype)
@@ -109,7 +116,7 @@ class _Each(torch.autograd.Function):
                     of_weight += slope.T @ states[at].to(ctx.dtype)
                 if of_bias is not None:
                     of_bias += slope.sum(0)
-        return of_states, of_weight, of_bias, None, None, None
+        return of_states, of_weight, of_bias, None, None, *of_others
 
 
 def _products(states: Tensor, weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -6,10 +6,73 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kdhub_tasks.language.generation import Generation
+from kdhub_tasks.losses import ClassifierOptions
+from pydantic import Field
+
+from kdhub.method import ObjectiveMethod, Progress
+
 if TYPE_CHECKING:
-    from kdhub_tasks.language.generation import Generation
+    import torch
     from kdhub_tasks.language.model import CausalLm
     from torch import Tensor
+
+    from kdhub.method import RunContext
+    from kdhub.rows import Rows
+
+
+class OnPolicyOptions(ClassifierOptions):
+    epochs: float = Field(3.0, gt=0, description="passes over the training rows")
+    lmbda: float = Field(0.5, ge=0, le=1, description="probability that a batch has the student's own responses")
+    max_new_tokens: int = Field(128, ge=1, description="most tokens of a sample")
+    sampling_temperature: float = Field(0.9, ge=0, description="of samples; 0 takes the most probable token")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the top tokens with this total probability")
+    sample_after: float = Field(0.0, ge=0, lt=1, description="share of the steps before sampling starts")
+    seq_kd: bool = Field(False, description="replace the data's responses by the teacher's answers")
+
+
+class OnPolicy(ObjectiveMethod):
+    """A method of whose batches a share `lmbda` has the student's own responses, the others those of the data, or of
+    the teacher (`seq_kd`)."""
+
+    Options = OnPolicyOptions
+    options: OnPolicyOptions
+    tiny_recipe = {"options": {"max_new_tokens": 4}}
+
+    def __init__(self, options: Any, spec: Any = None):
+        super().__init__(options, spec)
+        self.done = 0.0  # share of the steps
+
+    @property
+    def samples(self) -> Generation:
+        o = self.options
+        return Generation(max_new_tokens=o.max_new_tokens, temperature=o.sampling_temperature, top_p=o.top_p)
+
+    def rows(self, run: RunContext) -> Rows:
+        from kdhub_lm.methods.seqkd import answered_rows
+
+        return answered_rows(run, self.samples, self.settings()) if self.options.seq_kd else super().rows(run)
+
+    def adapt(self, student: Any, teacher: Any) -> None:
+        self.student = student
+
+    def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        import torch
+
+        coin = torch.rand((), generator=generator).item()
+        seed = torch.randint(2**62, (), generator=generator).item()
+        if coin >= self.options.lmbda or self.done < self.options.sample_after:
+            return batch
+        return responded(batch, self.student, self.samples, seed)
+
+    def stepped(self, terms: Mapping[str, float], progress: Progress) -> None:
+        self.done = (progress.step + 1) / progress.steps
+
+    def state(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.done = state["done"]
 
 
 def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:

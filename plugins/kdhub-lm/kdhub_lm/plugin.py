@@ -70,6 +70,14 @@ def kdhub_methods():
         divergence, needs=("logits",), live=True,
     )  # fmt: skip
     yield method(
+        "uld", "kdhub_lm.methods.uld:Uld", "probabilities of a teacher with other tokens, by rank", "arXiv:2402.12030",
+        feature, divergence, needs=("logits",), live=True,
+    )  # fmt: skip
+    yield method(
+        "gold", "kdhub_lm.methods.gold:Gold", "soft targets of a teacher with other tokens, where both spell the same",
+        "https://huggingface.co/docs/trl/gold_trainer", feature, divergence, needs=("logits",), live=True,
+    )  # fmt: skip
+    yield method(
         "minillm", "kdhub_lm.methods.minillm:MiniLlm", "reverse KL of whole responses, by policy gradient",
         "arXiv:2306.08543", reinforcement, needs=("logits",), live=True,
     )  # fmt: skip

@@ -160,6 +160,17 @@ class Top:
     def __getitem__(self, part: slice) -> Top:
         return Top(self.at[part], self.log_p[part], self.alone)
 
+    def left_out(self, student: Tensor, beta: float) -> Tensor:
+        """beta p + (1 - beta) q of all other classes together, (n,): 0 where there are none.
+
+        The generalised Jensen-Shannon divergence of all classes is above that of the cells by at most ln 2 times this:
+        what the cells lack is that of the two sides among the other classes, which is at most ln 2, times their mass.
+        """
+        if self.at.shape[-1] == student.shape[-1]:
+            return student.new_zeros(len(student))
+        kept = student.float().softmax(-1).gather(-1, self.at).sum(-1)
+        return beta * self.log_p[:, -1].exp() + (1 - beta) * (1 - kept).clamp_min(0)
+
     def apart(self, function: Callable[..., Tensor], student: Tensor, temperature: float) -> Tensor:
         """The divergence of the cells, each side's log-probabilities at temperature 1 divided by `temperature`. Every
         divergence begins with a softmax, which makes cells sum to 1."""

@@ -52,7 +52,7 @@ def preferences(
     Args:
         argument: the data set, as `--data` takes it.
         writer: a teacher that gives text, as `teacher` in a recipe: `{source: recipe:NAME}`.
-        teacher: one with local weights.
+        teacher: one with local weights, or behind a server with `prompt_logprobs` (option `tokenizer`).
         samples, max_new_tokens, temperature: settings of the writer's generation.
         options: of the other data set.
     """
@@ -66,8 +66,11 @@ def preferences(
             f"preferences:{argument}: none of its splits {', '.join(data.splits)} has prompts and responses"
         )
     author, scorer = (None if ref is None else open_teacher(ref, "causal-lm") for ref in (writer, teacher))
-    if scorer is not None and scorer.module is None:
-        raise CompatibilityError(f"preferences:{argument}: {scorer.argument} gives no probabilities of given responses")
+    if scorer is not None and scorer.module is None and getattr(scorer, "tokenizer", None) is None:
+        raise CompatibilityError(
+            f"preferences:{argument}: {scorer.argument} gives no probabilities of given responses",
+            hint="a server that has prompt_logprobs does, with the teacher's option tokenizer",
+        )
 
     def rows(split: str) -> Iterator[dict[str, Any] | BadRow]:
         table, equal = data.split(split), 0
@@ -124,6 +127,8 @@ def mean_log_probs(teacher: Teacher, prompt: str, responses: Sequence[str]) -> l
 
     task = teacher.task
     examples = task.preparer(None, teacher)([{"prompt": prompt, "response": text} for text in responses])
+    if teacher.module is None:
+        return [float(each.mean()) if len(each) else 0.0 for each in teacher.label_log_probs(examples)]
     found: list[float] = []
     where = device()
     teacher.module.to(where)

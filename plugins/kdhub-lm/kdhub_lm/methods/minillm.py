@@ -15,6 +15,9 @@ exact for one token, less variance and some bias for more. With teacher_share = 
 TRL's form is `gamma: 0, immediate: true, normalised: false, teacher_share: 0`: R_t is r_t alone, whose gradient the
 single step has exactly. Departures from the paper: one optimiser step per sample, so a clipped ratio would always be 1;
 no pre-training term. Start from a trained student.
+
+A teacher behind a server (`openai:` with `signals: {keep: top-K}`, see `gkd`) gives log p(y_t) exactly and the KL by
+its K most probable tokens and the rest; it cannot be drawn from token by token, so `teacher_share` must be 0.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from kdhub_tasks.language.generation import Generation
 from kdhub_tasks.losses import ClassifierOptions, cross_entropies, positions_in
 from pydantic import Field
 
+from kdhub.errors import UsageError
 from kdhub.method import ObjectiveMethod, Progress
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdhub.rows import Signals
+    from kdhub.student import Student
+    from kdhub.teacher import Teacher
 
 
 class MiniLlm(ObjectiveMethod):
@@ -48,6 +54,18 @@ class MiniLlm(ObjectiveMethod):
 
     options: Options
     tiny_recipe = {"options": {"max_new_tokens": 4}}
+
+    @property
+    def partial_signals(self) -> tuple[str, ...]:
+        return ("top",)
+
+    def check(self, student: Student, teacher: Teacher | None) -> None:
+        if teacher.module is None and self.options.teacher_share:
+            raise UsageError(
+                "minillm draws tokens from a mixture with its teacher, which a server cannot "
+                f"(teacher_share={self.options.teacher_share:g})",
+                hint="set teacher_share: 0",
+            )
 
     def adapt(self, student: Any, teacher: Any) -> None:
         self.student, self.teacher = student, teacher
@@ -67,6 +85,7 @@ class MiniLlm(ObjectiveMethod):
         import torch
         from kdhub_tasks.divergences import reverse_kl
         from kdhub_tasks.positions import over_positions
+        from kdhub_tasks.sparse import divergence
 
         from kdhub_lm.log_probs import label_log_probs
 
@@ -78,7 +97,7 @@ class MiniLlm(ObjectiveMethod):
 
         def sums(s: Tensor, z: Tensor, y: Tensor, weights: Tensor, ahead: Tensor) -> dict[str, Tensor]:
             return {
-                "single": o.single_weight * (weights * reverse_kl(s, z.float())).sum(),
+                "single": o.single_weight * (weights * divergence(reverse_kl, s, z)).sum(),
                 "policy": o.policy_weight * (weights * ahead * cross_entropies(s, y)).sum(),
             }
 

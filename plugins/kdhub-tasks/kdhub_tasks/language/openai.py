@@ -6,13 +6,15 @@ token counts of the server: nothing is paid for twice after a kill or a failure.
 
 **Logits.** Some servers return the log-probabilities of a prompt's tokens by token id (`prompt_logprobs` of
 `/completions`, as in vLLM). With the option `tokenizer`, `signals: {keep: top-K}` then works as with a local teacher:
-rows are tokenized here, sent as ids, and returned with the K most probable tokens of each position. Log-probabilities
-by the tokens' texts (`logprobs` of chat) make no logits: different tokens can have the same text, and they exist only
-for what the server generated itself. Of that they are read (`log_probs`).
+rows are tokenized here, sent as ids, and returned with the K most probable tokens of each position. So it answers
+inside training too (`batch_signals`), about what the student has just written. Log-probabilities by the tokens' texts
+(`logprobs` of chat) make no logits: different tokens can have the same text, and they exist only for what the server
+generated itself. Of that they are read (`log_probs`).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from pydantic import Field
 
 from kdhub.errors import CompatibilityError, TeacherError
 from kdhub.fields import Field as Stored
-from kdhub.teachers.endpoint import Endpoint, Refused, message_in, quoted
+from kdhub.teachers.endpoint import Endpoint, Refused, Stopped, message_in, quoted
 from kdhub_tasks.language.generation import REFUSED, Generation, encoded, is_text, layout
 from kdhub_tasks.language.rows import vocabulary
 from kdhub_tasks.language.wire import Malformed, first_of, request, require_prefill, text_of, unknown
@@ -71,6 +73,7 @@ class OpenAI(Endpoint):
         super().__init__(argument, options)
         self.task = task
         self.answered = self.prompt_tokens = self.completion_tokens = 0
+        self._texts: dict[int, str] = {}  # of tokens
 
     @property
     def group_rows(self) -> int:
@@ -208,11 +211,82 @@ class OpenAI(Endpoint):
 
     def _scored(self, example: Example, form: Form) -> np.ndarray:
         """The K most probable tokens at the positions of an example's labels, packed."""
-        ids = list(example["ids"])
+        at, log_p, _ = self._asked(example["ids"], example["at"], form)
+        return form.pack_top(at, log_p)
+
+    def batch_signals(self, inputs: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+        """Inside training: `logits`, the K most probable tokens of each position as a `sparse.Top` in full precision,
+        and `label_log_probs` (positions,), of the tokens that follow in the batch. Requests are one a row, many in
+        flight.
+
+        Raises:
+            CompatibilityError: rows are packed.
+        """
+        import torch
+
+        from kdhub_tasks.language.packing import mask_of
+        from kdhub_tasks.sparse import SMALLEST, Top
+
+        if "position_ids" in inputs:
+            raise CompatibilityError(f"{self.name} is asked row by row", hint="leave out the student's option packing")
+        form, ids, where = self._form(kind), inputs["input_ids"].tolist(), inputs["input_ids"].device
+        width, lengths = inputs["input_ids"].shape[1], mask_of(inputs).sum(-1).tolist()
+        places: list[list[int]] = [[] for _ in ids]
+        for at in inputs["at"].tolist():
+            places[at // width].append(at % width)
+        rows = [(row[:n], at) for row, n, at in zip(ids, lengths, places) if at]
+        found = self._all_asked(rows, form)
+        at, kept, labels = (np.concatenate([one[n] for one in found]) if found else np.zeros((0,)) for n in range(3))
+        at, kept = at.reshape(-1, form.count).astype(np.int64), kept.reshape(-1, form.count)
+        rest = np.log(np.clip(1 - np.exp(kept).sum(-1, keepdims=True), SMALLEST, None))
+        log_p = torch.from_numpy(np.concatenate([kept, rest], -1)).float().to(where)
+        top = Top(torch.from_numpy(at).to(where), log_p, alone=form.name == "renormalised")
+        return {"logits": top, "label_log_probs": torch.from_numpy(labels).float().to(where)}
+
+    def label_log_probs(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """The model's log-probability of each label of some examples, nats."""
+        return [one[2] for one in self._all_asked([(e["ids"], e["at"]) for e in examples], self._form("logits:top-1"))]
+
+    def _all_asked(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], form: Form
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """`_asked` of rows of ids and positions; where one fails the others stop."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        stop = threading.Event()
+
+        def one(row: tuple[Sequence[int], Sequence[int]]) -> Any:
+            try:
+                return self._asked(*row, form, stop)
+            except Stopped:
+                return None
+            except BaseException:
+                stop.set()
+                raise
+
+        if not rows:
+            return []
+        with ThreadPoolExecutor(min(len(rows), self.options.concurrency)) as pool:
+            futures = [pool.submit(one, row) for row in rows]
+        for future in futures:
+            future.result()  # the failure, not one that was stopped by it
+        return [future.result() for future in futures]
+
+    def _asked(
+        self, ids: Sequence[int], at: Sequence[int], form: Form, stop: threading.Event | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The K most probable tokens at some positions of a text, the lowest first, and their log-probabilities
+        (positions, K); and those of the tokens that follow there (positions,).
+
+        Raises:
+            TeacherError: the server has no `prompt_logprobs`, or not of this model's tokens.
+        """
+        ids = list(ids)
         payload = {"prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": form.count}
         what = f"a row of {len(ids)} tokens"
         try:
-            answer = self.send("completions", payload | self.options.body, doing=f"scoring {what}", what=what)
+            body = payload | self.options.body
+            answer = self.send("completions", body, doing=f"scoring {what}", what=what, stop=stop)
         except Refused as refused:
             raise TeacherError(
                 f"{self.name} refused {what}: {refused}",
@@ -225,10 +299,46 @@ class OpenAI(Endpoint):
             raise TeacherError(
                 f"{self.name} sent no 'prompt_logprobs' for {what}", hint="not every server has them; vLLM does"
             )
+        with self._lock:
+            self.answered += 1
+            self.prompt_tokens += len(ids)
         # the token at a position was predicted from the one before
-        found = [self._most_probable(listed[at + 1], form, what) for at in example["at"]]
+        found = [self._most_probable(listed[n + 1], form, what) for n in at]
         pairs = np.array(found, np.float64).reshape(len(found), form.count, 2)
-        return form.pack_top(pairs[..., 0].astype(np.int64), pairs[..., 1])
+        follow = [self._own(listed[n + 1], ids[n + 1], what) for n in at]
+        self._require_own_tokens(ids, listed, what)
+        return pairs[..., 0].astype(np.int64), pairs[..., 1], np.array(follow, np.float64)
+
+    def _own(self, given: Mapping[str, Any], token: int, what: str) -> float:
+        if str(token) not in given:
+            raise TeacherError(
+                f"{self.name} sent no log-probability of the prompt's own token for {what}",
+                hint="servers add it to the most probable ones; is the option tokenizer this model's own?",
+            )
+        return float(given[str(token)]["logprob"])
+
+    def _require_own_tokens(self, ids: Sequence[int], listed: Sequence[Any], what: str) -> None:
+        """
+        Raises:
+            TeacherError: the server spells most of these tokens otherwise than the tokenizer that was told.
+        """
+        compared = unlike = 0
+        for token, given in zip(ids[1:], listed[1:]):
+            theirs = (given.get(str(token)) or {}).get("decoded_token") if isinstance(given, dict) else None
+            mine = self._spelt(token)
+            if isinstance(theirs, str) and mine and "\ufffd" not in mine + theirs:
+                compared, unlike = compared + 1, unlike + (mine.strip() != theirs.strip())
+        if unlike > compared / 2:
+            raise TeacherError(
+                f"{self.name} has other tokens than its option tokenizer says: it spells {unlike} of {compared} tokens "
+                f"of {what} otherwise",
+                hint="set the option tokenizer to the folder or name of the very model that is served",
+            )
+
+    def _spelt(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self.tokenizer.decode([token])
+        return self._texts[token]
 
     def _most_probable(self, given: Any, form: Form, what: str) -> list[tuple[int, float]]:
         """K tokens, the lowest id first, and their log-probabilities. Servers add the prompt's own token where it is

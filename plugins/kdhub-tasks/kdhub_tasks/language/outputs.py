@@ -212,5 +212,6 @@ def require_same_tokens(student: Any, teacher: Any) -> None:
         raise CompatibilityError(
             f"student and teacher use different vocabularies: {shared} tokens are the same, of {len(mine)} and "
             f"{len(theirs)}",
-            hint="start the student with the teacher's vocabulary (llama:, layers:), or learn from its texts (seqkd)",
+            hint="start the student with the teacher's vocabulary (llama:, layers:), or learn from its texts (seqkd), "
+            "or where both spell the same (uld, gold)",
         )

@@ -53,7 +53,7 @@ _teacher = TeacherSpec.shorthand("kdhub_tasks.language.", **_SHARED)
 TEACHERS = (
     _teacher(
         "openai", "openai:OpenAI", "a language model behind any OpenAI-compatible API", gives=("text", "logits"),
-        argument="MODEL",
+        argument="MODEL", remote=True,
     ),
     TeacherSpec(
         name="prompted", target="kdhub_tasks.language.prompted:Prompted", traits=("shown",), gives=("logits",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,24 @@ if TYPE_CHECKING:
 
 def llama(argument: str, context: BuildContext) -> CausalLm:
     """`llama:width=64,layers=2,heads=4`: a fresh Llama with the teacher's tokenizer; without a teacher with one of
-    bytes.
+    bytes. `tokens=512`: with a byte-level BPE of its own of so many tokens, trained on the texts of the training rows.
 
     Raises:
         UsageError: an unknown setting, or heads that do not divide the width.
     """
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    settings = sizes("llama", argument, width=64, layers=2, heads=4, length=512)
+    settings = sizes("llama", argument, width=64, layers=2, heads=4, length=512, tokens=0)
     width, heads = settings["width"], settings["heads"]
     if width % (2 * heads):
         raise UsageError(
             f"student llama:{argument}: the width must be a multiple of twice the heads (width={width}, heads={heads})"
         )
-    tokenizer, classes = tokenizer_for(context, settings["length"])
+    if settings["tokens"]:
+        tokenizer = trained_tokenizer(context.facts.get("tables", ()), settings["tokens"], settings["length"])
+        classes = len(tokenizer)
+    else:
+        tokenizer, classes = tokenizer_for(context, settings["length"])
     config = LlamaConfig(
         vocab_size=classes,
         hidden_size=width,
@@ -81,7 +86,8 @@ def _fresh(network: Any, tokenizer: Any, context: BuildContext, how: str) -> Cau
     """A student that ends its texts as the teacher does, from whose texts it may learn."""
     from kdhub_tasks.language.model import CausalLm
 
-    if own := getattr(context.teacher, "own_settings", None):
+    own = getattr(context.teacher, "own_settings", None)
+    if own and tokenizer is context.teacher.tokenizer:
         network.generation_config.eos_token_id = sorted(own.ends) or None
     return CausalLm(network, tokenizer, {"how": how})
 
@@ -94,15 +100,55 @@ def tokenizer_for(context: BuildContext, length: int) -> tuple[Any, int]:
     return tokenizer, teacher.layout("logits")["logits"][-1] if saved else len(tokenizer)
 
 
+SPECIAL = ["<pad>", "<s>"]
+LEAST = 256 + len(SPECIAL)
+
+
 def byte_tokenizer(max_length: int = 1024) -> Any:
     """A tokenizer whose tokens are the 256 bytes, `<pad>`, and `<s>` for beginning and end of text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    return _of_bytes(Tokenizer(models.BPE(vocab=vocabulary, merges=[])), max_length, use_regex=False)
+
+
+def trained_tokenizer(tables: Iterable[Any], tokens: int, max_length: int = 1024) -> Any:
+    """The same with the most frequent merges of the rows' texts, up to so many tokens in all.
+
+    Raises:
+        UsageError: fewer tokens than there are bytes, or no texts.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    if tokens < LEAST:
+        raise UsageError(f"student llama: tokens must be at least {LEAST}: the bytes, and two marks (tokens={tokens})")
+    texts = [text for table in tables for name in table.column_names for text in texts_in(table[name])]
+    if not texts:
+        raise UsageError(f"student llama: its {tokens} tokens are trained on the rows of data.train, which has none")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    how = trainers.BpeTrainer(vocab_size=tokens, initial_alphabet=letters, special_tokens=SPECIAL, show_progress=False)
+    backend.train_from_iterator(texts, how)
+    return _of_bytes(backend, max_length)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts in a column's values, at any depth: of messages, of several responses."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from texts_in([text for name, text in value.items() if name != "role"])
+    elif isinstance(value, Iterable):
+        for inner in value:
+            yield from texts_in(inner)
+
+
+def _of_bytes(backend: Any, max_length: int, use_regex: bool = True) -> Any:
+    from tokenizers import decoders, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", *letters])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=max_length, pad_token="<pad>", bos_token="<s>", eos_token="<s>"

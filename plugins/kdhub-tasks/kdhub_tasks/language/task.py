@@ -90,13 +90,21 @@ class CausalLanguage(TokenClassification):
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         """See `rows`. Settings: max_length, most tokens of a row; private, see `Encoding`; groups, whether rows of
         preferences have all their responses; prompts, the most tokens of an answer: then rows are prompts for the
-        teacher, whose vocabulary may differ from the student's; prefix, how the answer begins (`Generation.prompting`).
+        teacher, whose vocabulary may differ from the student's; prefix, how the answer begins (`Generation.prompting`);
+        unlike, whether the teacher's vocabulary may differ, and rows are for the student alone (see `alignment`).
 
         Raises:
             CompatibilityError: student and teacher use different vocabularies; says how many tokens they share.
         """
         prompts = settings.get("prompts")
-        models = [model for model in ((teacher,) if prompts and teacher else (student, teacher)) if model is not None]
+        pair = (
+            (teacher,)
+            if prompts and teacher
+            else (student,)
+            if settings.get("unlike") and student
+            else (student, teacher)
+        )
+        models = [model for model in pair if model is not None]
         if len(models) > 1 and student.vocabulary != teacher.vocabulary and not prompts:
             require_same_tokens(student.tokenizer, teacher.tokenizer)
         limits = [n for n in (*(model.max_length for model in models), settings.get("max_length")) if n]
@@ -106,7 +114,7 @@ class CausalLanguage(TokenClassification):
             settings.get("private"),
             prompts,
             bool(settings.get("groups")),
-            models[1].tokenizer if len(models) > 1 else None,
+            teacher.tokenizer if student is not None and teacher is not None and not prompts else None,
             settings.get("prefix", ""),
         )
 

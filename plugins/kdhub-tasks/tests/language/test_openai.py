@@ -295,7 +295,7 @@ def scoring(model):
             log_p = model.module.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         for at, token in enumerate(ids[1:]):
             kept = {*log_p[at].topk(body["prompt_logprobs"]).indices.tolist(), token}
-            places.append({str(t): {"logprob": float(log_p[at, t]), "rank": 1, "decoded_token": "?"} for t in kept})
+            places.append({str(t): {"logprob": float(log_p[at, t]), "rank": 1} for t in kept})
         return {"choices": [{"text": "", "finish_reason": "length", "prompt_logprobs": places}]}
 
     lock = threading.Lock()
