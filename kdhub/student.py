@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdhub.errors import UsageError
+from kdhub.errors import CompatibilityError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,6 +110,18 @@ class Student(ABC):
             folder: where it is saved.
         """
         return {"disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
+
+    @property
+    def exported(self) -> nn.Module:
+        """The network that another format holds and a runtime runs in its place: all of `module`, or the part that the
+        ecosystem keeps in such files (the transformer of a text encoder).
+
+        Raises:
+            CompatibilityError: it has no such network.
+        """
+        if self.module is None:
+            raise CompatibilityError(f"a {self.kind} of {self.task} has no network that could be exported")
+        return self.module
 
     # -- families of sizes ------------------------------------------------------------------------------------
 

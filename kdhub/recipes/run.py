@@ -19,7 +19,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,11 @@ class Run:
         told = [self.folder / name for name in ("recipe.yaml", "provenance.json", "report.json", "metrics.jsonl")]
         known = self.read_json(_SEALS, {"schema": SCHEMA, "files": {}})
         self.write_json(_SEALS, {**known, "files": {**known["files"], **sealed(self.folder, told)}})
+
+    def seal_exports(self, paths: Iterable[Path]) -> None:
+        """Note also what was exported of the student."""
+        known = self.read_json(_SEALS, {"schema": SCHEMA, "files": {}})
+        self.write_json(_SEALS, {**known, "files": {**known["files"], **sealed(self.folder, paths)}})
 
     def damage(self, below: str = "") -> list[str]:
         """The files that are no longer what the run saved, all or those below a name. Runs from before seals have no

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.data.dataset import parse_source
-from kdhub.errors import UsageError
+from kdhub.errors import HubError, UsageError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
 from kdhub.evaluation.report import Report
 from kdhub.families import member_in
@@ -55,8 +55,8 @@ def evaluate(
     """
     resolver = resolver or Resolver()
     data = [data] if isinstance(data, str) else list(data or ())
-    recipe, student, folder = _subject(subject, task, data, resolver)
-    recipe = _with(recipe, teacher, data, set)
+    recipe, student, folder = subject_of(subject, task, data, resolver)
+    recipe = adjusted(recipe, teacher, data, set)
     recipe, _ = unchained(recipe, resolver)
     task_object = resolver.task(recipe.task)
     options = resolver.evaluation_options(task_object, recipe)
@@ -91,7 +91,7 @@ def evaluate(
     return report
 
 
-def _subject(
+def subject_of(
     subject: str | Path, task: str | None, data: Sequence[str], resolver: Resolver
 ) -> tuple[Recipe, Callable[[Any], Student], Path | None]:
     """The recipe to score by, a function teacher -> student, and the folder with its files, if it is saved."""
@@ -120,7 +120,12 @@ def _subject(
                 f"{folder} is not a folder", hint="give a run folder, a model folder, or org/name on a hub"
             )
     elif kind == "hf":
-        folder, name, _ = fetch_model(argument)
+        try:
+            folder, name, _ = fetch_model(argument)
+        except HubError as error:
+            if not text.startswith("hf:"):
+                error.hint = f"{text} is not a folder here either" + (f"; {error.hint}" if error.hint else "")
+            raise
     else:
         task = task or _task_of_start(text, resolver)
         context = BuildContext(resolver.task(task), None, 0)
@@ -153,6 +158,11 @@ def _task_of_start(text: str, resolver: Resolver) -> str:
     tasks = {task for entry in resolver.registry.all("student") if entry.name == kind for task in entry.spec.tasks}
     if len(tasks) == 1:
         return tasks.pop()
+    if not any(entry.name == kind for entry in resolver.registry.all("student")):
+        raise UsageError(
+            f"{text} does not exist: there is no such folder, and no student of that name",
+            hint="give a run folder, a model folder, or org/name on a hub; kdhub list students",
+        )
     raise UsageError(f"the task of {text} is unknown", hint="name it with --task; kdhub list tasks")
 
 
@@ -170,7 +180,7 @@ def _here(subject: str | Path, resolver: Resolver) -> Path:
     return folder
 
 
-def _with(recipe: Recipe, teacher: str | None, data: Sequence[str], set: Any) -> Recipe:
+def adjusted(recipe: Recipe, teacher: str | None, data: Sequence[str], set: Any) -> Recipe:
     """The recipe with another teacher, other data, and `--set` keys."""
     layers = [Layer("recipe", recipe.model_dump(by_alias=True, exclude_unset=True))]
     if teacher is not None:
