@@ -52,6 +52,7 @@ class Run:
         self.read_only = False  # looking at a run (`cache verify --run`) leaves it as it is
         self._lock: Any = None
         self._log_is_whole = False  # until this process has looked
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # of what is logged
         self._stages: list[str] = []  # under way, each inside the one before
         self._fits: Counter[tuple[str, str]] = Counter()  # trainings begun by this process: stage and name
 
@@ -258,6 +259,8 @@ class Run:
 
         self._guard(append, self.metrics_path.name)
         self._log_is_whole = True
+        for heard in self.listeners:
+            heard(record)
 
     def _drop_half_line(self) -> None:
         """Cut off what a killed process left of its last line; ours would grow onto it."""

@@ -33,7 +33,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         page: draw the plots and write the card.
     """
     from kdhub.evaluation.cost import peak_memory
-    from kdhub.training import pictured
+    from kdhub.training import pictured, tracking
     from kdhub.training import saved as saving
     from kdhub.training.session import Session, running
 
@@ -42,7 +42,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         run.unlock()
         return run
     began = time.monotonic()
-    with running(run, resolver.registry.plugins):
+    with running(run, resolver.registry.plugins), tracking.following(run):
         run.same("recipe", read_yaml(run.folder / "recipe.yaml") if rank() == 0 else {})
         entry = resolver.registry.find("method", run.recipe.method, run.recipe.task)
         run.same("method", {"name": entry.name, "distribution": entry.distribution, "version": entry.version})
