@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kdhub import notebook
 from kdhub.errors import CompatibilityError, UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ class Student(ABC):
         what = [f"{sum(p.numel() for p in self.module.parameters()):,} parameters"] if self.module is not None else []
         what += [f"{len(self.members)} members"] if self.members else []
         return f"<{type(self).__name__} of {self.task}: {', '.join(what) or self.kind}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("task", self.task), ("class", type(self).__name__)]
+        if self.module is not None:
+            rows.append(("parameters", f"{sum(p.numel() for p in self.module.parameters()):,}"))
+        rows += [("members", ", ".join(self.members))] if self.members else []
+        return notebook.table("Student", (), [*rows, *self.start.items()])
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kdhub import notebook
 from kdhub.errors import InUseError, RecipeError, RunError
 from kdhub.files import atomic_write, changed, is_leftover, read_sealed, sealed, write_json, write_sealed
 from kdhub.plain_json import fit, plain_json
@@ -55,6 +56,17 @@ class Run:
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # of what is logged
         self._stages: list[str] = []  # under way, each inside the one before
         self._fits: Counter[tuple[str, str]] = Counter()  # trainings begun by this process: stage and name
+
+    def _repr_html_(self) -> str:
+        known = {"method": self.recipe.method, "task": self.recipe.task, "seed": self.recipe.seed}
+        rows = [("folder", self.folder), *known.items(), ("finished", "yes" if self.finished("done") else "no")]
+        plain = [m for m in (self.report or {}).get("measures", ()) if m.get("dataset") and not m.get("variant")]
+        scores = [(m["metric"], m["dataset"], m["subject"], m["value"]) for m in plain if m.get("value") is not None]
+        blocks = [notebook.table("Run", (), rows, left=2)]
+        if scores:
+            shown = [(*names, f"{value:.4g}") for *names, value in scores]
+            blocks.append(notebook.table("Measured", ("metric", "data", "of", "value"), shown, left=3))
+        return "".join(blocks) + notebook.pictures(self.folder / "plots")
 
     # -- making and opening -----------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from kdhub.recipes.run import Run
 from kdhub.signals.stored import measured_signals
 from kdhub.specs import MAIN
 from kdhub.student import BuildContext, Student
-from kdhub.training.execute import COST_ROWS, unchained
+from kdhub.training.execute import COST_ROWS, cost_again, unchained
 from kdhub.training.session import cost_subjects
 
 
@@ -33,6 +33,7 @@ def evaluate(
     data: str | Sequence[str] | None = None,
     task: str | None = None,
     cost: bool = False,
+    update: bool = False,
     set: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
     resolver: Resolver | None = None,
@@ -47,6 +48,8 @@ def evaluate(
         data: names of data sets, `name` or `name:split`; a run brings its own.
         task: when neither the subject nor the columns of the data say.
         cost: measure size, speed and memory as well.
+        update: of a finished run, with `cost` and nothing else: what it costs is measured again, and its report and
+            card have the new figures.
         set: recipe keys, as in `distill` (`evaluation.options.noise=[0.9]`).
         out: write `report.json` here as well.
 
@@ -54,6 +57,13 @@ def evaluate(
         UsageError: no data to score on, and the student's own files say nothing.
     """
     resolver = resolver or Resolver()
+    if update:
+        if not cost or member or teacher or data or task or set or out:
+            raise UsageError(
+                "--update measures the cost of a run again, and nothing else",
+                hint=f"kdhub evaluate {subject} --cost --update",
+            )
+        return cost_again(Run.open(Path(subject).expanduser()), resolver)
     data = [data] if isinstance(data, str) else list(data or ())
     recipe, student, folder = subject_of(subject, task, data, resolver)
     recipe = adjusted(recipe, teacher, data, set)
