@@ -160,3 +160,22 @@ def test_both_are_timed_in_turns(run, monkeypatch):
     assert exports(run.student_folder)["numbers"]["measures"][-1]["ratio"] == 0.5
     assert "(0.50 of torch's)" in (run.folder / "README.md").read_text()
     assert verb.name_of("numbers", None) == "numbers"
+
+
+def test_cost_is_measured_again_and_scores_stay(run, monkeypatch):
+    before = [m for m in run.report["measures"] if m["dataset"]]
+
+    def measure(task, subjects, rows, **how):
+        return [cost.cost_of("student", "latency-p50", 7.0, "ms", "times were measured on a busy machine")]
+
+    monkeypatch.setattr(cost, "measure", measure)
+    for quiet in (False, True):
+        report = kdhub.evaluate(run.folder, cost=True, update=True)
+        written = json.loads((run.folder / "report.json").read_text())["measures"]
+        assert [m for m in written if m["dataset"]] == before
+        assert [(m["metric"], m["value"]) for m in written if not m["dataset"]] == [("latency-p50", 7.0)]
+        assert report.notes.count("times were measured on a busy machine") == (not quiet)
+        monkeypatch.setattr(cost, "measure", lambda *a, **k: [cost.cost_of("student", "latency-p50", 7.0, "ms")])
+    assert run.damage() == [] and "7.00 ms" in (run.folder / "README.md").read_text()
+    with pytest.raises(UsageError, match="measures the cost of a run again, and nothing else"):
+        kdhub.evaluate(run.folder, update=True)

@@ -127,7 +127,7 @@ def export(
     rows, examples = _tried(task_object, student, evaluator)
     signal, name = task_object.primary_signal, name_of(entry.name, quantize)
     with _room(folder):
-        folder = _own_folder(folder, out)
+        folder = _own_folder(folder, out).resolve()  # the usage lines are run elsewhere
         before = _flat(student.signals(examples, signal))
         logger.info("writing %s", exporter.file(student))
         exporter.write(student, examples, signal, folder)
@@ -152,8 +152,8 @@ def export(
         if cost:
             made.measures += _costs(recipe.task, folder, name, rows)
         note(folder, name, {**facts, "measures": [m.to_dict() for m in made.measures]}, files)
-    if run is not None and folder == run.student_folder:
-        run.seal_exports([*files, folder / EXPORTS])
+    if run is not None and folder == run.student_folder.resolve():
+        run.seal_exports(run.student_folder / one.relative_to(folder) for one in (*files, folder / EXPORTS))
         if run.finished("done"):
             write_page(run, resolver)
     return made
