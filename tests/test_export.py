@@ -163,7 +163,7 @@ def test_both_are_timed_in_turns(run, monkeypatch):
 
 
 def test_cost_is_measured_again_and_scores_stay(run, monkeypatch):
-    before = [m for m in run.report["measures"] if m["dataset"]]
+    before = [m for m in run.report["measures"] if m.get("dataset")]
 
     def measure(task, subjects, rows, **how):
         return [cost.cost_of("student", "latency-p50", 7.0, "ms", "times were measured on a busy machine")]
@@ -172,10 +172,20 @@ def test_cost_is_measured_again_and_scores_stay(run, monkeypatch):
     for quiet in (False, True):
         report = kdhub.evaluate(run.folder, cost=True, update=True)
         written = json.loads((run.folder / "report.json").read_text())["measures"]
-        assert [m for m in written if m["dataset"]] == before
-        assert [(m["metric"], m["value"]) for m in written if not m["dataset"]] == [("latency-p50", 7.0)]
+        assert [m for m in written if m.get("dataset")] == before
+        assert [(m["metric"], m["value"]) for m in written if not m.get("dataset")] == [("latency-p50", 7.0)]
         assert report.notes.count("times were measured on a busy machine") == (not quiet)
         monkeypatch.setattr(cost, "measure", lambda *a, **k: [cost.cost_of("student", "latency-p50", 7.0, "ms")])
     assert run.damage() == [] and "7.00 ms" in (run.folder / "README.md").read_text()
     with pytest.raises(UsageError, match="measures the cost of a run again, and nothing else"):
         kdhub.evaluate(run.folder, update=True)
+
+
+def test_its_help_imports_nothing_heavy(run_python):
+    code = (
+        "import runpy, sys\nsys.argv = ['kdhub', 'export', '--help']\n"
+        "try:\n    runpy.run_module('kdhub', run_name='__main__')\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'transformers', 'huggingface_hub', 'onnx'} & {*sys.modules}))"
+    )
+    done = run_python(code)
+    assert "--quantize" in done.stdout and done.stdout.splitlines()[-1] == "[]", done.stderr
