@@ -1,8 +1,8 @@
 """kdhub, the hub for distilled models.
 
 Everything the command line does is one call here: `kdhub.distill(recipe, **overrides)`, `kdhub.evaluate`,
-`kdhub.compare`, `kdhub.load`, `kdhub.publish`, `kdhub.pull`, `kdhub.verify`, `kdhub.search`. Names are loaded on first
-use, so that `import kdhub` costs nothing.
+`kdhub.export`, `kdhub.compare`, `kdhub.load`, `kdhub.publish`, `kdhub.pull`, `kdhub.verify`, `kdhub.search`. Names are
+loaded on first use, so that `import kdhub` costs nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from kdhub.hookspecs import hookimpl
 from kdhub.specs import (
     API_VERSION,
     DatasetSpec,
+    ExporterSpec,
     FolderFormat,
     MethodSpec,
     MetricSpec,
@@ -30,6 +31,7 @@ _LAZY = {
     "distill": "kdhub.verbs.distill",
     "compare": "kdhub.verbs.compare",
     "evaluate": "kdhub.verbs.evaluate",
+    "export": "kdhub.verbs.export",
     "label": "kdhub.verbs.label",
     "load": "kdhub.verbs.load",
     "publish": "kdhub.verbs.publish",
@@ -64,6 +66,7 @@ _LAZY = {
 __all__ = [
     "API_VERSION",
     "DatasetSpec",
+    "ExporterSpec",
     "FolderFormat",
     "MethodSpec",
     "MetricSpec",

@@ -1,7 +1,7 @@
 """Every hook of kdhub, on one screen.
 
 A plugin is a light module with some of these functions, each marked `@kdhub.hookimpl`, named by an entry
-point in the group `kdhub`. The first eight yield specs; the others are called during the life of a run.
+point in the group `kdhub`. The first nine yield specs; the others are called during the life of a run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from kdhub.specs import (
         DatasetSpec,
+        ExporterSpec,
         MethodSpec,
         MetricSpec,
         NetworkSpec,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("kdhub")
 hookimpl = pluggy.HookimplMarker("kdhub")
 
-_KINDS = ("tasks", "methods", "teachers", "students", "datasets", "metrics", "samplers", "networks")
+_KINDS = ("tasks", "methods", "teachers", "students", "datasets", "metrics", "samplers", "networks", "exporters")
 
 
 def hooks_of(rooms: Iterable[Any], registry: Path | None = None) -> dict[str, Callable[[], Iterable[Any]]]:
@@ -85,6 +86,11 @@ def kdhub_metrics() -> Iterable[MetricSpec]:
 @hookspec
 def kdhub_networks() -> Iterable[NetworkSpec]:
     """Networks and wrappers that saved students name."""
+
+
+@hookspec
+def kdhub_exporters() -> Iterable[ExporterSpec]:
+    """Formats that finished students are written in."""
 
 
 @hookspec

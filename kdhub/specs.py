@@ -317,6 +317,22 @@ class NetworkSpec(Spec):
     wraps: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExporterSpec(Spec):
+    """A format that a finished student can be written in; the target is a `kdhub.exporting.exporter.Exporter` class.
+
+    Attributes:
+        quantize: the smaller precisions that it can write ("int8").
+        requires: modules that must be installed for it.
+        extra: what installs them, as pip takes it ("kdhub[onnx]").
+    """
+
+    kind: ClassVar[str] = "exporter"
+    quantize: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    extra: str = ""
+
+
 SPECS: dict[str, type[Spec]] = {
     cls.kind: cls
     for cls in (
@@ -328,6 +344,7 @@ SPECS: dict[str, type[Spec]] = {
         SamplerSpec,
         MetricSpec,
         NetworkSpec,
+        ExporterSpec,
     )
 }
 """Kind -> spec class, in the order lists show them."""

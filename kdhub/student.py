@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdhub.errors import UsageError
+from kdhub import notebook
+from kdhub.errors import CompatibilityError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +78,13 @@ class Student(ABC):
         what += [f"{len(self.members)} members"] if self.members else []
         return f"<{type(self).__name__} of {self.task}: {', '.join(what) or self.kind}>"
 
+    def _repr_html_(self) -> str:
+        rows = [("task", self.task), ("class", type(self).__name__)]
+        if self.module is not None:
+            rows.append(("parameters", f"{sum(p.numel() for p in self.module.parameters()):,}"))
+        rows += [("members", ", ".join(self.members))] if self.members else []
+        return notebook.table("Student", (), [*rows, *self.start.items()])
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write it in its ecosystem's own format into an empty folder; weights as safetensors."""
@@ -110,6 +118,18 @@ class Student(ABC):
             folder: where it is saved.
         """
         return {"disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
+
+    @property
+    def exported(self) -> nn.Module:
+        """The network that another format holds and a runtime runs in its place: all of `module`, or the part that the
+        ecosystem keeps in such files (the transformer of a text encoder).
+
+        Raises:
+            CompatibilityError: it has no such network.
+        """
+        if self.module is None:
+            raise CompatibilityError(f"a {self.kind} of {self.task} has no network that could be exported")
+        return self.module
 
     # -- families of sizes ------------------------------------------------------------------------------------
 

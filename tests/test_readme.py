@@ -30,9 +30,10 @@ TINY = {"max_steps": 1, "batch_size": 8, "max_length": 16, "evaluation.data": []
 WHOLE = ("kdhub distill --method leaf --data ./texts.txt", "kdhub distill --method leaf --data ./texts.jsonl ")
 """Distillations that are run to their end; the others only as far as their resolved and checked recipe."""
 
-ELSEWHERE = ("similarity", "kdhub publish ", "kdhub pull ", "kdhub verify ", "kdhub search ", "kdhub hub ")
+ELSEWHERE = ("similarity", "kdhub publish ", "kdhub pull ", "kdhub verify ", "kdhub search ", "kdhub hub ",
+             "kdhub export ", "--update")  # fmt: skip
 """Commands about the plugin that readers are told to write (`test_docs.py` installs and uses it), and those that need
-a hub (`test_hub_commands.py`)."""
+a hub (`test_hub_commands.py`), packages of an extra (`test_export.py`), or a quiet minute."""
 
 
 def commands() -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ def set_up(*, quiet: bool, verbose: bool, traceback: bool) -> None:
     """Send kdhub's messages to stderr, and keep the libraries below quiet."""
     global _traceback
     _traceback = traceback or bool(os.environ.get("KDHUB_TRACEBACK"))
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(_Formatter())
     logger = logging.getLogger("kdhub")
     logger.handlers[:] = [handler]
@@ -38,9 +38,20 @@ def set_up(*, quiet: bool, verbose: bool, traceback: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
+class _Handler(logging.StreamHandler):
+    """Writes to what stderr is at the time: above a live bar while there is one."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, given: Any) -> None: ...
+
+
 class _Formatter(Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = harmless(super().format(record))
         return f"warning: {text}" if record.levelno >= logging.WARNING else text
 
 

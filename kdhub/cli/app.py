@@ -17,6 +17,7 @@ from kdhub.cli import (
     distill,
     doctor,
     evaluate,
+    export,
     hub,
     label,
     listing,
@@ -73,6 +74,7 @@ _UsageFault = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == 
 app.command("distill")(distill.distill)
 app.command("label")(label.label)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("compare")(compare.compare)
 app.command("publish")(publish.publish)
 app.command("pull")(pull.pull)

@@ -21,6 +21,7 @@ def distill(
     student: Annotated[str | None, typer.Option("--student", "-s", help="Student, e.g. layers:2.")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Training data: pydoc, ./texts.jsonl, ...")] = None,
     set: Set = None,
+    track: Annotated[list[str] | None, typer.Option("--track", help="tensorboard, wandb, mlflow or trackio.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed for everything random.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, new or empty.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue an interrupted run.")] = None,
@@ -31,6 +32,7 @@ def distill(
     from kdhub.verbs import distill as verb
 
     flags = {"method": method, "teacher": teacher, "student": student, "data": data, "seed": seed}
+    flags["tracking"] = track or None
     flags = {k: v for k, v in flags.items() if v is not None}
     if dry_run:
         resolved = verb.resolve_recipe(recipe, set=set or (), **flags)

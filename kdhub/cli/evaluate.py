@@ -18,6 +18,9 @@ def evaluate(
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Data set: NAME or NAME:SPLIT.")] = None,
     task: Annotated[str | None, typer.Option(help="Task, when the subject does not say.")] = None,
     cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Measure size, speed and memory.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="With --cost: put what a run costs now into its report and card.")
+    ] = False,
     set: Set = None,
     out: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
     json: Json = False,
@@ -26,7 +29,7 @@ def evaluate(
     from kdhub.verbs import evaluate as verb
 
     report = verb.evaluate(
-        subject, member=member, teacher=teacher, data=data, task=task, cost=cost, set=set or (), out=out
+        subject, member=member, teacher=teacher, data=data, task=task, cost=cost, update=update, set=set or (), out=out
     )
     if json:
         _output.emit(report.to_dict())

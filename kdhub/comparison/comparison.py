@@ -6,6 +6,7 @@ specification expects of two arms; what came out of them is the evidence that `r
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from kdhub import notebook
 from kdhub.comparison.differences import LEVEL, Difference, holm, paired, spread, verdict
 from kdhub.errors import RecipeError, UsageError
 from kdhub.evaluation.report import BEFORE, STUDENT, TEACHER, Report, Table, describe, number
@@ -309,6 +311,10 @@ class Result:
     def claims(self) -> list[dict[str, Any]]:
         """Each claim with what was measured of it."""
         return [judge(Claim(**claim), self) for claim in self.plan.get("claims", [])]
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<p>note: {html.escape(note)}</p>" for note in self.notes())
+        return "".join(notebook.table(t.title, t.columns, t.rows, t.left) for t in self.tables()) + said
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `arms`, `verdicts` and `claims` follow from the cells."""

@@ -26,12 +26,14 @@ from kdhub.evaluation.report import (
     TEACHER,
     Line,
     Report,
+    Table,
     gain,
     markdown,
     number,
     percent,
     printable,
 )
+from kdhub.exporting.exporter import exports
 from kdhub.families import MEMBER
 from kdhub.recipes.chain import models_of, rows_of, writers_in
 from kdhub.student import RELATIONS
@@ -39,6 +41,7 @@ from kdhub.student import RELATIONS
 SCHEMA = 1
 DATASET = "dataset"
 ABOUT, RESULTS, USAGE, MADE = "About", "Results", "Usage", "How it was made"
+EXPORTED = "Exports"
 LIMITS, LICENCE, CITATION, VERSIONS = "Limits", "Licence", "Citation", "Versions and hardware"
 REQUIRED = (ABOUT, RESULTS, USAGE, MADE, LIMITS, LICENCE)
 
@@ -266,6 +269,7 @@ def sections(
         ABOUT: _about(facts),
         RESULTS: _results_section(facts),
         USAGE: _usage(facts, path),
+        EXPORTED: _exported(facts, path),
         MADE: _made(facts),
         LIMITS: _limits(facts),
         LICENCE: _licence(facts)[1],
@@ -350,6 +354,32 @@ def _results_section(facts: _Facts) -> str:
 def _usage(facts: _Facts, path: str) -> str:
     usage = facts.student.get("usage") or 'import kdhub\nstudent = kdhub.load("{path}")'
     return fence(str(usage).replace("{path}", path.replace("\\", "/").replace('"', "")), "python")
+
+
+def _exported(facts: _Facts, path: str) -> str:
+    """The student in other formats: files, how far from torch, scores and times as they were measured."""
+    blocks, rows, heads = [], [], []
+    for name, one in facts.exports.items():
+        own = [m for m in one.get("measures") or () if m.get("subject") == name and m.get("value") is not None]
+        cells = {" on ".join(filter(None, (m["metric"], m["dataset"]))): m for m in own if m.get("dataset")}
+        cells |= {COSTS[m["metric"]][0]: m for m in own if m["metric"] in COSTS}
+        heads += [head for head in cells if head not in heads]
+        rows.append((one, {head: number(m["value"], m.get("unit", "")) + _times(m) for head, m in cells.items()}))
+    for one, cells in rows:
+        size = number(sum(file["size"] for file in one["files"].values()), "bytes")
+        cells |= {"file": one["file"], "from torch": f"{one['difference']:.2g}", COSTS["disk"][0]: size}
+        blocks.append(fence(str(one["usage"]).replace("{path}", path.replace('"', "")), "python"))
+    if not rows:
+        return ""
+    heads = ["file", "from torch", *dict.fromkeys((COSTS["disk"][0], *heads))]
+    table = Table("", heads, [[cells.get(head, "") for head in heads] for _, cells in rows])
+    said = "*from torch* is the norm of the difference of outputs over that of torch's; `exports.json` has digests."
+    return "\n\n".join([markdown(table, text), said, *blocks])
+
+
+def _times(measure: Mapping[str, Any]) -> str:
+    """A time beside that of torch in the same rounds."""
+    return f" ({measure['ratio']:.2f} of torch's)" if measure.get("ratio") else ""
 
 
 def _made(facts: _Facts) -> str:
@@ -569,6 +599,11 @@ class _Facts:
         return [one for one in self.provenance.get("lineage") or () if isinstance(one, Mapping)]
 
     @property
+    def exports(self) -> dict[str, Any]:
+        """What was exported of the student, by name."""
+        return exports(self.folder / "student")
+
+    @property
     def pictures(self) -> list[Mapping[str, str]]:
         """What the task drew of the first rows, as far as it is there."""
         return [one for one in self.provenance.get("pictures") or () if (self.folder / one["file"]).is_file()]
@@ -591,6 +626,7 @@ class _Facts:
         tags += [f"kdhub-teacher:{_id(one)}" for one in self.taught_by]
         tags += [f"kdhub-teacher:{one['id']}" for one in self.lineage if one.get("id") and one.get("as") != "start"]
         tags += [f"kdhub-task:{self.recipe['task']}"]
+        tags += [str(one["format"]) for one in self.exports.values()]
         tags += ["synthetic"] if self.is_rows and self.writers else []
         kinds = [self.method, *self.data(but="evaluation")]
         return [printable(tag) for tag in _unique((*tags, *(f"kdhub-{t}" for k in kinds for t in k.get("tags") or ())))]

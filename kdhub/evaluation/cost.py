@@ -34,6 +34,7 @@ from typing import Any
 from kdhub.errors import KdhubError
 from kdhub.evaluation.counting import flops
 from kdhub.evaluation.report import COSTS, TEACHER
+from kdhub.exporting.exporter import attached, exports
 from kdhub.families import MEMBER
 from kdhub.metric import Costed, Measure
 from kdhub.plugins.registry import Registry
@@ -42,6 +43,8 @@ from kdhub.specs import MetricSpec
 from kdhub.task import NetworkTask
 
 BATCH = 32
+EXPORT = "export"
+"""The key of a subject that answers from one of its exports, by name."""
 UNITS = {
     "parameters": "parameters",
     "disk": "bytes",
@@ -104,22 +107,25 @@ def measure(
     rounds: int = 5,
     seconds: float = 0.5,
     timeout: float = 600.0,
+    against: str = TEACHER,
 ) -> list[Measure]:
     """Measure the cost of several models side by side.
 
     Args:
         task: name of the task.
         subjects: `{"subject": "student", "folder": path}` for a saved student, with `"member": name` for a member of
-            one that is a family; `{"subject": "teacher", "source": text, **options}` for a teacher.
+            one that is a family, or `"export": name` for one of its exports; `{"subject": "teacher", "source": text,
+            **options}` for a teacher.
         rows: plain rows, JSON values and bytes; a few hundred give a steady throughput.
         threads: CPU threads of each process; the parent's when left out.
         rounds: turns each subject gets; up to three times as many while they disagree.
         seconds: what the slowest subject may take for each half of a turn, as far as one batch allows.
         timeout: seconds a process may take for one answer, loading included.
+        against: the subject whose times those of the others are compared with.
 
     Returns:
         Measures with the metrics of `report.COSTS`, without data set. Where something could not be measured the value
-        is None and the note says why. Times are the median round's, with their range, on others than the teacher their
+        is None and the note says why. Times are the median round's, with their range, on others than `against` their
         ratio to its own, and a note where they were measured on a busy machine.
     """
     own = own_costs(task)
@@ -152,7 +158,10 @@ def measure(
                 child.ask({"end": True})
         nothing = None if rows else "there were no rows to run it on"
         found = [(c, m) for c in children for m in _measures(c.subject, c.result(), c.problem or nothing, own)]
-        return [_of_rounds(m, c, children, said) if m.metric in TIMES and m.value is not None else m for c, m in found]
+        return [
+            _of_rounds(m, c, children, said, against) if m.metric in TIMES and m.value is not None else m
+            for c, m in found
+        ]
     finally:
         for child in children:
             child.close()
@@ -286,13 +295,13 @@ def _said(timed: Sequence[_Child]) -> str | None:
     return f"times were measured on a busy machine: {'; '.join(parts)}. Ratios, measured in turns, say more than times"
 
 
-def _of_rounds(measure: Measure, child: _Child, children: Sequence[_Child], said: str | None) -> Measure:
-    """A child's time with its range, its ratio to the teacher's in the same rounds, and what must be said of it."""
+def _of_rounds(measure: Measure, child: _Child, children: Sequence[_Child], said: str | None, against: str) -> Measure:
+    """A child's time with its range, its ratio to that of `against` in the same rounds, and what must be said of it."""
     own = child.rounds[measure.metric]
-    teacher = next((c.rounds[measure.metric] for c in children if c.name == TEACHER), None)
+    other = next((c.rounds[measure.metric] for c in children if c.name == against), None)
     ratio = None
-    if teacher and measure.subject != TEACHER:
-        ratio = statistics.median(mine / max(theirs, 1e-9) for mine, theirs in zip(own, teacher))
+    if other and measure.subject != against:
+        ratio = statistics.median(mine / max(theirs, 1e-9) for mine, theirs in zip(own, other))
     return replace(measure, low=min(own), high=max(own), ratio=ratio, note=said)
 
 
@@ -389,7 +398,7 @@ class _Worker:
 
         torch.set_num_threads(request["threads"])
         self.task, self.model, self.folder = _open(request["task"], request["subject"])
-        self.own_folder = "folder" in request["subject"]
+        self.own_folder, self.export = "folder" in request["subject"], request["subject"].get(EXPORT)
         self.rows: list[Any] = []
         self.task_name, self.own = request["task"], request["own"]
         if isinstance(self.task, NetworkTask):  # of others there is a size, and no pass to time
@@ -447,7 +456,7 @@ class _Worker:
         else:
             facts["parameters"] = sum(p.numel() for p in module.parameters())
         if self.folder is not None:
-            facts["disk"] = weight_bytes(self.folder, own=self.own_folder)
+            facts["disk"] = weight_bytes(self.folder, own=self.own_folder, export=self.export)
         elif module is not None:
             # Not in a folder: what the weights would take as they stand in memory.
             facts["disk"] = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
@@ -493,6 +502,8 @@ def _open(task_name: str, subject: Mapping[str, Any]) -> tuple[Any, Any, Path | 
     if "folder" in subject:
         folder = Path(subject["folder"])
         student = task.load(folder)
+        if EXPORT in subject:
+            return task, attached(student, folder, subject[EXPORT], resolver.registry), folder
         return (task, student, folder) if MEMBER not in subject else (task, student.cut(subject[MEMBER]), None)
     ref = Ref.model_validate({k: v for k, v in subject.items() if k != "subject"})
     if not resolver.target("teacher", ref.source, task_name).entry.spec.live:
@@ -515,15 +526,20 @@ def _scheduled() -> tuple[float, float]:
     return ran, waited
 
 
-def weight_bytes(folder: Path, *, own: bool = True) -> int:
+def weight_bytes(folder: Path, *, own: bool = True, export: str | None = None) -> int:
     """Bytes of the weights in a folder.
 
     Args:
-        own: the folder holds one student and nothing else, so that all weight files count. A teacher's repository may
-            hold the same weights in several formats; only the first of them counts.
+        own: the folder holds one student and its exports, so that all other weight files count. A teacher's repository
+            may hold the same weights in several formats; only the first of them counts.
+        export: the bytes of this export instead.
     """
+    exported = {name: {folder / file for file in one["files"]} for name, one in exports(folder).items()} if own else {}
+    if export is not None:
+        return sum(path.stat().st_size for path in exported[export])
+    others = set().union(*exported.values())
     groups = ((".safetensors",), (".bin", ".pt"), (".npz", ".npy"), (".onnx", ".onnx_data"), (".gguf",))
-    files = [p for p in folder.rglob("*") if p.is_file()]
+    files = [p for p in folder.rglob("*") if p.is_file() and p not in others]
     sizes = [sum(p.stat().st_size for p in files if p.suffix in group) for group in groups]
     if own:
         return sum(sizes) or sum(p.stat().st_size for p in files if p.suffix != ".md")

@@ -6,6 +6,7 @@ student *kept* is its number over the teacher's (the other way round where lower
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import unicodedata
@@ -14,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, get_type_hints
 
+from kdhub import notebook
 from kdhub.errors import RunError
 from kdhub.families import LIMITS, MEMBER, Sizes
 from kdhub.metric import Measure
@@ -155,6 +157,10 @@ class Report:
             [str(note) for note in value.get("notes") or []],
             dict(value.get("facts") or {}),
         )
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>note: {html.escape(note)}</p>" for note in self.notes)
+        return "".join(notebook.table(t.title, t.columns, t.rows, t.left) for t in self.tables()) + notes
 
     # -- asking -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from kdhub.hub.trust import PICKLES
 CARD, MANIFEST, SIGNATURE, ATTRIBUTES = "README.md", "kdhub.json", "model.sig", ".gitattributes"
 
 SUFFIXES = frozenset(
-    ".safetensors .json .jsonl .txt .model .md .jinja .yaml .yml .csv .tsv .parquet .arrow .npy .png".split()
+    ".safetensors .onnx .gguf .json .jsonl .txt .model .md .jinja .yaml .yml "
+    ".csv .tsv .parquet .arrow .npy .png".split()
 )
 """What a student is made of. None of these runs when it is read (NumPy leaves the pickles in `.npy` off by itself)."""
 

@@ -1,11 +1,11 @@
-"""The core's own plugin, through the same door as anyone's: data, saved models as teachers and starts, a sampler."""
+"""The core's own plugin, through the same door as anyone's: data, saved models, a sampler, ONNX."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from kdhub.hookspecs import hookimpl
-from kdhub.specs import DatasetSpec, SamplerSpec, StudentSpec, TeacherSpec
+from kdhub.specs import DatasetSpec, ExporterSpec, SamplerSpec, StudentSpec, TeacherSpec
 
 FAMILIES = ("kdhub-logits", "kdhub-text", "kdhub-lm")
 """Had kinds of saved models of their own."""
@@ -56,3 +56,11 @@ def kdhub_students() -> Iterable[StudentSpec]:
 def kdhub_samplers() -> Iterable[SamplerSpec]:
     sampler = SamplerSpec.shorthand("kdhub.sampler:")
     yield sampler("mixture", "MixtureSampler", "rows of several data sets in stated shares, drawn with replacement")
+
+
+@hookimpl
+def kdhub_exporters() -> Iterable[ExporterSpec]:
+    yield ExporterSpec(
+        name="onnx", target="kdhub.exporting.onnx:Onnx", summary="ONNX, for onnxruntime and all that reads it",
+        quantize=("int8",), requires=("onnx", "onnxruntime", "onnxscript"), extra="kdhub[onnx]",
+    )  # fmt: skip

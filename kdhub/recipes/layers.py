@@ -10,7 +10,7 @@ from kdhub.errors import UnknownNameError, UsageError
 from kdhub.recipes.recipe import Layer, Recipe, combine, parse_sets, read_yaml
 from kdhub.recipes.resolve import Resolver
 
-FLAGS = ("method", "teacher", "student", "data", "seed")
+FLAGS = ("method", "teacher", "student", "data", "seed", "tracking")
 
 
 def recipe_layers(
@@ -20,7 +20,10 @@ def recipe_layers(
     if unknown:
         raise UnknownNameError("override", unknown[0], FLAGS)
     flags = [
-        Layer(f"--{key}", {"data": {"train": value}} if key == "data" else {key: value})
+        Layer(
+            "--track" if key == "tracking" else f"--{key}",
+            {"data": {"train": value}} if key == "data" else {key: value},
+        )
         for key, value in overrides.items()
         if value is not None
     ]

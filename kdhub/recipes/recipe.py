@@ -185,6 +185,9 @@ class Recipe(_Model):
     sampler: TextRef | None = Field(None, description="which rows come next; shuffled by length when left out")
     signals: SignalOptions = Field(default_factory=SignalOptions, description="how teacher outputs are stored")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured at the end")
+    tracking: Annotated[list[str], BeforeValidator(_one_or_more)] = Field(
+        default_factory=list, description="where else it is followed: tensorboard, wandb, mlflow, trackio; nowhere"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     on_bad_rows: Literal["stop", "skip"] = Field("stop", description="skip leaves bad rows out and reports how many")
 

@@ -19,11 +19,12 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kdhub import notebook
 from kdhub.errors import InUseError, RecipeError, RunError
 from kdhub.files import atomic_write, changed, is_leftover, read_sealed, sealed, write_json, write_sealed
 from kdhub.plain_json import fit, plain_json
@@ -54,8 +55,20 @@ class Run:
         self.read_only = False
         self._lock: Any = None
         self._log_is_whole = False  # until this process has looked
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # of what is logged
         self._stages: list[str] = []  # under way, each inside the one before
         self._fits: Counter[tuple[str, str]] = Counter()  # trainings begun by this process: stage and name
+
+    def _repr_html_(self) -> str:
+        known = {"method": self.recipe.method, "task": self.recipe.task, "seed": self.recipe.seed}
+        rows = [("folder", self.folder), *known.items(), ("finished", "yes" if self.finished("done") else "no")]
+        plain = [m for m in (self.report or {}).get("measures", ()) if m.get("dataset") and not m.get("variant")]
+        scores = [(m["metric"], m["dataset"], m["subject"], m["value"]) for m in plain if m.get("value") is not None]
+        blocks = [notebook.table("Run", (), rows, left=2)]
+        if scores:
+            shown = [(*names, f"{value:.4g}") for *names, value in scores]
+            blocks.append(notebook.table("Measured", ("metric", "data", "of", "value"), shown, left=3))
+        return "".join(blocks) + notebook.pictures(self.folder / "plots")
 
     # -- making and opening -----------------------------------------------------------------------------------
 
@@ -158,6 +171,11 @@ class Run:
         known = self.read_json(_SEALS, {"schema": SCHEMA, "files": {}})
         self.write_json(_SEALS, {**known, "files": {**known["files"], **sealed(self.folder, told)}})
 
+    def seal_exports(self, paths: Iterable[Path]) -> None:
+        """Note also what was exported of the student."""
+        known = self.read_json(_SEALS, {"schema": SCHEMA, "files": {}})
+        self.write_json(_SEALS, {**known, "files": {**known["files"], **sealed(self.folder, paths)}})
+
     def damage(self, below: str = "") -> list[str]:
         """The files that are no longer what the run saved, all or those below a name. Runs from before seals have no
         such list."""
@@ -255,6 +273,8 @@ class Run:
 
         self._guard(append, self.metrics_path.name)
         self._log_is_whole = True
+        for heard in self.listeners:
+            heard(record)
 
     def _drop_half_line(self) -> None:
         """Cut off what a killed process left of its last line; ours would grow onto it."""

@@ -13,6 +13,7 @@ import numpy as np
 from kdhub.errors import TeacherError
 from kdhub.files import home
 from kdhub.named_layers import is_layer
+from kdhub.progress import Bar
 from kdhub.ranks import rank, world_size
 from kdhub.rows import Rows
 from kdhub.signals.store import Field, FillReport, SignalStore, item_bytes
@@ -190,14 +191,16 @@ def fields_of(teacher: Teacher, kind: str, dtype: str = "float16") -> list[Field
 
 def _progress(what: str, every: float = 5.0) -> Callable[[int, int], None]:
     """Says how far a fill is, every few seconds."""
-    began = last = time.monotonic()
+    began, bar = time.monotonic(), Bar(every)
 
     def say(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if rank() == 0 and now - last >= every and done < total:
-            speed = done / (now - began)
-            logger.info("%s  %d/%d  %.0f rows/s  %.0f s left", what, done, total, speed, (total - done) / speed)
-            last = now
+        if rank() != 0:
+            return
+        if done >= total:
+            bar.close()
+        elif done:
+            speed = done / max(time.monotonic() - began, 1e-9)
+            left = (total - done) / speed
+            bar(done, total, f"{what}  {done}/{total}  {speed:.0f} rows/s  {left:.0f} s left")
 
     return say

@@ -31,6 +31,7 @@ from kdhub.files import changed, read_sealed, sealed, write_sealed
 from kdhub.findings import Finding
 from kdhub.method import ObjectiveMethod, Progress, StoredSignals, TrainingOptions
 from kdhub.named_layers import Taps
+from kdhub.progress import Bar
 from kdhub.ranks import barrier, of_first, on_gpu, rank, resolve_precision, world_size
 from kdhub.recipes.run import Run
 from kdhub.rows import Rows, Signals, as_tensor
@@ -266,7 +267,8 @@ class _Watch(TrainerCallback):
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.saved = self.logged = self.said = time.monotonic()
+        self.saved = self.logged = time.monotonic()
+        self.bar = Bar(SAY_EVERY)
         self.logged_step = 0  # of the last line of the log; a resumed run has it from its checkpoint
         self.timed_step = 0  # before `logged`, in this process
         self.began: tuple[float, int] | None = None
@@ -317,12 +319,11 @@ class _Watch(TrainerCallback):
         began, first = self.began
         left = (now - began) / max(1, state.global_step - first) * (engine.steps - state.global_step)
         parts = " ".join(f"{k} {v:.4f}" for k, v in terms.items())
-        if trainer.is_world_process_zero() and (now - self.said > SAY_EVERY or state.global_step == engine.steps):
-            self.said = now
-            logger.info(
-                "%sstep %d/%d  %s  lr %.2e  %.0f rows/s  %s left", f"{engine.name}: " if engine.name else "",
-                state.global_step, engine.steps, parts, record["lr"], record["rows_per_second"], _clock(left),
-            )  # fmt: skip
+        if trainer.is_world_process_zero():
+            of = f"{engine.name}: " if engine.name else ""
+            line = f"{of}step {state.global_step}/{engine.steps}  {parts}  lr {record['lr']:.2e}  "
+            line += f"{record['rows_per_second']:.0f} rows/s  {_clock(left)} left"
+            self.bar(state.global_step, engine.steps, line, last=state.global_step == engine.steps)
         self.logged, self.logged_step, self.timed_step = now, state.global_step, state.global_step
 
 
@@ -614,6 +615,8 @@ class Engine:
                 self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except (HubError, TeacherError) as error:
                 raise self._kept(error) from error
+            finally:
+                self.watch.bar.close()
         seconds = time.monotonic() - began
         self.trainer.model_wrapped = self.module  # what DDP put around it would keep the process group alive
         self.trainer.accelerator.free_memory()

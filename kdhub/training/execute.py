@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdhub.errors import InUseError, RunError
 from kdhub.files import canonical_json
@@ -17,6 +17,9 @@ from kdhub.recipes.chain import folder_of, lineage, replaced, resolved, withheld
 from kdhub.recipes.recipe import Recipe, read_yaml
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run, environment
+
+if TYPE_CHECKING:
+    from kdhub.evaluation.report import Report
 
 logger = logging.getLogger("kdhub")
 
@@ -33,7 +36,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         page: draw the plots and write the card.
     """
     from kdhub.evaluation.cost import peak_memory
-    from kdhub.training import pictured
+    from kdhub.training import pictured, tracking
     from kdhub.training import saved as saving
     from kdhub.training.session import Session, running
 
@@ -42,7 +45,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         run.unlock()
         return run
     began = time.monotonic()
-    with running(run, resolver.registry.plugins):
+    with running(run, resolver.registry.plugins), tracking.following(run):
         run.same("recipe", read_yaml(run.folder / "recipe.yaml") if rank() == 0 else {})
         entry = resolver.registry.find("method", run.recipe.method, run.recipe.task)
         run.same("method", {"name": entry.name, "distribution": entry.distribution, "version": entry.version})
@@ -180,6 +183,37 @@ def _add_costs(run: Run, session: Any, student: Any, report: Any, precision: str
         report.add_costs(members.by_the_clock(cost.measure(run.recipe.task, subjects, rows)))
         if len(names := members.timed(student)) < len(student.members):
             report.notes.append(f"{len(names)} of {len(student.members)} members were timed: {', '.join(names)}")
+
+
+def cost_again(run: Run, resolver: Resolver) -> Report:
+    """Measure once more what the student of a finished run costs, on a quieter machine say, and write report, plots and
+    card with the new figures; scores stay.
+
+    Raises:
+        RunError: the run is not finished, or is in use, or its files are not what was saved.
+    """
+    from kdhub.evaluation.report import Report
+    from kdhub.training.session import Session
+
+    if not run.finished("done") or run.report is None:
+        raise RunError(f"{run.folder} is not finished", hint=f"kdhub distill --resume {run.folder}")
+    folder = run.whole_student(told=True)
+    run.lock()
+    try:
+        run.recipe, _ = unchained(run.recipe, resolver)
+        run.recipe.evaluation.cost = True
+        session, report = Session(run, resolver), Report.from_dict(run.report)
+        old = [m for m in report.measures if m.dataset is None]
+        report.notes = [note for note in report.notes if note not in {m.note for m in old}]
+        report.measures = [m for m in report.measures if m.dataset is not None]
+        student = session.task.load(folder)
+        _add_costs(run, session, student, report, (run.provenance.get("student") or {}).get("dtype"))
+        run.write_json("report.json", report.to_dict())
+        write_page(run, resolver)
+        run.seal()
+        return report
+    finally:
+        run.unlock()
 
 
 def unchained(recipe: Recipe, resolver: Resolver) -> tuple[Recipe, dict[str, str]]:

@@ -14,6 +14,7 @@ from kdhub.recipes.chain import resolve_recipe
 from kdhub.recipes.recipe import Recipe
 from kdhub.recipes.resolve import Resolver
 from kdhub.recipes.run import Run
+from kdhub.training import tracking
 from kdhub.training.execute import execute
 
 logger = logging.getLogger("kdhub")
@@ -37,7 +38,7 @@ def distill(
         resume: an interrupted run's folder, instead of everything else.
         set: `["options.lr=1e-4"]` or `{"options.lr": 1e-4}`.
         page: draw the plots and write the card, which takes as long as a few steps of a small student.
-        overrides: method, teacher, student, data, seed.
+        overrides: method, teacher, student, data, seed, tracking.
 
     Returns:
         The finished run: `run.student_folder`, `run.report`.
@@ -53,9 +54,11 @@ def distill(
             raise UsageError("--resume takes its recipe from the run; leave out the other options")
         run = Run.open(resume)
         resolver.check(run.recipe)
+        tracking.check(run.recipe.tracking)
         run.lock()
     else:
         resolved = resolve_recipe(recipe, set=set, resolver=resolver, **overrides)
+        tracking.check(resolved.tracking)
         # The ranks of one job read different clocks, and the default name has the time in it.
         run = Run.create(Path(out) if out else of_first(default_folder(resolved)), resolved)
     try:

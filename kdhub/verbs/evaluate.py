@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdhub.data.dataset import parse_source
-from kdhub.errors import UsageError
+from kdhub.errors import HubError, UsageError
 from kdhub.evaluation.evaluator import Evaluator, student_encoder, teacher_encoder
 from kdhub.evaluation.report import Report
 from kdhub.families import member_in
@@ -21,7 +21,7 @@ from kdhub.recipes.run import Run
 from kdhub.signals.stored import measured_signals
 from kdhub.specs import MAIN
 from kdhub.student import BuildContext, Student
-from kdhub.training.execute import COST_ROWS, unchained
+from kdhub.training.execute import COST_ROWS, cost_again, unchained
 from kdhub.training.session import cost_subjects
 
 
@@ -33,6 +33,7 @@ def evaluate(
     data: str | Sequence[str] | None = None,
     task: str | None = None,
     cost: bool = False,
+    update: bool = False,
     set: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
     resolver: Resolver | None = None,
@@ -47,6 +48,8 @@ def evaluate(
         data: names of data sets, `name` or `name:split`; a run brings its own.
         task: when neither the subject nor the columns of the data say.
         cost: measure size, speed and memory as well.
+        update: of a finished run, with `cost` and nothing else: what it costs is measured again, and its report and
+            card have the new figures.
         set: recipe keys, as in `distill` (`evaluation.options.noise=[0.9]`).
         out: write `report.json` here as well.
 
@@ -54,9 +57,16 @@ def evaluate(
         UsageError: no data to score on, and the student's own files say nothing.
     """
     resolver = resolver or Resolver()
+    if update:
+        if not cost or member or teacher or data or task or set or out:
+            raise UsageError(
+                "--update measures the cost of a run again, and nothing else",
+                hint=f"kdhub evaluate {subject} --cost --update",
+            )
+        return cost_again(Run.open(Path(subject).expanduser()), resolver)
     data = [data] if isinstance(data, str) else list(data or ())
-    recipe, student, folder = _subject(subject, task, data, resolver)
-    recipe = _with(recipe, teacher, data, set)
+    recipe, student, folder = subject_of(subject, task, data, resolver)
+    recipe = adjusted(recipe, teacher, data, set)
     recipe, _ = unchained(recipe, resolver)
     task_object = resolver.task(recipe.task)
     options = resolver.evaluation_options(task_object, recipe)
@@ -91,7 +101,7 @@ def evaluate(
     return report
 
 
-def _subject(
+def subject_of(
     subject: str | Path, task: str | None, data: Sequence[str], resolver: Resolver
 ) -> tuple[Recipe, Callable[[Any], Student], Path | None]:
     """The recipe to score by, a function teacher -> student, and the folder with its files, if it is saved."""
@@ -120,7 +130,12 @@ def _subject(
                 f"{folder} is not a folder", hint="give a run folder, a model folder, or org/name on a hub"
             )
     elif kind == "hf":
-        folder, name, _ = fetch_model(argument)
+        try:
+            folder, name, _ = fetch_model(argument)
+        except HubError as error:
+            if not text.startswith("hf:"):
+                error.hint = f"{text} is not a folder here either" + (f"; {error.hint}" if error.hint else "")
+            raise
     else:
         task = task or _task_of_start(text, resolver)
         context = BuildContext(resolver.task(task), None, 0)
@@ -153,6 +168,11 @@ def _task_of_start(text: str, resolver: Resolver) -> str:
     tasks = {task for entry in resolver.registry.all("student") if entry.name == kind for task in entry.spec.tasks}
     if len(tasks) == 1:
         return tasks.pop()
+    if not any(entry.name == kind for entry in resolver.registry.all("student")):
+        raise UsageError(
+            f"{text} does not exist: there is no such folder, and no student of that name",
+            hint="give a run folder, a model folder, or org/name on a hub; kdhub list students",
+        )
     raise UsageError(f"the task of {text} is unknown", hint="name it with --task; kdhub list tasks")
 
 
@@ -170,7 +190,7 @@ def _here(subject: str | Path, resolver: Resolver) -> Path:
     return folder
 
 
-def _with(recipe: Recipe, teacher: str | None, data: Sequence[str], set: Any) -> Recipe:
+def adjusted(recipe: Recipe, teacher: str | None, data: Sequence[str], set: Any) -> Recipe:
     """The recipe with another teacher, other data, and `--set` keys."""
     layers = [Layer("recipe", recipe.model_dump(by_alias=True, exclude_unset=True))]
     if teacher is not None:

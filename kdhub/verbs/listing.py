@@ -23,6 +23,7 @@ COLUMNS = {
     "samplers": ("name", "tasks", "summary"),
     "metrics": ("name", "tasks", "form", "unit", "summary"),
     "networks": ("name", "wraps", "summary"),
+    "exporters": ("name", "tasks", "quantize", "summary"),
     "recipes": ("name", "method", "summary"),
     "comparisons": ("name", "arms", "summary"),
     "published": ("name", "repo", "task", "method", "teacher", "summary"),

@@ -6,8 +6,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from kdhub.errors import PublishError, RunError, UntrustedError, UsageError
 from kdhub.evaluation.card import UNSTATED, forbids_derivatives, front_matter
 from kdhub.evaluation.card_check import check_card
 from kdhub.evaluation.report import STUDENT, Report
+from kdhub.exporting.exporter import EXPORTS, stale
 from kdhub.files import atomic_write, config_home
 from kdhub.hub import manifest
 from kdhub.hub.client import Hub
@@ -53,12 +52,12 @@ from kdhub.secrets import find
 from kdhub.training.execute import page
 from kdhub.training.members import run_of_member
 from kdhub.verbs.search import COSTS_OF
+from kdhub.verbs.usage import fault
 from kdhub.verbs.verify import read_report
 
 logger = logging.getLogger("kdhub")
 
 RESULTS_FILE = ".eval_results/kdhub.yaml"
-USAGE_SECONDS = 600
 _STAGING = ".kdhub-publish-"
 
 
@@ -246,6 +245,7 @@ def _assemble(
     kind = student.get("kind") or "model"
     reasons = front_matter(run)["kdhub"].get("withheld", [])
     problems += _withheld_problems(reasons, despite)
+    problems += [f"{name}: it is not what {EXPORTS} says; export it again" for name in stale(run.student_folder)]
     card = page(run, resolver, repo, licence, reasons if despite else ())
     results = _eval_results(run, report)
     if results:
@@ -472,28 +472,9 @@ def _usage_problems(run: Run, staging: Path, resolver: Resolver) -> list[str]:
         return [f"{CARD}: the usage lines are not those of this version of {run.recipe.task}: distil again"]
     # Lines of the installed code, never of a file: a run folder may come from anybody.
     code = student.usage().replace("{path}", str(staging))
-    hidden = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-    environment = {k: v for k, v in os.environ.items() if not any(word in k.upper() for word in hidden)}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     logger.info("running the usage lines of the card")
-    with tempfile.TemporaryDirectory() as elsewhere:
-        environment["HF_DATASETS_CACHE"] = elsewhere  # rows that are only looked at are kept nowhere
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                cwd=elsewhere,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=USAGE_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            return [f"{CARD}: the usage lines did not finish within {USAGE_SECONDS} s"]
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return [f"{CARD}: the usage lines do not work: {last}"]
-    return []
+    problem = fault(code)
+    return [f"{CARD}: the usage lines {problem}"] if problem else []
 
 
 def _warnings(run: Run) -> list[str]:

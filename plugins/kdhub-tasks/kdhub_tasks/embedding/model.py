@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from kdhub.errors import CompatibilityError
 from kdhub.rows import Example
 from kdhub.student import Student
 
@@ -144,6 +145,15 @@ class EmbeddingStudent(Student):
     def trunk(self) -> nn.Module:
         """The transformer, which has the list of layers."""
         return self.module[0].auto_model
+
+    @property
+    def exported(self) -> nn.Module:
+        """The transformer: pooling and what follows stay with the library that loads it."""
+        if not self.layered:
+            raise CompatibilityError(
+                "a token table has no transformer to export", hint="it is one matrix, which runs fast as it is"
+            )
+        return self.trunk
 
     def like(self, network: nn.Module, start: Mapping[str, Any]) -> EmbeddingStudent:
         """Another transformer, mean pooled, that reads texts as this one."""

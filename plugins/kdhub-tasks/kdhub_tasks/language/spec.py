@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from kdhub import FolderFormat, MetricSpec, RowForm, StudentSpec, TaskSpec, TeacherSpec
+from kdhub import ExporterSpec, FolderFormat, MetricSpec, RowForm, StudentSpec, TaskSpec, TeacherSpec
 
 ANSWERED = ("responses", "conversations", "preferences", "rankings")
 """Forms of rows that have an answer."""
@@ -72,6 +72,13 @@ STUDENTS = (
         argument="FILE or {...}",
         example='{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
         '"intermediate_size": 16}',
+    ),
+)  # fmt: skip
+
+EXPORTERS = (
+    ExporterSpec(
+        name="gguf", target="kdhub_tasks.language.gguf:Gguf", tasks=(_TASK,), quantize=("int8",), requires=("gguf",),
+        extra="kdhub-tasks[gguf]", summary="GGUF of a Llama, for llama.cpp and what is built on it",
     ),
 )  # fmt: skip
 
