@@ -136,16 +136,4 @@ def load(folder: Path, *, name: str | None = None) -> VisionLanguage:
     check_model_folder(Path(folder), name=name)
     model = pretrained(AutoModelForImageTextToText, folder, name=name)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return VisionLanguage(model.eval(), tokenizer, Reader.load(Path(folder), tokenizer, image_token(model.config)))
-
-
-def image_token(config: Any) -> int:
-    """The token that stands for an image, as a configuration names it.
-
-    Raises:
-        CompatibilityError: it names none.
-    """
-    found = next((n for name in ("image_token_id", "image_token_index") if (n := getattr(config, name, None)) is not None), None)
-    if found is None:
-        raise CompatibilityError(f"a {type(config).__name__} names no token that stands for an image (image_token_id)")
-    return found
+    return VisionLanguage(model.eval(), tokenizer, Reader.load(Path(folder), tokenizer, model.config))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdhub.errors import DataError, UntrustedError
+from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.rows import Example
 
 if TYPE_CHECKING:
@@ -91,11 +91,20 @@ class Reader:
     Args:
         files: name -> text of the files that say how it sees images (`FILES`); they are saved as they are.
         tokenizer: whose ids stand for images.
+        config: of the model, which says by which token.
+
+    Attributes:
         token: id of the image token.
+        text: the image token as it stands in texts; place: with what models of its family put before and after it.
+
+    Raises:
+        CompatibilityError: the configuration names no image token.
     """
 
-    def __init__(self, files: Mapping[str, str], tokenizer: Any, token: int):
-        self.files, self.tokenizer, self.token = dict(files), tokenizer, token
+    def __init__(self, files: Mapping[str, str], tokenizer: Any, config: Any):
+        self.files, self.tokenizer, self.token = dict(files), tokenizer, image_token(config)
+        self.text, *beside = tokenizer.convert_ids_to_tokens([self.token, *around(config)])
+        self.place = self.text.join(beside) if beside else self.text
         self._kept: dict[bytes, tuple[list[int], dict[str, np.ndarray]]] = {}
         self._free = HELD
 
@@ -103,7 +112,7 @@ class Reader:
         return self
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: Any, token: int) -> Reader:
+    def load(cls, folder: Path, tokenizer: Any, config: Any) -> Reader:
         """
         Raises:
             UntrustedError: the folder does not say how it sees images.
@@ -114,14 +123,14 @@ class Reader:
                 f"{folder} has no {FILES[0]} or {FILES[1]}, which say how it sees images",
                 hint="save its processor beside the model: processor.save_pretrained(FOLDER)",
             )
-        return cls(files, tokenizer, token)
+        return cls(files, tokenizer, config)
 
     @classmethod
-    def of(cls, processor: Any, token: int) -> Reader:
+    def of(cls, processor: Any, config: Any) -> Reader:
         """Of a processor of the library."""
         with tempfile.TemporaryDirectory() as folder:
             processor.save_pretrained(folder)
-            return cls.load(Path(folder), processor.tokenizer, token)
+            return cls.load(Path(folder), processor.tokenizer, config)
 
     def save(self, folder: Path) -> None:
         for name, text in self.files.items():
@@ -131,11 +140,6 @@ class Reader:
     def digest(self) -> str:
         """Of what it says of images."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def text(self) -> str:
-        """The image token as it stands in texts."""
-        return self.tokenizer.convert_ids_to_tokens(self.token)
 
     @cached_property
     def processor(self) -> Any:
@@ -148,18 +152,21 @@ class Reader:
             self.tokenizer.save_pretrained(folder)
             how = {"local_files_only": True, "backend": "pil"}  # the same with torchvision and without
             try:
-                return library.AutoProcessor.from_pretrained(folder, **how)
+                made = library.AutoProcessor.from_pretrained(folder, **how)
             except (ImportError, AttributeError, OSError):
-                images = library.AutoImageProcessor.from_pretrained(folder, **how)
+                made = None
+            if hasattr(made, "image_processor"):
+                return made
+            images = library.AutoImageProcessor.from_pretrained(folder, **how)
             said = json.loads(self.files.get(FILES[0], "{}"))
-            if "SmolVLM" in type(images).__name__:  # reads images as its predecessor, whose processor knows no videos
+            if type(images).__name__.startswith(("SmolVLM", "Idefics3")):  # the processor of one knows no videos
                 return library.Idefics3Processor(images, self.tokenizer, image_seq_len=said.get("image_seq_len", 64))
             return images
 
     @property
     def whole(self) -> bool:
         """Whether the library's own processor of images and texts can be had here."""
-        return hasattr(self.processor, "tokenizer") and type(self.processor).__name__ in self.files.get(FILES[0], "")
+        return hasattr(self.processor, "image_processor") and type(self.processor).__name__ in self.files.get(FILES[0], "")
 
     # -- images -----------------------------------------------------------------------------------------------
 
@@ -184,7 +191,7 @@ class Reader:
 
     def _read(self, x: np.ndarray) -> tuple[list[int], dict[str, np.ndarray]]:
         how = {"input_data_format": "channels_first", "return_tensors": "np"}
-        if not hasattr(self.processor, "tokenizer"):  # see `processor`
+        if not hasattr(self.processor, "image_processor"):  # see `processor`
             given = dict(self.processor(images=[x], **how))
             many = int(np.prod(given["image_grid_thw"])) // self.processor.merge_size**2
             return [self.token] * many, given
@@ -252,3 +259,21 @@ def filled(parts: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate(parts)
     room = [[(0, 0), *((0, m - n) for m, n in zip(most, part.shape[1:]))] for part in parts]
     return np.concatenate([np.pad(part, pads) for part, pads in zip(parts, room)])
+
+
+def image_token(config: Any) -> int:
+    """The token that stands for an image, as a configuration names it.
+
+    Raises:
+        CompatibilityError: it names none.
+    """
+    found = next((n for name in ("image_token_id", "image_token_index") if (n := getattr(config, name, None)) is not None), None)
+    if found is None:
+        raise CompatibilityError(f"a {type(config).__name__} names no token that stands for an image (image_token_id)")
+    return found
+
+
+def around(config: Any) -> tuple[int, ...]:
+    """The tokens before and after an image in texts, as a configuration names them; of most there are none."""
+    pairs = [[getattr(config, f"{kind}_{end}_token_id", None) for end in ("start", "end")] for kind in ("vision", "image")]
+    return tuple(next((pair for pair in pairs if None not in pair), ()))

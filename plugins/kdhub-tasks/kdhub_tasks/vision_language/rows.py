@@ -143,7 +143,7 @@ class ImageEncoding(Encoding):
         if isinstance(given, str):
             text, marks = self._marked(given)
             self._require(marks, count)
-            return text if marks else self.readers[0].text * count + text
+            return text if marks else self.readers[0].place * count + text
         made, marks = [], 0
         for message in given:
             parts = []
@@ -173,16 +173,17 @@ class ImageEncoding(Encoding):
 
     def _marked(self, text: str) -> tuple[str, int]:
         """A text with the model's image token in the places of images, and how many there are."""
-        own = self.readers[0].text
-        text = text.replace(MARKER, own)
-        return text, text.count(own)
+        reader = self.readers[0]
+        if MARKER not in (reader.text, reader.place):
+            text = text.replace(MARKER, reader.place)
+        return text, text.count(reader.text)
 
     def _parts(self, content: Any) -> Iterator[dict[str, str]]:
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part.get("type") == "image":
                 yield {"type": "image"}
                 continue
-            pieces = self._marked(part.get("text") or "")[0].split(self.readers[0].text)
+            pieces = (part.get("text") or "").replace(MARKER, self.readers[0].text).split(self.readers[0].text)
             for n, piece in enumerate(pieces):
                 if n:
                     yield {"type": "image"}
@@ -190,7 +191,7 @@ class ImageEncoding(Encoding):
                     yield {"type": "text", "text": piece}
 
     def _flat(self, parts: Sequence[Mapping[str, str]]) -> str:
-        return "".join(self.readers[0].text if part["type"] == "image" else part["text"] for part in parts)
+        return "".join(self.readers[0].place if part["type"] == "image" else part["text"] for part in parts)
 
     @cached_property
     def _takes_parts(self) -> bool:

@@ -26,7 +26,7 @@ def from_config(given: Mapping[str, Any], context: BuildContext) -> VisionLangua
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, set_seed
 
-    from kdhub_tasks.vision_language.model import VisionLanguage, image_token
+    from kdhub_tasks.vision_language.model import VisionLanguage
     from kdhub_tasks.vision_language.reader import Reader
 
     what = f"student config:{given.get('model_type')}"
@@ -51,7 +51,7 @@ def from_config(given: Mapping[str, Any], context: BuildContext) -> VisionLangua
     except Exception as error:  # whatever the library says of sizes that do not fit
         raise UsageError(f"{what} is not a model of images and texts: {str(error).splitlines()[0]}") from error
     if made.model_type == "llava":
-        reader = Reader.of(_llava(made, tokenizer), image_token(made))
+        reader = Reader.of(_llava(made, tokenizer), made)
     elif teacher is not None:
         reader = teacher.reader
     else:

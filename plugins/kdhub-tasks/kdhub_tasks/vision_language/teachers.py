@@ -18,8 +18,5 @@ class VlmTeacher(LmTeacher):
     def reader(self) -> Reader:
         from transformers import AutoConfig
 
-        from kdhub_tasks.vision_language.model import image_token
-
         tokenizer = self.tokenizer  # whose folder is checked first
-        token = image_token(AutoConfig.from_pretrained(self.folder, local_files_only=True))
-        return Reader.load(self.folder, tokenizer, token)
+        return Reader.load(self.folder, tokenizer, AutoConfig.from_pretrained(self.folder, local_files_only=True))
