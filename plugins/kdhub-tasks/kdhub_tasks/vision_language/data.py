@@ -12,10 +12,10 @@ from kdhub.errors import UsageError
 from kdhub_tasks.classification.data import SPLITS
 
 QUESTIONS: dict[str, tuple[str, tuple[int, ...], Callable[[Sequence[int]], int]]] = {
-    "which": ("which digit?", (1,), lambda digits: digits[0]),
-    "sum": ("what is the sum?", (2,), sum),
-    "larger": ("which is larger?", (2,), max),
-    "count": ("how many digits?", (1, 2, 3, 4), len),
+    "which": ("which?", (1,), lambda digits: digits[0]),
+    "sum": ("sum?", (2,), sum),
+    "larger": ("larger?", (2,), max),
+    "count": ("count?", (1, 2, 3, 4), len),
 }
 """Name -> the question, how many digits its pictures may have, and its answer."""
 SIDE = 8
