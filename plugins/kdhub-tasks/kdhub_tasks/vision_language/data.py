@@ -22,7 +22,7 @@ SIDE = 8
 """Pixels of a digit; a picture is two by two of them."""
 
 
-def digit_questions(argument: str, *, rows: int = 4000, held_out: int = 400, seed: int = 0) -> Data:
+def digit_questions(argument: str, *, rows: int = 2000, held_out: int = 400, seed: int = 0) -> Data:
     """`digit-questions:which,sum,larger,count`: as many of each question as of the others, in turn, about pictures of 16
     x 16 pixels with one to four digits: `image`, `prompt`, `response` and `question`.
 
