@@ -23,8 +23,8 @@ SIDE = 8
 
 
 def digit_questions(argument: str, *, rows: int = 2000, held_out: int = 400, seed: int = 0) -> Data:
-    """`digit-questions:which,sum,larger,count`: as many of each question as of the others, in turn, about pictures of 16
-    x 16 pixels with one to four digits: `image`, `prompt`, `response` and `question`.
+    """`digit-questions:which,sum,larger,count`: questions in turn about pictures of 16 x 16 pixels with one to four
+    digits, as `image`, `prompt`, `response` and `question`. A question that is named twice comes twice as often.
 
     The digits of `validation` and `test` are not in the pictures of `train`: they are those of the splits of `digits`.
 

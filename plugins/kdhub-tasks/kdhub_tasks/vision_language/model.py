@@ -45,7 +45,10 @@ class VisionLanguageModel(LanguageModel):
         seen = inputs.get("seen")
         if seen is None or seen.reader == self.reader.digest:
             return inputs
-        made = {name: value.to(inputs["input_ids"].device) for name, value in self.reader.collate(seen.rows, self.pad).items()}
+        made = {
+            name: value.to(inputs["input_ids"].device)
+            for name, value in self.reader.collate(seen.rows, self.pad).items()
+        }
         return {**made, **{name: inputs[name] for name in ("labels", "counts", "keys") if name in inputs}}
 
     def more(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -98,7 +101,7 @@ class VisionLanguage(CausalLm):
             if not found:
                 raise CompatibilityError(
                     f"a {type(self.module.model).__name__} has no part that could be frozen as its {part} (freeze)",
-                    hint=f"its parts are {', '.join(name for name, _ in self.module.model.base_model.named_children())}",
+                    hint=f"its parts are {', '.join(dict(self.module.model.base_model.named_children()))}",
                 )
             for module in found:
                 module.requires_grad_(False)

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdhub.errors import CompatibilityError, DataError, UntrustedError
-from kdhub.rows import Example
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +165,9 @@ class Reader:
     @property
     def whole(self) -> bool:
         """Whether the library's own processor of images and texts can be had here."""
-        return hasattr(self.processor, "image_processor") and type(self.processor).__name__ in self.files.get(FILES[0], "")
+        return hasattr(self.processor, "image_processor") and type(self.processor).__name__ in self.files.get(
+            FILES[0], ""
+        )
 
     # -- images -----------------------------------------------------------------------------------------------
 
@@ -267,7 +268,9 @@ def image_token(config: Any) -> int:
     Raises:
         CompatibilityError: it names none.
     """
-    found = next((n for name in ("image_token_id", "image_token_index") if (n := getattr(config, name, None)) is not None), None)
+    found = next(
+        (n for name in ("image_token_id", "image_token_index") if (n := getattr(config, name, None)) is not None), None
+    )
     if found is None:
         raise CompatibilityError(f"a {type(config).__name__} names no token that stands for an image (image_token_id)")
     return found
@@ -275,5 +278,7 @@ def image_token(config: Any) -> int:
 
 def around(config: Any) -> tuple[int, ...]:
     """The tokens before and after an image in texts, as a configuration names them; of most there are none."""
-    pairs = [[getattr(config, f"{kind}_{end}_token_id", None) for end in ("start", "end")] for kind in ("vision", "image")]
+    pairs = [
+        [getattr(config, f"{kind}_{end}_token_id", None) for end in ("start", "end")] for kind in ("vision", "image")
+    ]
     return tuple(next((pair for pair in pairs if None not in pair), ()))

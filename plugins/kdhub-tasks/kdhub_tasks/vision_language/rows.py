@@ -1,9 +1,10 @@
-"""Rows of images and texts as tokens. They are rows of language with the images of `image` or `images`; the answer alone
-is learnt, and no token that stands for an image.
+"""Rows of images and texts as tokens. They are rows of language with the images of `image` or `images`; the answer
+alone is learnt, and no token that stands for an image.
 
 Where an image stands in a text is said by the model's image token, or by `<image>`; in `messages` also by parts
-(`{"type": "image"}`). Where nothing says it, the images of a row stand before its prompt, or before the first message of
-the user. A row that does not fit with its images is refused and not cut: what would be cut is the answer, or an image.
+(`{"type": "image"}`). Where nothing says it, the images of a row stand before its prompt, or before the first message
+of the user. A row that does not fit with its images is refused and not cut: what would be cut is the answer, or an
+image.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kdhub.errors import DataError
 from kdhub.rows import Example, Fault, UnreadableRows, prepared
 from kdhub_tasks.classification.images import fault_of, is_file, seen
 from kdhub_tasks.language import chat_template, groups
-from kdhub_tasks.language.rows import NOTHING, Encoding, Row, FORMS
+from kdhub_tasks.language.rows import NOTHING, Encoding, Row
 from kdhub_tasks.vision_language.reader import Ids, Reader, Seen
 
 MARKER = "<image>"
@@ -52,7 +53,9 @@ class ImageEncoding(Encoding):
 
     def as_prompts(self, rows: Sequence[Row], answer: int) -> list[Example]:
         column = next(name for name in ("messages", "prompt") if rows[0].get(name))
-        return self._with_images(rows, lambda given: super(ImageEncoding, self).as_prompts(given, answer), column, answer)
+        return self._with_images(
+            rows, lambda given: super(ImageEncoding, self).as_prompts(given, answer), column, answer
+        )
 
     def _with_images(
         self, rows: Sequence[Row], prepare: Callable[[Sequence[Row]], list[Example]], column: str, answer: int = 0
@@ -77,7 +80,9 @@ class ImageEncoding(Encoding):
             placed.append(given)
         limit, self.limit = self.limit, None
         try:
-            made = prepare([{**row, column: _harmless(row[column])} if n in faults else row for n, row in enumerate(placed)])
+            made = prepare(
+                [{**row, column: _harmless(row[column])} if n in faults else row for n, row in enumerate(placed)]
+            )
         except UnreadableRows as error:
             made = error.examples
             faults = {n: e["fault"] for n, e in enumerate(made) if "fault" in e} | faults
@@ -104,7 +109,9 @@ class ImageEncoding(Encoding):
         """
         ids, token = example["ids"], self.readers[0].token
         if (marks := ids.count(token)) != len(images):
-            raise DataError(f"a text with {marks} of the {len(images)} images of its row: the chat template places no more")
+            raise DataError(
+                f"a text with {marks} of the {len(images)} images of its row: the chat template places no more"
+            )
         ids = Ids(ids, images)
         sizes = [reader.length(ids) for reader in self.readers]
         for size, limit in zip(sizes, self.limits):
@@ -112,8 +119,8 @@ class ImageEncoding(Encoding):
                 of_images = size - len(ids) + len(images)
                 more = f" and an answer of {answer}" if answer else ""
                 raise DataError(
-                    f"longer than the model takes with its images, so its answer would be cut: {size} tokens, {of_images} of "
-                    f"them of {len(images)} images{more}, where it takes {limit}"
+                    f"longer than the model takes with its images, so its answer would be cut: {size} tokens, "
+                    f"{of_images} of them of {len(images)} images{more}, where it takes {limit}"
                 )
         digest = hashlib.sha256(b"".join(image.digest for image in images)).digest()
         made = {**example, "ids": ids, "length": max(sizes) if example["length"] else 0}
@@ -155,7 +162,9 @@ class ImageEncoding(Encoding):
         if not marks and count:
             first = next((m for m in made if m["role"] == "user"), None)
             if first is None:
-                raise DataError("a conversation with images and without a message of the user before which they could stand")
+                raise DataError(
+                    "a conversation with images and without a message of the user before which they could stand"
+                )
             first["content"] = [{"type": "image"}] * count + first["content"]
         return [{**m, "content": m["content"] if self._takes_parts else self._flat(m["content"])} for m in made]
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def from_config(given: Mapping[str, Any], context: BuildContext) -> VisionLanguage:
-    """`config:{"model_type": "llava", "vision_config": {...}, "text_config": {...}}`: a fresh network of any architecture
-    that the library has, with the teacher's tokenizer and processor; without a teacher with a tokenizer of bytes.
+    """`config:{"model_type": "llava", "vision_config": {...}, "text_config": {...}}`: a fresh network of any
+    architecture that the library has, with the teacher's tokenizer and processor; without a teacher with a tokenizer
+    of bytes.
 
     One of the family LLaVA has a processor of its own, by the image and patch sizes of its `vision_config`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,8 +53,8 @@ class ImageTextToText(CausalLanguage):
         form = next((form for form, needed in READ.items() if have.issuperset(needed)), None)
         if form is None:
             raise DataError(
-                f"{data.name}, split {split!r}, needs 'prompt' and 'response', or 'messages', beside 'image' or 'images'; "
-                f"it has {', '.join(table.column_names)}",
+                f"{data.name}, split {split!r}, needs 'prompt' and 'response', or 'messages', beside 'image' or "
+                f"'images'; it has {', '.join(table.column_names)}",
                 hint="map its columns: columns: {prompt: THEIRS, response: THEIRS, image: THEIRS}",
             )
         kept = {*READ[form], *SHOWN, "sample", "loss_on"}

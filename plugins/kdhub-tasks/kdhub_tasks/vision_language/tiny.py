@@ -11,7 +11,13 @@ WIDTH = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 
 def configuration(layers: int, patch: int = 8) -> dict[str, Any]:
     """Of a LLaVA of `layers` layers that sees pictures of 16 x 16."""
-    vision = {**WIDTH, "model_type": "siglip_vision_model", "num_hidden_layers": 1, "image_size": 16, "patch_size": patch}
+    vision = {
+        **WIDTH,
+        "model_type": "siglip_vision_model",
+        "num_hidden_layers": 1,
+        "image_size": 16,
+        "patch_size": patch,
+    }
     text = {
         **WIDTH, "model_type": "llama", "num_hidden_layers": layers, "num_key_value_heads": 2,
         "max_position_embeddings": 64, "tie_word_embeddings": True,

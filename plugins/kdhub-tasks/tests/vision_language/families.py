@@ -42,23 +42,35 @@ def qwen():
         video_token_id=made.convert_tokens_to_ids("<|video_pad|>"),
         **{f"{name}_token_id": value for name, value in ids.items()},
     )  # fmt: skip
-    images = library.Qwen2VLImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 4096}, patch_size=4, merge_size=2)
+    images = library.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 64, "longest_edge": 4096}, patch_size=4, merge_size=2
+    )
     torch.manual_seed(0)
     network = library.Qwen2VLForConditionalGeneration(config)
-    return VisionLanguage(network.eval(), made, Reader({"preprocessor_config.json": images.to_json_string()}, made, config))
+    return VisionLanguage(
+        network.eval(), made, Reader({"preprocessor_config.json": images.to_json_string()}, made, config)
+    )
 
 
 def smolvlm(kind="SmolVLM"):
     """Tiles of a row together, filled up with empty ones."""
     grid = [f"<row_{i}_col_{j}>" for i in range(1, 5) for j in range(1, 5)]
     made = tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *grid)
-    text = {**TEXT, "model_type": "llama", "num_hidden_layers": 2, "vocab_size": len(made), "max_position_embeddings": 256}
+    text = {
+        **TEXT,
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "vocab_size": len(made),
+        "max_position_embeddings": 256,
+    }
     vision = {**VISION, "image_size": 16, "patch_size": 4}
     config = getattr(library, f"{kind}Config")(
         text_config=text, vision_config=vision, scale_factor=2, image_token_id=made.convert_tokens_to_ids("<image>"),
         pad_token_id=0,
     )  # fmt: skip
-    images = getattr(library, f"{kind}ImageProcessorPil")(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    images = getattr(library, f"{kind}ImageProcessorPil")(
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 16}
+    )
     torch.manual_seed(0)
     network = getattr(library, f"{kind}ForConditionalGeneration")(config)
     said = {"preprocessor_config.json": images.to_json_string(), "processor_config.json": '{"image_seq_len": 4}'}

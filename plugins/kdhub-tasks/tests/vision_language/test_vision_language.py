@@ -54,7 +54,9 @@ def fault(model, row, **settings):
     return example["fault"]
 
 
-@pytest.mark.parametrize("family", [families.llava, families.qwen, families.smolvlm, lambda: families.smolvlm("Idefics3")])
+@pytest.mark.parametrize(
+    "family", [families.llava, families.qwen, families.smolvlm, lambda: families.smolvlm("Idefics3")]
+)
 @torch.no_grad()
 def test_a_family_sees_what_the_library_sees(family):
     """One by one, together, and as the library itself: outputs and what is written."""
@@ -74,7 +76,12 @@ def test_a_family_sees_what_the_library_sees(family):
         (begun,), more = model.module.opened([prompt])
         begun = torch.tensor([begun])
         ends = sorted(model.own_settings.ends)
-        how = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": ends, "suppress_tokens": list(model.module.barred)}
+        how = {
+            "max_new_tokens": 4,
+            "do_sample": False,
+            "eos_token_id": ends,
+            "suppress_tokens": list(model.module.barred),
+        }
         given = network.generate(input_ids=begun, attention_mask=torch.ones_like(begun), **more, **how)
         assert given[0, begun.shape[1] :].tolist() == ids
 
@@ -126,7 +133,9 @@ def test_places_of_images(llava):
 def test_a_changed_pixel_is_another_row(llava):
     other = picture()
     other[3, 4, 1] ^= 1
-    contents = {read(llava, [{**ROWS[0], "image": image}])[0]["content"] for image in (picture(), other, file_of(other))}
+    contents = {
+        read(llava, [{**ROWS[0], "image": image}])[0]["content"] for image in (picture(), other, file_of(other))
+    }
     assert len(contents) == 2  # a file is its pixels
 
 
@@ -134,7 +143,11 @@ BAD = {
     "it is none of": {"image": {"bytes": b"no picture", "path": "broken.png"}, "prompt": "x", "response": "y"},
     "broken.png": {"image": {"bytes": b"\x89PNG\r\n\x1a\n...", "path": "broken.png"}, "prompt": "x", "response": "y"},
     "and no image": {"prompt": "what is <image>?", "response": "y"},
-    "2 places for images (<image>) in its text and 1 images": {"image": picture(), "prompt": "<image><image>", "response": "y"},
+    "2 places for images (<image>) in its text and 1 images": {
+        "image": picture(),
+        "prompt": "<image><image>",
+        "response": "y",
+    },
     "in its answer": {"image": picture(), "prompt": "x", "response": "<image>"},
     "longer than the model takes with its images": {"images": [picture()] * 20, "prompt": "x", "response": "y"},
     "so its answer would be cut": {"image": picture(), "prompt": "x", "response": "y" * 80},
@@ -256,16 +269,18 @@ def test_questions_about_digits():
     from sklearn.datasets import load_digits
 
     data = kdhub.open_data("digit-questions:which,sum,larger,count", options={"rows": 40, "held_out": 8})
-    known = {(image * 15.9375).astype(np.uint8).tobytes(): int(t) for image, t in zip(*(lambda d: (d.images, d.target))(load_digits()))}
+    digits = load_digits()
+    bits = (digits.images * 15.9375).astype(np.uint8)
+    known = {image.tobytes(): int(label) for image, label in zip(bits, digits.target)}
     seen = {}
     for split in data.splits:
         rows = data.split(split).to_list()
-        assert {q: sum(r["question"] == q for r in rows) for q in ("which", "count")} == dict.fromkeys(("which", "count"), len(rows) // 4)
+        assert {sum(row["question"] == q for row in rows) for q in ("which", "count")} == {len(rows) // 4}
         for row in rows:
             image = np.asarray(row["image"], np.uint8)
             cells = [image[y : y + 8, x : x + 8].tobytes() for y in (0, 8) for x in (0, 8)]
-            digits = [known[cell] for cell in cells if cell in known]
-            answer = {"which": digits[0], "sum": sum(digits), "larger": max(digits), "count": len(digits)}
+            shown = [known[cell] for cell in cells if cell in known]
+            answer = {"which": shown[0], "sum": sum(shown), "larger": max(shown), "count": len(shown)}
             assert row["response"] == str(answer[row["question"]])
             seen.setdefault(split, set()).update(cell for cell in cells if cell in known)
     assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
