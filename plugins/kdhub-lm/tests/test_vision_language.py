@@ -107,6 +107,7 @@ def published(run, monkeypatch, home):
     assert np.allclose(own, plain.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_student_is_one_of_the_library(recipe, tmp_path, monkeypatch):
     tiny = recipe | {"method": "supervised", "evaluation": {"data": ["digit-sum"], "cost": False}}
     del tiny["teacher"]
