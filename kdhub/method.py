@@ -211,11 +211,13 @@ class Method(ABC):
         Options: the model of its options.
         defaults_for: trait of a task -> defaults of options that are others for such tasks.
         tiny_recipe: what the conformance kit changes in the task's tiny recipe to try this method.
+        tiny_recipe_for: task -> what it changes for that task, in place of `tiny_recipe`.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     defaults_for: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     tiny_recipe: ClassVar[Mapping[str, Any]] = {}
+    tiny_recipe_for: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, options: MethodOptions, spec: Any = None):
         self.options = options

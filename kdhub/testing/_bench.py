@@ -160,7 +160,7 @@ class Bench:
         fields = getattr(getattr(self.target, "Options", None), "model_fields", {})
         options = {name: value for name, value in TINY_OPTIONS.items() if name in fields}
         base = {**self.tiny(task), "task": task, "method": self.entry.qualified, "options": options}
-        own = getattr(self.target, "tiny_recipe", {})
+        own = getattr(self.target, "tiny_recipe_for", {}).get(task, getattr(self.target, "tiny_recipe", {}))
         asked = [role for role in self.spec.teachers.values() if not role.optional]
         if "teacher" not in own and any(role.name != MAIN for role in asked):
             each = {role.name: self.tiny((role.tasks or (task,))[0])["teacher"] for role in asked}

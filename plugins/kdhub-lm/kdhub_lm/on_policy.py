@@ -80,6 +80,8 @@ def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:
     a prompt as a whole."""
     from kdhub_tasks.language.packing import mask_of
 
+    if "seen" in batch:  # tokens and pictures, as any model may read them
+        return batch["seen"].prompts()
     ids, starts = batch["input_ids"], batch["counts"].cumsum(0) - batch["counts"]
     at, width, lengths = batch["at"].tolist(), ids.shape[1], mask_of(batch).sum(-1).tolist()
     found = []
@@ -136,7 +138,7 @@ def written_batch(
     import torch
 
     examples = [
-        {"ids": [*prompt, *ids], "at": range(len(prompt) - 1, len(prompt) + len(ids) - 1)}
+        {"ids": prompt + list(ids), "at": range(len(prompt) - 1, len(prompt) + len(ids) - 1)}
         for prompt, ids in zip(prompts, written)
     ]
     return {

@@ -14,7 +14,7 @@ def kdhub_methods():
     reinforcement, own = "algorithm:reinforcement-learning", "elicitation:self-knowledge"
 
     def method(name, target, summary, paper, *tags, **spec):
-        given = {"tasks": TASKS, "recipe": name, "tags": tags, "paper": paper} | spec
+        given = {"traits": ("next-token",), "recipe": name, "tags": tags, "paper": paper} | spec
         return MethodSpec(name=name, target=target, summary=summary, **given)
 
     def labelled(name, target, summary, paper, *tags, uses=("logits",), **spec):
@@ -22,12 +22,12 @@ def kdhub_methods():
 
     yield method(
         "taid", "kdhub_lm.methods.taid:Taid", "distillation to a target that moves from student to teacher",
-        "arXiv:2501.16937", feature, divergence, tasks=(), traits=("classes",), needs=("logits",),
+        "arXiv:2501.16937", feature, divergence, traits=("classes",), needs=("logits",),
     )  # fmt: skip
     yield method(
         "ddk", "kdhub_lm.methods.ddk:Ddk",
         "labels and soft targets, with more data from domains where the student lags", "arXiv:2407.16154", feature,
-        divergence, tasks=(), traits=("classes",), needs=("logits",), labels=True,
+        divergence, traits=("classes",), needs=("logits",), labels=True,
     )  # fmt: skip
     yield method(
         "seqkd", "kdhub_lm.methods.seqkd:SeqKd", "sequence-level distillation: the teacher's answers as labels",
@@ -40,7 +40,7 @@ def kdhub_methods():
     yield labelled(
         "reward-distill", "kdhub_lm.methods.reward_distill:RewardDistill",
         "reinforcement learning with a reward model of the teacher's preferences", "arXiv:2402.13116",
-        "elicitation:feedback", reinforcement, uses=("logits", "features"),
+        "elicitation:feedback", reinforcement, uses=("logits", "features"), traits=(), tasks=TASKS,
     )  # fmt: skip
     # New is what is in the rows (`mixture:`, `chat:`), of which the assistant's words alone are labels.
     yield labelled(
@@ -63,7 +63,7 @@ def kdhub_methods():
     )  # fmt: skip
     yield labelled(
         "self-data", "kdhub_lm.methods.self_data:SelfData", "a pruned model trained on answers its original rewrote",
-        "arXiv:2410.09982", own, supervised, needs=("text",),
+        "arXiv:2410.09982", own, supervised, needs=("text",), traits=(), tasks=TASKS,
     )  # fmt: skip
     yield method(
         "gkd", "kdhub_lm.methods.gkd:Gkd", "soft targets on the student's own samples", "arXiv:2306.13649",

@@ -11,7 +11,8 @@ from kdhub_tasks.masked import spec as masked
 from kdhub_tasks.pairs import spec as pairs
 from kdhub_tasks.questions import spec as questions
 from kdhub_tasks.rows import spec as rows
+from kdhub_tasks.vision_language import spec as vision_language
 
-ROOMS = (spec, classification, language, pairs, masked, questions, embedding, rows)
+ROOMS = (spec, classification, language, vision_language, pairs, masked, questions, embedding, rows)
 
 globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))

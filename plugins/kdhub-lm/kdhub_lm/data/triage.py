@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdhub_tasks.language.generation import Answer, Generation, answers, fault_in, sampled
+from kdhub_tasks.language.spec import SHOWN
 from kdhub_tasks.language.verify import verified
 
 from kdhub import open_data, open_teacher
@@ -137,7 +138,12 @@ def triaged(
                 fates[n]["traces"] = [trace[0]]
         unsolved = [n for n in unsolved if not fates[n]["traces"]]
     for n, (row, fate, fault) in enumerate(zip(rows, fates, faults)):
-        yield BadRow(fault, n + 1) if fault else {"prompt": row["prompt"], **fate, "tries": tried[n]}
+        yield BadRow(fault, n + 1) if fault else {"prompt": row["prompt"], **shown_in(row), **fate, "tries": tried[n]}
+
+
+def shown_in(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row shows beside the text of its prompt."""
+    return {name: row[name] for name in SHOWN if name in row}
 
 
 def triage(
@@ -147,6 +153,7 @@ def triage(
     expert: str | Mapping[str, Any] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
+    task: str = "causal-lm",
     options: Mapping[str, Any] | None = None,
     **rules: Any,
 ) -> Data:
@@ -159,6 +166,7 @@ def triage(
         model: the model trained by reinforcement: `{source: recipe:NAME}`.
         expert: a teacher that gives text; `{column: NAME}`, a column with worked answers; or none.
         max_new_tokens, temperature: settings of generation for both.
+        task: of both; `image-text-to-text` where prompts show images, which stay in the rows.
         options: of the other data set.
         rules: see `Rules`.
 
@@ -173,8 +181,8 @@ def triage(
     data = open_data(argument, options=options)
     data.expect("train", "responses")
     column = expert.get("column") if isinstance(expert, Mapping) else None
-    author = open_teacher(model, "causal-lm")
-    master = open_teacher(expert, "causal-lm") if expert is not None and column is None else None
+    author = open_teacher(model, task)
+    master = open_teacher(expert, task) if expert is not None and column is None else None
     how = Generation(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def fates() -> Iterator[dict[str, Any] | BadRow]:
@@ -192,7 +200,7 @@ def triage(
             raise DataError(f"triage:{argument}: no trace is left: {counts}")
 
     def askers(table: datasets.Dataset) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-        prompts = table.select_columns(["prompt"])
+        prompts = table.select_columns([name for name in ("prompt", *SHOWN) if name in table.column_names])
 
         def ask(teacher: Teacher, rows: Sequence[int], sample: int, how: Generation) -> list[Trace]:
             numbered = prompts.select(rows).add_column("sample", [sample] * len(rows))
@@ -220,7 +228,8 @@ def triage(
     def traces() -> Iterator[dict[str, Any] | BadRow]:
         for fate in prompts.split("prompts"):
             for text in fate["traces"]:
-                yield {"prompt": fate["prompt"], "response": text, "origin": fate["origin"], "acc": fate["acc"]}
+                about = {"origin": fate["origin"], "acc": fate["acc"]}
+                yield {"prompt": fate["prompt"], "response": text, **shown_in(fate), **about}
         for cause, count in prompts.skipped.get("prompts", {}).items():
             yield from [BadRow(cause)] * count
 

@@ -228,6 +228,7 @@ class Grpo(PolicyGradient):
         "data": {"train": [{"source": "arithmetic:add,larger", "limit": 24}]},
         "options": {"max_new_tokens": 4, "group_size": 4, "lr": 1e-3, "probe": 8},
     }
+    tiny_recipe_for = {"image-text-to-text": {"options": {"max_new_tokens": 4, "group_size": 4, "probe": 0}}}
 
     def distill(self, run: RunContext) -> Student:
         if self.options.probe:

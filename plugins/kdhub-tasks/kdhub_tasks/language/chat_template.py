@@ -38,6 +38,8 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False)
         raise DataError("nothing comes before the answer: a conversation without a prompt")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = TEMPLATE
+    if tokenizer.chat_template == TEMPLATE and any(not isinstance(m.get("content"), str) for m in messages):
+        raise DataError("a conversation of parts (images, texts) is for models of images and texts: image-text-to-text")
     try:
         # In kdhub's own sandbox: a template is a stranger's program, and that of the library has no end.
         said = [{key: value for key, value in one.items() if value is not None} for one in messages]

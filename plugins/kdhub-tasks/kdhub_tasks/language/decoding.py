@@ -32,6 +32,8 @@ def draws(seed: int, rows: Sequence[int], count: int) -> Tensor:
 def takes_padding(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> bool:
     """Whether a network writes after a padded prompt as after the same one alone, tried once, on prompts of different
     lengths: some count the padding as positions or have no mask."""
+    if model.alone:
+        return False
     if not hasattr(model, "_takes_padding"):
         short, long = min(prompts, key=len, default=()), max(prompts, key=len, default=())
         if len(short) == len(long):
@@ -153,11 +155,13 @@ class _Reader:
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad: int, device: torch.device):
         from transformers import DynamicCache
 
-        self.network, self.classes = model.model, model.classes
+        self.network, self.classes, self.barred = model.model, model.classes, list(model.barred)
+        prompts, self.more = model.opened(prompts)
         takes = inspect.signature(self.network.forward).parameters
         self.cache = DynamicCache(config=self.network.config) if "past_key_values" in takes else None
         self.keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.places = "position_ids" in takes
+        self.first = True
         width = max(map(len, prompts))
         # padded on the left, so that all continue at the same position
         self.ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
@@ -174,7 +178,13 @@ class _Reader:
                 how["position_ids"] = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -self.ids.shape[1] :]
         if self.cache is not None:
             how |= {"past_key_values": self.cache, "use_cache": True}
-        return self.network(input_ids=self.ids, **how).logits[:, -1, : self.classes].float()
+        if self.first or self.cache is None:  # afterwards the cache has them
+            how |= self.more
+        self.first = False
+        logits = self.network(input_ids=self.ids, **how).logits[:, -1, : self.classes].float()
+        if self.barred:
+            logits[:, self.barred] = -torch.inf
+        return logits
 
     def add(self, tokens: Tensor) -> None:
         new = tokens[:, None]
@@ -185,3 +195,6 @@ class _Reader:
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
+            # what some networks remember of each row's pictures beside the cache
+            if torch.is_tensor(deltas := getattr(self.network.base_model, "rope_deltas", None)):
+                self.network.base_model.rope_deltas = deltas[rows]

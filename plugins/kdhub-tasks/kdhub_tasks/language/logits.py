@@ -51,7 +51,7 @@ def first_tokens(model: Any, prompts: Sequence[Sequence[int]], count: int) -> li
     """The `count` tokens that most probably follow each prompt, as texts, with their log-probabilities, nats, by the
     model's plain distribution; of tokens of one text the sum."""
     found = []
-    examples = [{"ids": list(p), "at": [len(p) - 1], "labels": [0], "length": len(p)} for p in prompts]
+    examples = [{"ids": p, "at": [len(p) - 1], "labels": [0], "length": len(p)} for p in prompts]
     for row in model.signals(examples, "logits")["logits"] if examples else ():
         z, made = np.asarray(row[0], np.float64), {}
         log_p = z - np.logaddexp.reduce(z)
@@ -77,7 +77,7 @@ def written_log_probs(
     model.module.eval()
     for start in range(0, len(prompts), model.batch):
         pairs = list(zip(prompts, written))[start : start + model.batch]
-        examples = [{"ids": [*p, *w], "at": range(len(p) - 1, len(p) + len(w) - 1)} for p, w in pairs]
+        examples = [{"ids": p + list(w), "at": range(len(p) - 1, len(p) + len(w) - 1)} for p, w in pairs]
         with torch.no_grad():
             signals = model.module({name: value.to(where) for name, value in model.collate(examples).items()})
             logits, at = signals["head"] if "head" in signals else signals["logits"], 0

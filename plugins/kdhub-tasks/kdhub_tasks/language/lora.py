@@ -52,7 +52,11 @@ def attach(student: Any, lora: Lora, seed: int) -> None:
         raise UsageError("lora needs the package peft", hint="pip install 'kdhub-tasks[lora]'") from None
     network = student.module.model
     # Layers outside the usual ones are found by name alone, whatever the architecture.
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=lora.dropout)
+    beyond = getattr(student, "unadapted", None)
+    targets = lora.targets or (["q_proj", "v_proj"] if beyond else None)  # peft knows no choice for parts of a network
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=lora.dropout, exclude_modules=beyond
+    )
     set_seed(seed)
     try:
         # It works on the network in place: classes and names of its blocks stay what they are.

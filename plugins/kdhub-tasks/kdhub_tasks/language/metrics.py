@@ -12,6 +12,7 @@ from kdhub_tasks.language.groups import responses_of
 from kdhub_tasks.language.outputs import Outputs
 from kdhub_tasks.language.rouge import rouge_l as of_words
 from kdhub_tasks.language.rouge import words
+from kdhub_tasks.language.spec import SHOWN
 from kdhub_tasks.language.verify import verified
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ def preference_accuracy(out: Outputs) -> float:
 
     flat, groups, scores = [], [], []
     for n, row in enumerate(out.table):
+        kept = {name: row[name] for name in ("prompt", *SHOWN) if name in row}
         for text, score in zip(*responses_of(row)):
-            flat.append({"prompt": row["prompt"], "response": text})
+            flat.append({**kept, "response": text})
             groups.append(n)
             scores.append(score)
     table = datasets.Dataset.from_list(flat)

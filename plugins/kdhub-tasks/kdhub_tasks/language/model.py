@@ -25,7 +25,7 @@ from kdhub_tasks.language.packing import packed
 from kdhub_tasks.language.rows import LONGEST, vocabulary
 from kdhub_tasks.models import Classifier
 from kdhub_tasks.positions import Head, TokenSignals
-from kdhub_tasks.reading import longest, pad_of
+from kdhub_tasks.reading import longest, pad_of, text_config
 from kdhub_tasks.transformer import padded, pretrained
 
 BATCH = 32
@@ -38,28 +38,49 @@ class LanguageModel(nn.Module):
     Args:
         classes: columns of the head that are tokens. The others are padding and are cut off: their logits would take a
             share of the probability.
+
+    Attributes:
+        barred: tokens that it never writes.
+        alone: whether only prompts of one length are continued together, whatever it makes of padding.
     """
+
+    barred: Sequence[int] = ()
+    alone = False
 
     def __init__(self, model: nn.Module, classes: int):
         super().__init__()
         self.model, self.classes = model, classes
-        config = model.config
+        config = text_config(model.config)
         self._scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._head: bool | None = None
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> Signals:
+        inputs = self.own(inputs)
         ids, at = inputs["input_ids"], inputs["at"]
         if "position_ids" in inputs:  # with a cache or a mask, several rows in a sequence would go unnoticed
             how = {"position_ids": inputs["position_ids"], "use_cache": False}
         else:
             how = {"attention_mask": inputs["attention_mask"]}
-        if not self.has_head(ids):
+        how |= (more := self.more(inputs))
+        if not self.has_head(ids, more):
             given = self.model(input_ids=ids, **how, output_hidden_states=True)
             logits, states = given.logits[..., : self.classes], given.hidden_states[-1]
             return Signals(logits=logits.flatten(0, 1)[at].float(), features=states.flatten(0, 1)[at].float())
         states = self.model.base_model(input_ids=ids, **how).last_hidden_state
         return TokenSignals(head=self._of(states.flatten(0, 1)[at]))
+
+    def own(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """A batch as this network takes it, where it was made for another one that reads its rows otherwise."""
+        return inputs
+
+    def more(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the network is given of a batch beside its tokens."""
+        return {}
+
+    def opened(self, prompts: Sequence[Sequence[int]]) -> tuple[Sequence[Sequence[int]], dict[str, torch.Tensor]]:
+        """Prompts as the network takes them, and what it is given with them when it begins to write."""
+        return prompts, {}
 
     def _of(self, states: torch.Tensor) -> Head:
         head = self.model.get_output_embeddings()
@@ -67,8 +88,12 @@ class LanguageModel(nn.Module):
         return Head(states, head.weight[: self.classes], None if bias is None else bias[: self.classes],
                     float(self._scale), self._cap)  # fmt: skip
 
-    def has_head(self, ids: torch.Tensor) -> bool:
-        """Whether states and head yield the model's own logits, tried once: some models do more between the two."""
+    def has_head(self, ids: torch.Tensor, more: Mapping[str, torch.Tensor] | None = None) -> bool:
+        """Whether states and head yield the model's own logits, tried once: some models do more between the two.
+
+        Args:
+            more: as `more` gives it; it may be of all rows together, which are then tried together.
+        """
         if self._head is None:
             self._head = False
             head = self.model.get_output_embeddings()
@@ -76,8 +101,9 @@ class LanguageModel(nn.Module):
                 was = self.model.training
                 self.model.eval()
                 with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
-                    own = self.model(input_ids=ids[:1]).logits[0, :, : self.classes].float()
-                    made = self._of(self.model.base_model(input_ids=ids[:1]).last_hidden_state[0])[:]
+                    how = {"input_ids": ids, **more} if more else {"input_ids": ids[:1]}
+                    own = self.model(**how).logits[0, :, : self.classes].float()
+                    made = self._of(self.model.base_model(**how).last_hidden_state[0])[:]
                 self.model.train(was)
                 self._head = torch.allclose(own, made, rtol=1e-2, atol=1e-3 * float(own.abs().max()))
         return self._head
@@ -92,6 +118,7 @@ class CausalLm(Classifier):
         packing: whether a batch has several rows in one sequence (see `packing`).
     """
 
+    task_name = "causal-lm"
     ragged = True
     layered = True
     batch = BATCH
@@ -100,10 +127,13 @@ class CausalLm(Classifier):
     _told = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, start: Mapping[str, Any] | None = None):
-        classes = min(len(tokenizer), model.config.vocab_size)
-        super().__init__("causal-lm", LanguageModel(model, classes), [], start)
+        classes = min(len(tokenizer), text_config(model.config).vocab_size)
+        super().__init__(self.task_name, self.network(model, classes), [], start)
         self.tokenizer, self.pad = tokenizer, pad_of(model.config, tokenizer)
         self.max_length = longest(model, tokenizer, default=LONGEST)
+
+    def network(self, model: nn.Module, classes: int) -> LanguageModel:
+        return LanguageModel(model, classes)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         if self.packing:
@@ -174,14 +204,15 @@ class CausalLm(Classifier):
             self._told = True
         models = [(self.module, 1.0)] if mixed is None else [(self.module, 1 - mixed[1]), (mixed[0].module, mixed[1])]
         rows = range(len(prompts)) if rows is None else rows
-        room = [min(how.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
-        order = [i for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])) if room[i] > 0]
+        sizes = [len(ids) for ids in self.module.opened(prompts)[0]]
+        room = [min(how.max_new_tokens, self.max_length - size) for size in sizes]
+        order = [i for i in sorted(range(len(prompts)), key=lambda i: -sizes[i]) if room[i] > 0]
         written: list[list[int]] = [[] for _ in prompts]
         were = [model.model.training for model, _ in models]
         for model, _ in models:
             model.to(device()).model.eval()
         alike = all(takes_padding(model, [prompts[i] for i in order], self.pad) for model, _ in models)
-        for some in together([len(prompts[i]) for i in order], self.batch, alike):
+        for some in together([sizes[i] for i in order], self.batch, alike):
             some = [order[n] for n in some]
             numbers = draws(seed, [rows[i] for i in some], max(room[i] for i in some)) if how.temperature else None
             continued = write(
@@ -205,7 +236,7 @@ class CausalLm(Classifier):
             self.adapter = self.module._head = None
 
     def width(self, kind: str) -> tuple[int, ...]:
-        return (self.module.classes if kind == "logits" else self.module.model.config.hidden_size,)
+        return (self.module.classes if kind == "logits" else text_config(self.module.model.config).hidden_size,)
 
     def describe(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary, "widths": {kind: list(self.shape(kind)) for kind in self.kinds}}

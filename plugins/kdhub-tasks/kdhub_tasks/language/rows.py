@@ -31,6 +31,8 @@ from kdhub_tasks.language import chat_template, groups
 from kdhub_tasks.language.spec import COLUMNS
 
 Row = Mapping[str, Any]
+NOTHING = {"ids": [0], "at": [], "labels": [], "length": 0, "cut": False, "bytes": 0}
+"""What is left of the example of a row that cannot be read."""
 LONGEST = 2048
 """Tokens of a row, where a model says nothing of its limit."""
 
@@ -81,7 +83,7 @@ class Encoding:
         form = form_of(rows[0])
         if self.private and form != "texts":
             raise CompatibilityError(f"private tokens are found in plain texts only, not in rows of {form}")
-        made = FORMS[form](self, rows)
+        made = getattr(self, FORMS[form])(rows)
         for example in made:
             if not example.get("labels", True):
                 example["length"] = 0
@@ -179,9 +181,9 @@ class Encoding:
     @staticmethod
     def _bytes_said(row: Row, spans: chat_template.Spans) -> int | None:
         """Bytes of what the assistant says in a conversation; None unless exactly that is learnt."""
-        turns = [message["content"].strip() for message in row["messages"] if message["role"] == "assistant"]
-        exact = row.get("loss_on") != "all" and len(turns) == len(spans)
-        return sum(len(text.encode()) for text in turns) if exact else None
+        turns = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+        exact = row.get("loss_on") != "all" and len(turns) == len(spans) and all(isinstance(t, str) for t in turns)
+        return sum(len(text.strip().encode()) for text in turns) if exact else None
 
     def responses_in_groups(self, rows: Sequence[Row]) -> list[Example]:
         return groups.examples(self.responses, rows, self.groups)
@@ -228,19 +230,18 @@ def _readable(made: list[Example], faults: Mapping[int, str]) -> list[Example]:
     """
     if not faults:
         return made
-    nothing = {"ids": [0], "at": [], "labels": [], "length": 0, "cut": False, "bytes": 0}
-    raise UnreadableRows([e | nothing | {"fault": faults[n]} if n in faults else e for n, e in enumerate(made)])
+    raise UnreadableRows([e | NOTHING | {"fault": faults[n]} if n in faults else e for n, e in enumerate(made)])
 
 
-FORMS: dict[str, Callable[[Encoding, Sequence[Row]], list[Example]]] = {
-    "conversations": Encoding.conversations,
-    "texts": Encoding.texts,
-    "responses": Encoding.responses,
-    "preferences": Encoding.responses_in_groups,
-    "rankings": Encoding.responses_in_groups,
-    "prompts": Encoding.unanswered,
+FORMS = {
+    "conversations": "conversations",
+    "texts": "texts",
+    "responses": "responses",
+    "preferences": "responses_in_groups",
+    "rankings": "responses_in_groups",
+    "prompts": "unanswered",
 }
-"""Form of rows -> what prepares them."""
+"""Form of rows -> the method of an encoding that prepares them."""
 
 
 def form_of(columns: Iterable[str]) -> str | None:

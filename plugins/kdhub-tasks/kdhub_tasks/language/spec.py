@@ -19,8 +19,13 @@ COLUMNS = {
 }
 """Form of rows -> the columns that it needs; the first form that fits is a row's."""
 
+SHOWN = ("image", "images")
+"""Columns of what a prompt shows beside its text, which tasks that see it read (`vision_language`)."""
+
 _TASK = "causal-lm"
 _SHARED: dict[str, Any] = {"tasks": (_TASK,), "formerly": ("kdhub-lm",)}
+_WRITING: dict[str, Any] = {**_SHARED, "tasks": (), "traits": ("next-token",)}
+"""Of every task whose models write texts."""
 
 
 def _form(name: str, kind: str, **more: Any) -> RowForm:
@@ -67,8 +72,9 @@ STUDENTS = (
         "llama", "llama", "a fresh Llama with the teacher's tokenizer, or one of bytes",
         argument="width=N,layers=N,heads=N", example="width=16,layers=1,heads=2",
     ),
-    _student(
-        "config", "config", "a fresh model of a transformers configuration, with the teacher's tokenizer",
+    StudentSpec(
+        name="config", target="kdhub_tasks.language.students:config", **_WRITING,
+        summary="a fresh model of a transformers configuration, with the teacher's tokenizer",
         argument="FILE or {...}",
         example='{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
         '"intermediate_size": 16}',
@@ -82,7 +88,7 @@ EXPORTERS = (
     ),
 )  # fmt: skip
 
-_metric = MetricSpec.shorthand("kdhub_tasks.language.", form=(*ANSWERED, "texts"), **_SHARED)
+_metric = MetricSpec.shorthand("kdhub_tasks.language.", form=(*ANSWERED, "texts"), **_WRITING)
 _written = partial(_metric, form=ANSWERED)
 
 

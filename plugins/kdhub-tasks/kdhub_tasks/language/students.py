@@ -65,6 +65,8 @@ def config(argument: str, context: BuildContext) -> CausalLm:
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     given = _read(argument)
+    if build := getattr(context.task, "from_config", None):
+        return build(given, context)
     what = f"student config:{given.get('model_type')}"
     if "auto_map" in given:
         raise UntrustedError(f"{what} names code of its own (auto_map), which kdhub does not run")

@@ -20,6 +20,7 @@ class LmTeacher(ModelTeacher):
 
     group_rows = 64
     kind = "causal-lm"
+    auto = "AutoModelForCausalLM"
 
     def layout(self, kind: str) -> dict[str, Any]:
         return layout(kind) if is_text(kind) else super().layout(kind)
@@ -52,10 +53,10 @@ class LmTeacher(ModelTeacher):
     @cached_property
     def max_length(self) -> int:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        import transformers
 
         tokenizer = self.tokenizer  # whose folder is checked first
         with torch.device("meta"):  # the network's parts, without weights
-            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
-            network = AutoModelForCausalLM.from_config(config)
+            config = transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            network = getattr(transformers, self.auto).from_config(config)
         return longest(network, tokenizer, default=LONGEST)
