@@ -1,0 +1,19 @@
+"""How an edit is drawn, as settings of the signal `image`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kdhub_generative.images.settings import Drawing
+
+
+class Editing(Drawing):
+    """Unset settings are the edit's own."""
+
+    guide_weight: float | None = Field(None, ge=0, le=1, description="of all guides together, shared out as theirs are")
+    guide_until: float | None = Field(None, ge=0, le=1, description="diffusion time at which the guides end")
+    only: Literal["base", "guide"] | None = Field(
+        None, description="the base alone, or the last guide alone, with its own prompt"
+    )
