@@ -43,10 +43,13 @@ def colour_disorder(out: Edited) -> float | None:
 
 
 def _disorder(out: Edited, metric: Callable[[Edited], float | None], sign: int) -> float | None:
-    """The largest step in the direction -`sign` while guides count less and less; 0: there is none."""
-    if not out.varied or metric(out) is None:
+    """The largest step in the direction -`sign` while guides count less and less; 0: there is none, nor without
+    guides."""
+    if metric(out) is None or (out.guided and not out.varied):
         return None
+    if not out.guided:
+        return 0.0
     values = np.array([[metric(out.at(guide_until=u, guide_weight=w)) for w in WEIGHTS] for u in UNTIL])
     steps = [values[n] - values[m] for m, n in pairwise(range(len(UNTIL)))]
     steps += [values[:, n] - values[:, m] for m, n in pairwise(range(len(WEIGHTS)))]
-    return float(max(0.0, -sign * np.concatenate(steps).min() if sign > 0 else np.concatenate(steps).max()))
+    return float(max(0.0, (-sign * np.concatenate(steps)).max()))

@@ -137,7 +137,11 @@ class EditModel(ImageModel):
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """As of any diffusion; of rows with a picture, `picture` has it in -1 to 1 at its own size."""
         if not all("picture" in e for e in examples):
-            return super().collate(examples)
+            batch = super().collate(examples)
+            if self.guides and self.prompts:  # it has a text encoder of its own
+                told = self.guides[-1].model.conditions([e["condition"] for e in examples])
+                batch |= {f"guide_{name}": value for name, value in told.items()}
+            return batch
         given = [np.asarray(e["picture"]) for e in examples]
         given = np.stack([picture if picture.ndim == 3 else picture[None] for picture in given])
         raw = torch.from_numpy(given.astype(np.float32)) / 127.5 - 1
@@ -156,10 +160,12 @@ class EditModel(ImageModel):
                 f"an edit with guidance needs a base that knows its conditions and nothing (guidance={scale:g})",
                 hint="train it with denoise on rows with labels: student: {source: ..., conditional: words}",
             )
-        if only == "guide":
+        if only in ("guide", "guide-asked"):
             guide = self._last()
             told = guide.model.conditions([guide.prompt] * len(batch["x"]))
             told = {name: value.to(batch["x"].device) for name, value in told.items()}
+            if only == "guide-asked":
+                told = {name: batch.get(f"guide_{name}", batch[name]) for name in told}
             alone = lambda x, t: picture_of(guide.model.module, x, t, told, scale)  # noqa: E731
             return ddim(self.process, alone, batch["x"], steps)
         plain = lambda x, t: picture_of(self.base.module, x, t, batch, scale)  # noqa: E731

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,7 +14,7 @@ from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.plain_json import read_json
 from kdhub.task import Encoder, View
 from kdhub_generative.editing.data import COLOURS
-from kdhub_generative.editing.settings import Editing
+from kdhub_generative.editing.settings import Editing, Only
 from kdhub_generative.images.task import Drawn, ImageGeneration, ImageTeacher
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class ImageEditing(ImageGeneration):
         model_config = ConfigDict(extra="forbid")
         steps: int | None = Field(None, ge=1, le=1000, description="calls of the base from noise to the picture")
         guidance: float | None = Field(None, ge=0, le=100, description="classifier-free guidance")
-        only: Literal["base", "guide"] | None = Field(None, description="draw with the base alone, or the guide alone")
+        only: Only | None = Field(
+            None, description="draw with the base or the guide alone, which may be asked for the edit"
+        )
 
     # -- models -----------------------------------------------------------------------------------------------
 
@@ -95,8 +97,8 @@ class ImageEditing(ImageGeneration):
         for name in ("steps", "guidance", "only"):
             if (value := context.options.get(name)) is not None:
                 setattr(student, name, value)
-        if student.only == "guide" and not student.guides:
-            raise CompatibilityError("the student has no guide that could draw alone (only=guide)")
+        if student.only not in (None, "base") and not student.guides:
+            raise CompatibilityError(f"the student has no guide that could draw alone (only={student.only})")
         return student
 
     # -- evaluation -------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ class ImageEditing(ImageGeneration):
         return Edited(**given, guided=bool(getattr(encode.model, "guides", ())) and not encode.model.only)
 
     def views(self, outputs: Edited, options: Any, subject: str) -> Iterator[View]:
-        """As it draws by itself; a student also over windows and weights, and its guide alone."""
+        """As it draws by itself; a student also over windows and weights, and base and guide alone."""
         channel = None if options.colour is None else COLOURS.index(options.colour)
         varied = outputs.guided and subject == "student"
 
@@ -128,7 +130,7 @@ class ImageEditing(ImageGeneration):
 
         yield View(apply=seen)
         ways = [{"guide_until": until, "guide_weight": weight} for until in UNTIL for weight in WEIGHTS]
-        for way in [*ways, {"only": "guide"}] if varied else ():
+        for way in [*ways, *({"only": only} for only in get_args(Only))] if varied else ():
             yield View(way, lambda out, way=way: seen(out, **way), ("shape-kept", "colour-share"))
 
     def to_draw(self, outputs: Edited, n: int) -> dict[str, np.ndarray]:
@@ -137,7 +139,8 @@ class ImageEditing(ImageGeneration):
         if outputs.guided:
             first = self._first(outputs, 1)
             every = [first.at(guide_until=u, guide_weight=w).images for u in UNTIL for w in WEIGHTS]
-            taken |= {"guide": some.at(only="guide").images, "varied": np.concatenate(every)[:n]}
+            taken |= {only: some.at(only=only).images for only in ("base", "guide")}
+            taken["varied"] = np.concatenate(every)[:n]
             if outputs.reference is not None and outputs.reference.shape[1:] == some.images.shape[1:]:
                 taken["source"] = np.asarray(outputs.reference)
         return taken
@@ -171,7 +174,9 @@ class ImageEditing(ImageGeneration):
         )
         guide_weight: float | None = Field(None, ge=0, le=1, description="of all guides together")
         guide_until: float | None = Field(None, description="diffusion time at which guides end, from 0 to 1")
-        only: Literal["base", "guide"] | None = Field(None, description="draw with the base alone, or the guide alone")
+        only: Only | None = Field(
+            None, description="draw with the base or the guide alone, which may be asked for the edit"
+        )
         guidance: float | None = Field(None, ge=0, le=100, description="classifier-free guidance")
         steps: int | None = Field(None, ge=1, le=1000, description="calls of the base from noise to the picture")
         size: int | None = Field(None, ge=1, description="pixels a side; the base's own if unset")

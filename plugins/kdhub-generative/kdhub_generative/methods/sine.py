@@ -154,8 +154,8 @@ class Sine(ObjectiveMethod):
         least = int(min(high, wide) * o.min_crop)
         if o.patch_training and least < LEAST:
             raise DataError(
-                f"the smallest crop of a picture of {high} x {wide} is {least} pixels a side (min_crop={o.min_crop:g}), "
-                f"and at least {LEAST} are needed",
+                f"the smallest crop of a picture of {high} x {wide} is {least} pixels a side, and at least {LEAST} are "
+                f"needed (min_crop={o.min_crop:g})",
                 hint="take a larger picture, or a larger min_crop",
             )
         if not o.patch_training and (high < pixels[0] or wide < pixels[1]):
