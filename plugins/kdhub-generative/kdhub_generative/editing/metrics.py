@@ -27,8 +27,8 @@ def shape_kept(out: Edited) -> float | None:
 
 
 def colour_share(out: Edited) -> float | None:
-    """Mean share of a picture's light in one channel; None where none is named."""
-    if out.channel is None:
+    """Mean share of a picture's light in one channel; None where none is named, and of grey pictures."""
+    if out.channel is None or out.images.shape[1] < 3:
         return None
     light = out.images.astype(np.float64).sum((2, 3))
     return float(np.mean(light[:, out.channel] / light.sum(1).clip(min=1)))

@@ -105,6 +105,10 @@ class Sine(ObjectiveMethod):
         if not getattr(student, "guides", ()):
             raise CompatibilityError("sine tunes a guide, and the student has none", hint="--student guide")
         o = self.options
+        if o.target_prompt is None:
+            raise UsageError(
+                "target_prompt: what the picture shall become is not said", hint="--set options.target_prompt='...'"
+            )
         for name, prompt in (("target_prompt", o.target_prompt), ("guide_prompt", o.guide_prompt)):
             if name == "guide_prompt" and prompt is None:
                 continue
@@ -138,19 +142,25 @@ class Sine(ObjectiveMethod):
             raise DataError(f"sine learns from one picture, and the training rows are {many}", hint="limit: 1")
         (example,) = rows[[0]]
         self._picture = np.asarray(example["picture"])
-        self.measure(self._picture.shape[-2:], run.student.base.pixels[1:])
+        self.measure(self._picture.shape, run.student.base.pixels)
         if (guide := run.student.guides[-1]).prompt is None:
             guide.prompt = example["condition"]
         each = max(NOISES, self.options.batch_size)
         table = rows.table.select([0] * each).add_column("seed", list(range(each)))
         return Rows.build(table, rows.prepare, row_key)
 
-    def measure(self, picture: tuple[int, int], pixels: tuple[int, int]) -> None:
+    def measure(self, picture: tuple[int, ...], pixels: tuple[int, ...]) -> None:
         """
         Raises:
-            DataError: the picture is smaller than the smallest crop may be, or than what the model draws.
+            DataError: the picture is smaller than the smallest crop may be, or than what the model draws, or has other
+                channels.
         """
-        o, (high, wide) = self.options, picture
+        o, (high, wide), channels = self.options, picture[-2:], 1 if len(picture) == 2 else picture[0]
+        if channels != pixels[0]:
+            raise DataError(
+                f"the picture has {channels} channels, and the model draws {pixels[0]}",
+                hint=f"resized:{pixels[1]}:DATA gives three, with options: {{colours: grey}} one",
+            )
         least = int(min(high, wide) * o.min_crop)
         if o.patch_training and least < LEAST:
             raise DataError(
@@ -158,10 +168,10 @@ class Sine(ObjectiveMethod):
                 f"needed (min_crop={o.min_crop:g})",
                 hint="take a larger picture, or a larger min_crop",
             )
-        if not o.patch_training and (high < pixels[0] or wide < pixels[1]):
+        if not o.patch_training and (high < pixels[1] or wide < pixels[2]):
             raise DataError(
-                f"the picture is {high} x {wide}, smaller than the {pixels[0]} x {pixels[1]} that the model draws",
-                hint=f"enlarge it: resized:{pixels[0]}:DATA",
+                f"the picture is {high} x {wide}, smaller than the {pixels[1]} x {pixels[2]} that the model draws",
+                hint=f"enlarge it: resized:{pixels[1]}:DATA",
             )
 
     def prepare_batch(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
