@@ -399,8 +399,8 @@ def test_prompts_have_a_text_encoder_of_their_own(stable, tmp_path):
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"guide_until": 400}, r"guide_until must be diffusion time.*guide_until=400.*400 of 1000\s+is 0.4"),
-        ({"guide_weight": 1.2}, r"guide_weight must be from 0 to 1 \(guide_weight=1.2\)"),
+        ({"guide_until": 400}, r"guide_until.*must be diffusion time from 0 to 1.*step 400 of 1000 is 0.4"),
+        ({"guide_weight": 1.2}, r"guide_weight.*1\.2"),
         ({"min_crop": 0.6, "max_crop": 0.5}, "min_crop must be at most max_crop"),
         ({"target_prompt": None}, "target_prompt: what the picture shall become is not said"),
         ({"target_prompt": "pink"}, r"target_prompt: the model does not know 'pink'"),
@@ -454,7 +454,7 @@ def test_renders_are_refused_by_name(tuned):
     for options, error, says in (
         ({"prompt": "pink"}, UsageError, "prompt: the model does not know 'pink'"),
         ({"guide_until": 400}, RecipeError, "step 400 of 1000 is 0.4"),
-        ({"prompt": "white", "guides": [{"model": str(tuned), "until": 400}]}, UsageError, "step 400"),
+        ({"prompt": "white", "guides": [{"model": str(tuned), "until": 400}]}, RecipeError, "step 400"),
         ({"prompt": "white", "guides": [{"model": str(tuned), "weight": 0.7}] * 2}, UsageError, "at most 1"),
         ({"prompt": "white", "only": "guide"}, CompatibilityError, "without guides"),
         ({"prompt": "white", "size": 8}, UsageError, "size=8"),

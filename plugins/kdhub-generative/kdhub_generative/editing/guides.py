@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from kdhub.errors import CompatibilityError, UntrustedError, UsageError
 from kdhub.method import MethodOptions
+from kdhub_generative.editing.settings import not_a_time
 from kdhub_generative.images.process import Predict
 
 if TYPE_CHECKING:
@@ -73,14 +74,6 @@ class Guide:
 
     def active(self, t: float) -> bool:
         return self.weight > 0 and self.until + ROUNDING < t <= self.since + ROUNDING
-
-
-def not_a_time(name: str, value: float) -> str:
-    """What is wrong with an end of a window; "" where nothing is."""
-    if 0 <= value <= 1:
-        return ""
-    said = f"{name} must be diffusion time from 0 to 1 ({name}={value:g})"
-    return said + (f": step {value:g} of 1000 is {value / 1000:g}" if 1 < value <= 1000 else "")
 
 
 def share_of(weights: Sequence[float]) -> float:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from kdhub_generative.images.settings import Drawing
 
+
+def not_a_time(name: str, value: float) -> str:
+    """What is wrong with an end of a window; "" where nothing is."""
+    if 0 <= value <= 1:
+        return ""
+    said = f"{name} must be diffusion time from 0 to 1 ({name}={value:g})"
+    return said + (f": step {value:g} of 1000 is {value / 1000:g}" if 1 < value <= 1000 else "")
+
+
+def _in_time(value: Any) -> Any:
+    if isinstance(value, int | float) and (problem := not_a_time("this", value)):
+        raise ValueError(problem)
+    return value
+
+
+Time = Annotated[float | None, BeforeValidator(_in_time)]
+"""Diffusion time as an option; a step in its place is refused with what it would be."""
 Only = Literal["base", "guide", "guide-asked"]
 
 

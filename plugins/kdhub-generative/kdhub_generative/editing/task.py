@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.plain_json import read_json
 from kdhub.task import Encoder, View
 from kdhub_generative.editing.data import COLOURS
-from kdhub_generative.editing.settings import Editing, Only
+from kdhub_generative.editing.settings import Editing, Only, Time
 from kdhub_generative.images.task import Drawn, ImageGeneration, ImageTeacher
 
 if TYPE_CHECKING:
@@ -162,9 +162,9 @@ class ImageEditing(ImageGeneration):
         model_config = ConfigDict(extra="forbid")
         model: str = Field(description="a folder or org/name: a diffusion that was tuned, or an edit with its guide")
         prompt: str | None = Field(None, description="that it was tuned with; known of an edit's guide")
-        weight: float = Field(0.3, description="from 0 to 1; all together at most 1")
-        until: float | None = Field(None, description="diffusion time at which it ends, from 0 to 1")
-        since: float = Field(1.0, description="diffusion time at which it begins")
+        weight: float = Field(0.3, ge=0, le=1, description="of the guide; all together at most 1")
+        until: Time = Field(None, ge=0, le=1, description="diffusion time at which it ends, from 0 to 1")
+        since: float = Field(1.0, ge=0, le=1, description="diffusion time at which it begins")
 
     class RenderOptions(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -173,7 +173,7 @@ class ImageEditing(ImageGeneration):
             [], description="further guides: [{model: FOLDER, prompt: ...}]"
         )
         guide_weight: float | None = Field(None, ge=0, le=1, description="of all guides together")
-        guide_until: float | None = Field(None, description="diffusion time at which guides end, from 0 to 1")
+        guide_until: Time = Field(None, ge=0, le=1, description="diffusion time at which guides end, from 0 to 1")
         only: Only | None = Field(
             None, description="draw with the base or the guide alone, which may be asked for the edit"
         )
@@ -183,14 +183,6 @@ class ImageEditing(ImageGeneration):
         seed: int = Field(0, ge=0, description="of the first picture")
         count: int = Field(4, ge=1, le=64, description="pictures")
         grid: bool = Field(False, description="one seed over windows and weights in place of several")
-
-        @model_validator(mode="after")
-        def _in_time(self) -> Any:
-            from kdhub_generative.editing.guides import not_a_time
-
-            if self.guide_until is not None and (problem := not_a_time("guide_until", self.guide_until)):
-                raise ValueError("must be a time (guide_until=...): " + problem)
-            return self
 
     def render(self, student: EditModel, options: Any) -> Picture:
         """Edits of some seeds side by side; or of one seed, over windows and weights.

@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 
 from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.method import ObjectiveMethod, Progress, TrainingOptions
+from kdhub_generative.editing.settings import Time
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +63,13 @@ class Sine(ObjectiveMethod):
         guide_prompt: str | None = Field(
             None, description="what the picture is, for the guide, with a word of its own; the row's label if unset"
         )
-        guide_weight: float = Field(0.3, description="1 - v: share of the guide in the conditional prediction, 0 to 1")
-        guide_until: float | None = Field(
+        guide_weight: float = Field(
+            0.3, ge=0, le=1, description="1 - v: share of the guide in the conditional prediction"
+        )
+        guide_until: Time = Field(
             None,
+            ge=0,
+            le=1,
             description="K / 1000: diffusion time at which the guide ends, 0 to 1; if unset 0.4, up to 16 pixels 0.2",
         )
         guidance_scale: float = Field(7.5, ge=1, le=100, description="w, classifier-free guidance of the edit")
@@ -78,14 +83,6 @@ class Sine(ObjectiveMethod):
 
         @model_validator(mode="after")
         def _fits(self) -> Any:
-            if not 0 <= self.guide_weight <= 1:
-                raise ValueError(f"guide_weight must be from 0 to 1 (guide_weight={self.guide_weight:g})")
-            until = self.guide_until
-            if until is not None and not 0 <= until <= 1:
-                raise ValueError(
-                    f"guide_until must be diffusion time from 0 to 1, not a step (guide_until={until:g}): 400 of 1000 "
-                    "is 0.4"
-                )
             if self.min_crop > self.max_crop:
                 raise ValueError(
                     f"min_crop must be at most max_crop (min_crop={self.min_crop:g}, max_crop={self.max_crop:g})"
