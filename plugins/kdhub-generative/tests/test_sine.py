@@ -11,8 +11,8 @@ from kdhub_generative.editing.data import correlation, least_typical, painted
 from kdhub_generative.editing.guides import Guide, composed, mixed, share_of
 from kdhub_generative.editing.metrics import colour_disorder, colour_share, shape_disorder, shape_kept
 from kdhub_generative.editing.model import EditModel
-from kdhub_generative.editing.settings import Editing
-from kdhub_generative.editing.task import UNTIL, WEIGHTS, Edited
+from kdhub_generative.editing.settings import UNTIL, WEIGHTS, Editing
+from kdhub_generative.editing.task import Edited
 from kdhub_generative.images.model import NetworkModel
 from kdhub_generative.images.positions import placed_codes, position_codes
 from kdhub_generative.images.process import Process

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdhub.evaluation.report import BEFORE, STUDENT, TEACHER
 from kdhub.pictures import Picture
-from kdhub_generative.editing.task import UNTIL, WEIGHTS
+from kdhub_generative.editing.settings import UNTIL, WEIGHTS
 from kdhub_generative.images.drawing import grid
 
 ROWS = {"source": "source", "base": "base alone", "guide": "guide alone", "edit": "edit"}

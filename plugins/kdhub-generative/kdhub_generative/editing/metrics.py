@@ -9,7 +9,8 @@ import numpy as np
 
 from kdhub.errors import CompatibilityError
 from kdhub_generative.editing.data import correlation
-from kdhub_generative.editing.task import UNTIL, WEIGHTS, Edited
+from kdhub_generative.editing.settings import UNTIL, WEIGHTS
+from kdhub_generative.editing.task import Edited
 
 
 def shape_kept(out: Edited) -> float | None:

@@ -25,6 +25,10 @@ def _in_time(value: Any) -> Any:
 
 Time = Annotated[float | None, BeforeValidator(_in_time)]
 """Diffusion time as an option; a step in its place is refused with what it would be."""
+UNTIL = (0.0, 0.1, 0.2, 0.4, 0.6)
+"""Ends of the window that an edit is measured and drawn with: from the longest window to the shortest."""
+WEIGHTS = (0.7, 0.5, 0.3)
+"""Likewise weights of the guide."""
 Only = Literal["base", "guide", "guide-asked"]
 
 

@@ -14,7 +14,7 @@ from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.plain_json import read_json
 from kdhub.task import Encoder, View
 from kdhub_generative.editing.data import COLOURS
-from kdhub_generative.editing.settings import Editing, Only, Time
+from kdhub_generative.editing.settings import UNTIL, WEIGHTS, Editing, Only, Time
 from kdhub_generative.images.task import Drawn, ImageGeneration, ImageTeacher
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from kdhub.student import BuildContext
     from kdhub_generative.editing.guides import Guide
     from kdhub_generative.editing.model import EditModel
-
-UNTIL = (0.0, 0.1, 0.2, 0.4, 0.6)
-"""Ends of the window that an edit is measured and drawn with: from the longest window to the shortest."""
-WEIGHTS = (0.7, 0.5, 0.3)
-"""Likewise weights of the guide."""
 
 
 @dataclass

@@ -137,10 +137,15 @@ class Sine(ObjectiveMethod):
         if "image" not in rows.table.column_names or len(rows) != 1:
             many = f"{len(rows)} pictures" if "image" in rows.table.column_names else "seeds"
             raise DataError(f"sine learns from one picture, and the training rows are {many}", hint="limit: 1")
-        (example,) = rows[[0]]
-        self._picture = np.asarray(example["picture"])
-        self.measure(self._picture.shape, run.student.base.pixels)
-        if (guide := run.student.guides[-1]).prompt is None:
+        (example,), student = rows[[0]], run.student
+        picture = np.asarray(example["picture"])
+        picture = picture if picture.ndim == 3 else picture[None]
+        self.measure(picture.shape, student.base.pixels)
+        data, split = run.training_data["train"][0]
+        digest = hashlib.sha256(picture.tobytes()).hexdigest()
+        student.source = picture
+        student.from_image = {"name": f"{data.name}, {split}", "sha256": digest, "licence": data.licence or "unknown"}
+        if (guide := student.guides[-1]).prompt is None:
             guide.prompt = example["condition"]
         each = max(NOISES, self.options.batch_size)
         table = rows.table.select([0] * each).add_column("seed", list(range(each)))
@@ -152,7 +157,7 @@ class Sine(ObjectiveMethod):
             DataError: the picture is smaller than the smallest crop may be, or than what the model draws, or has other
                 channels.
         """
-        o, (high, wide), channels = self.options, picture[-2:], 1 if len(picture) == 2 else picture[0]
+        o, (channels, high, wide) = self.options, picture
         if channels != pixels[0]:
             raise DataError(
                 f"the picture has {channels} channels, and the model draws {pixels[0]}",
@@ -200,17 +205,6 @@ class Sine(ObjectiveMethod):
         model = self._model.guides[-1].model
         target = model.process.target(model.module.prediction, batch["z"], batch["noise"], batch["t"])
         return {"denoising": row_mean((student.output - target).square())}
-
-    def distill(self, run: RunContext) -> Student:
-        student = super().distill(run)
-        picture = self._picture if self._picture.ndim == 3 else self._picture[None]
-        data, split = run.training_data["train"][0]
-        student.source = picture
-        student.from_image = {
-            "name": f"{data.name}, {split}", "sha256": hashlib.sha256(picture.tobytes()).hexdigest(),
-            "licence": data.licence or "unknown",
-        }  # fmt: skip
-        return student
 
 
 def times(u: Tensor, process: Any) -> Tensor:
