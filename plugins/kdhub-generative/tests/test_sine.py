@@ -393,6 +393,27 @@ def test_prompts_have_a_text_encoder_of_their_own(stable, tmp_path):
         assert task.pictures(edit, seeds, only=only, steps=2).shape == (1, 3, 8, 8)
 
 
+@pytest.mark.slow
+def test_an_edit_is_published_pulled_and_verified_from_another_cache(tmp_path, monkeypatch):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
+    from fake_hub import talked_to
+
+    tiny = kdhub.open_task("image-editing").tiny_recipe(tmp_path)
+    given = {**tiny, "student": "guide", "task": "image-editing", "method": "sine"}
+    given["options"] = {"target_prompt": "4", "guide_prompt": "* 3", "sampler_steps": 10, "max_steps": 2}
+    with talked_to(monkeypatch):
+        run = kdhub.distill(given, out=tmp_path / "run")
+        done = kdhub.publish(run.folder, "me/edit", licence="cc-by-4.0")  # the usage lines are run
+        assert "Its guide was made from one image" in done.card
+        monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "another"))
+        found = kdhub.verify("me/edit", trust_recipe=True)
+        assert found.status == "verified" and {f.verdict for f in found.figures} <= {"ok", "not checked"}
+        assert kdhub.render("me/edit", count=1).content == kdhub.render(run.folder, count=1).content
+
+
 # -- bad input ------------------------------------------------------------------------------------------------
 
 
