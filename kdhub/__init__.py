@@ -36,6 +36,7 @@ _LAZY = {
     "load": "kdhub.verbs.load",
     "publish": "kdhub.verbs.publish",
     "pull": "kdhub.verbs.pull",
+    "render": "kdhub.verbs.render",
     "search": "kdhub.verbs.search",
     "verify": "kdhub.verbs.verify",
     "count_costs": "kdhub.evaluation.counting",

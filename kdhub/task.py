@@ -112,6 +112,7 @@ class Task(ABC):
         Teacher: what a saved model of this task is as a teacher (`path:`, `hf:`).
         aside: splits that say what the rows of others are about (the items that users choose from): read in training
             and evaluation alike by `Data.whole`, and never rows to learn from or to score.
+        RenderOptions: what `render` takes (which seeds, which camera), each with a default, a range and a description.
         drawn: how many rows of the first evaluation data set `draw` shows, always the first ones; 0: it draws nothing.
     """
 
@@ -120,6 +121,7 @@ class Task(ABC):
     pipeline_tag: ClassVar[str] = ""
     EvaluationOptions: ClassVar[type[BaseModel]] = NoOptions
     StudentOptions: ClassVar[type[BaseModel]] = NoOptions
+    RenderOptions: ClassVar[type[BaseModel]] = NoOptions
     Teacher: ClassVar[type[SavedTeacher]] = SavedTeacher
     aside: ClassVar[tuple[str, ...]] = ()
     drawn: ClassVar[int] = 0
@@ -241,6 +243,17 @@ class Task(ABC):
                 those that were not measured.
         """
         return ()
+
+    def render(self, student: Student, options: Any) -> Picture:
+        """A picture or an animation of what a student makes, for `kdhub render`: of any size, the same every time.
+
+        Args:
+            options: checked `RenderOptions`.
+
+        Raises:
+            CompatibilityError: students of this task make nothing that can be looked at.
+        """
+        raise CompatibilityError(f"students for {self.name} make nothing that could be rendered")
 
     # -- trying methods ---------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,12 +262,19 @@ def test_another_arm_of_a_comparison_has_the_roles_that_its_method_knows(roles):
     assert Resolver().with_roles(alone, others=True).teacher is None
 
 
+def test_the_main_teacher_may_be_of_another_task(roles):
+    """Where its role says so; a role of that name beside `needs` would say it twice."""
+    spec = MethodSpec(name="start", target="x:y", roles=(Role(name="teacher", tasks=("toy-other",)),))
+    assert spec.teachers["teacher"].tasks == ("toy-other",) and len(spec.teachers) == 1
+
+
 @pytest.mark.parametrize("role", ["source", "teacher", "Near"])
 def test_a_name_that_no_role_can_have(toys, role):
     class Wrong:
         @hookimpl
         def kdhub_methods(self):
-            yield MethodSpec(name="wrong", target=f"{__name__}:One", tasks=toy.TASK, roles=(Role(name=role),))
+            wrong = MethodSpec(name="wrong", target=f"{__name__}:One", tasks=toy.TASK, roles=(Role(name=role),))
+            yield replace(wrong, needs=("vector",))
 
     with pytest.raises(PluginError, match=f"'{role}' of 'wrong' is not a name for a role"):
         toys.register(Wrong(), "kdhub-wrong-role")

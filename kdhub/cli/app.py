@@ -25,6 +25,7 @@ from kdhub.cli import (
     plugins,
     publish,
     pull,
+    render,
     search,
     verify,
 )
@@ -79,6 +80,7 @@ app.command("compare")(compare.compare)
 app.command("publish")(publish.publish)
 app.command("pull")(pull.pull)
 app.command("verify")(verify.verify)
+app.command("render")(render.render)
 app.command("search")(search.search)
 app.command("list", cls=LightCommand)(listing.list_)
 app.command("show", cls=LightCommand)(listing.show)

@@ -422,7 +422,8 @@ def _check_spec(spec: object, kind: str) -> None:
             kind = "strings" if of is str else f"{of.__name__}s"
             raise PluginError(f"{item.name} of {spec.name!r} is {value!r}, not a tuple of {kind}")
     for role in getattr(spec, "roles", ()):
-        if not _NAME.fullmatch(role.name) or role.name in (MAIN, "source", "task"):
+        twice = role.name == MAIN and (spec.needs or spec.live)
+        if not _NAME.fullmatch(role.name) or role.name in ("source", "task") or twice:
             raise PluginError(f"{role.name!r} of {spec.name!r} is not a name for a role")
 
 

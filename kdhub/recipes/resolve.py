@@ -369,7 +369,9 @@ class Resolver:
 
     def _weights_at_hand(self, recipe: Recipe) -> bool:
         teacher = recipe.teachers.get(MAIN)
-        return teacher is not None and self.target("teacher", teacher.source, recipe.task).entry.spec.live
+        return (
+            teacher is not None and self.target("teacher", teacher.source, teacher.task or recipe.task).entry.spec.live
+        )
 
     def _check_kept(self, recipe: Recipe) -> None:
         keep = recipe.signals.keep
@@ -387,8 +389,9 @@ class Resolver:
                 return
             task = (role.tasks or (recipe.task,))[0]
             raise CompatibilityError(
-                f"method {method.name} needs a teacher {f'with the role {role.name!r} ' if named else ''}that gives "
-                f"{_names(needs)}, the recipe has none" + (f": {role.summary}" if role.summary else ""),
+                f"method {method.name} needs a teacher {f'with the role {role.name!r} ' if named else ''}"
+                f"{f'that gives {_names(needs)}' if needs else 'to start from'}, the recipe has none"
+                + (f": {role.summary}" if role.summary else ""),
                 hint=(f"teacher: {{source: {ROLES}, {role.name}: SOURCE}}" if named else "name one with --teacher")
                 + f"; kdhub list teachers --task {task} shows what there is",
             )

@@ -19,7 +19,7 @@ from kdhub.pictures import problems
 from kdhub.ranks import device
 from kdhub.recipes.folders import tasks_of
 from kdhub.recipes.recipe import Ref
-from kdhub.task import NetworkTask
+from kdhub.task import NetworkTask, Task
 from kdhub.testing._bench import Bench
 from kdhub.testing._register import check, describe_options
 from kdhub.testing._tried import (
@@ -230,6 +230,21 @@ def draws_the_first_rows(bench: Bench) -> None:
         assert once, f"it draws nothing of {', '.join(subjects)}"
         assert not (wrong := problems(once)), "; ".join(wrong)
         assert once == again, f"{once[0].name} is another one when it is drawn again"
+
+
+@check("task")
+def renders_the_same_each_time(bench: Bench) -> None:
+    """What `kdhub render` writes of a student, with the defaults of its options, is a picture of a known format, the
+    same each time; all options have descriptions."""
+    if bench.target.render is Task.render:
+        raise SkipTest("it renders nothing")
+    undescribed = describe_options(bench.target.RenderOptions)
+    assert not undescribed, "; ".join(undescribed)
+    resolver, task, recipe, parts = world_of(bench, bench.entry.name)
+    student = start_of(resolver, task, recipe, parts)
+    once, again = (task.render(student, task.RenderOptions()) for _ in range(2))
+    assert not (wrong := problems([once])), "; ".join(wrong)
+    assert once == again, f"{once.name} is another one when it is rendered again"
 
 
 @check("task")

@@ -79,7 +79,7 @@ def evaluate(
         raise nothing
     report, against = Report(), None
     ref = recipe.teachers.get(MAIN)
-    model = resolver.teacher(ref, recipe.task) if ref is not None else None
+    model = resolver.teacher(ref, ref.task or recipe.task) if ref is not None else None
     loaded = student(model)
     if member is not None:
         loaded, folder = loaded.cut(member_in(loaded, folder or Path(), member, str(subject))), None

@@ -156,11 +156,12 @@ def _evidence(entry: Entry) -> dict[str, Any]:
 
 
 def _options(registry: Registry, entry: Entry) -> list[dict[str, Any]]:
-    """Options of a method or a teacher: name, type, default, range, description; from their pydantic model."""
-    if entry.spec.kind not in ("method", "teacher"):
+    """Options of a method or a teacher, and those by which a task renders: name, type, default, range, description;
+    from their pydantic model."""
+    if entry.spec.kind not in ("method", "teacher", "task"):
         return []
     target = registry.load(entry)
-    model = getattr(target, "Options", None)
+    model = getattr(target, "RenderOptions" if entry.spec.kind == "task" else "Options", None)
     return [] if model is None else fields(model, getattr(target, "defaults_for", {}))
 
 
@@ -227,7 +228,8 @@ def describe(item: dict[str, Any]) -> str:
             continue
         lines.append(f"  {key:<17}{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
     if options := item.get("options"):
-        lines.append("  options, each set with --set options.NAME=VALUE" if item["kind"] == "method" else "  options")
+        set_by = {"method": ", each set with --set options.NAME=VALUE", "task": " of kdhub render, --set NAME=VALUE"}
+        lines.append(f"  options{set_by.get(item['kind'], '')}")
         wide = max(len(o["name"]) for o in options)
         for o in options:
             bounds = f", {o['range']}" if o["range"] else ""

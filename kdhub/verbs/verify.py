@@ -356,10 +356,10 @@ def _teacher(recipe: Recipe, task: Any, student: Any, trusted: bool, resolver: R
     """An encoder of the recipe's teacher, or None and why there is none."""
     if (ref := recipe.teachers.get(MAIN)) is None:
         return None, "the recipe has no teacher"
-    if not trusted and (reason := strangers.refused_teacher(ref, recipe.task, resolver)):
+    if not trusted and (reason := strangers.refused_teacher(ref, ref.task or recipe.task, resolver)):
         return None, reason
     try:
-        model = resolver.teacher(ref, recipe.task)
+        model = resolver.teacher(ref, ref.task or recipe.task)
     except KdhubError as error:
         return None, f"the teacher is not available: {error.message}"
     if why := task.mismatch(student, model):

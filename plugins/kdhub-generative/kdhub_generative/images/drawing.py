@@ -29,21 +29,21 @@ def sheet(given: Mapping[str, Mapping[str, np.ndarray]]) -> Picture:
     return Picture("samples.png", sentence, grid(rows))
 
 
-def grid(rows: Sequence[tuple[str, np.ndarray]]) -> bytes:
-    """A PNG: for each row its name and its pictures, bytes (n, channels, height, width)."""
+def grid(rows: Sequence[tuple[str, np.ndarray]], label: int = LABEL) -> bytes:
+    """A PNG: for each row its name, in so many pixels, and its pictures, bytes (n, channels, height, width)."""
     from PIL import Image, ImageDraw
 
     height, width = rows[0][1].shape[2:]
     times = max(1, PIXELS // max(height, width))
     tall, wide, many = height * times + GAP, width * times + GAP, max(len(images) for _, images in rows)
-    page = Image.new("RGB", (LABEL + many * wide, len(rows) * tall + GAP), "white")
+    page = Image.new("RGB", (label + many * wide, len(rows) * tall + GAP), "white")
     pen = ImageDraw.Draw(page)
     for n, (name, images) in enumerate(rows):
         pen.text((4, n * tall + tall // 2 - 5), name, fill="#222222")
         for at, image in enumerate(images):
             colours = np.repeat(image, 3, 0) if len(image) == 1 else image[:3]
             shown = colours.transpose(1, 2, 0).repeat(times, 0).repeat(times, 1)
-            page.paste(Image.fromarray(np.ascontiguousarray(shown)), (LABEL + at * wide, n * tall + GAP))
+            page.paste(Image.fromarray(np.ascontiguousarray(shown)), (label + at * wide, n * tall + GAP))
     content = io.BytesIO()
     page.save(content, "PNG", optimize=True)
     return content.getvalue()

@@ -23,7 +23,7 @@ from kdhub.rows import Example, Signals
 from kdhub.signals.settings import own_noise
 from kdhub.student import Student
 from kdhub_generative.images.process import Process, ddim, guided, process_of
-from kdhub_generative.images.settings import Conditions, Drawing
+from kdhub_generative.images.settings import LONGEST, Conditions, Drawing
 
 TASK = "image-generation"
 STEPS = 25
@@ -50,8 +50,11 @@ class Predictor(nn.Module):
 
     def forward(self, inputs: Mapping[str, Any]) -> Signals:
         """`x` (rows, *shape), `t` (rows,), and where it has such `condition` and `guidance`, a value a row ->
-        `output`, of the network, and `x0`, the picture in -1 to 1; also as `image`."""
+        `output`, of the network, and `x0`, the picture in -1 to 1; also as `image`. `box`, (rows, 4), says where in a
+        larger picture x lies, for networks with position codes."""
         x, t = inputs["x"], inputs["t"]
+        if getattr(self.network, "grid", None):
+            self.network.boxes = inputs.get("box")
         given = self.network(x, self.process.network_time(t), inputs.get("condition"), inputs.get("guidance"))
         at = t if self.readout is None else torch.full_like(t, self.readout)
         picture = self.process.x0(self.prediction, given, x, at)
@@ -63,24 +66,32 @@ class ImageModel(Student):
 
     Args:
         module: the network; shape: of x; classes: names of its conditions, None where it has none.
+        words: of which its conditions consist, in place of names.
         has_null: whether it also knows the condition of nothing, after all classes.
         steps: calls that it is sampled in; ignored by a one-call model.
         guidance: of a one-call model: the guidance that its pictures have, or the range of what it can be asked for.
 
     Attributes:
-        prompts: whether its conditions are texts.
+        prompts: whether its conditions are texts. Settings: how it can be drawn.
+        grid: cells a side of the position codes that its network has; None: it has none.
+        stride: a side of its pictures may be any multiple of it; 0: they have one size.
         shape: of x; `pixels` is that of a picture.
     """
 
     task = TASK
     kinds = ("image", "x0")
+    Settings: type[Drawing] = Drawing
     prompts = False
+    grid: int | None = None
+    stride = 0
 
     def __init__(
         self, module: Predictor, shape: Sequence[int], classes: Sequence[str] | None = None, has_null: bool = False,
         steps: int = STEPS, guidance: float | Sequence[float] = 1.0, start: Mapping[str, Any] | None = None,
+        words: Sequence[str] | None = None,
     ):  # fmt: skip
         super().__init__(start)
+        self.words = None if words is None else list(words)
         self.module, self.shape, self.steps = module, tuple(shape), steps
         self.classes, self.has_null = None if classes is None else list(classes), has_null
         self.guidance = guidance if isinstance(guidance, int | float) else tuple(guidance)
@@ -97,20 +108,26 @@ class ImageModel(Student):
 
     @property
     def knows(self) -> Conditions:
-        return Conditions(None if self.classes is None else tuple(self.classes), self.prompts, self.has_null)
+        classes, words = (None if names is None else tuple(names) for names in (self.classes, self.words))
+        return Conditions(classes, self.prompts, self.has_null, words)
 
     @property
     def pixels(self) -> tuple[int, ...]:
         return self.shape
 
     def describe(self) -> dict[str, Any]:
-        known = {"classes": self.classes, "prompts": self.prompts, "has_null": self.has_null}
+        known = {"classes": self.classes, "prompts": self.prompts, "has_null": self.has_null, "words": self.words}
         return {"widths": {"x0": list(self.shape)}, "pixels": list(self.pixels), "one_call": self.one_call, **known}
 
     def conditions(self, names: Sequence[str | None]) -> dict[str, Tensor]:
         """`condition` of some rows, and `null`, that of nothing, where it knows one; empty where it has none."""
         if not self.knows.any:
             return {}
+        if self.words is not None:
+            no_word = len(self.words)
+            ids = [[self.words.index(word) for word in (name or "").split()] for name in names]
+            found = torch.tensor([[*some, *[no_word] * (LONGEST - len(some))] for some in ids])
+            return {"condition": found, "null": torch.full_like(found, no_word)}
         null = len(self.classes)
         found = [null if name is None else self.classes.index(name) for name in names]
         return {"condition": torch.tensor(found)} | ({"null": torch.full((len(found),), null)} if self.has_null else {})
@@ -149,8 +166,20 @@ class ImageModel(Student):
         return x
 
     def encode(self, pictures: np.ndarray) -> Tensor:
-        """Bytes (n, channels, height, width) as the process has them."""
-        return torch.from_numpy(pictures.astype(np.float32)) / 127.5 - 1
+        """Bytes (n, channels, height, width) as the process has them.
+
+        Raises:
+            DataError: they are numbers of another kind.
+        """
+        if pictures.dtype != np.uint8:
+            raise DataError(
+                f"pictures are bytes of 0 to 255, not {pictures.dtype} of {pictures.min():.3g} to {pictures.max():.3g}"
+            )
+        return self.coded(torch.from_numpy(pictures.astype(np.float32)) / 127.5 - 1)
+
+    def coded(self, x: Tensor) -> Tensor:
+        """Pictures in -1 to 1 as the process has them."""
+        return x
 
     def decode(self, x0: Tensor) -> Tensor:
         """What the process ends at as pictures in -1 to 1."""
@@ -161,7 +190,7 @@ class ImageModel(Student):
         bytes."""
         self.module.to(where := device())
         was, parts = self.module.training, []
-        how = Drawing.parse(kind) if Drawing.names(kind) else None
+        how = self.Settings.parse(kind) if self.Settings.names(kind) else None
         self.module.eval()
         with torch.no_grad():
             for begin in range(0, len(examples), BATCH):
@@ -212,6 +241,28 @@ class ImageModel(Student):
 
     # -- other models of it -----------------------------------------------------------------------------------
 
+    @property
+    def root(self) -> nn.Module:
+        """The network alone."""
+        return self.module.network
+
+    def copied(self) -> ImageModel:
+        """Another one with the same weights, which are its own."""
+        raise CompatibilityError(f"a {type(self).__name__} cannot be copied as a guide")
+
+    def train_text(self) -> None:
+        """Have what encodes conditions trained with the network, where it is apart from it."""
+
+    def place(self, grid: int) -> None:
+        """Have position codes of so many cells a side added to what the first convolution gives.
+
+        Raises:
+            CompatibilityError: it has no convolutions.
+        """
+        raise CompatibilityError(
+            "patches need a network that begins with a convolution (patch_training=true)", hint="--student unet:"
+        )
+
     def as_one_call(self, readout: float, fresh: bool = False) -> ImageModel:
         """A copy with weights of its own that is read at the constants of t = `readout`. One that predicts epsilon
         gets a last layer of its own for pictures, as those constants would amplify its errors.
@@ -248,12 +299,19 @@ class NetworkModel(ImageModel):
         self.config = dict(config)
         classes, ranged = config.get("classes"), isinstance(config.get("guidance"), list)
         conditions = {"conditions": len(classes) + bool(config.get("has_null"))} if classes is not None else {}
+        if "words" in config:
+            conditions = {"conditions": len(config["words"]) + 1, "words": True}
         network = open_network(config["network"])(
             config["shape"], **config["settings"], **conditions, **({"guided": True} if ranged else {})
         )
         module = Predictor(network, process_of(config), config["prediction"], config.get("readout"))
-        more = {name: config[name] for name in ("has_null", "steps", "guidance") if name in config}
+        more = {name: config[name] for name in ("has_null", "steps", "guidance", "words") if name in config}
         super().__init__(module, config["shape"], classes, start=start, **more)
+
+    def copied(self) -> NetworkModel:
+        made = NetworkModel(self.config)
+        made.module.load_state_dict(self.module.state_dict())
+        return made
 
     def as_one_call(self, readout: float, fresh: bool = False) -> NetworkModel:
         prediction = "x0" if self.module.prediction == "epsilon" else self.module.prediction
@@ -294,7 +352,8 @@ class NetworkModel(ImageModel):
         return student
 
     def usage(self) -> str:
-        example = {"seed": 0} | ({"condition": self.classes[0]} if self.classes else {})
+        names = self.classes or self.words
+        example = {"seed": 0} | ({"condition": names[0]} if names else {})
         return (
             'import kdhub\nstudent = kdhub.load("{path}")\n'
             f'picture = kdhub.open_task("{TASK}").pictures(student, [{example}])[0]  # bytes, channels first'

@@ -35,16 +35,19 @@ class DenoiserMlp(nn.Module):
     Args:
         shape: of a picture; width: of the blocks.
         conditions: classes that it knows, the null condition counted; 0: none.
+        words: whether a condition is several of them, whose vectors are added; the last one stands for no word.
         guided: whether it is told the guidance that its picture shall have.
     """
 
     def __init__(
-        self, shape: Sequence[int], width: int = 256, blocks: int = 4, conditions: int = 0, guided: bool = False
-    ):
+        self, shape: Sequence[int], width: int = 256, blocks: int = 4, conditions: int = 0, guided: bool = False,
+        words: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.read = nn.Linear(prod(shape), width)
         self.time = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
-        self.condition = nn.Embedding(conditions, width) if conditions else None
+        no_word = conditions - 1 if words else None
+        self.condition = nn.Embedding(conditions, width, padding_idx=no_word) if conditions else None
         self.guidance = self.guidance_input(width) if guided else None
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
         self.norm, self.write = nn.LayerNorm(width), nn.Linear(width, prod(shape))
@@ -62,7 +65,8 @@ class DenoiserMlp(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         known = self.time(waves(t))
         if self.condition is not None:
-            known = known + self.condition(condition)
+            vectors = self.condition(condition)
+            known = known + (vectors if condition.dim() == 1 else vectors.sum(1))
         if self.guidance is not None:
             known = known + self.guidance(waves(guidance / SCALE))
         h = self.read(x.flatten(1))

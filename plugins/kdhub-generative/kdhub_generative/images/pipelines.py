@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdhub.errors import CompatibilityError, UntrustedError
+from kdhub.errors import CompatibilityError, UntrustedError, UsageError
 from kdhub.hub.trust import check_model_folder
 from kdhub.plain_json import read_json
 from kdhub.student import BuildContext, sizes
 from kdhub_generative.images.model import STEPS, ImageModel, Predictor
+from kdhub_generative.images.positions import placed_codes
 from kdhub_generative.images.process import Process
 from kdhub_generative.images.students import FreshOptions, of_rows
 
@@ -47,13 +48,26 @@ TRAINING_STEPS = 1000
 
 
 class Unet2d(nn.Module):
-    """A U-Net of the library as `Predictor` calls it: conditions are classes, or texts that were encoded."""
+    """A U-Net of the library as `Predictor` calls it: conditions are classes, or texts that were encoded.
 
-    def __init__(self, unet: nn.Module):
+    Attributes:
+        text: encodes conditions that are tokens, where it is trained as well; else they come encoded.
+        grid: cells a side of the position codes that are added to what the first convolution gives, within the box of
+            each row (`boxes`); None: none are.
+    """
+
+    def __init__(self, unet: nn.Module, grid: int | None = None):
         super().__init__()
-        self.unet = unet
+        self.unet, self.grid, self.text = unet, grid, None
+        self.boxes: Tensor | None = None
+        unet.conv_in.register_forward_hook(self._placed)
+
+    def _placed(self, convolution: nn.Module, given: Any, made: Tensor) -> Tensor:
+        return made if self.grid is None else made + placed_codes(made, self.grid, self.boxes)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None, guidance: Tensor | None) -> Tensor:
+        if self.text is not None and condition is not None and not condition.is_floating_point():
+            condition = self.text(condition).last_hidden_state
         if condition is None or not condition.is_floating_point():
             given = self.unet(x, t, class_labels=condition).sample
         else:
@@ -95,7 +109,7 @@ class PipelineModel(ImageModel):
         if many and "classes" not in known:
             known["classes"] = [str(n) for n in range(many)]
         super().__init__(
-            Predictor(Unet2d(unet), process, prediction, 1.0 if one_call else None),
+            Predictor(Unet2d(unet, known.get("grid")), process, prediction, 1.0 if one_call else None),
             (unet.config.in_channels, *size), known.get("classes"), known.get("has_null", False),
             known.get("steps", STEPS), known.get("guidance", 1.0), start,
         )  # fmt: skip
@@ -116,33 +130,66 @@ class PipelineModel(ImageModel):
     def conditions(self, names: Sequence[str | None]) -> dict[str, Tensor]:
         if not self.prompts:
             return super().conditions(names)
-        null = self.text("")
-        found = [null if name is None else self.text(name) for name in names]
+        read = self.text if self.module.network.text is None else self.tokens
+        null = read("")
+        found = [null if name is None else read(name) for name in names]
         return {"condition": torch.stack(found), "null": null.expand(len(found), *null.shape)}
 
     def text(self, prompt: str) -> Tensor:
         """A prompt as the network reads it, (tokens, width); encoded once."""
         if prompt not in self._texts:
-            tokenizer, encoder = self.parts["tokenizer"], self.parts["text_encoder"]
-            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            ids = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+            encoder, ids = self.parts["text_encoder"], self.tokens(prompt)[None]
             with torch.no_grad():
-                self._texts[prompt] = encoder(ids["input_ids"].to(encoder.device)).last_hidden_state[0].float().cpu()
+                self._texts[prompt] = encoder(ids.to(encoder.device)).last_hidden_state[0].float().cpu()
         return self._texts[prompt]
 
-    def encode(self, pictures: np.ndarray) -> Tensor:
-        x = super().encode(pictures)
+    def tokens(self, prompt: str) -> Tensor:
+        """(tokens,) int64, padded."""
+        tokenizer, config = self.parts["tokenizer"], self.parts["text_encoder"].config
+        length = min(tokenizer.model_max_length, config.max_position_embeddings)
+        read = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return read["input_ids"][0]
+
+    def coded(self, x: Tensor) -> Tensor:
         if "vae" not in self.parts:
             return x
         vae = self.parts["vae"]
         with torch.no_grad():
-            return vae.encode(x.to(vae.device)).latent_dist.mode().cpu() * vae.config.scaling_factor
+            return vae.encode(x.to(vae.device)).latent_dist.mode().to(x.device) * vae.config.scaling_factor
 
     def decode(self, x0: Tensor) -> Tensor:
         if "vae" not in self.parts:
             return x0
         vae = self.parts["vae"].to(x0.device)
         return vae.decode(x0 / vae.config.scaling_factor).sample
+
+    # -- guides -----------------------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> nn.Module:
+        return self.unet
+
+    def copied(self) -> PipelineModel:
+        own = {"text_encoder": copy.deepcopy(self.parts["text_encoder"])} if self.prompts else {}
+        known = {"classes": self.classes, "has_null": self.has_null, "steps": self.steps, "grid": self.grid}
+        unet = type(self.unet).from_config(self.unet.config)
+        unet.load_state_dict(self.unet.state_dict())
+        return PipelineModel(unet, self.scheduler, {**self.parts, **own}, known)
+
+    def train_text(self) -> None:
+        if self.prompts:
+            self.module.network.text = self.parts["text_encoder"].requires_grad_(True)
+
+    @property
+    def grid(self) -> int | None:
+        return self.module.network.grid
+
+    def place(self, grid: int) -> None:
+        self.module.network.grid = grid
+
+    @property
+    def stride(self) -> int:
+        return (self.pixels[1] // self.shape[1]) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     # -- one call ---------------------------------------------------------------------------------------------
 
@@ -172,6 +219,9 @@ class PipelineModel(ImageModel):
         if self.one_call and len(self.process.kept) > 2:
             (alpha,), _ = self.process.at(torch.tensor([self.module.readout]))
             self.module.process, self.module.readout = Process([float(alpha) ** 2]), 1.0
+        if self.module.network.text is not None:  # it was trained, and is a part of its own from here on
+            self.module.network.text, self._texts = None, {}
+            self.parts["text_encoder"].requires_grad_(False)
 
     # -- folders ----------------------------------------------------------------------------------------------
 
@@ -200,6 +250,7 @@ class PipelineModel(ImageModel):
             index["requires_safety_checker"] = False
         (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
         known = {"classes": self.classes, "has_null": self.has_null, "steps": self.steps, "guidance": self.guidance}
+        known |= {"grid": self.grid} if self.grid else {}
         (folder / "drawing.json").write_text(json.dumps(known, indent=2), encoding="utf-8")
 
     @classmethod
@@ -293,6 +344,8 @@ class Unet(PipelineModel):
 
         numbers = sizes("unet", argument, width=32, levels=2, layers=1)
         (channels, height, width), more = of_rows("unet", context)
+        if "words" in more:
+            raise UsageError("student unet: is told one class a picture (conditional=words)", hint="conditional: true")
         levels, wide = numbers["levels"], numbers["width"]
         if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
             raise CompatibilityError(

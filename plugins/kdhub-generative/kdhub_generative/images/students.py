@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,13 +12,18 @@ from kdhub.errors import CompatibilityError, UsageError
 from kdhub.student import BuildContext, sizes
 from kdhub_generative.images.model import ImageModel, NetworkModel
 
+SPARE = "*"
+"""A word that no label has: what one picture is called when a model is tuned on it."""
 LARGEST = 4096
 """Numbers of a picture that a perceptron over all of them may have."""
 
 
 class FreshOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    conditional: bool = Field(False, description="learn the labels of the rows as conditions, and drawing without one")
+    conditional: bool | Literal["words"] = Field(
+        False,
+        description="learn the labels of the rows as conditions, and drawing without one; words: those they consist of",
+    )
     prediction: str = Field(
         "v",
         pattern="^(v|epsilon|x0)$",
@@ -87,5 +92,9 @@ def of_rows(kind: str, context: BuildContext) -> tuple[list[int], dict[str, Any]
     conditional = context.options.get("conditional", False)
     if conditional and not classes:
         raise UsageError(f"student {kind}: the training rows have no labels (conditional=true)")
-    more = {"classes": list(classes), "has_null": True} if conditional else {}
+    more: dict[str, Any] = {"has_null": True} if conditional else {}
+    if conditional == "words":
+        more["words"] = [*sorted({word for name in classes for word in name.split()}), SPARE]
+    elif conditional:
+        more["classes"] = list(classes)
     return list(shape), {"prediction": context.options.get("prediction", "v"), **more}

@@ -72,30 +72,32 @@ class Drawn:
     @cached_property
     def images(self) -> np.ndarray:
         """Bytes (n, channels, height, width)."""
-        kind = "image" if self.how == Drawing() else self.how.kind
+        kind = "image" if self.how == type(self.how)() else self.how.kind
         if kind not in self._known:
             self._known[kind] = np.asarray(self.encode(self.table, kind)["image"])
         return self._known[kind]
 
     def at(self, **settings: Any) -> Drawn:
         """The same seeds, drawn in another way."""
-        return replace(self, how=Drawing(**settings))
+        return replace(self, how=type(self.how)(**settings))
 
 
 class ImageTeacher(SavedTeacher):
     """A saved model that draws. What it draws in a way is stored under the way's name."""
 
     group_rows = 256
+    Settings: type[Drawing] = Drawing
 
     @property
     def knows(self) -> Conditions:
-        classes = self.facts["classes"]
-        return Conditions(classes and tuple(classes), self.facts["prompts"], self.facts["has_null"])
+        facts = self.facts
+        classes, words = (facts.get(name) and tuple(facts[name]) for name in ("classes", "words"))
+        return Conditions(classes, facts["prompts"], facts["has_null"], words)
 
     def layout(self, kind: str) -> dict[str, Any]:
-        if not Drawing.names(kind):
+        if not self.Settings.names(kind):
             return super().layout(kind)
-        how = Drawing.parse(kind)
+        how = self.Settings.parse(kind)
         if how.steps not in (None, 1) and self.facts["one_call"]:
             raise CompatibilityError(
                 f"{self.argument} is a one-call model: steps cannot be several (steps={how.steps})"
@@ -251,7 +253,33 @@ class ImageGeneration(NetworkTask):
             rows: each with a `seed` and, where the model has conditions, a `condition`.
             how: settings of `Drawing`: steps, guidance.
         """
-        return model.signals(self.preparer(model, None)([dict(row) for row in rows]), Drawing(**how).kind)["image"]
+        examples = self.preparer(model, None)([dict(row) for row in rows])
+        return model.signals(examples, model.Settings(**how).kind)["image"]
+
+    class RenderOptions(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        prompts: list[str] = Field([], description="conditions, a row of pictures for each; if unset without one")
+        seed: int = Field(0, ge=0, description="of the first picture of a row; the others have the next ones")
+        count: int = Field(8, ge=1, le=64, description="pictures of a row")
+        steps: int | None = Field(None, ge=1, le=1000, description="calls of the network; the model's own if unset")
+        guidance: float | None = Field(None, ge=0, le=100, description="classifier-free guidance; 1 is none")
+
+    def render(self, student: ImageModel, options: Any) -> Picture:
+        """A grid: a row for each condition, a column for each seed."""
+        from kdhub.pictures import Picture
+        from kdhub_generative.images.drawing import grid
+
+        prompts: list[str | None] = [*options.prompts]
+        if not prompts:
+            knows = student.knows
+            prompts = [None] if knows.has_null or not knows.any else list(knows.classes or ())[:8]
+        how = {name: value for name in ("steps", "guidance") if (value := getattr(options, name)) is not None}
+        seeds, rows = range(options.seed, options.seed + options.count), []
+        for prompt in prompts:
+            drawn = self.pictures(student, [{"seed": seed, "condition": prompt} for seed in seeds], **how)
+            rows.append((prompt or "", drawn))
+        said = f"Seeds {seeds[0]} to {seeds[-1]}" + (f" of {', '.join(filter(None, prompts))}" if any(prompts) else "")
+        return Picture("samples.png", f"{said[:290]}.", grid(rows))
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
@@ -350,7 +378,10 @@ def example_of(row: Mapping[str, Any], knows: Conditions) -> Example:
         fault = images.fault_of(error, row["image"])
         return {"seed": 0, "condition": None, "content": b"", "length": 0, "cut": False, "fault": fault}
     content += canonical_json(condition)
-    one = {"seed": zlib.crc32(content), "condition": condition, "picture": np.asarray(picture), "content": content}
+    seed = zlib.crc32(content) if row.get("seed") is None else int(row["seed"])  # of the noise that hides it
+    if row.get("seed") is not None:
+        content += canonical_json(seed)
+    one = {"seed": seed, "condition": condition, "picture": np.asarray(picture), "content": content}
     if fault := knows.fault(condition):
         return {**one, "length": 0, "cut": False, "fault": Fault(fault)}
     return {**one, "length": 1, "cut": False}
