@@ -190,8 +190,8 @@ def top_k_kl(
 
     `fwd_top` swaps the two divergences. It is a reconstruction: arXiv:2501.06218 has a loss of this name, linked to
     top-K sampling, whose equation could not be read. The terms beside the logarithms are what makes it >= 0, and 0 at
-    q = p alone; with both weights 1 they sum to 2 (P_A - Q_A), or the negative of it for `fwd_top`. With K = all classes
-    `rev_top` is KL(q || p), with K = 0 it is KL(p || q).
+    q = p alone; with both weights 1 they sum to 2 (P_A - Q_A), or the negative of it for `fwd_top`. With K = all
+    classes `rev_top` is KL(q || p), with K = 0 it is KL(p || q).
 
     Classes that the teacher excludes (-inf) are left out of both sums.
 
@@ -204,7 +204,7 @@ def top_k_kl(
         explicit, implicit: weights of A and R; `renormalized` weighs the divergences among classes.
     """
     log_p, log_q = _both(student, teacher)
-    allowed = log_p > -torch.inf
+    allowed = log_p != -torch.inf  # NaN stays NaN
     top = top_classes(log_p, k, top_p)
     p, q = log_p.exp(), log_q.exp()
     # where a side has nothing, 0 times -inf must count nothing, without a gradient

@@ -7,16 +7,16 @@ Weights of a layer are cut along its inputs into groups of g, each with a scale 
     int-sym    s = max(max |w| / (2^(b-1) - 1), 1e-5)     w_q = clip(round(w / s), -2^(b-1), 2^(b-1) - 1) s
     fp4        s = max |w| / 6                            w_q = s times the nearest of +-{0, .5, 1, 1.5, 2, 3, 4, 6}
 
-as BitDistiller's code has the integers (arXiv:2402.10631). Departures: scales are rounded to float16, as they are saved,
-so that what is trained and measured is what is published; min and max of int-asym include 0, or a group of one sign
-would saturate. The gradient is that of w (straight through).
+as BitDistiller's code has the integers (arXiv:2402.10631). Departures: scales are rounded to float16, as they are
+saved, so that what is trained and measured is what is published; min and max of int-asym include 0, or a group of one
+sign would saturate. The gradient is that of w (straight through).
 
 A layer keeps its own class and the name `weight`; reading it gives w_q. `settle` puts w_q in the place of w.
 
 Saved are the codes, bit after bit, each row filled up to 32 bits: `NAME.weight_packed` (int32), `NAME.weight_scale`
 (float16), `NAME.weight_shape`, and for int-asym `NAME.weight_zero_point`, packed likewise. int-sym of a transformers
-model is opened by transformers alone, with compressed-tensors beside it. The others no library reads back; there the
-configuration names a kind of its own, so that transformers refuses the folder instead of inventing weights.
+model is opened by transformers alone, with compressed-tensors beside it. The others no library reads back; their file
+is `packed.safetensors`, so that transformers finds no weights instead of inventing those that it misses.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from kdhub.recipes.recipe import Ref
 from kdhub.student import BuildContext, Student
 
 FILE = "quantization.json"
-OWN = "kdhub-packed"
-"""The kind of quantisation in a configuration of transformers that the library cannot read."""
+PLAIN, PACKED = "model.safetensors", "packed.safetensors"
+"""Weights that other libraries open, and those that only kdhub does."""
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 SMALLEST = 1e-5
 """Of an integer scale."""
@@ -185,7 +185,7 @@ class QuantizedOptions(MethodOptions):
     of: dict[str, Any] | None = Field(None, description="the student to quantise, {source: ...}; the teacher if none")
     format: Literal["int-asym", "int-sym", "fp4"] = Field("int-asym", description="the grid; fp4 has 4 bits")
     group_size: int = Field(128, ge=-1, description="weights that share a scale; -1 is a row; narrower layers have one")
-    skip_modules: list[str] = Field(list(SKIPPED), description="names, or parts of them, of layers that stay as they are")
+    skip_modules: list[str] = Field(list(SKIPPED), description="names, or parts of them, of layers that stay as is")
 
 
 def quantized(argument: str, context: BuildContext) -> Any:
@@ -226,9 +226,7 @@ def _start(argument: str, options: QuantizedOptions, context: BuildContext) -> t
 
     if options.of is not None:
         ref = Ref.model_validate(options.of)
-        student = open_student(
-            ref, context.task.name, teacher=context.teacher, seed=context.seed, facts=context.facts
-        )
+        student = open_student(ref, context.task.name, teacher=context.teacher, seed=context.seed, facts=context.facts)
         of = dict(student.start)
     else:
         model = getattr(context.teacher, "model", None)
@@ -241,7 +239,8 @@ def _start(argument: str, options: QuantizedOptions, context: BuildContext) -> t
         of = {"base_model": known.get("id") if known.get("revision") or known.get("package") else None}
         of = {k: v for k, v in {**of, **{n: known.get(n) for n in ("revision", "licence")}}.items() if v is not None}
     if not isinstance(student, Classifier):
-        raise CompatibilityError(f"student quantized:{argument}: a {type(student).__name__} cannot be saved in few bits")
+        kind = type(student).__name__
+        raise CompatibilityError(f"student quantized:{argument}: a {kind} cannot be saved in few bits")
     student.module.requires_grad_(True)
     return student, of
 
@@ -272,12 +271,12 @@ def _chosen(module: nn.Module, skipped: Sequence[str], what: str) -> dict[str, n
 
 @dataclass(frozen=True)
 class _Saved:
-    """`quantization.json`. `layers`: name of a weight in the file -> its scheme."""
+    """`quantization.json`. `layers`: name of a layer in the file -> its scheme; `bits` of all of them, scales included."""
 
     layers: Mapping[str, Mapping[str, Any]]
-    dtype: str = "float32"
+    dtype: str
+    bits: int
     schema: int = 1
-    bits: int = 0
 
 
 def pack(module: nn.Module, folder: Path) -> None:
@@ -289,7 +288,7 @@ def pack(module: nn.Module, folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     layers = quantized_layers(module)
-    file = folder / "model.safetensors"
+    file = folder / PLAIN
     state = load_file(file) if file.is_file() else {}
     saved, bits = {}, 0
     for name, layer in layers.items():
@@ -307,24 +306,22 @@ def pack(module: nn.Module, folder: Path) -> None:
             state[f"{known}.weight_zero_point"] = _bits(grid.zero.long(), scheme.bits)
         whole = scheme.size(codes.shape[1]) == codes.shape[1]
         saved[known], bits = asdict(replace(scheme, group=-1) if whole else scheme), bits + scheme.bits_of(*codes.shape)
-    save_file(state, file, metadata={"format": "pt"})
-    said = _Saved(saved, dtype, bits=bits)
-    (folder / FILE).write_text(json.dumps(asdict(said), indent=2))
+    (folder / FILE).write_text(json.dumps(asdict(_Saved(saved, dtype, bits)), indent=2))
     config = json.loads((folder / "config.json").read_text())
-    if "architectures" in config:
+    if alone := "architectures" in config and opens_alone(module):
         config["quantization_config"] = _for_transformers(saved)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
+    file.unlink()
+    save_file(state, folder / (PLAIN if alone else PACKED), metadata={"format": "pt"})
 
 
 def _for_transformers(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What tells transformers how to open the folder, or that it cannot."""
-    groups: dict[tuple, list[str]] = {}
+    """What tells transformers how to open layers of int-sym, by compressed-tensors."""
+    groups: dict[tuple[int, int], list[str]] = {}
     for name, scheme in layers.items():
-        groups.setdefault((scheme["bits"], scheme["group"], scheme["format"]), []).append(name)
-    if any(kind != "int-sym" for _, _, kind in groups):
-        return {"quant_method": OWN}
+        groups.setdefault((scheme["bits"], scheme["group"]), []).append(name)
     made = {}
-    for n, ((bits, group, _), names) in enumerate(groups.items()):
+    for n, ((bits, group), names) in enumerate(groups.items()):
         weights = {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False}
         weights |= {"strategy": "channel"} if group == -1 else {"strategy": "group", "group_size": group}
         made[f"group_{n}"] = {"targets": names, "weights": weights}
@@ -347,7 +344,8 @@ def unpack(folder: Path, plain: Path) -> dict[str, tuple[Scheme, Grid]]:
 
     try:
         said = _Saved(**json.loads((folder / FILE).read_text()))
-        state, found = load_file(folder / "model.safetensors"), {}
+        file = folder / PACKED
+        state, found = load_file(file if file.is_file() else folder / PLAIN), {}
         for name, settings in said.layers.items():
             scheme = Scheme(**settings)
             rows, columns = state.pop(f"{name}.weight_shape").tolist()
@@ -365,12 +363,12 @@ def unpack(folder: Path, plain: Path) -> dict[str, tuple[Scheme, Grid]]:
     for path in folder.iterdir():
         if path.is_dir():
             shutil.copytree(path, plain / path.name)
-        elif path.name not in (FILE, "model.safetensors"):
+        elif path.name not in (FILE, PLAIN, PACKED):
             shutil.copy(path, plain / path.name)
     config = json.loads((plain / "config.json").read_text())
     config.pop("quantization_config", None)
     (plain / "config.json").write_text(json.dumps(config))
-    save_file(state, plain / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, plain / PLAIN, metadata={"format": "pt"})
     return found
 
 

@@ -59,9 +59,7 @@ class TopKld(ObjectiveMethod):
         cakld_steps: int = Field(10, ge=1, description="steps whose mean confidence of the teacher weighs cakld")
         distil_ratio: float = Field(1.0, ge=0, le=1, description="weight of the teacher; the rest goes to the labels")
         temperature: float = Field(1.0, gt=0, description="both sides' logits are divided by it")
-        schedule: Literal["linear", "cosine", "constant"] = Field(
-            "constant", description="learning rate after warm-up"
-        )
+        schedule: Literal["linear", "cosine", "constant"] = Field("constant", description="learning rate after warm-up")
 
         @model_validator(mode="after")
         def _fits(self) -> Any:
