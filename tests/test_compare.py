@@ -403,7 +403,7 @@ def test_every_comparison_of_the_catalogue_can_run(name):
 
 UNMEASURED = set(
     """
-    cells distilled-images found-students-cifar10 modules
+    cells distilled-images few-bits found-students-cifar10 modules
     pasted-digits plentiful-harm pools pools-mnist scarce-safety slices-sst2
     """.split()
 )

@@ -94,18 +94,18 @@ class Scheme:
         return Grid(_half((largest / (2 ** (self.bits - 1) - 1)).clamp_min(SMALLEST)))
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
-        """(out, in) -> its codes (out, groups, g), whole numbers from 0."""
+        """(out, in) -> its codes (out, groups, g), whole numbers from 0 as float32."""
         scaled = _grouped(weight.detach().float(), self) / grid.scale.unsqueeze(-1)
         if self.format == "fp4":
             nearest = torch.bucketize(scaled.abs(), _between(scaled.device))
-            return (nearest + 8 * (scaled < 0)).long()
+            return (nearest + 8 * (scaled < 0)).float()
         zero = grid.zero.unsqueeze(-1) if grid.zero is not None else 2 ** (self.bits - 1)
-        return (scaled.round() + zero).clamp(0, 2**self.bits - 1).long()
+        return (scaled.round() + zero).clamp(0, 2**self.bits - 1)
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """Codes (out, groups, g) -> weights (out, in), float32."""
         if self.format == "fp4":
-            steps = torch.tensor([*FP4, *(-x for x in FP4)], device=codes.device)[codes]
+            steps = torch.tensor([*FP4, *(-x for x in FP4)], device=codes.device)[codes.long()]
         else:
             steps = codes - (grid.zero.unsqueeze(-1) if grid.zero is not None else 2 ** (self.bits - 1))
         return (steps * grid.scale.unsqueeze(-1)).flatten(1)
@@ -271,7 +271,7 @@ def _chosen(module: nn.Module, skipped: Sequence[str], what: str) -> dict[str, n
 
 @dataclass(frozen=True)
 class _Saved:
-    """`quantization.json`. `layers`: name of a layer in the file -> its scheme; `bits` of all of them, scales included."""
+    """`quantization.json`. `layers`: name of a layer in the file -> its scheme; `bits` of them all, with scales."""
 
     layers: Mapping[str, Mapping[str, Any]]
     dtype: str
@@ -303,7 +303,7 @@ def pack(module: nn.Module, folder: Path) -> None:
         state[f"{known}.weight_scale"] = grid.scale.half().contiguous()
         state[f"{known}.weight_shape"] = torch.tensor(codes.shape)
         if grid.zero is not None:
-            state[f"{known}.weight_zero_point"] = _bits(grid.zero.long(), scheme.bits)
+            state[f"{known}.weight_zero_point"] = _bits(grid.zero, scheme.bits)
         whole = scheme.size(codes.shape[1]) == codes.shape[1]
         saved[known], bits = asdict(replace(scheme, group=-1) if whole else scheme), bits + scheme.bits_of(*codes.shape)
     (folder / FILE).write_text(json.dumps(asdict(_Saved(saved, dtype, bits)), indent=2))
@@ -353,7 +353,7 @@ def unpack(folder: Path, plain: Path) -> dict[str, tuple[Scheme, Grid]]:
             scale = state.pop(f"{name}.weight_scale").float().reshape(rows, groups)
             zero = None
             if scheme.format == "int-asym":
-                zero = _numbers(state.pop(f"{name}.weight_zero_point"), scheme.bits, groups).float()
+                zero = _numbers(state.pop(f"{name}.weight_zero_point"), scheme.bits, groups)
             grid = Grid(scale, zero)
             codes = _numbers(state.pop(f"{name}.weight_packed"), scheme.bits, columns).reshape(rows, groups, -1)
             state[f"{name}.weight"] = scheme.values(codes, grid).to(getattr(torch, said.dtype))
@@ -455,7 +455,7 @@ def _numbers(packed: Tensor, bits: int, n: int) -> Tensor:
     """What `_bits` packed: (rows, n)."""
     array = np.ascontiguousarray(packed.numpy()).view(np.uint8)
     spread = np.unpackbits(array, axis=-1, count=n * bits, bitorder="little").reshape(len(array), n, bits)
-    return torch.from_numpy(np.packbits(spread, axis=-1, bitorder="little")[..., 0].astype(np.int64))
+    return torch.from_numpy(np.packbits(spread, axis=-1, bitorder="little")[..., 0].astype(np.float32))
 
 
 def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:

@@ -25,7 +25,7 @@ class Teacher:
 
 
 def build(bits="3", **options):
-    teacher = Teacher(llama("width=96,layers=1,heads=4,length=32", BuildContext(None, None, 3)))
+    teacher = Teacher(llama("width=192,layers=1,heads=4,length=32", BuildContext(None, None, 3)))
     options = {"group_size": 32, **options}
     return q.quantized(str(bits), BuildContext(kdhub.open_task("causal-lm"), teacher, 0, options))
 
@@ -139,7 +139,7 @@ def test_layers_are_left_out_by_name():
         ("9", {}, UsageError, "bits must be from 2 to 8"),
         ("three", {}, UsageError, "bits must be from 2 to 8"),
         ("3", {"format": "fp4"}, UsageError, "fp4 has 4 bits"),
-        ("3", {"group_size": 36}, CompatibilityError, "q_proj.*groups of 36 do not divide the 96 inputs"),
+        ("3", {"group_size": 36}, CompatibilityError, "q_proj.*groups of 36 do not divide the 192 inputs"),
         ("3", {"group_size": 0}, UsageError, "group_size"),
         ("3", {"skip_modules": ["mpl"]}, UsageError, "'mpl'.*skip_modules"),
     ],
