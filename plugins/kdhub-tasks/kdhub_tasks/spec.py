@@ -40,7 +40,7 @@ STUDENTS = (
     ),
     StudentSpec(
         name="quantized", target="kdhub_tasks.quantization:quantized", argument="BITS", example="3",
-        tasks=("causal-lm", "array-classification", "image-classification", "text-classification",
+        tasks=("causal-lm", "tabular-classification", "image-classification", "text-classification",
                "token-classification"),
         summary="a student whose linear layers have weights of 2 to 8 bits: `of`, or the teacher's own",
     ),

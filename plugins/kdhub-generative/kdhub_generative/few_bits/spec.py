@@ -21,7 +21,7 @@ DATASETS = (
 METRICS = (
     MetricSpec(
         name="weight-bits", target="kdhub_tasks.quantization:weight_bits", cost=True, unit="bits",
-        tasks=("causal-lm", "array-classification", "image-classification", "text-classification",
+        tasks=("causal-lm", "tabular-classification", "image-classification", "text-classification",
                "token-classification"),
         higher_is_better=False, summary="bits of all weights, with the scales of quantised ones",
     ),
