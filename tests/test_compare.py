@@ -403,7 +403,7 @@ def test_every_comparison_of_the_catalogue_can_run(name):
 
 UNMEASURED = set(
     """
-    cells distilled-images found-students-cifar10 metis-rise-vlm modules one-image-edits pasted-digits
+    cells distilled-images few-bits found-students-cifar10 metis-rise-vlm modules one-image-edits pasted-digits
     plentiful-harm pools pools-mnist scarce-safety slices-sst2 taid-vlm unlike-tokens
     """.split()
 )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdhub.errors import CompatibilityError
+from kdhub.errors import CompatibilityError, UsageError
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -170,6 +170,84 @@ def decoupled_kd(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float 
         return alpha * binary
     rest_p, rest_q = log_probabilities(rest_p), log_probabilities(rest_q)
     return alpha * binary + beta * _expected(rest_p.exp(), rest_p, rest_q)
+
+
+def top_k_kl(
+    student: Tensor,
+    teacher: Tensor,
+    k: int | None = None,
+    top_p: float | None = None,
+    form: str = "generalized",
+    assignment: str = "rev_top",
+    explicit: float = 1.0,
+    implicit: float = 1.0,
+) -> Tensor:
+    """TopKLD: one divergence on the classes that a sampler can draw, the teacher's top K, another on the rest.
+
+    With A the K most probable classes of the teacher, R the others, and `rev_top`
+
+        explicit sum_A (q log(q/p) - q + p)  +  implicit sum_R (p log(p/q) - p + q)
+
+    `fwd_top` swaps the two divergences. It is a reconstruction: arXiv:2501.06218 has a loss of this name, linked to
+    top-K sampling, whose equation could not be read. The terms beside the logarithms are what makes it >= 0, and 0 at
+    q = p alone; with both weights 1 they sum to 2 (P_A - Q_A), or the negative of it for `fwd_top`. With K = all
+    classes `rev_top` is KL(q || p), with K = 0 it is KL(p || q).
+
+    Classes that the teacher excludes (-inf) are left out of both sums.
+
+    Args:
+        k: 0 to the number of classes; of equal logits the first ones. By default `default_k`.
+        top_p: instead of k, the fewest most probable classes that together have this probability.
+        form: `generalized`; `naive`, without the terms beside the logarithms, which is *not* least at q = p and draws
+            the student's probability away from A; `renormalized`, forward KL of (P_A, P_R) and each side's divergence
+            among its own classes, Q_A KL(q_A || p_A) + P_R KL(p_R || q_R), of `rev_top` alone.
+        explicit, implicit: weights of A and R; `renormalized` weighs the divergences among classes.
+    """
+    log_p, log_q = _both(student, teacher)
+    allowed = log_p != -torch.inf  # NaN stays NaN
+    top = top_classes(log_p, k, top_p)
+    p, q = log_p.exp(), log_q.exp()
+    # where a side has nothing, 0 times -inf must count nothing, without a gradient
+    gap = (log_p - log_q.clamp_min(torch.finfo(log_q.dtype).min / 4)).masked_fill(~allowed, 0)
+    covering, seeking = p * gap, -q * gap
+    if form == "renormalized":
+        tiny, sides = torch.finfo(p.dtype).tiny, (top & allowed, ~top & allowed)
+
+        def of(values: Tensor, side: Tensor) -> Tensor:
+            return values.masked_fill(~side, 0).sum(-1)
+
+        (p_a, p_r), (q_a, q_r) = ([of(x, side) for side in sides] for x in (p, q))
+        apart_a, apart_r = (a.clamp_min(tiny).log() - b.clamp_min(tiny).log() for a, b in ((p_a, q_a), (p_r, q_r)))
+        among_a = of(seeking, sides[0]) + q_a * apart_a
+        among_r = of(covering, sides[1]) - p_r * apart_r
+        return p_a * apart_a + p_r * apart_r + explicit * among_a + implicit * among_r
+    if form == "generalized":
+        covering, seeking = covering - p + q, seeking - q + p
+    of_top, of_rest = (seeking, covering) if assignment == "rev_top" else (covering, seeking)
+    return torch.where(top, explicit * of_top, implicit * of_rest).masked_fill(~allowed, 0).sum(-1)
+
+
+def default_k(classes: int) -> int:
+    """K where none is stated, .22 of all classes: the share that VAR's sampler draws from, 900 of 4,096."""
+    return max(1, round(0.22 * classes))
+
+
+def top_classes(log_p: Tensor, k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Which classes are among the K most probable ones, exactly K each, the first of equals; or with `top_p` the fewest
+    that have this probability. (..., classes) -> the same of bool."""
+    classes = log_p.shape[-1]
+    if top_p is not None:
+        values, order = log_p.sort(dim=-1, descending=True, stable=True)
+        before = values.exp().cumsum(-1) - values.exp()
+        return torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, order, before < top_p)
+    k = default_k(classes) if k is None else k
+    if not 0 <= k <= classes:
+        raise UsageError(f"k must be from 0 to the number of classes (k={k}, classes={classes})")
+    if k == 0:
+        return torch.zeros_like(log_p, dtype=torch.bool)
+    least = log_p.kthvalue(classes - k + 1, dim=-1, keepdim=True).values  # a sort of all classes would cost more
+    above, equal = log_p > least, log_p == least
+    return above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
 def suited(function: Callable[..., Tensor], labels: Tensor) -> Callable[..., Tensor]:

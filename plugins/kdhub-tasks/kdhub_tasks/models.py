@@ -16,7 +16,7 @@ from kdhub.errors import CompatibilityError, UntrustedError
 from kdhub.ranks import device
 from kdhub.rows import Example
 from kdhub.student import Student
-from kdhub_tasks import wrappers
+from kdhub_tasks import quantization, wrappers
 
 BATCH = 256
 TOKENS = 2**16
@@ -59,9 +59,19 @@ class Classifier(Student):
     batch = BATCH
     max_length: int | None = None
 
+    def __init_subclass__(cls, **more: Any):
+        super().__init_subclass__(**more)
+        if "save" in vars(cls):
+            cls.save = quantization.saving(cls.save)
+        if "usage" in vars(cls):
+            cls.usage = quantization.using(cls.usage)
+
     def __init__(self, task: str, module: nn.Module, classes: Sequence[str], start: Mapping[str, Any] | None = None):
         super().__init__(start)
         self.task, self.module, self.classes = task, module, list(classes)
+
+    def finalise(self) -> None:
+        quantization.settle(self.module)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """What `module` takes, for some examples."""

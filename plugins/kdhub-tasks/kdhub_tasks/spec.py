@@ -38,6 +38,12 @@ STUDENTS = (
         "layers", "layers:layers", "N evenly spaced layers of the teacher", traits=("layers",), argument="N",
         example="1", from_teacher=True, formerly=("kdhub-logits", "kdhub-text", "kdhub-lm"),
     ),
+    StudentSpec(
+        name="quantized", target="kdhub_tasks.quantization:quantized", argument="BITS", example="3",
+        tasks=("causal-lm", "tabular-classification", "image-classification", "text-classification",
+               "token-classification"),
+        summary="a student whose linear layers have weights of 2 to 8 bits: `of`, or the teacher's own",
+    ),
     _student(
         "packaged", "packaged:student", "an encoder that an installed Python package carries",
         formerly=("kdhub-logits", "kdhub-text"), **PACKAGED,

@@ -12,6 +12,7 @@ from kdhub.hub.trust import check_model_folder
 from kdhub.student import BuildContext
 from kdhub_tasks.classes import classes_for, problem_for
 from kdhub_tasks.classification.model import NetworkClassifier, TokenClassifier
+from kdhub_tasks.quantization import opening
 from kdhub_tasks.transformer import TextClassifier
 from kdhub_tasks.wrappers import network_class
 
@@ -22,6 +23,7 @@ HEADED = ("Classification", "QuestionAnswering")
 """What the classes of the transformers library with a head of ours end with."""
 
 
+@opening
 def load(folder: Path, *, name: str | None = None) -> Classifier:
     """A classifier from its folder: ours, the transformers library's, or timm's.
 

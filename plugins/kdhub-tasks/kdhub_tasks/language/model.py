@@ -25,6 +25,7 @@ from kdhub_tasks.language.packing import packed
 from kdhub_tasks.language.rows import LONGEST, vocabulary
 from kdhub_tasks.models import Classifier
 from kdhub_tasks.positions import Head, TokenSignals
+from kdhub_tasks.quantization import opening, opens_alone
 from kdhub_tasks.reading import longest, pad_of, text_config
 from kdhub_tasks.transformer import padded, pretrained
 
@@ -231,6 +232,10 @@ class CausalLm(Classifier):
         return vocabulary(self.tokenizer)
 
     def finalise(self) -> None:
+        self._merge()
+        super().finalise()
+
+    def _merge(self) -> None:
         if self.adapter is not None:
             self.module.model = self.adapter.merge_and_unload()
             self.adapter = self.module._head = None
@@ -247,7 +252,7 @@ class CausalLm(Classifier):
 
     def save(self, folder: Path) -> None:
         """With all that ends its texts in its generation settings, so that it ends them wherever it is loaded."""
-        self.finalise()
+        self._merge()
         network, own = self.module.model, self.own_settings
         if own.ends - set(own.listed):
             ends = sorted(own.ends)
@@ -267,7 +272,7 @@ class CausalLm(Classifier):
 
     @property
     def library(self) -> str:
-        return "transformers"
+        return "transformers" if opens_alone(self.module) else "kdhub"
 
 
 def quoted(text: str) -> str:
@@ -275,6 +280,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+@opening
 def load(folder: Path, *, name: str | None = None) -> CausalLm:
     """A language model from its folder; safetensors only, no code from the folder.
 

@@ -1,0 +1,1 @@
+"""Models of few bits, and pictures as sentences for language models."""
