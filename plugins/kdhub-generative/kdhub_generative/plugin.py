@@ -4,7 +4,8 @@ from pathlib import Path
 
 from kdhub.hookspecs import hooks_of
 from kdhub_generative.images import spec as images
+from kdhub_generative.scenes import spec as scenes
 
-ROOMS = (images,)
+ROOMS = (images, scenes)
 
 globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))
