@@ -27,7 +27,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kdhub.errors import CompatibilityError, DataError
 from kdhub.method import Method, MethodOptions
@@ -90,12 +90,6 @@ class Feature3dgs(Method):
         feature_lr: float = Field(0.001, gt=0, description="of features")
         decoder_lr: float = Field(1e-4, gt=0, description="of the 1x1 convolution")
 
-        @model_validator(mode="after")
-        def _fits(self) -> Any:
-            if self.feature_dim is not None and not self.speed_up and self.feature_weight == 0:
-                raise ValueError(f"feature_dim means nothing where no features are learnt ({self.feature_dim=})")
-            return self
-
     options: Options
     tiny_recipe = {"options": {"iterations": 6, "densify": False, "background_feature": "learned"}}
 
@@ -108,10 +102,10 @@ class Feature3dgs(Method):
         rows = run.rows("train")
         examples = rows[range(len(rows))]
         self._checked(scene, examples)
-        run.mark_start(scene)
         torch.manual_seed(run.seed)
-        self._maps = run.signals(rows, "features") if o.feature_weight else None
+        self._maps = run.signals(rows, "features")
         self._take_features(run, scene, examples)
+        run.mark_start(scene)
         module = scene.module.train()
         module.backend = o.backend
         self._true = [torch.from_numpy(e["image"].astype("float32") / 255) for e in examples]
@@ -203,8 +197,6 @@ class Feature3dgs(Method):
         o, old = self.options, scene.module
         old.joint = o.feature_grad_to_geometry
         head = getattr(run.teacher, "head", None)
-        if self._maps is None:
-            return
         size = None
         total = square = count = 0.0
         for n, example in enumerate(examples):
@@ -276,7 +268,7 @@ class Feature3dgs(Method):
         terms = {"colour": (1 - o.dssim_weight) * (view.image - true).abs().mean()}
         if o.dssim_weight:
             terms["structure"] = o.dssim_weight * (1 - ssim(view.image, true))
-        if self._maps is not None:
+        if o.feature_weight:
             wanted = self._map(at) / module.spread
             given = module.maps(view.features, *wanted.shape[:2])
             terms["features"] = o.feature_weight * (given - wanted).abs().mean()

@@ -158,7 +158,7 @@ class SceneTeacher(SavedTeacher):
 
 class DenseOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    layer: int = Field(-1, description="which hidden states: -1 the last, 0 the embeddings")
+    layer: int = Field(-1, ge=-1, le=1000, description="which hidden states: -1 the last, 0 the embeddings")
     size: int | None = Field(None, ge=8, description="pixels of the shorter side that it is shown; as it is if unset")
 
 

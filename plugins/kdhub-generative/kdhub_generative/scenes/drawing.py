@@ -13,10 +13,10 @@ from kdhub.pictures import Picture
 if TYPE_CHECKING:
     from kdhub_generative.scenes.scene import Scene
 
-SIDE = 160
+SIDE = 128
 """Pixels of a picture's longer side."""
 AROUND = 4
-FRAMES = 24
+FRAMES = 20
 
 
 def _size(scene: Scene, side: int) -> tuple[int, int]:

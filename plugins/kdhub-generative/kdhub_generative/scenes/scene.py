@@ -29,8 +29,8 @@ class Scene(Student):
     """
     Args:
         config: `task`, `network`, its `settings`, `camera` (columns of a row, `width` and `height`) and `up` (3,),
-            which pictures turn around; where there are features `cells`, their rows and columns as shares of a picture's, and
-            `names` of the classes of the teacher's head.
+            which pictures turn around; where there are features `cells`, their rows and columns as shares of a
+            picture's, and `names` of the classes of the teacher's head.
     """
 
     def __init__(self, config: Mapping[str, Any], start: Mapping[str, Any] | None = None):
@@ -100,7 +100,11 @@ class Scene(Student):
             if kind == "image":
                 given = self.render(example["camera"]).image.clamp(0, 1)
             else:
-                given = self.maps(example["camera"], fine=kind == "fine-logits")
+                camera = example["camera"]
+                if self.has_features or kind != "features":
+                    given = self.maps(camera, fine=kind == "fine-logits")
+                else:
+                    given = self.render(camera).image  # its colours are all that it carries
                 if kind.endswith("logits"):
                     if self.module.head is None:
                         raise CompatibilityError("this scene has no head that names its features")

@@ -18,7 +18,8 @@ _method = MethodSpec.shorthand("kdhub_generative.methods.", tasks=(FIELD,))
 METHODS = (
     _method(
         "segment", "segment:Segment", "a 2D model that names each place of a picture, by labels: teachers of scenes",
-        uses=("logits",), labels=True, baseline=True, recipe="shell-segmenter", tags=("algorithm:supervised",),
+        uses=("logits",), labels=True, baseline=True, paper="arXiv:1411.4038", recipe="shell-segmenter",
+        tags=("algorithm:supervised",),
     ),
     _method(
         "feature-3dgs", "feature_3dgs:Feature3dgs", "a 2D model's dense features in a scene of 3D Gaussians",
@@ -36,9 +37,12 @@ _student = StudentSpec.shorthand(f"{HERE}.", tasks=(FIELD,))
 STUDENTS = (
     _student(
         "gaussians", "students:gaussians", "3D Gaussians at the points that come with the views, or at N random ones",
-        argument="N",
+        argument="N", example="90", exposes=("image",),
     ),
-    _student("segmenter", "dense:segmenter", "a fresh 2D model of three convolutions", argument="channels=N,width=N"),
+    _student(
+        "segmenter", "dense:segmenter", "a fresh 2D model of three convolutions", argument="channels=N,width=N",
+        example="channels=4,width=4", exposes=("features", "logits"),
+    ),
 )  # fmt: skip
 
 TEACHERS = (

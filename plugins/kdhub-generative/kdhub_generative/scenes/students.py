@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from kdhub.errors import UsageError
 from kdhub.student import BuildContext
 from kdhub_generative.scenes.scene import Scene
 
+Share = Annotated[float, Field(ge=0, le=1)]
 SPREAD = 0.5
 """Of random points, as a share of the cameras' distance from what they look at."""
 
@@ -20,7 +21,7 @@ SPREAD = 0.5
 class GaussiansOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     sh_degree: int = Field(3, ge=0, le=3, description="of the harmonics of colour: 0 is alike from all sides")
-    background: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="colour behind all, 0 to 1")
+    background: tuple[Share, Share, Share] = Field((0.0, 0.0, 0.0), description="colour behind all, 0 to 1")
     spread: float = Field(
         SPREAD, gt=0, description="half a side of the cube of random points, as a share of the cameras' distance"
     )
@@ -69,7 +70,7 @@ def config_of(task: str, network: str, settings: dict[str, Any], facts: dict[str
 class FieldOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     samples: int = Field(32, ge=2, le=1024, description="along each ray")
-    background: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="colour behind all, 0 to 1")
+    background: tuple[Share, Share, Share] = Field((0.0, 0.0, 0.0), description="colour behind all, 0 to 1")
     extent: float = Field(1.0, gt=0, description="half a side of its cube, units of the world")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from kdhub_tasks.classification import images
@@ -41,6 +41,7 @@ COLUMNS = ("image", "viewmat", "K", "orthographic", "labels", "clean", "points")
 SEEN = ("image", "viewmat", "K", "orthographic")
 """What a model is shown of a row."""
 MARGIN = 1e-6
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Looks(BaseModel):
@@ -55,7 +56,7 @@ class Looks(BaseModel):
     edit: Literal["extract", "delete", "recolour"] | None = Field(None, description="an edit of a class before")
     target: str | None = Field(None, description="the class that is edited")
     threshold: float | None = Field(None, gt=0, description="of its probability, as a multiple of 1 / classes")
-    colour: tuple[float, float, float] = Field((1.0, 0.2, 0.2), description="what recolour paints with, 0 to 1")
+    colour: tuple[Share, Share, Share] = Field((1.0, 0.2, 0.2), description="what recolour paints with, 0 to 1")
 
 
 def rendered(scene: Scene, options: Looks) -> Picture:
@@ -83,7 +84,7 @@ def load_scene(folder: Path, name: str | None, task: str) -> Student:
 
 class RadianceField(NetworkTask):
     name = TASK
-    primary = {"rows": "psnr"}
+    primary = {"rows": "miou"}
     primary_signal = "features"
     Teacher = SceneTeacher
     drawn = 3
@@ -147,7 +148,8 @@ class RadianceField(NetworkTask):
         return student.collate(examples)
 
     def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
-        """Of a 2D model its maps; of a scene `image`, one after the other."""
+        """Of a 2D model its maps; of a scene `image` and `features` (its colours, where it carries none), the
+        pixels of all rows one after the other."""
         if "image" in inputs:
             return Signals(module(inputs))
         import torch
@@ -155,8 +157,10 @@ class RadianceField(NetworkTask):
         found = []
         for view, K, (high, wide), flat in zip(*(inputs[n] for n in ("viewmat", "K", "size", "orthographic"))):
             camera = Camera(view.cpu().numpy(), K.cpu().numpy(), int(wide), int(high), bool(flat))
-            found.append(module.render(camera).image.reshape(-1, 3))
-        return Signals(image=torch.cat(found))
+            view = module.render(camera)
+            found.append((view.image, view.image if view.features is None else view.features))
+        image, features = (torch.cat([v.reshape(-1, v.shape[-1]) for v in of]) for of in zip(*found))
+        return Signals(image=image, features=features)
 
     # -- models -----------------------------------------------------------------------------------------------
 
