@@ -61,7 +61,7 @@ class Student(ABC):
             `publish` refuses until somebody repeats it. What contains this student says it too.
         limits: sentences that its card says among its limits: what was assumed, what is reconstructed.
         layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
-        enclosed: name -> JSON values that a method leaves beside the weights, in `enclosed/NAME.json` (a map of labels).
+        enclosed: name -> JSON values that a method leaves beside the weights, `enclosed/NAME.json` (a map of labels).
             They are published, and students that start from this one have them too.
     """
 
