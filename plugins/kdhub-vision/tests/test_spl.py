@@ -232,6 +232,7 @@ def test_bad_input(home, teacher, tmp_path, caplog):
         kdhub.open_data(rows(("surfing", "x"))).split("train")
     kdhub.open_data(rows((1, "x"), (1, "x"), (2, "y"))).split("train")
     assert "1 of 2 groups have one item" in caplog.text
-    other = recipe(teacher, data={"train": [{"source": "labels:digits", "options": {"groups": {"odd": [1], "no": [2]}}}]})
+    groups = {"odd": [1], "even": [2]}
+    other = recipe(teacher, data={"train": [{"source": "labels:digits", "options": {"groups": groups}}]})
     with pytest.raises(CompatibilityError, match=r"the student has the classes .*the teacher"):
         kdhub.distill(other, out=tmp_path / "other")

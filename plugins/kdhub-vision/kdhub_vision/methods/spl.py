@@ -1,7 +1,7 @@
 """Sub-pseudo labels: pre-training on items that were found by a query (Li et al., AAAI 2022, arXiv:2101.03713).
 
-An item has the weak label w of its query, which holds for its group and often not for itself. A teacher that was trained
-on few clean rows says of each item alone what it looks like, t. A student learns the pair:
+An item has the weak label w of its query, which holds for its group and often not for itself. A teacher, trained on a
+few clean rows, says of each item alone what it looks like, t. A student learns the pair:
 
     s = map[w, t]                           (kdhub_vision.subconcepts.labels)
     L = CE(H f(x), s)  +  distill_weight KL(g(x) || h f(x))
@@ -13,12 +13,12 @@ sub-concepts. Its own head is untrained unless `distill_weight` says otherwise: 
 
     spl-teacher (supervised)  >  spl  >  spl-probe, spl-finetuned (supervised)
 
-The map is made of the training rows once, and saved and published as `enclosed/label-map.json`. `labels: weak`, `pseudo`
-and `agree-only` are the baselines of the paper by the same code. `sub-pseudo:DATA` gives rows with these labels to any
-other method.
+The map is made of the training rows once, and saved and published as `enclosed/label-map.json`. `labels: weak`,
+`pseudo` and `agree-only` are the baselines of the paper by the same code. `sub-pseudo:DATA` gives rows with such labels
+to any other method.
 
-Departures: see `subconcepts.labels` for what is reconstructed; epochs and learning rate are kdhub's, and the term of the
-teacher is from the abstract's remark that the labels go together with self-training.
+Departures: see `subconcepts.labels` for what is reconstructed; epochs and learning rate are kdhub's, and the term of
+the teacher is from the abstract's remark that the labels go together with self-training.
 """
 
 from __future__ import annotations

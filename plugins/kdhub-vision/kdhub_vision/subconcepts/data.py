@@ -140,8 +140,8 @@ def query_videos(
     """Videos under ten queries, made of scikit-learn's digits, with what their clips show.
 
     A video of query w has `clips`; each shows the digit w with the probability `shown`, else one of its context, the
-    digits w + 1 and w + 3 (modulo 10), moved by up to a pixel and with noise. `train` has them with the query as their
-    `label`, `video`, and `digit`, which is for controls alone; `clean` has 60 other digits, six of each, and `test` 697.
+    digits w + 1 and w + 3 (modulo 10), moved by up to a pixel and with noise. `train` has them with the query as
+    `label`, `video`, and `digit`, which is for controls alone; `clean` has 60 other digits, six of each; `test` 697.
 
     Args:
         videos: of `train`; as many of each query, or one more.
@@ -155,8 +155,8 @@ def query_videos(
     """
     if videos < 10 or clips < 1 or frames < 2 or views < 1 or not (0 <= shown <= 1 and 0 <= noise <= 1):
         raise UsageError(
-            f"query-videos: videos must be at least 10, clips and views 1, frames 2, and shown and noise 0 to 1 (videos="
-            f"{videos}, clips={clips}, views={views}, frames={frames}, shown={shown}, noise={noise})"
+            f"query-videos: videos must be at least 10, clips and views 1, frames 2, and shown and noise 0 to 1 "
+            f"(videos={videos}, clips={clips}, views={views}, frames={frames}, shown={shown}, noise={noise})"
         )
     if form not in ("image", "clip"):
         raise UsageError(f"query-videos: form is image or clip (form={form!r})")
