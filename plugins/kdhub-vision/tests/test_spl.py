@@ -1,6 +1,8 @@
 """Sub-pseudo labels: the numbers of the specification, what a map is a function of, and what training leaves."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from kdhub.errors import CompatibilityError, DataError, UsageError
 from kdhub.method import Progress
 from kdhub.pictures import problems
 from kdhub.rows import Signals
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
+from fake_hub import talked_to  # noqa: E402
 
 W, T = np.array([(0, 0), (0, 1), (0, 1), (1, 1), (2, 0), (0, 1), (2, 2), (1, 1), (2, 0), (1, 2)]).T
 N = np.array([[1, 3, 0], [0, 2, 1], [2, 0, 1]])
@@ -161,9 +166,9 @@ def accuracy(run, subject="student"):
     return found["value"]
 
 
-def test_pre_training_then_a_probe(home, teacher, tmp_path):
-    """The map goes with the student from link to link, the disposable head with none, and the second run asks the
-    teacher nothing."""
+def test_pre_training_then_a_probe(home, teacher, tmp_path, monkeypatch):
+    """The map goes with the student from link to link and through a hub, the disposable head nowhere; the second run
+    asks the teacher nothing."""
     run = kdhub.distill(recipe(teacher), out=tmp_path / "spl")
     saved = json.loads((run.student_folder / "enclosed" / f"{MAP}.json").read_text())
     assert len(saved["labels"]) > 20 and saved["classes"] == [str(c) for c in range(10)]
@@ -182,6 +187,12 @@ def test_pre_training_then_a_probe(home, teacher, tmp_path):
     of_fewer = json.loads((fewer.student_folder / "enclosed" / f"{MAP}.json").read_text())
     assert fewer.provenance["signals"]["logits"]["computed"] == 0
     assert len(of_fewer["labels"]) == 10 and of_fewer["counts"] == saved["counts"]
+    with talked_to(monkeypatch):
+        kdhub.publish(probe.folder, "me/probe", licence="mit")
+        monkeypatch.setenv("KDHUB_HOME", str(tmp_path / "another"))
+        assert kdhub.verify("me/probe").status == "verified"
+        pulled = kdhub.pull("me/probe").folder
+    assert kdhub.open_student(f"path:{pulled}", TASK).enclosed == {MAP: saved}
 
 
 def test_rows_with_sub_pseudo_labels(home, teacher):
