@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e ".[dev]" -e "plugins/kdhub-tasks[gguf,lora,packaged]" -e plugins/kdhub-logits -e plugins/kdhub-text \
 		-e "plugins/kdhub-lm[llama2c]" -e plugins/kdhub-knowledge \
-		-e plugins/kdhub-graph -e plugins/kdhub-search -e plugins/kdhub-vision \
+		-e plugins/kdhub-graph -e plugins/kdhub-search -e "plugins/kdhub-vision[av]" \
 		-e "plugins/kdhub-generative[lora,packed]"
 	touch $(STAMP)
 

@@ -7,7 +7,7 @@ from it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from kdhub.pictures import Picture
     from kdhub.rows import Rows, Signals
     from kdhub.sampler import Select
     from kdhub.student import Student
@@ -230,6 +231,11 @@ class Method(ABC):
     def evaluate(self, run: RunContext, student: Student) -> Any:
         """Measure it: by default the task's own evaluation of teacher, start and student, fidelity and cost."""
         return run.evaluate(student)
+
+    def pictures(self, student: Student) -> Iterable[Picture]:
+        """Pictures of the saved student itself, `student-NAME` in report and card: by default its own
+        (`Student.pictures`). A method draws what it left in `student.enclosed`."""
+        return student.pictures()
 
 
 class ObjectiveMethod(Method):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub import notebook
 from kdhub.errors import CompatibilityError, UsageError
+from kdhub.plain_json import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from kdhub.rows import Example
 
 
+ENCLOSED = "enclosed"
+"""Folder with what methods leave beside the weights."""
 RELATIONS = ("finetune", "adapter", "quantized", "merge")
 """What a model may be to the one it was made from, as hubs know it."""
 
@@ -59,6 +62,8 @@ class Student(ABC):
             `publish` refuses until somebody repeats it. What contains this student says it too.
         limits: sentences that its card says among its limits: what was assumed, what is reconstructed.
         layers: shapes of a row of the layers that a method uses (`layer:NAME`), measured before training.
+        enclosed: name -> JSON values that a method leaves beside the weights, `enclosed/NAME.json` (a map of labels).
+            They are published, and students that start from this one have them too.
     """
 
     task: str
@@ -69,6 +74,7 @@ class Student(ABC):
     withheld: str = ""
     limits: Sequence[str] = ()
     layers: Mapping[str, tuple[int | None, ...]] = {}
+    enclosed: Mapping[str, Any] = {}
 
     def __init__(self, start: Mapping[str, Any] | None = None):
         self.start: dict[str, Any] = dict(start or {})
@@ -189,6 +195,11 @@ class BuildContext:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def enclosed_in(folder: Path) -> dict[str, Any]:
+    """What methods left beside the weights in a student's folder: `Student.enclosed`."""
+    return {path.stem: read_json(path) for path in sorted((folder / ENCLOSED).glob("*.json"))}
 
 
 def precision_of(module: nn.Module | None) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdhub.errors import UsageError
 from kdhub.families import Budget, member_in
+from kdhub.student import enclosed_in
 
 if TYPE_CHECKING:
     from kdhub.student import BuildContext, Student
@@ -25,7 +27,7 @@ def path(argument: str, context: BuildContext) -> Student:
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UsageError(f"student folder {folder} does not exist")
-    return context.task.open(folder, context, {"how": LOCAL})
+    return _opened(folder, context, {"how": LOCAL})
 
 
 def hub(argument: str, context: BuildContext) -> Student:
@@ -34,7 +36,13 @@ def hub(argument: str, context: BuildContext) -> Student:
 
     folder, repo, commit = fetch_model(argument)
     start = {"base_model": repo, "revision": commit, "licence": card_licence(folder), "how": "as it is"}
-    return context.task.open(folder, context, {k: v for k, v in start.items() if v is not None}, name=repo)
+    return _opened(folder, context, {k: v for k, v in start.items() if v is not None}, name=repo)
+
+
+def _opened(folder: Path, context: BuildContext, start: Mapping[str, Any], **how: Any) -> Student:
+    student = context.task.open(folder, context, start, **how)
+    student.enclosed = enclosed_in(folder)
+    return student
 
 
 def member(argument: str, context: BuildContext) -> Student:

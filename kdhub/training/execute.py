@@ -67,7 +67,7 @@ def execute(run: Run, resolver: Resolver, *, page: bool = True) -> Run:
         _note_student(run, session, student, saved)
         report = session.method.evaluate(session, student)
         _add_costs(run, session, student, report, saved.precision)
-        pictured.draw(run, session.task, session.evaluator.data, student)
+        pictured.draw(run, session.task, session.evaluator.data, session.method.pictures(student))
         run.write_json("report.json", report.to_dict())
         seconds = time.monotonic() - began
         run.add_provenance(wall_seconds=round(run.provenance.get("wall_seconds", 0.0) + seconds, 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 from kdhub import pictures
 from kdhub.evaluation.report import BEFORE, STUDENT, TEACHER
 from kdhub.files import atomic_write
+from kdhub.pictures import Picture
 from kdhub.recipes.run import Run
-from kdhub.student import Student
 from kdhub.task import Task
 
 logger = logging.getLogger("kdhub")
@@ -38,16 +38,17 @@ def keep(run: Run, task: Task, subject: str, outputs: Any) -> None:
             atomic_write(_folder(run) / f"{subject}.npz", content.getvalue())
 
 
-def draw(run: Run, task: Task, evaluated: list[tuple[Any, str]], student: Student | None = None) -> None:
+def draw(run: Run, task: Task, evaluated: list[tuple[Any, str]], own: Iterable[Picture] = ()) -> None:
     """Have the task draw what was kept into `plots/`, and the student itself; note each picture in the provenance.
 
     Args:
         evaluated: the evaluation data sets and their splits.
+        own: of the student itself (`Method.pictures`), drawn as they are asked for.
     """
     files = {subject: _folder(run) / f"{subject}.npz" for subject in (TEACHER, BEFORE, STUDENT)}
     with _without_failing():
         given = {subject: dict(np.load(path)) for subject, path in files.items() if path.exists()}
-        made = [(OWN, one, "the student itself") for one in (student.pictures() if student is not None else ())]
+        made = [(OWN, one, "the student itself") for one in own]
         if given:
             data, split = evaluated[0]
             rows = max((len(values) for arrays in given.values() for values in arrays.values()), default=0)

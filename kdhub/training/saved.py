@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdhub.errors import TrainingError
+from kdhub.files import write_json
 from kdhub.recipes.run import Run
 from kdhub.rows import plain_rows, prepared
-from kdhub.student import Student, precision_of
+from kdhub.student import ENCLOSED, Student, enclosed_in, precision_of
 from kdhub.task import NetworkTask, Task
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def save(run: Run, session: Any, student: Student) -> Saved:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     student.save(staging)
+    for name, value in student.enclosed.items():
+        (staging / ENCLOSED).mkdir(exist_ok=True)
+        write_json(staging / ENCLOSED / f"{name}.json", value)
     shutil.rmtree(run.student_folder, ignore_errors=True)
     staging.rename(run.student_folder)
     run.seal_student()
@@ -91,7 +95,7 @@ def reopen(run: Run, session: Any, saved: Saved) -> Student:
     """
     gc.collect()
     student = session.task.load(run.student_folder)
-    student.start = saved.start
+    student.start, student.enclosed = saved.start, enclosed_in(run.student_folder)
     if student.module is None:
         return student
     with in_float32(student.module):

@@ -6,7 +6,9 @@ from kdhub.hookspecs import hooks_of
 from kdhub_vision.condensed import spec as condensed
 from kdhub_vision.counting import spec as counting
 from kdhub_vision.modules import spec as modules
+from kdhub_vision.subconcepts import spec as subconcepts
+from kdhub_vision.videos import spec as videos
 
-ROOMS = (counting, modules, condensed)
+ROOMS = (counting, modules, condensed, videos, subconcepts)
 
 globals().update(hooks_of(ROOMS, Path(__file__).parent / "registry"))

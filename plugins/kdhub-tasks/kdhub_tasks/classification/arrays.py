@@ -71,6 +71,13 @@ class ArrayClassification(Classification):
         """What is wrong with an input that is none."""
         return error.message
 
+    def to_draw(self, outputs: Predictions, n: int) -> dict[str, np.ndarray]:
+        if outputs.problem:  # several answers, or none of a list, do not fit below an image
+            return {}
+        names, chosen = np.asarray(outputs.classes), outputs.chosen[:n]
+        sure = outputs.probabilities[np.arange(len(chosen)), chosen]
+        return {"label": names[outputs.labels[:n]], "chosen": names[chosen], "probability": sure}
+
     def _read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
         """The inputs of rows that can be read; which cannot is found when rows are prepared."""
         found = []
@@ -105,19 +112,20 @@ class ArrayClassification(Classification):
             counted = {shape_text(size): many for size, many in shapes.most_common()}
             return {**facts, "sizes": counted} if counted else facts
         (shape,) = shapes
-        over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3)}[len(shape)]  # by feature, whole image, channel
+        # by feature, whole image, channel, channel of all frames
+        over = {1: (0,), 2: (0, 1, 2), 3: (0, 2, 3), 4: (0, 1, 3, 4)}[len(shape)]
 
         def mean_of(what: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
             total: Any = 0
             for given in filter(None, map(read, range(len(parts)))):
                 x = np.stack([np.broadcast_to(one, shape) for one in given])
                 x = x / 255 if x.dtype == np.uint8 else x.astype(np.float64)
-                total = total + what(x).mean(over, keepdims=len(shape) == 3) * len(given)
+                total = total + what(x).mean(over, keepdims=len(shape) >= 3) * len(given)
             return total / shapes.total()
 
         mean = mean_of(lambda x: x)
         std = np.sqrt(mean_of(lambda x: (x - mean) ** 2))
-        if len(shape) == 3:
+        if len(shape) >= 3:
             mean, std = mean[0], std[0]
         return {**facts, "shape": list(shape), "mean": mean.tolist(), "std": std.tolist()}
 
@@ -171,13 +179,6 @@ class ImageClassification(ArrayClassification):
 
         return fault_of(error, value)
 
-    def to_draw(self, outputs: Predictions, n: int) -> dict[str, np.ndarray]:
-        if outputs.problem:  # several answers, or none of a list, do not fit below an image
-            return {}
-        names, chosen = np.asarray(outputs.classes), outputs.chosen[:n]
-        sure = outputs.probabilities[np.arange(len(chosen)), chosen]
-        return {"label": names[outputs.labels[:n]], "chosen": names[chosen], "probability": sure}
-
     def draw(self, data: Data, split: str, given: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Picture]:
         from kdhub_tasks.classification.drawing import answers
 
@@ -190,7 +191,7 @@ class ImageClassification(ArrayClassification):
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         network = {"network": "vit", "shape": [8, 8], "patch": 4, "width": 8, "layers": 1, "heads": 2}
         return {
-            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
+            "teacher": {"source": f"path:{tiny_teacher(self, folder, network)}"},
             "student": "mlp:8",
             "data": {"train": [{"source": "digits", "split": "train", "limit": 64}]},
             "evaluation": {"data": [{"source": "digits", "split": "test", "limit": 64}], "cost": False},
@@ -216,7 +217,7 @@ class TabularClassification(ArrayClassification):
     def tiny_recipe(self, folder: Path) -> dict[str, Any]:
         network = {"network": "mlp", "shape": [64], "hidden": [16]}
         return {
-            "teacher": {"source": f"path:{_tiny_teacher(self, folder, network)}"},
+            "teacher": {"source": f"path:{tiny_teacher(self, folder, network)}"},
             "student": "mlp:8",
             "data": {"train": [{"source": "digits", "split": "train", "limit": 64, "options": {"form": "features"}}]},
             "evaluation": {
@@ -231,7 +232,7 @@ def shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _tiny_teacher(task: Classification, folder: Path, network: dict[str, Any]) -> Path:
+def tiny_teacher(task: Classification, folder: Path, network: dict[str, Any]) -> Path:
     """A network of random weights, saved."""
     import torch
 

@@ -109,7 +109,7 @@ class NetworkClassifier(ProbedClassifier):
             counted = ", ".join(f"{' x '.join(map(str, size))} ({many})" for size, many in wrong.most_common(6))
             raise DataError(
                 f"{wrong.total()} of {len(given)} inputs are not {text}, as the network takes them: {counted}",
-                hint=f"bring them to that size{SIZED.format('x'.join(map(str, shape[-2:]))) * (len(shape) > 1)}",
+                hint=f"bring them to that size{SIZED.format('x'.join(map(str, shape[-2:]))) * (1 < len(shape) < 4)}",
             )
         return made
 

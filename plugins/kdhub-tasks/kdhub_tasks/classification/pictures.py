@@ -74,40 +74,57 @@ def images(argument: str) -> Data:
     root = Path(argument).expanduser()
     if not root.is_dir():
         raise UsageError(f"no folder {argument}", hint="images:FOLDER reads the pictures in a folder")
+    sources = {
+        split: Folder(folder, files_by_class(folder, given, ENDINGS, "pictures"), given)
+        for split, (folder, given) in splits_in(root, argument).items()
+    }
+    return Data(root.resolve().name, sources, ref=f"images:{argument}")
+
+
+def splits_in(root: Path, given: str) -> dict[str, tuple[Path, str]]:
+    """Split -> its folder below `root`, and how messages call it; all is `train` where no folder is named as a split.
+
+    Raises:
+        UsageError: two folders are one split.
+    """
     inner = {entry.name: SPLITS[entry.name.lower()] for entry in _folders(root) if entry.name.lower() in SPLITS}
     if len(set(inner.values())) < len(inner):
-        raise UsageError(f"{argument} has two folders for one split: {names_of(sorted(inner))}")
-    sources = {split: _split(root / name, f"{argument}/{name}") for name, split in inner.items()}
-    return Data(root.resolve().name, sources or {"train": _split(root, argument)}, ref=f"images:{argument}")
+        raise UsageError(f"{given} has two folders for one split: {names_of(sorted(inner))}")
+    return {split: (root / name, f"{given}/{name}") for name, split in inner.items()} or {"train": (root, given)}
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _split(root: Path, given: str) -> Folder:
-    beside = [entry.name for entry in root.iterdir() if _is_picture(entry.name) and entry.is_file()]
-    classes = {name: folder.name for folder in _folders(root) for name in _below(root, folder)}
+def files_by_class(root: Path, given: str, endings: tuple[str, ...], what: str) -> dict[str, str | None]:
+    """Path of each file with one of the endings, relative to `root` -> the folder that names its class; None for all of
+    a flat folder. Hidden ones are not read.
+
+    Raises:
+        DataError: there is none, or some are in folders of classes and some beside them; `what` they are.
+    """
+
+    def fits(name: str) -> bool:
+        return not name.startswith(".") and name.lower().endswith(endings)
+
+    def below(folder: Path) -> Iterator[str]:
+        for place, inner, names in os.walk(folder):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            within = os.path.relpath(place, root)
+            yield from (os.path.join(within, name) for name in names if fits(name))
+
+    beside = [entry.name for entry in root.iterdir() if fits(entry.name) and entry.is_file()]
+    classes = {name: folder.name for folder in _folders(root) for name in below(folder)}
     if not beside and not classes:
-        raise DataError(f"{given} has no pictures", hint=f"known endings: {', '.join(ENDINGS)}")
+        raise DataError(f"{given} has no {what}", hint=f"known endings: {', '.join(endings)}")
     if beside and classes:
         raise DataError(
-            f"{given} has {len(classes)} pictures in folders of classes and {len(beside)} beside them: "
+            f"{given} has {len(classes)} {what} in folders of classes and {len(beside)} beside them: "
             f"{names_of(sorted(beside), 3)}",
             hint="put each into the folder of its class, or all into one folder",
         )
-    return Folder(root, classes or dict.fromkeys(beside), given)
-
-
-def _below(root: Path, folder: Path) -> Iterator[str]:
-    for place, inner, names in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        within = os.path.relpath(place, root)
-        yield from (os.path.join(within, name) for name in names if _is_picture(name))
-
-
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(ENDINGS)
+    return classes or dict.fromkeys(beside)
 
 
 class Resized(Source):
