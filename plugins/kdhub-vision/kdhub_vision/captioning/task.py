@@ -1,0 +1,353 @@
+"""Video captioning: what happens in a clip, in a sentence; also of a clip that is only known by a compressive snapshot.
+
+frames        (T, height, width) of bytes, or of numbers in [0, 1]; colours, (T, 3, ...) or (..., 3), become grey
+measurement   (height, width), what a snapshot camera gave: the sum of B masked frames in [0, 1]
+caption       a sentence; or `captions`, several: all are references, the first is learnt
+video         a name for messages
+
+One of the first two is enough: of `frames` a snapshot is simulated with the masks of the model, of which the first B
+frames are a clip's. Teachers and stage 1 need the frames.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from kdhub.data.prepare import iterate
+from kdhub.errors import CompatibilityError, DataError
+from kdhub.fields import Field as Stored
+from kdhub.method import MethodOptions
+from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, plain_rows
+from kdhub.task import Encoder, NetworkTask
+from kdhub.teachers.saved import SavedTeacher
+from kdhub_vision.captioning.metrics import Captions, words_in
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from torch import nn
+
+    from kdhub.data.dataset import Data
+    from kdhub.pictures import Picture
+    from kdhub.student import BuildContext
+    from kdhub_vision.captioning.model import VideoModel
+
+NAME = "video-captioning"
+CLIPS = ("frames", "measurement")
+SAID = ("caption", "captions")
+GREY = (0.299, 0.587, 0.114)
+CHOSEN = 5000
+"""Captions of the training rows that a `frame-clip` may choose from, at most."""
+
+
+class ClipTeacher(SavedTeacher):
+    """A saved model. Its captions are stored as bytes."""
+
+    def layout(self, kind: str) -> dict[str, Any]:
+        given = super().layout(kind)
+        return {"text": Stored("text", "uint8", (), ragged=True)} if kind == "text" else given
+
+
+class CaptioningOptions(MethodOptions):
+    """What every student of the task takes, whatever builds it."""
+
+    beam: int | None = Field(None, ge=1, le=5, description="captions that are followed at once; saved, 1 if unset")
+
+
+class VideoCaptioning(NetworkTask):
+    """A batch has `frames`, `words` and, of models that read them, `measurement`; `keys`, a number that a row's content
+    gives. Settings of the preparer: `captions` and `frames` say what every row must have."""
+
+    name = NAME
+    primary = {"rows": "exact-match"}
+    primary_signal = "text"
+    drawn = 6
+    Teacher = ClipTeacher
+    StudentOptions = CaptioningOptions
+
+    # -- rows -------------------------------------------------------------------------------------------------
+
+    def training_rows(self, data: Data, split: str) -> datasets.Dataset:
+        table = data.split(split)
+        if not set(CLIPS) & set(table.column_names):
+            raise DataError(
+                f"{data.name}, split {split!r}, has no column 'frames' or 'measurement', only "
+                f"{', '.join(table.column_names)}",
+                hint="map it: columns: {frames: THEIRS, caption: THEIRS}",
+            )
+        return table.select_columns([c for c in (*CLIPS, *SAID, "video") if c in table.column_names])
+
+    def labelled(self, table: datasets.Dataset) -> bool:
+        return bool(set(SAID) & set(table.column_names))
+
+    def survey(self, parts: Sequence[tuple[Data, str]]) -> dict[str, Any]:
+        captions, size = [], None
+        for data, split in parts:
+            table = self.training_rows(data, split)
+            if size is None and len(table):
+                size = next(filter(None, map(size_of, plain_rows(table, range(min(len(table), 8))))), None)
+            if self.labelled(table):
+                said = table.select_columns([c for c in SAID if c in table.column_names])
+                captions += [given[0] for row in iterate(said) if (given := references(row))]
+        texts = [" ".join(words_in(caption)) for caption in captions]
+        return {
+            "size": size, "words": sorted({word for text in texts for word in text.split()}),
+            "captions": list(dict.fromkeys(filter(None, texts)))[:CHOSEN],
+            "longest": max((len(text.split()) for text in texts), default=0),
+        }  # fmt: skip
+
+    def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
+        mine = student.shape if student is not None else None
+        theirs = teacher.facts.get("shape") if teacher is not None else None
+        if mine and theirs and tuple(mine) != tuple(theirs):
+            said = (" x ".join(map(str, shape)) for shape in (mine, theirs))
+            raise CompatibilityError(
+                "the student reads clips of {} (frames, height, width), the teacher of {}".format(*said)
+            )
+        reader = Reader(mine or (tuple(theirs) if theirs else None), student, settings)
+
+        def prepare(rows: list[dict[str, Any]]) -> list[Example]:
+            made = [reader(row) for row in rows]
+            if any("fault" in one for one in made):
+                raise UnreadableRows(made)
+            return made
+
+        return prepare
+
+    # -- batches ----------------------------------------------------------------------------------------------
+
+    def collate(self, examples: Sequence[Example], student: VideoModel) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {**student.collate(examples), "keys": torch.tensor([zlib.crc32(e["content"]) for e in examples])}
+
+    def counts(self, batch: Mapping[str, Any]) -> Mapping[str, int]:
+        return {"words": int((batch["words"][:, 1:] >= 0).sum())}
+
+    def forward(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Signals:
+        given = module(inputs)
+        return Signals({name: value if name == "text" else value.float() for name, value in given.items()})
+
+    # -- models -----------------------------------------------------------------------------------------------
+
+    def load(self, folder: Path, *, name: str | None = None) -> VideoModel:
+        from kdhub_vision.captioning.model import load
+
+        return load(Path(folder), name=name)
+
+    def open(
+        self, folder: Path, context: BuildContext, start: Mapping[str, Any], *, name: str | None = None
+    ) -> VideoModel:
+        """A model as it is; one whose training rows had no captions gets a fresh decoder for the words of these."""
+        student = super().open(folder, context, start, name=name)
+        facts = context.facts
+        if student.reads_snapshots and not student.words and facts.get("words"):
+            student = student.with_words(facts["words"], facts["longest"], context.seed)
+        return student
+
+    def configure(self, student: VideoModel, context: BuildContext) -> VideoModel:
+        if (beam := context.options.get("beam")) is not None and student.reads_snapshots:
+            student.set_beam(beam)
+        return student
+
+    def mismatch(self, student: Any, teacher: Any) -> str:
+        return "" if "text" in teacher.facts.get("widths", {}) else "the teacher writes no captions"
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    def outputs(self, encode: Encoder, data: Data, split: str) -> Captions:
+        table = self.training_rows(data, split)
+        if not self.labelled(table):
+            raise DataError(
+                f"{data.name}, split {split!r}, has no column 'caption' to score against",
+                hint="map it: columns: {caption: THEIRS}; of a single clip: model.caption(frames)",
+            )
+        kinds = getattr(encode.model, "kinds", ("text", "embedding"))
+        texts = encode(table, "text")["text"]
+        said = table.select_columns([c for c in SAID if c in table.column_names])
+        out = Captions([], [], [])
+        for number, (row, text) in enumerate(zip(iterate(said), texts), 1):
+            if number not in encode.faults:
+                if not (true := references(row)):
+                    raise DataError(f"{data.name}, split {split!r}: row {number} has no caption", rows=[number])
+                out.rows.append(number - 1)
+                out.texts.append(np.asarray(text, np.uint8).tobytes().decode())
+                out.references.append(true)
+        if "embedding" in kinds:
+            out.embedding = np.asarray(encode(table, "embedding")["embedding"], np.float32)[out.rows]
+        if getattr(encode.model, "reads_snapshots", False):
+            first = encode.prepare(plain_rows(table, out.rows[: self.drawn]))
+            out.measurement = encode.model.collate(first)["measurement"].numpy()
+        if "frames" in kinds and "frames" in table.column_names:
+            made = encode(table, "frames")["frames"]
+            out.frames = np.asarray(made)[out.rows[: self.drawn]]
+            wrong = [np.square(np.asarray(made[n]) - e["frames"]).mean() for n, e in _examples(encode, table, out.rows)]
+            out.error = float(np.mean(wrong)) if wrong else None
+        return out
+
+    def sample(self, data: Data, split: str, n: int) -> list[dict[str, Any]]:
+        table = self.training_rows(data, split)
+        named = [c for c in CLIPS if c in table.column_names]
+        return list(iterate(table.select_columns(named).select(range(min(n, len(table))))))
+
+    def to_draw(self, outputs: Captions, n: int) -> dict[str, np.ndarray]:
+        taken = {"row": np.array(outputs.rows[:n]), "text": np.array(outputs.texts[:n], dtype=str)}
+        more = {"measurement": outputs.measurement, "frames": outputs.frames}
+        return taken | {name: values[:n] for name, values in more.items() if values is not None}
+
+    def draw(self, data: Data, split: str, given: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Picture]:
+        from kdhub_vision.captioning.drawing import filmstrips
+
+        rows = plain_rows(self.training_rows(data, split), next(iter(given.values()))["row"].tolist())
+        frames = [grey(row["frames"]) if row.get("frames") is not None else None for row in rows]
+        yield filmstrips(frames, [references(row)[0] for row in rows], given)
+
+    def tiny_recipe(self, folder: Path) -> dict[str, Any]:
+        from kdhub_vision.captioning.data import moving_digits
+        from kdhub_vision.captioning.students import frame_clip
+
+        options = {"canvas": 16, "frames": 4, "scale": 1, "digits": 3, "directions": 4, "pairs": 0.0}
+        options |= {"train": 24, "validation": 8, "test": 12}
+
+        class Fresh:
+            seed, options, facts = 3, {"frames": 4}, self.survey([(moving_digits(**options), "train")])
+
+        made = folder / "teacher"
+        made.mkdir(exist_ok=True)
+        frame_clip("width=16,channels=8", Fresh()).save(made)
+        return {
+            "teacher": {"source": f"path:{made}"},
+            "student": {"source": "snapshot-captioner:width=16,channels=8,layers=1,heads=2", "compression_ratio": 4},
+            "data": {"train": [{"source": "moving-digits", "split": "train", "options": options}]},
+            "evaluation": {
+                "data": [{"source": "moving-digits", "split": "test", "options": options}], "cost": False,
+            },
+        }  # fmt: skip
+
+
+def _examples(encode: Encoder, table: Any, rows: Sequence[int], many: int = 64) -> Iterator[tuple[int, Example]]:
+    """Rows that have frames, with their numbers."""
+    for start in range(0, len(rows), many):
+        some = list(rows[start : start + many])
+        for n, example in zip(some, encode.prepare(plain_rows(table, some))):
+            if example["frames"] is not None:
+                yield n, example
+
+
+def references(row: Mapping[str, Any]) -> list[str]:
+    """The captions of a row; those without a word are none."""
+    given = row.get("captions") or ([row["caption"]] if row.get("caption") else [])
+    return [text for text in given if isinstance(text, str) and words_in(text)]
+
+
+def size_of(row: Mapping[str, Any]) -> list[int] | None:
+    """Height and width of the frames of a row; None where it cannot be read."""
+    try:
+        given = row.get("frames") if row.get("frames") is not None else row.get("measurement")
+        shape = grey(given).shape if row.get("frames") is not None else np.asarray(given, np.float32).shape
+    except (DataError, TypeError, ValueError):
+        return None
+    return [int(n) for n in shape[-2:]] if len(shape) >= 2 else None
+
+
+def grey(frames: Any) -> np.ndarray:
+    """(T, height, width) in [0, 1], of bytes or numbers in [0, 1]; colours are in the second or the last axis.
+
+    Raises:
+        DataError: they are not that; its message begins with what other such rows share.
+    """
+    try:
+        x = np.asarray(frames)
+    except ValueError:
+        raise DataError("frames of several sizes in one clip") from None
+    if x.dtype.kind not in "biuf" or x.ndim not in (3, 4) or (x.ndim == 4 and 3 not in (x.shape[1], x.shape[3])):
+        raise DataError(f"frames that are not (frames, height, width) of numbers: {x.dtype} {x.shape}")
+    integers = x.dtype.kind in "biu"
+    x = x.astype(np.float32) / (255 if integers else 1)
+    if x.ndim == 4:
+        x = np.tensordot(x, np.float32(GREY), ([1 if x.shape[1] == 3 else 3], [0]))
+    if not np.isfinite(x).all() or x.min(initial=0) < 0 or x.max(initial=0) > 1 + 1e-5:
+        raise DataError(
+            f"frames that are not bytes or numbers in [0, 1]: {x.min():.3g} to {x.max():.3g}"
+            + (" times 255" if integers else "")
+        )
+    return x
+
+
+class Reader:
+    """Plain rows to examples.
+
+    Args:
+        shape: B, height and width that the models read; None for any.
+        student: whose decoder has to know the words, where rows must have captions.
+        settings: `captions`, `frames`: what rows must have.
+    """
+
+    def __init__(self, shape: Sequence[int] | None, student: Any, settings: Mapping[str, Any]):
+        self.shape, self.captions, self.frames = shape, settings.get("captions"), settings.get("frames")
+        snapshots = student is None or student.reads_snapshots
+        self.measured = student is not None and snapshots
+        self.known = set(student.words) if self.captions and self.measured else None
+        self.room = student.room if self.captions and self.measured else None
+
+    def __call__(self, row: Mapping[str, Any]) -> Example:
+        one: Example = {"frames": None, "measurement": None, "words": [], "length": 0, "cut": False, "content": b""}
+        try:
+            clip = self._clip(row)
+            words = self._words(row)
+        except DataError as error:
+            cause, _, detail = error.message.partition(": ")
+            many, *size = self.shape or (1, 8, 8)
+            name = f"{row['video']}: " if row.get("video") else ""
+            fault = Fault(cause, name + detail if detail else name.removesuffix(": "))
+            return {**one, "many": many, "size": tuple(size), "fault": fault}
+        return {**one, **clip, "words": words, "length": max(1, len(words))}
+
+    def _clip(self, row: Mapping[str, Any]) -> Example:
+        if row.get("frames") is not None:
+            x = grey(row["frames"])
+            many, *size = self.shape or x.shape
+            if len(x) < many:
+                raise DataError(f"a clip with fewer frames than the compression ratio: {len(x)}, expected {many}")
+            x = x[:many]
+            self._check(x.shape[1:], size, "frames")
+            content = str(x.shape).encode() + x.tobytes()
+            return {"frames": x, "many": many, "size": x.shape[1:], "content": content}
+        if row.get("measurement") is None:
+            raise DataError("a row without frames and without a measurement")
+        if self.frames or not self.measured:
+            raise DataError("a measurement without frames, which a teacher needs")
+        many, *size = self.shape
+        try:
+            y = np.asarray(row["measurement"], np.float32)
+        except (TypeError, ValueError):
+            raise DataError("a measurement that is not (height, width) of numbers") from None
+        if y.ndim != 2 or not np.isfinite(y).all():
+            raise DataError(f"a measurement that is not (height, width) of numbers: {y.shape}")
+        self._check(y.shape, size, "a measurement")
+        return {"measurement": y, "many": many, "size": y.shape, "content": b"Y" + y.tobytes()}
+
+    def _check(self, given: Sequence[int], expected: Sequence[int], what: str) -> None:
+        if tuple(given) != tuple(expected):
+            said = [" x ".join(map(str, shape)) for shape in (given, expected)]
+            by = "the masks have" if self.measured else "the model takes"
+            raise DataError(f"{what} of another size than the masks: {said[0]}, and {by} {said[1]}")
+
+    def _words(self, row: Mapping[str, Any]) -> list[str]:
+        given = row.get("captions") or ([row["caption"]] if row.get("caption") is not None else [])
+        if any(not isinstance(text, str) or not words_in(text) for text in given):
+            raise DataError("an empty caption")
+        if not given and self.captions:
+            raise DataError("a clip without a caption")
+        words = words_in(given[0]) if given else []
+        if self.room is not None and len(words) > self.room:
+            raise DataError(f"a caption longer than the decoder: {len(words)} words, and there is room for {self.room}")
+        if self.known is not None and (new := [word for word in words if word not in self.known]):
+            raise DataError(f"a caption with a word that the decoder does not know: {new[0]!r}")
+        return words
