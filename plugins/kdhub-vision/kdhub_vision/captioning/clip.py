@@ -3,8 +3,8 @@
     v_T = mean_k e_k / |e_k|        M_T = mean_k M_k        over the frames of a clip, k = 1 .. B
 
 e_k is the vector of a frame, M_k the maps behind the first layer that makes the image smaller (the mean over frames is
-that of CLIP4Clip, arXiv:2104.08860). `frame-clip` is small and trained here; any CLIP of the transformers library is the
-other one, whose e_k do not know k: its v_T is the same for a clip and its reverse.
+that of CLIP4Clip, arXiv:2104.08860). `frame-clip` is small and trained here. The other one is any CLIP of the
+transformers library, whose e_k do not know k: its v_T is the same for a clip and its reverse.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def moving_digits(
     room = canvas - DIGIT * scale
     if room < frames - 1 or frames < 2 or scale < 1 or min(many.values()) < 1:
         raise UsageError(
-            f"moving-digits: digits of {DIGIT * scale} pixels need a canvas from {DIGIT * scale + frames - 1} to move over "
-            f"{frames} frames, and each split a clip ({canvas=}, {scale=}, {frames=}, {train=}, {validation=}, {test=})"
+            f"moving-digits: digits of {DIGIT * scale} pixels need a canvas from {DIGIT * scale + frames - 1} to move "
+            f"over {frames} frames, and each split a clip ({canvas=}, {scale=}, {frames=}, {train=}, {validation=}, {test=})"
         )
     if not (1 <= digits <= len(NAMES) and 1 <= directions <= len(DIRECTIONS) and 0 <= pairs <= 1):
         raise UsageError(

@@ -121,11 +121,9 @@ def common_length(one: Sequence[str], two: Sequence[str]) -> int:
 
 def cider_d(given: Captions) -> float:
     pairs = given.words
-    known = Counter(
-        gram
-        for _, references in pairs
-        for gram in {g for r in references for n in range(MOST) for g in grams(r, n + 1)}
-    )
+    known: Counter = Counter()
+    for _, references in pairs:
+        known.update({gram for r in references for n in range(MOST) for gram in grams(r, n + 1)})
     many, scores = log(max(len(pairs), 1)), []
 
     def vector(words: Sequence[str], n: int) -> dict[tuple[str, ...], float]:

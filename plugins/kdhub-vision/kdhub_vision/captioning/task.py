@@ -106,9 +106,10 @@ class VideoCaptioning(NetworkTask):
         mine = student.shape if student is not None else None
         theirs = teacher.facts.get("shape") if teacher is not None else None
         if mine and theirs and tuple(mine) != tuple(theirs):
-            said = (" x ".join(map(str, shape)) for shape in (mine, theirs))
+            own, other = (" x ".join(map(str, shape)) for shape in (mine, theirs))
             raise CompatibilityError(
-                "the student reads clips of {} (frames, height, width), the teacher of {}".format(*said)
+                f"the student reads clips of {own} (frames, height, width), and the teacher clips of {other}",
+                hint="frames of a frame-clip and compression_ratio of a captioner must be equal",
             )
         reader = Reader(mine or (tuple(theirs) if theirs else None), student, settings)
 

@@ -7,10 +7,10 @@ reads (Y, C) and never a frame; a frozen CLIP that reads the frames guides it in
     stage 2  `snapcap`           L2 = - mean log p(y_t | y_<t, V_S) + d L1
     `caption`                    the first term of L2 alone
 
-M_S are maps, V_S tokens and v_S the vector of the student's encoder; M_T = mean_k M_k and v_T = mean_k e_k / |e_k| are the
-teacher's, stored once for each clip; M_T is averaged down, or resized, to the cells of M_S. P is a 1x1 convolution where
-channels differ, r three layers that end in B frames, and where widths differ a linear map brings v_S to v_T's: all three
-are trained along and not published. The encoder learns at a tenth of the decoder's rate in stage 2 (`rates`).
+M_S are maps, V_S tokens and v_S the vector of the student's encoder; M_T = mean_k M_k and v_T = mean_k e_k / |e_k| are
+the teacher's, stored once for each clip; M_T is averaged down, or resized, to the cells of M_S. P is a 1x1 convolution
+where channels differ, r two convolutions that end in B frames, and where widths differ a linear map brings v_S to v_T's:
+all three are trained along and not published. The encoder learns at a tenth of the decoder's rate in stage 2 (`rates`).
 
 Reconstructed, as no code was found and its tables could not be read: a, b, c, d, the distance of maps, the mean over
 frames, networks, optimiser. The two stages, what each has, and that only the snapshot is needed at the end, are the
