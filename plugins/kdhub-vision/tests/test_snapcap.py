@@ -110,9 +110,8 @@ def test_masks_of_a_camera(tmp_path):
 
 
 def of(*pairs):
-    return Captions(
-        list(range(len(pairs))), [a for a, _ in pairs], [b if isinstance(b, list) else [b] for _, b in pairs]
-    )
+    references = [own if isinstance(own, list) else [own] for _, own in pairs]
+    return Captions([*range(len(pairs))], [text for text, _ in pairs], references)
 
 
 def test_scores_by_hand():
@@ -235,7 +234,7 @@ def test_terms_are_those_of_the_weights(student):
     assert terms["part"] == {"embed": pytest.approx(3 * terms["one"]["embed"], rel=1e-5)}
     following = batch["words"][:, 1:]
     by_hand = -torch.log_softmax(out.logits, -1).gather(2, following.clamp(min=0)[..., None])[..., 0]
-    assert terms["none"]["caption"] == pytest.approx(float(by_hand[following >= 0].mean()), rel=1e-5)
+    assert terms["none"]["caption"] == pytest.approx(float(by_hand[following >= 0].mean().detach()), rel=1e-5)
 
 
 def test_noise_is_of_the_row_and_the_step(student):
@@ -265,8 +264,8 @@ def test_bad_rows_are_named(student):
         ({"caption": " ! "}, "an empty caption: a.mp4"),
         ({"caption": None}, "a clip without a caption: a.mp4"),
         (
-            {"caption": good["caption"] + " and then up"},
-            "longer than the decoder: a.mp4: 7 words, and there is room for 4",
+            {"caption": good["caption"] + " and on"},
+            "longer than the decoder: a.mp4: 6 words, and there is room for 4",
         ),
         ({"caption": "a cat"}, "a word that the decoder does not know: a.mp4: 'cat'"),
     ):
@@ -325,7 +324,6 @@ def test_the_chain_learns_and_asks_its_teacher_once(tmp_path, monkeypatch):
 
     rows = {"train": [{"source": "moving-digits", "split": "train", "options": {**CLIPS, "train": 160, "test": 60}}]}
     bare = {"train": [{**rows["train"][0], "columns": {"frames": "frames"}}]}
-    scored = {"data": [{**rows["train"][0], "split": "test"}], "cost": False}
     base = {"task": "video-captioning", "data": rows, "evaluation": {"data": []}}
     options = {"precision": "float32", "batch_size": 32, "lr": 4e-3}
     frame = {"source": "frame-clip:width=16,channels=8", "frames": 4}
@@ -348,6 +346,7 @@ def test_the_chain_learns_and_asks_its_teacher_once(tmp_path, monkeypatch):
     second = kdhub.distill(stage2, out=tmp_path / "captioner")
     assert "frame-clip" not in asked, "the teacher was asked although its signals are stored"
     monkeypatch.undo()
-    report = kdhub.evaluate(second.folder, data=[scored["data"][0]])
-    found = {(m.subject, m.metric): m.value for m in report.measures}
-    assert found["student", "exact-match"] > 0.5, found  # of four captions; by chance .25
+    made, test = TASK.load(second.student_folder), data(test=60).split("test").to_list()
+    written = made.signals(TASK.preparer(made, None)(test), "text")["text"]
+    right = [text.tobytes().decode() == row["caption"] for text, row in zip(written, test)]
+    assert np.mean(right) > 0.5, np.mean(right)  # of four captions; by chance .25

@@ -9,7 +9,7 @@ reads (Y, C) and never a frame; a frozen CLIP that reads the frames guides it in
 
 M_S are maps, V_S tokens and v_S the vector of the student's encoder; M_T = mean_k M_k and v_T = mean_k e_k / |e_k| are
 the teacher's, stored once for each clip; M_T is averaged down, or resized, to the cells of M_S. P is a 1x1 convolution
-where channels differ, r two convolutions that end in B frames, and where widths differ a linear map brings v_S to v_T's:
+where channels differ, r two convolutions that end in B frames, and a linear map brings v_S to v_T's where widths do:
 all three are trained along and not published. The encoder learns at a tenth of the decoder's rate in stage 2 (`rates`).
 
 Reconstructed, as no code was found and its tables could not be read: a, b, c, d, the distance of maps, the mean over
