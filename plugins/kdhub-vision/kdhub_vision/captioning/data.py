@@ -47,7 +47,8 @@ def moving_digits(
     if room < frames - 1 or frames < 2 or scale < 1 or min(many.values()) < 1:
         raise UsageError(
             f"moving-digits: digits of {DIGIT * scale} pixels need a canvas from {DIGIT * scale + frames - 1} to move "
-            f"over {frames} frames, and each split a clip ({canvas=}, {scale=}, {frames=}, {train=}, {validation=}, {test=})"
+            f"over {frames} frames, and each split a clip ({canvas=}, {scale=}, {frames=}, {train=}, {validation=}, "
+            f"{test=})"
         )
     if not (1 <= digits <= len(NAMES) and 1 <= directions <= len(DIRECTIONS) and 0 <= pairs <= 1):
         raise UsageError(

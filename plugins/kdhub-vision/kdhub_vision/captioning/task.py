@@ -24,6 +24,7 @@ from kdhub.errors import CompatibilityError, DataError
 from kdhub.fields import Field as Stored
 from kdhub.method import MethodOptions
 from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, plain_rows
+from kdhub.student import BuildContext
 from kdhub.task import Encoder, NetworkTask
 from kdhub.teachers.saved import SavedTeacher
 from kdhub_vision.captioning.metrics import Captions, words_in
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from kdhub.data.dataset import Data
     from kdhub.pictures import Picture
-    from kdhub.student import BuildContext
     from kdhub_vision.captioning.model import VideoModel
 
 NAME = "video-captioning"
@@ -216,12 +216,11 @@ class VideoCaptioning(NetworkTask):
         options = {"canvas": 16, "frames": 4, "scale": 1, "digits": 3, "directions": 4, "pairs": 0.0}
         options |= {"train": 24, "validation": 8, "test": 12}
 
-        class Fresh:
-            seed, options, facts = 3, {"frames": 4}, self.survey([(moving_digits(**options), "train")])
-
+        facts = self.survey([(moving_digits(**options), "train")])
         made = folder / "teacher"
         made.mkdir(exist_ok=True)
-        frame_clip("width=16,channels=8", Fresh()).save(made)
+        fresh = BuildContext(self, None, 3, {"frames": 4}, facts)
+        frame_clip("width=16,channels=8", fresh).save(made)
         return {
             "teacher": {"source": f"path:{made}"},
             "student": {"source": "snapshot-captioner:width=16,channels=8,layers=1,heads=2", "compression_ratio": 4},
