@@ -38,6 +38,7 @@ class FrameClip(nn.Module):
         super().__init__()
         self.width, self.words, self.captions = width, list(words), list(captions)
         frames, *sides = shape
+        self.joined = nn.Sequential(nn.Linear(4 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.early = nn.Sequential(nn.Conv2d(1, channels, 3, 2, 1), nn.GroupNorm(gcd(4, channels), channels), nn.ReLU())
         self.late = nn.Sequential(
             *(
@@ -48,7 +49,6 @@ class FrameClip(nn.Module):
         )
         cells = 4 * channels * -(-sides[0] // 8) * -(-sides[1] // 8)
         self.features, self.index = nn.Linear(cells, 2 * width), nn.Embedding(frames, 2 * width)
-        self.joined = nn.Sequential(nn.Linear(4 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.word = nn.Embedding(len(self.words) + FIRST, width)
         self.reader, self.text = nn.GRU(width, width, batch_first=True), nn.Linear(width, width)
 
@@ -74,12 +74,12 @@ class FrameClip(nn.Module):
         last = (numbers >= 0).sum(1).clamp(min=1) - 1
         return F.normalize(self.text(states[torch.arange(len(numbers), device=numbers.device), last]), dim=-1)
 
-    def forward(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def forward(self, inputs: Mapping[str, Any]) -> dict[str, Tensor | None]:
         """`embedding` and `maps` of clips; in training as well `captions` (rows, width), the vectors of theirs, else
         `text`, the number of the caption that is chosen."""
         if not self.training:
             return self.signals(inputs, "text")
-        return self.signals(inputs, "embedding") | {"captions": self._read(inputs["words"][:, 1:])}
+        return self.signals(inputs, "embedding") | {"text": None, "captions": self._read(inputs["words"][:, 1:])}
 
     def _chosen(self, vectors: Tensor) -> Tensor:
         if not self.captions:

@@ -150,12 +150,12 @@ class Captioner(nn.Module):
         """Tokens of each clip for the decoder, and signals."""
         raise NotImplementedError
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """Signals of a batch; in training `logits` (rows, n, numbers) of each word of its captions after those before
         it, else the numbers of the captions that it writes as `text`."""
         tokens, found = self.read(inputs["measurement"])
         if self.training:
-            found["logits"] = self.decoder(inputs["words"][:, :-1].clamp(min=PAD), tokens)
+            found |= {"text": None, "logits": self.decoder(inputs["words"][:, :-1].clamp(min=PAD), tokens)}
         else:
             found["text"] = self._padded(self.decoder.generate(tokens, self.beam))
         return found

@@ -213,17 +213,17 @@ class VideoCaptioning(NetworkTask):
         from kdhub_vision.captioning.data import moving_digits
         from kdhub_vision.captioning.students import frame_clip
 
-        options = {"canvas": 16, "frames": 4, "scale": 1, "digits": 3, "directions": 4, "pairs": 0.0}
+        options = {"canvas": 16, "scale": 1, "digits": 3, "directions": 4, "pairs": 0.0}
         options |= {"train": 24, "validation": 8, "test": 12}
 
         facts = self.survey([(moving_digits(**options), "train")])
         made = folder / "teacher"
         made.mkdir(exist_ok=True)
-        fresh = BuildContext(self, None, 3, {"frames": 4}, facts)
+        fresh = BuildContext(self, None, 3, facts=facts)
         frame_clip("width=16,channels=8", fresh).save(made)
         return {
             "teacher": {"source": f"path:{made}"},
-            "student": {"source": "snapshot-captioner:width=16,channels=8,layers=1,heads=2", "compression_ratio": 4},
+            "student": "snapshot-captioner:width=16,channels=8,layers=1,heads=2",
             "data": {"train": [{"source": "moving-digits", "split": "train", "options": options}]},
             "evaluation": {
                 "data": [{"source": "moving-digits", "split": "test", "options": options}], "cost": False,

@@ -13,7 +13,7 @@ Departure: the captioner learns on reconstructed frames, as it will see them, no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -33,6 +33,10 @@ CLIP = "clip"
 
 
 class AfterReconstructionOptions(CaptionOptions):
+    rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"student.reconstructor": 0.0, "student.clip": 0.0},
+        description="factors on lr for named parts of the student, in the second training; 0 freezes a part",
+    )
     reconstructor_epochs: float = Field(10.0, gt=0, description="passes over the training rows by the reconstructor")
     reconstructor_lr: float = Field(1e-3, gt=0, description="its peak learning rate")
 
@@ -58,11 +62,7 @@ class Reconstruct(_OfSnapshots):
 class AfterReconstruction(Caption):
     Options = AfterReconstructionOptions
     options: AfterReconstructionOptions
-    tiny_recipe = {
-        "student": {
-            "source": "after-reconstruction:width=16,channels=8,layers=1,heads=2", "compression_ratio": 4,
-        }
-    }  # fmt: skip
+    tiny_recipe = {"student": "after-reconstruction:width=16,channels=8,layers=1,heads=2"}
 
     def check(self, student: Student, teacher: Teacher | None) -> None:
         _check(self, student)
@@ -70,11 +70,9 @@ class AfterReconstruction(Caption):
     def distill(self, run: RunContext) -> Student:
         o = self.options
         shared = {name: getattr(o, name) for name in CaptionOptions.model_fields}
-        first = {**shared, "epochs": o.reconstructor_epochs, "lr": o.reconstructor_lr}
+        first = {**shared, "rates": {}, "epochs": o.reconstructor_epochs, "lr": o.reconstructor_lr}
         student = run.fit(Reconstruct(CaptionOptions(**first), self.spec), run.student, "reconstructor")
-        frozen = {"student.reconstructor": 0.0, "student.clip": 0.0}
-        second = CaptionOptions(**{**shared, "rates": {**frozen, **o.rates}})
-        return run.fit(Caption(second, self.spec), student, "captioner")
+        return run.fit(self, student, "captioner")
 
 
 def _check(method: Any, student: Student) -> None:

@@ -34,7 +34,7 @@ class ClipPairsOptions(TrainingOptions):
 class ClipPairs(ObjectiveMethod):
     Options = ClipPairsOptions
     options: ClipPairsOptions
-    tiny_recipe = {"student": {"source": "frame-clip:width=16,channels=8", "frames": 4, "compression_ratio": None}}
+    tiny_recipe = {"student": "frame-clip:width=16,channels=8"}
 
     @property
     def batchwise(self) -> str:
