@@ -34,7 +34,7 @@ CLIP = "clip"
 
 class AfterReconstructionOptions(CaptionOptions):
     rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"student.reconstructor": 0.0, "student.clip": 0.0},
+        default_factory=lambda: {"reconstructor": 0.0, "clip": 0.0},
         description="factors on lr for named parts of the student, in the second training; 0 freezes a part",
     )
     reconstructor_epochs: float = Field(10.0, gt=0, description="passes over the training rows by the reconstructor")

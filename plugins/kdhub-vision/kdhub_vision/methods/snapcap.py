@@ -163,7 +163,7 @@ class SnapcapEncoder(_OfSnapshots):
 class SnapcapOptions(SnapcapEncoderOptions):
     lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW, of the decoder")
     rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"student.encoder": 0.1},
+        default_factory=lambda: {"encoder": 0.1},
         description="factors on lr for named parts of the student or extras; 0 freezes a part",
     )
     stage2_distill: float = Field(0.1, ge=0, description="d, weight of the terms of stage 1")
