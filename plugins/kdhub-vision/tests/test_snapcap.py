@@ -20,9 +20,10 @@ from kdhub_vision.captioning.metrics import (
     rouge_l,
     word_accuracy,
 )
-from kdhub_vision.captioning.networks import END, START, Decoder
+from kdhub_vision.captioning.networks import Decoder
 from kdhub_vision.captioning.students import after_reconstruction, frame_clip, snapshot_captioner
 from kdhub_vision.captioning.task import VideoCaptioning
+from kdhub_vision.captioning.words import END, START
 from kdhub_vision.methods.clip_pairs import pair_loss
 from kdhub_vision.methods.snapcap import (
     Caption,

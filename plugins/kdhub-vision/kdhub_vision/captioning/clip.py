@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdhub_vision.captioning.metrics import words_in
-from kdhub_vision.captioning.networks import END, FIRST, PAD
+from kdhub_vision.captioning.words import END, FIRST, PAD, words_in
 
 
 class FrameClip(nn.Module):

@@ -12,7 +12,6 @@ METEOR needs WordNet or Java and is left out.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +23,13 @@ from typing import Any
 import numpy as np
 
 from kdhub.metric import Costed
+from kdhub_vision.captioning.words import words_in
 
 MOST = 4
 BETA = 1.2
 SIGMA = 6.0
 REPEATS = 20
 """Passes that the time to a first word is the median of."""
-
-
-def words_in(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
 
 
 @dataclass

@@ -19,16 +19,18 @@ from kdhub_tasks.models import take_weights
 from safetensors.torch import save_file
 
 from kdhub import open_network
-from kdhub.errors import CompatibilityError, UntrustedError
+from kdhub.errors import CompatibilityError, DataError, UntrustedError
 from kdhub.hub.trust import check_model_folder
 from kdhub.plain_json import read_json
 from kdhub.ranks import device
 from kdhub.rows import Example
 from kdhub.student import Student
 from kdhub_vision.captioning.clip import TransformersClip
-from kdhub_vision.captioning.networks import END, FIRST, START, Captioner
+from kdhub_vision.captioning.networks import Captioner
+from kdhub_vision.captioning.rows import Reader
 from kdhub_vision.captioning.snapshot import measure
 from kdhub_vision.captioning.spec import NAME
+from kdhub_vision.captioning.words import END, FIRST, START
 
 ROWS = 128
 """Clips that are run together."""
@@ -157,10 +159,9 @@ class VideoModel(Student):
         Raises:
             DataError: neither, or of another size than the model's.
         """
-        from kdhub_vision.captioning.task import VideoCaptioning
-
-        row = {"frames": frames, "measurement": measurement}
-        (example,) = VideoCaptioning().preparer(self, None)([{k: v for k, v in row.items() if v is not None}])
+        example = Reader(self.shape, self)({"frames": frames, "measurement": measurement})
+        if "fault" in example:
+            raise DataError(": ".join(filter(None, (example["fault"], example["fault"].where))))
         return self.signals([example], "text")["text"][0].tobytes().decode()
 
     def first_word(self) -> int:

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdhub_vision.captioning.clip import FrameClip
 from kdhub_vision.captioning.snapshot import estimates, normalised
-
-PAD, START, END, FIRST = 0, 1, 2, 3
-"""Numbers that are no words; the first word has `FIRST`."""
+from kdhub_vision.captioning.words import END, FIRST, PAD, START
 
 
 class Residual(nn.Module):
@@ -199,8 +198,6 @@ class ReconstructedCaptioner(Captioner):
         self, shape: Sequence[int], words: Sequence[str], length: int, clip: Mapping[str, Any], width: int = 64,
         channels: int = 32, layers: int = 2, heads: int = 4, beam: int = 1,
     ):  # fmt: skip
-        from kdhub_vision.captioning.clip import FrameClip
-
         super().__init__(shape, words, length, width, layers, heads, beam)
         self.reconstructor = nn.Sequential(
             *_convolved(shape[0] + 1, channels), Residual(channels), Residual(channels), Residual(channels),
