@@ -1,0 +1,1 @@
+"""Video captioning from compressive snapshots: the task, and what is provided for it."""
