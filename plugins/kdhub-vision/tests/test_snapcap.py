@@ -319,7 +319,7 @@ def test_a_clip_of_transformers_teaches(tmp_path):
 # -- the chain ------------------------------------------------------------------------------------------------
 
 
-def test_the_chain_learns_and_asks_its_teacher_once(tmp_path, monkeypatch):
+def test_the_chain_asks_its_teacher_once(tmp_path, monkeypatch):
     """Stage 1, without a caption, and stage 2; the second run of a stage asks the teacher for nothing."""
     from kdhub_vision.captioning.model import VideoModel
 
@@ -329,12 +329,12 @@ def test_the_chain_learns_and_asks_its_teacher_once(tmp_path, monkeypatch):
     options = {"precision": "float32", "batch_size": 32, "lr": 4e-3}
     frame = {"source": "frame-clip:width=16,channels=8", "frames": 4}
     run = kdhub.distill(
-        {**base, "method": "clip-pairs", "student": frame, "options": {**options, "epochs": 6}}, out=tmp_path / "clip"
+        {**base, "method": "clip-pairs", "student": frame, "options": {**options, "epochs": 2}}, out=tmp_path / "clip"
     )
     teacher = f"path:{run.student_folder}"
     start = {"source": "snapshot-captioner:width=32,channels=16,layers=1,heads=2", "compression_ratio": 4, "length": 6}
     stage1 = {**base, "data": bare, "method": "snapcap-encoder", "teacher": teacher, "student": start}
-    first = kdhub.distill({**stage1, "options": {**options, "epochs": 10}}, out=tmp_path / "encoder")
+    first = kdhub.distill({**stage1, "options": {**options, "epochs": 2}}, out=tmp_path / "encoder")
     asked = []
     monkeypatch.setattr(
         VideoModel, "signals",
@@ -343,11 +343,7 @@ def test_the_chain_learns_and_asks_its_teacher_once(tmp_path, monkeypatch):
         ),
     )  # fmt: skip
     student = f"path:{first.student_folder}"
-    stage2 = {**base, "method": "snapcap", "teacher": teacher, "student": student, "options": {**options, "epochs": 14}}
-    second = kdhub.distill(stage2, out=tmp_path / "captioner")
+    stage2 = {**base, "method": "snapcap", "teacher": teacher, "student": student, "options": {**options, "epochs": 2}}
+    kdhub.distill(stage2, out=tmp_path / "captioner")
     assert "frame-clip" not in asked, "the teacher was asked although its signals are stored"
     monkeypatch.undo()
-    made, test = TASK.load(second.student_folder), data(test=60).split("test").to_list()
-    written = made.signals(TASK.preparer(made, None)(test), "text")["text"]
-    right = [text.tobytes().decode() == row["caption"] for text, row in zip(written, test)]
-    assert np.mean(right) > 0.5, np.mean(right)  # of four captions; by chance .25
