@@ -59,7 +59,7 @@ class Gkd(OnPolicy):
                 name, value = next(iter(other.items()))
                 raise ValueError(
                     f"{name} must be {exact[name]:g} where the student's own samples are to estimate the divergence "
-                    f"({name}={value:g}, estimator={self.estimator})"
+                    f"(estimator={self.estimator}, {name}={value:g})"
                 )
             return self
 
