@@ -31,12 +31,13 @@ sys.path.insert(0, str(HERE.parent))
 import make_tables as tables  # noqa: E402
 
 API = {
-    "Run": "distill evaluate compare label load export render publish pull search verify count_costs Recipe Run KdhubError",
+    "Run": "distill evaluate compare label load export render publish pull search verify count_costs "
+    "Recipe Run KdhubError",
     "Open": "open_data open_network open_student open_task open_teacher Data Task NetworkTask Teacher SavedTeacher "
     "Student DatasetStudent Signals",
     "Write a plugin": "Method MethodOptions ObjectiveMethod RunContext Progress Sampler hookimpl API_VERSION",
-    "Declare a plugin": "DatasetSpec ExporterSpec FolderFormat MethodSpec MetricSpec NetworkSpec Role RowForm SamplerSpec "
-    "StudentSpec TaskSpec TeacherSpec",
+    "Declare a plugin": "DatasetSpec ExporterSpec FolderFormat MethodSpec MetricSpec NetworkSpec Role RowForm "
+    "SamplerSpec StudentSpec TaskSpec TeacherSpec",
 }
 """Page of the reference -> public names of kdhub. A test sees to it that none is missing."""
 
