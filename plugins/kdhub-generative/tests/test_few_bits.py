@@ -19,7 +19,7 @@ from kdhub.errors import DataError, UsageError
     ("options", "said"),
     [
         ({"form": "renormalized", "assignment": "fwd_top"}, "assignment=fwd_top"),
-        ({"k": 3, "top_p": 0.9}, "k and top_p both name the top set"),
+        ({"k": 3, "top_p": 0.9}, "one of k and top_p must be unset"),
         ({"w_explicit": 0, "w_implicit": 0}, "must be above 0"),
         ({"k": -1}, "k"),
     ],

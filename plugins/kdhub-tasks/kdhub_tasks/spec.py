@@ -39,7 +39,7 @@ STUDENTS = (
         example="1", from_teacher=True, formerly=("kdhub-logits", "kdhub-text", "kdhub-lm"),
     ),
     StudentSpec(
-        name="quantized", target="kdhub_tasks.quantization:quantized", argument="BITS", example="3",
+        name="quantized", target="kdhub_tasks.quantized:quantized", argument="BITS", example="3",
         tasks=("causal-lm", "tabular-classification", "image-classification", "text-classification",
                "token-classification"),
         summary="a student whose linear layers have weights of 2 to 8 bits: `of`, or the teacher's own",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from kdhub_tasks import quantization as q
 from kdhub_tasks.language.students import llama
+from kdhub_tasks.quantized import quantized
 
 import kdhub
 from kdhub.errors import CompatibilityError, UntrustedError, UsageError
@@ -27,7 +28,7 @@ class Teacher:
 def build(bits="3", **options):
     teacher = Teacher(llama("width=192,layers=1,heads=4,length=32", BuildContext(None, None, 3)))
     options = {"group_size": 32, **options}
-    return q.quantized(str(bits), BuildContext(kdhub.open_task("causal-lm"), teacher, 0, options))
+    return quantized(str(bits), BuildContext(kdhub.open_task("causal-lm"), teacher, 0, options))
 
 
 def logits(network):

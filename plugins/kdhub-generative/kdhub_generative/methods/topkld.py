@@ -64,9 +64,9 @@ class TopKld(ObjectiveMethod):
         @model_validator(mode="after")
         def _fits(self) -> Any:
             if self.form == "renormalized" and self.assignment == "fwd_top":
-                raise ValueError("form: renormalized is of assignment: rev_top alone (assignment=fwd_top)")
+                raise ValueError("assignment must be rev_top for form: renormalized (assignment=fwd_top)")
             if self.k is not None and self.top_p is not None:
-                raise ValueError(f"k and top_p both name the top set; set one (k={self.k}, top_p={self.top_p:g})")
+                raise ValueError(f"one of k and top_p must be unset (k={self.k}, top_p={self.top_p:g})")
             if not self.w_explicit + self.w_implicit:
                 raise ValueError("w_explicit or w_implicit must be above 0 (w_explicit=0, w_implicit=0)")
             return self

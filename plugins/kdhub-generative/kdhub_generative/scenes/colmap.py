@@ -25,6 +25,8 @@ MODELS = {
 IDS = dict(enumerate(MODELS))
 PLACES = ("", "sparse/0", "sparse", "colmap/sparse/0")
 PICTURES = ("images", "")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Of image files."""
 
 
 def found(folder: Path) -> Path | None:
@@ -64,8 +66,6 @@ def views(folder: Path, model: Path) -> tuple[list[dict[str, Any]], dict[str, np
         lens = {k: float(v) for k, v in of.items() if k[0] in "kp"}
         made.append({"file": base / name, "camera": camera, "lens": lens, "fisheye": kind == "OPENCV_FISHEYE"})
     if base.is_dir() and base != folder:
-        from kdhub_generative.scenes.data import ENDINGS
-
         there = {p.relative_to(base).as_posix() for p in base.rglob("*") if p.suffix.lower() in ENDINGS}
         if alone := sorted(there - {name for name, *_ in images}):
             raise DataError(

@@ -19,7 +19,9 @@ from kdhub.data.dataset import Data
 from kdhub.data.shared import Shared
 from kdhub.errors import DataError, UsageError
 from kdhub.plain_json import read_json
+from kdhub_generative.scenes import colmap
 from kdhub_generative.scenes.cameras import Camera, looking_at, undistorted
+from kdhub_generative.scenes.colmap import ENDINGS
 
 CLASSES = ("background", "first", "second", "third")
 HUES = np.array([[0.85, 0.25, 0.2], [0.2, 0.75, 0.3], [0.25, 0.35, 0.85]])
@@ -120,7 +122,6 @@ def camera_columns(camera: Camera) -> dict[str, Any]:
 
 EVERY = 8
 """Which views are held out where nobody says which: each eighth, as is usual."""
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FLIP = np.diag([1.0, -1, -1, 1])
 """From a camera with y up and z backward, as `transforms.json` has it, to OpenCV's."""
 
@@ -141,8 +142,6 @@ def posed(argument: str, *, shrink: int = 1, held_out: int = EVERY) -> Data:
         raise UsageError(f"posed:{argument}: there is no such folder")
     if shrink < 1 or held_out < 2:
         raise UsageError(f"posed:{argument}: shrink is from 1, held_out from 2 ({shrink=}, {held_out=})")
-    from kdhub_generative.scenes import colmap
-
     shared = None
     if files := sorted(folder.glob("transforms*.json")):
         views = transforms(folder, files, held_out)

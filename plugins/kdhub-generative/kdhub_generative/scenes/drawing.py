@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from kdhub.pictures import Picture
-
-if TYPE_CHECKING:
-    from kdhub_generative.scenes.scene import Scene
 
 SIDE = 128
 """Pixels of a picture's longer side."""
@@ -19,7 +16,7 @@ AROUND = 4
 FRAMES = 20
 
 
-def _size(scene: Scene, side: int) -> tuple[int, int]:
+def _size(scene: Any, side: int) -> tuple[int, int]:
     camera = scene.camera
     by = side / max(camera.width, camera.height)
     return max(1, round(camera.width * by)), max(1, round(camera.height * by))
@@ -39,7 +36,7 @@ def shades(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
     return colours(np.repeat(shade[..., None], 3, -1))
 
 
-def sheet(scene: Scene, side: int = SIDE, n: int = AROUND) -> Picture:
+def sheet(scene: Any, side: int = SIDE, n: int = AROUND) -> Picture:
     """Colour, depth and opacity from `n` sides."""
     from PIL import Image
 
@@ -56,7 +53,7 @@ def sheet(scene: Scene, side: int = SIDE, n: int = AROUND) -> Picture:
     return Picture("scene.png", said, content.getvalue())
 
 
-def turntable(scene: Scene, side: int = SIDE, frames: int = FRAMES) -> Picture:
+def turntable(scene: Any, side: int = SIDE, frames: int = FRAMES) -> Picture:
     """Once around, as an animation."""
     from PIL import Image
 
