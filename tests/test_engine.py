@@ -323,7 +323,11 @@ def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch, caplog
     watch = engine._Watch(made)
     assert (watch.logged_step, watch.began) == (0, None)
     made.logged = told.append
-    watch.logged, watch.said, watch.logged_step, watch.timed_step, watch.began = 100.0, 104.9, 3, 3, (90.0, 1)
+    watch.logged, watch.logged_step, watch.timed_step, watch.began = 100.0, 3, 3, (90.0, 1)
+    said = iter((True, False, True, True))  # as a bar that speaks every two seconds, and always at the end
+    monkeypatch.setattr(
+        watch, "bar", lambda done, total, line, *, last: (next(said) or last) and engine.logger.info("%s", line)
+    )
     made.observe(6, torch.tensor(3.0), {"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
     watch.write(SimpleNamespace(global_step=7), 107.0)
     rate = 0.5 * made.method.learning_rate(6, 15)
@@ -332,7 +336,7 @@ def test_records_hold_step_epoch_terms_rate_and_speed(built, monkeypatch, caplog
         "state": {"mean": 1.0},
     }]  # fmt: skip
     assert told == [(7, {"a": 1.0, "b": 2.0}), logged[0]]
-    assert (watch.logged, watch.said, watch.logged_step) == (107.0, 107.0, 7)
+    assert (watch.logged, watch.logged_step) == (107.0, 7)
     # 17 seconds for six steps, and eight are left
     assert caplog.messages == [f"step 7/15  a 1.0000 b 2.0000  lr {rate:.2e}  5 rows/s  0:23 left"]
     made.observe(7, torch.tensor(1.0), {"a": torch.tensor(1.0)})
@@ -434,7 +438,7 @@ def test_checkpoints_are_so_many_minutes_apart(built, monkeypatch):
         saved.append(control.should_save)
     assert saved == [False, False, True, False, True]
     assert asked == [(wish, step) for step, wish in enumerate(saved, 1)] and watch.saved == 342.0
-    assert (watch.began, watch.logged, watch.said) == ((219.0, 1), 100.0, 100.0)
+    assert (watch.began, watch.logged, watch.bar.said) == ((219.0, 1), 100.0, 100.0)
 
 
 def checkpoint(made, step, **state):

@@ -79,7 +79,9 @@ def outputs(root: Path, student, task: str) -> list[np.ndarray]:
 def same(given, expected, atol: float = 1e-5) -> None:
     assert len(given) == len(expected)
     for mine, theirs in zip(given, expected):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=atol)
+        np.testing.assert_allclose(
+            mine, theirs, rtol=near(1e-5), atol=atol if bits_are_comparable() else max(atol, 2e-2)
+        )
 
 
 def compare(report: dict, expected: list, subjects: tuple[str, ...], atol: float = 1e-4) -> None:
@@ -88,7 +90,11 @@ def compare(report: dict, expected: list, subjects: tuple[str, ...], atol: float
     wanted = {key(*m[:5]): m[5] for m in expected if m[3] in subjects and not m[4].get("teacher")}
     assert wanted and wanted.keys() <= found.keys(), sorted(wanted.keys() - found.keys())
     for name, value in wanted.items():
-        assert found[name] == (value if value is None else pytest.approx(value, rel=1e-4, abs=atol)), name
+        assert found[name] == (
+            value
+            if value is None
+            else pytest.approx(value, rel=near(1e-4), abs=atol if bits_are_comparable() else max(atol, 2e-2))
+        ), name
 
 
 def key(*of) -> str:
@@ -99,6 +105,12 @@ def signals(root: Path) -> dict[str, str]:
     """Every file of the stored signals, with its digest."""
     files = (path for path in (root / "home/signals").rglob("*") if path.is_file())
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def near(share: float) -> float:
+    """How far numbers may be from those of the machine that made the fixtures, as a share: a processor that adds in
+    another order, or without instructions for bfloat16, trains students that differ in the second digit."""
+    return share if bits_are_comparable() else max(share, 1e-2)
 
 
 def bits_are_comparable() -> bool:
@@ -169,7 +181,8 @@ def test_an_interrupted_run_ends_as_it_would_have(root, name, tmp_path):
     mine, theirs = load_file(weights), load_file(root / "resumed" / name / weights.name)
     assert mine.keys() == theirs.keys()
     for tensor, values in theirs.items():
-        np.testing.assert_allclose(mine[tensor], values, atol=1e-4, err_msg=tensor)
+        atol = 1e-4 if bits_are_comparable() else 1e-3
+        np.testing.assert_allclose(mine[tensor], values, atol=atol, err_msg=tensor)
     assert {path.name for path in run.student_folder.iterdir()} == set(expected["student"])
     atol = 1e-5 if bits_are_comparable() else 1e-3
     compare(run.report, expected["measures"], ("teacher", "student-before", "student"), 10 * atol)
@@ -184,7 +197,7 @@ def test_a_published_student_verifies(root, name):
     figures = [[f.metric, f.dataset, f.split, f.subject, f.card, f.now, f.verdict] for f in found.figures]
     for mine, theirs in zip(figures, EXPECTED["published"][name]["figures"], strict=True):
         assert mine[:5] == theirs[:5] and mine[6] == theirs[6]
-        assert mine[5] == (theirs[5] if theirs[5] is None else pytest.approx(theirs[5], rel=1e-4, abs=1e-4))
+        assert mine[5] == (theirs[5] if theirs[5] is None else pytest.approx(theirs[5], rel=near(1e-4), abs=1e-4))
     same(outputs(root, kdhub.load(folder), of_run["task"]), of_run["outputs"])
 
 

@@ -160,6 +160,7 @@ def test_no_plugins_holds_for_the_processes_of_a_command_too(run_python):
 import subprocess, sys
 from kdhub.cli.app import app
 app(["--no-plugins", "list", "methods", "--json"], standalone_mode=False)
+sys.stdout.flush()
 ask = "from kdhub.plugins.discovery import get_plugins as p; print({r.distribution for r in p().records if r.usable})"
 subprocess.run([sys.executable, "-c", ask], check=True)
 """

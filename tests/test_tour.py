@@ -15,7 +15,7 @@ TOUR = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 
 
 def cells(kind: str) -> list[str]:
-    return [cell["source"] for cell in json.loads(TOUR.read_text())["cells"] if cell["cell_type"] == kind]
+    return ["".join(cell["source"]) for cell in json.loads(TOUR.read_text())["cells"] if cell["cell_type"] == kind]
 
 
 def test_cells_are_python_and_name_what_there_is():

@@ -8,7 +8,7 @@ LOWER = {"higher_is_better": False}
 
 TASKS = (
     TaskSpec(
-        name=FIELD, target=f"{HERE}.task:RadianceField", signals=("features", "logits", "image"),
+        name=FIELD, target=f"{HERE}.task:RadianceField", signals=("features", "logits"),
         reads=(("image", "viewmat", "K"),), formats=(FolderFormat(keys=("network", "settings")),),
         summary="photographs with cameras to a scene that carries what a 2D model sees in them",
     ),
@@ -37,7 +37,7 @@ _student = StudentSpec.shorthand(f"{HERE}.", tasks=(FIELD,))
 STUDENTS = (
     _student(
         "gaussians", "students:gaussians", "3D Gaussians at the points that come with the views, or at N random ones",
-        argument="N", example="90", exposes=("image",),
+        argument="N", example="90", exposes=(),
     ),
     _student(
         "segmenter", "dense:segmenter", "a fresh 2D model of three convolutions", argument="channels=N,width=N",

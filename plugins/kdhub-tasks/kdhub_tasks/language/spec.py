@@ -73,7 +73,7 @@ STUDENTS = (
         argument="width=N,layers=N,heads=N", example="width=16,layers=1,heads=2",
     ),
     StudentSpec(
-        name="config", target="kdhub_tasks.language.students:config", **_WRITING,
+        name="config", target="kdhub_tasks.language.students:config", **_SHARED,
         summary="a fresh model of a transformers configuration, with the teacher's tokenizer",
         argument="FILE or {...}",
         example='{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '

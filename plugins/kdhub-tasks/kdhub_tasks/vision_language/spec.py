@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdhub import DatasetSpec, FolderFormat, TaskSpec
+from kdhub import DatasetSpec, FolderFormat, StudentSpec, TaskSpec
 from kdhub_tasks.language.spec import ANSWERED, COLUMNS, SHOWN
 
 HERE = "kdhub_tasks.vision_language"
@@ -22,6 +22,18 @@ TASKS = (
         summary="questions about images to texts",
     ),
 )
+
+STUDENTS = (
+    StudentSpec(
+        name="config", target="kdhub_tasks.language.students:config", tasks=(TASKS[0].name,),
+        summary="a fresh model of a transformers configuration, with the teacher's tokenizer and processor",
+        argument="FILE or {...}",
+        example='{"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model", "image_size": 8, '
+        '"patch_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}, '
+        '"text_config": {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, '
+        '"num_attention_heads": 2, "max_position_embeddings": 1024}}',
+    ),
+)  # fmt: skip
 
 DATASETS = (
     DatasetSpec(

@@ -235,7 +235,7 @@ def load(folder: Path, *, name: str | None = None) -> VideoModel:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UntrustedError(f"{name or folder} is not a model for {NAME} that kdhub saved, nor a CLIP") from error
     take_weights(student.module, folder / "model.safetensors", name or str(folder))
-    student.module.eval()
+    student.module.float().eval()  # frames are float32, whatever the file has
     return student
 
 
@@ -245,5 +245,5 @@ def _clip(folder: Path, config: Mapping[str, Any]) -> ClipModel:
     whole = config["model_type"] == "clip" and "vision_config" in config
     kind = transformers.CLIPModel if whole else transformers.CLIPVisionModelWithProjection
     made = ClipModel(kind.from_pretrained(folder, use_safetensors=True))
-    made.module.eval()
+    made.module.float().eval()
     return made
