@@ -165,6 +165,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on_and_is_kept(tmp_path, ca
     assert before == after, "what was finished is found, not done again"
 
 
+@pytest.mark.slow
 def test_killed_workers_and_a_killed_comparison_end_with_the_same_students(tmp_path):
     plan = {"recipe": {**DIGITS, "options": {**DIGITS["options"], "epochs": 25}}, "arms": ["kd", "jsd"], "seeds": 2}
     whole = kdhub.compare(plan, out=tmp_path / "whole", jobs=2)
@@ -206,6 +207,7 @@ def test_killed_workers_and_a_killed_comparison_end_with_the_same_students(tmp_p
             assert student(tmp_path / "whole", arm, seed) == student(tmp_path / "cut", arm, seed)
 
 
+@pytest.mark.slow
 def test_equal_time_is_as_many_steps_as_fit(tmp_path):
     result = kdhub.compare(
         methods="kd,supervised", recipe=DIGITS, seeds=1, budget="1s", out=tmp_path / "c", jobs=1, metric="nll"
@@ -217,6 +219,7 @@ def test_equal_time_is_as_many_steps_as_fit(tmp_path):
     assert {arm: again.of(arm) for arm in again.arms} == {arm: result.of(arm) for arm in result.arms}
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_can_compare(tmp_path, isolated):
     """Workers do not run the program again that started them."""
     script = tmp_path / "mine.py"

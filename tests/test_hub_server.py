@@ -708,6 +708,7 @@ def test_the_hf_command(hub, tmp_path):
     run("repos", "delete", "hf/x", "--yes")
 
 
+@pytest.mark.slow
 def test_kdhub_itself(hub, toy_run, make_distribution, tmp_path):
     """A student goes there and comes back, by the commands as they are typed."""
     make_distribution(tmp_path / "site", "kdhub-toy", plugins={"toy": "toy"})

@@ -119,7 +119,7 @@ ENDLESS = [
 
 @pytest.mark.parametrize("template", ENDLESS, ids=lambda t: t[:50])
 def test_a_template_has_an_end(template):
-    began, spent = time.process_time(), 3.0
+    began, spent = time.process_time(), 30.0  # seconds: without an end it is hours
     refusals = (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError)
     with pytest.raises(refusals):
         templates.render(template.replace("R", R), {"messages": CHAT})

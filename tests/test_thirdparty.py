@@ -78,6 +78,7 @@ def site(tmp_path_factory) -> Iterator[Site]:
     site.warm.close()
 
 
+@pytest.mark.slow
 def test_a_wheel_is_installed_checked_used_and_removed(site):
     done = site.kdhub("plugins", "install", site.wheel("kdhub-orbit"), "--json")
     (record,) = json.loads(done.stdout)["installed"]
@@ -146,6 +147,7 @@ def test_a_plugin_for_another_kdhub_is_refused_and_kdhub_stays(site, tmp_path):
     assert site.kdhub("--version").stdout.startswith("kdhub 0.1")
 
 
+@pytest.mark.slow
 def test_what_the_template_makes_works_for_every_kind(site):
     """Made, installed in place, checked, and the method distils. (The method is checked by the guide's test.)"""
     for kind in KINDS:

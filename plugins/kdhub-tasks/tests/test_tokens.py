@@ -122,6 +122,7 @@ def test_entities_are_counted_whole():
     assert entity_f1(Predictions(np.eye(2), np.array([0, 1]), ["noun", "verb"], np.array([2]))) is None
 
 
+@pytest.mark.slow
 def test_another_tokenizer_can_be_taught(models, tmp_path):
     """From a teacher that knows whole words to a student that reads letters; rows without tags help."""
     models("teacher")
