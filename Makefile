@@ -89,7 +89,7 @@ docs-look: docs-site
 	cp docs/site/look.mjs build/site/ && cd build/site && node look.mjs
 
 wheels: install
-	rm -rf dist
+	rm -rf dist build/lib plugins/*/build  # where setuptools would find modules that are gone
 	for one in . plugins/*/; do $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist ./$$one || exit 1; done
 
 # Do the wheels install by themselves, and distil? By pip, and by uv and pipx where they are.

@@ -102,6 +102,17 @@ class UnreadableRows(DataError):
         self.examples = examples
 
 
+def all_readable(examples: list[Example]) -> list[Example]:
+    """The examples as they are, of which none has a `fault`.
+
+    Raises:
+        UnreadableRows: some have.
+    """
+    if any("fault" in example for example in examples):
+        raise UnreadableRows(examples)
+    return examples
+
+
 def prepared(prepare: Prepare, rows: list[dict[str, Any]]) -> list[Example]:
     """Examples of all rows, also of those that the models cannot read (`fault`)."""
     try:

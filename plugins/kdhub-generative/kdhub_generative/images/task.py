@@ -21,7 +21,7 @@ from kdhub.files import canonical_json
 from kdhub.findings import Finding
 from kdhub.plain_json import read_json
 from kdhub.recipes.recipe import Ref
-from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, class_names
+from kdhub.rows import Example, Fault, Prepare, Signals, all_readable, class_names
 from kdhub.task import Encoder, NetworkTask, View
 from kdhub.teachers.saved import SavedTeacher
 from kdhub_generative.images.settings import Conditions, Drawing
@@ -173,10 +173,7 @@ class ImageGeneration(NetworkTask):
         knows = (student or teacher).knows
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            made = [example_of(row, knows) for row in rows]
-            if any("fault" in one for one in made):
-                raise UnreadableRows(made)
-            return made
+            return all_readable([example_of(row, knows) for row in rows])
 
         return prepare
 

@@ -21,7 +21,7 @@ from kdhub.files import canonical_json
 from kdhub.findings import Finding
 from kdhub.plain_json import read_json
 from kdhub.recipes.recipe import Ref
-from kdhub.rows import Example, Prepare, Signals, UnreadableRows
+from kdhub.rows import Example, Prepare, Signals, all_readable
 from kdhub.task import Encoder, NetworkTask, View
 from kdhub_generative.scenes.cameras import Camera, of_row
 from kdhub_generative.scenes.dense import TASK, SceneTeacher, Segmenter
@@ -137,10 +137,7 @@ class RadianceField(NetworkTask):
 
     def preparer(self, student: Any, teacher: Any, **settings: Any) -> Prepare:
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            made = [example_of(row) for row in rows]
-            if any("fault" in one for one in made):
-                raise UnreadableRows(made)
-            return made
+            return all_readable([example_of(row) for row in rows])
 
         return prepare
 

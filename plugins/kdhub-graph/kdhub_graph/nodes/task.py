@@ -14,7 +14,7 @@ from pydantic import Field
 
 from kdhub.data.prepare import iterate
 from kdhub.errors import DataError
-from kdhub.rows import Example, Fault, Prepare, UnreadableRows
+from kdhub.rows import Example, Fault, Prepare, all_readable
 from kdhub.task import Encoder, View
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ class NodeClassification(Classification):
                 made.append(one)
             if reader:
                 reader.tell()
-            if any("fault" in e for e in made):
-                raise UnreadableRows(made)
-            return made
+            return all_readable(made)
 
         prepare.by_hop = reader is not None
         return prepare

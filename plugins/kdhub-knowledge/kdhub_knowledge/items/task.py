@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdhub.data.prepare import iterate
 from kdhub.errors import DataError
-from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, plain_rows, prepared
+from kdhub.rows import Example, Fault, Prepare, Signals, all_readable, plain_rows, prepared
 from kdhub.task import Encoder, View
 from kdhub_knowledge.items.catalogue import ITEMS, Catalogue
 from kdhub_knowledge.items.metrics import Ranks
@@ -215,9 +215,7 @@ def prepare_for(items: Sequence[str]) -> Callable[[list[dict[str, Any]]], list[E
 
     def prepare(rows: list[dict[str, Any]]) -> list[Example]:
         examples = [example(row) for row in rows]
-        if any("fault" in one for one in examples):
-            raise UnreadableRows(examples)
-        return examples
+        return all_readable(examples)
 
     return prepare
 

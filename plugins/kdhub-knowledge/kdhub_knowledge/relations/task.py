@@ -21,7 +21,7 @@ from kdhub_tasks.classification.task import Outputs
 from kdhub.data.prepare import iterate
 from kdhub.errors import DataError
 from kdhub.fields import Field
-from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows
+from kdhub.rows import Example, Fault, Prepare, Signals, all_readable
 from kdhub.task import Encoder, NetworkTask
 from kdhub.teachers.saved import SavedTeacher
 from kdhub_knowledge.relations.data import generated
@@ -113,9 +113,7 @@ class RelationExtraction(NetworkTask):
                 given = "" if entities is None else "\x1f" + json.dumps(entities, ensure_ascii=False)
                 one["content"] = (one["text"] + given).encode()
                 made.append(one | {"length": 0 if "fault" in one else len(words(text))})
-            if any("fault" in one for one in made):
-                raise UnreadableRows(made)
-            return made
+            return all_readable(made)
 
         return prepare
 

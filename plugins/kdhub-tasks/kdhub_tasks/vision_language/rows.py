@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kdhub.errors import DataError
-from kdhub.rows import Example, Fault, UnreadableRows, prepared
+from kdhub.rows import Example, Fault, UnreadableRows, all_readable, prepared
 from kdhub_tasks.classification.images import fault_of, is_file, seen
 from kdhub_tasks.language import chat_template, groups
 from kdhub_tasks.language.rows import NOTHING, Encoding, Row
@@ -135,9 +135,7 @@ class ImageEncoding(Encoding):
         for n, example in enumerate(made):
             if fault := next((e["fault"] for e in example.get("sequences", ()) if "fault" in e), None):
                 made[n] = example | NOTHING | {"fault": fault}
-        if any("fault" in example for example in made):
-            raise UnreadableRows(made)
-        return made
+        return all_readable(made)
 
     # -- where images stand -----------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from kdhub.data.prepare import iterate
 from kdhub.errors import CompatibilityError, DataError
 from kdhub.fields import Field as Stored
 from kdhub.method import MethodOptions
-from kdhub.rows import Example, Prepare, Signals, UnreadableRows, plain_rows
+from kdhub.rows import Example, Prepare, Signals, all_readable, plain_rows
 from kdhub.student import BuildContext
 from kdhub.task import Encoder, NetworkTask
 from kdhub.teachers.saved import SavedTeacher
@@ -115,10 +115,7 @@ class VideoCaptioning(NetworkTask):
         reader = Reader(mine or (tuple(theirs) if theirs else None), student, settings)
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            made = [reader(row) for row in rows]
-            if any("fault" in one for one in made):
-                raise UnreadableRows(made)
-            return made
+            return all_readable([reader(row) for row in rows])
 
         return prepare
 

@@ -25,7 +25,7 @@ from kdhub.data.prepare import iterate
 from kdhub.errors import DataError
 from kdhub.fields import Field as Stored
 from kdhub.method import MethodOptions
-from kdhub.rows import Example, Fault, Prepare, Signals, UnreadableRows, plain_rows
+from kdhub.rows import Example, Fault, Prepare, Signals, all_readable, plain_rows
 from kdhub.task import Encoder, NetworkTask, View
 from kdhub.teachers.saved import SavedTeacher
 from kdhub_vision.counting import targets
@@ -105,10 +105,7 @@ class Counting(NetworkTask):
         sigma, least = settings.get("sigma"), settings.get("least", 1)
 
         def prepare(rows: list[dict[str, Any]]) -> list[Example]:
-            made = [self._prepared(row, sigma, least) for row in rows]
-            if any("fault" in one for one in made):
-                raise UnreadableRows(made)
-            return made
+            return all_readable([self._prepared(row, sigma, least) for row in rows])
 
         return prepare
 
